@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow style quality bench
+
+help:  ## Say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -e ".[dev]"
+	touch $(STAMP)
+
+install: $(STAMP)  ## Create the virtual environment and install the package with its development tools
+
+demo: $(STAMP)  ## Run the main job on embedded data; prints the results and where the report is
+	$(BIN)/pdiff demo --out runs/demo
+
+test: $(STAMP)  ## Run the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## Run all tests
+	$(BIN)/python -m pytest -m ""
+
+style: $(STAMP)  ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(STAMP)  ## Check lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## Run the benchmarks and print their tables
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

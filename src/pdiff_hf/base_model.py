@@ -1,0 +1,261 @@
+"""How to build the full network, and where its remaining weights are."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import timm
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .files import atomic_write, sha256_file
+
+LIBRARIES = ("timm", "transformers", "import")
+WEIGHTS = "base/model.safetensors"
+
+# A reference may come from a downloaded file: no other function of this package may be called with its arguments.
+OWN_FACTORIES = "pdiff_hf.tasks.networks"
+
+# Arguments by which a reference would name files outside of its own folder.
+FILE_ARGUMENTS = {
+    "timm": ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir"),
+    "transformers": ("backbone", "use_pretrained_backbone", "use_timm_backbone", "pretrained_cfg"),
+    "import": (),
+}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Reference to a full network: an architecture, and a weights file inside the folder `root` of an artefact.
+
+    Args:
+        library (`str`): `"timm"`, `"transformers"` or `"import"`.
+        name (`str`): timm model name, transformers class name, or `"package.module:factory"`.
+        kwargs (`dict`): JSON-able arguments of the builder; for transformers `{"config": config.to_dict()}`.
+        weights (`str`, *optional*): Path of a safetensors file relative to `root`, always inside it.
+        sha256 (`str`, *optional*): Hash of the weights file.
+        root (`Path`, *optional*): Folder of the artefact; neither serialised nor compared.
+
+    Raises:
+        ValueError: the library is unknown, or an argument or path leaves the folder or is malformed.
+    """
+
+    library: str
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    sha256: str | None = None
+    root: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self):
+        if self.library not in LIBRARIES:
+            raise ValueError(f"base model: library must be one of {LIBRARIES}, found {self.library!r}.")
+        if not isinstance(self.name, str) or not isinstance(self.kwargs, Mapping):
+            raise ValueError(f"base model: expected a name and a dict of arguments, found {self.name!r}.")
+        if (self.weights is None) != (self.sha256 is None):
+            raise ValueError("base model: expected weights together with their sha256, found only one of them.")
+        if self.weights is not None:
+            path = PurePosixPath(str(self.weights))
+            if path.is_absolute() or ".." in path.parts or set("\\:") & set(str(path)) or str(path) == ".":
+                raise ValueError(f"base model: weights must be a path inside its own folder, found {self.weights!r}.")
+        try:
+            # What a reference is compared with has been JSON once: tuples are lists, keys are strings.
+            object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs)))
+        except TypeError as error:
+            raise ValueError(f"base model: arguments of {self.name!r} must be JSON-able: {error}.") from error
+        arguments = self.kwargs
+        if self.library == "transformers":
+            arguments = self.kwargs.get("config")
+            if not isinstance(arguments, dict) or "model_type" not in arguments:
+                raise ValueError("base model: transformers needs kwargs {'config': config.to_dict()}.")
+        for scope in (arguments, arguments.get("backbone_config") or {}):
+            if forbidden := [name for name in FILE_ARGUMENTS[self.library] if scope.get(name)]:
+                raise ValueError(
+                    f"base model: {self.name!r} may not take {forbidden[0]!r}, which can name other files."
+                )
+
+    @classmethod
+    def timm(cls, name: str, **kwargs: Any) -> BaseModel:
+        """A model of `timm.create_model(name, **kwargs)`."""
+        return cls("timm", name, kwargs)
+
+    @classmethod
+    def transformers(cls, config: PretrainedConfig, architecture: str) -> BaseModel:
+        """A transformers model by its config and class name, e.g. `"ViTForImageClassification"`."""
+        return cls("transformers", architecture, {"config": json.loads(config.to_json_string(use_diff=False))})
+
+    @classmethod
+    def imported(cls, path: str, **kwargs: Any) -> BaseModel:
+        """A model made by calling `"package.module:factory"` with `kwargs`."""
+        return cls("import", path, kwargs)
+
+    def build(self, trusted_imports: Sequence[str] = ()) -> nn.Module:
+        """Build the network in eval mode and load its weights when it has any, in the types they were saved in.
+
+        Args:
+            trusted_imports (`Sequence[str]`, *optional*):
+                Modules (`"mypackage"`, with all below) or factories (`"mypackage.nets:small"`) that may be imported
+                and called beside those of `pdiff_hf.tasks.networks`.
+
+        Raises:
+            ValueError: the architecture is unknown or may not be imported, or the weights are missing, damaged, of
+                another hash or do not fit.
+        """
+        if self.library == "timm":
+            if not timm.is_model(self.name):
+                raise ValueError(f"base model: timm {timm.__version__} has no model {self.name!r}.")
+            # Weights of our own replace the pretrained ones, which then need not be downloaded.
+            kwargs = self.kwargs if self.weights is None else {**self.kwargs, "pretrained": False}
+            model = timm.create_model(self.name, **kwargs)
+        elif self.library == "transformers":
+            architecture = getattr(transformers, self.name, None)
+            if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+                raise ValueError(f"base model: transformers {transformers.__version__} has no model {self.name!r}.")
+            config = dict(self.kwargs["config"])
+            config = AutoConfig.for_model(config.pop("model_type"), **config)
+            if not isinstance(config, architecture.config_class):
+                raise ValueError(
+                    f"base model: {self.name} expects a {architecture.config_class.__name__}, "
+                    f"found {type(config).__name__}."
+                )
+            model = architecture(config)
+        else:
+            try:
+                model = self._import_factory(trusted_imports)(**self.kwargs)
+            except TypeError as error:
+                raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
+            if not isinstance(model, nn.Module):
+                raise ValueError(f"base model: expected an nn.Module of {self.name!r}, found {type(model).__name__}.")
+        if self.weights is not None:
+            self._load_weights(model)
+        return model.eval()
+
+    def _import_factory(self, trusted_imports: Sequence[str]) -> Callable[..., nn.Module]:
+        module, _, factory = self.name.partition(":")
+        trusted = any(
+            self.name == path or module == path or (":" not in path and module.startswith(path + "."))
+            for path in (OWN_FACTORIES, *trusted_imports)
+        )
+        if not trusted or not factory:
+            raise ValueError(
+                f"base model: {self.name!r} is no factory 'package.module:name' of {OWN_FACTORIES}; if you trust its "
+                f"code, pass trusted_imports=[{self.name!r}]."
+            )
+        try:
+            return vars(importlib.import_module(module))[factory]
+        except (ImportError, KeyError) as error:
+            raise ValueError(f"base model: cannot import {self.name!r} ({error!r}).") from error
+
+    def _checked_weights(self) -> Path:
+        """Path of the weights file, its hash checked."""
+        if self.weights is None or self.root is None:
+            raise ValueError("base model: this reference carries no weights; make some with save_weights.")
+        # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.
+        path = Path(self.root) / self.weights
+        if not path.is_file():
+            raise ValueError(f"base model: expected weights at {path}, found none.")
+        found = sha256_file(path)
+        if found != self.sha256:
+            raise ValueError(
+                f"base model: {path} was changed or is damaged: expected sha256 {str(self.sha256)[:12]}…, "
+                f"found {found[:12]}…; copy or download it again."
+            )
+        return path
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Read the weights file; tensors that are tied in the network are in it once.
+
+        Raises:
+            ValueError: there is no weights file, or it is damaged or has another hash.
+        """
+        path = self._checked_weights()
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"base model: {path} is not a valid safetensors file: {error}.") from error
+
+    def _load_weights(self, model: nn.Module) -> None:
+        state, path = self.state_dict(), Path(self.root) / self.weights
+        own = model.state_dict(keep_vars=True)
+        if unexpected := [name for name in state if name not in own]:
+            raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
+        # The other names of a tied tensor were not stored.
+        stored = {_memory(own[name]): name for name in state}
+        values = {}
+        for name, tensor in own.items():
+            source = name if name in state else stored.get(_memory(tensor))
+            if source is None:
+                raise ValueError(f"base model: {path} lacks tensor {name!r} of {self.name}.")
+            value = values[name] = state[source]
+            if value.shape != tensor.shape or value.is_floating_point() != tensor.is_floating_point():
+                raise ValueError(
+                    f"base model: {path}: tensor {name!r}: expected {tensor.dtype} {tuple(tensor.shape)}, "
+                    f"found {value.dtype} {tuple(value.shape)}; the weights belong to another architecture."
+                )
+        for name, tensor in own.items():
+            tensor.data = values[name]
+
+    def save_weights(self, model: nn.Module | Mapping[str, torch.Tensor], root: str | Path) -> BaseModel:
+        """Write all weights of a network or state dict to `root/base/model.safetensors`, tied ones once.
+
+        Returns:
+            `BaseModel`: this reference with `weights`, `sha256` and `root` set.
+        """
+        state = model.state_dict() if isinstance(model, nn.Module) else model
+        unique = {_memory(tensor): name for name, tensor in reversed(state.items())}
+        tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
+        path = Path(root) / WEIGHTS
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        return replace(self, weights=WEIGHTS, sha256=sha256_file(path), root=Path(root))
+
+    def copy_to(self, root: str | Path) -> BaseModel:
+        """Copy the weights file into the folder of another artefact and return a reference to it there.
+
+        Raises:
+            ValueError: there is no weights file, or it is damaged or has another hash.
+        """
+        source, target = self._checked_weights(), Path(root) / self.weights
+        if source.resolve() != target.resolve():
+            with atomic_write(target) as temporary:
+                shutil.copyfile(source, temporary)
+        return replace(self, root=Path(root))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, without `root`."""
+        keys = ("library", "name", "kwargs", "weights", "sha256")
+        return {key: vars(self)[key] for key in keys}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], root: str | Path | None = None) -> BaseModel:
+        """Read `to_dict()` back; `root` is the folder that `weights` is relative to.
+
+        Raises:
+            ValueError: missing or unknown keys, or a path that leaves the folder.
+        """
+        expected = {"library", "name", "kwargs", "weights", "sha256"}
+        if set(values) != expected:
+            raise ValueError(f"base model: expected the keys {sorted(expected)}, found {sorted(values)}.")
+        return cls(**values, root=None if root is None else Path(root))
+
+
+def _memory(tensor: torch.Tensor) -> tuple:
+    """Equal for tensors that are the same memory, as tied parameters are."""
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def forward_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`."""
+    output = model(images)
+    return output.logits if isinstance(output, ModelOutput) else output

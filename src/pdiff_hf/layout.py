@@ -1,0 +1,312 @@
+"""Which tensors of a network are generated, and where each lies in the flat vector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+SCHEMA = 1
+
+# float64 would lose digits in a float32 vector.
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+TRANSFORMS = ("identity", "log")
+
+
+@runtime_checkable
+class _TimmModel(Protocol):
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]: ...
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One generated tensor.
+
+    Args:
+        name (`str`): Key in the state dict.
+        shape (`tuple[int, ...]`): Its shape, `()` for a scalar.
+        offset (`int`): Position of its first value in the vector.
+        dtype (`str`): `"float32"`, `"float16"` or `"bfloat16"`.
+        transform (`str`): `"identity"`, or `"log"`: the autoencoder's normaliser works on the logarithm.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    dtype: str = "float32"
+    transform: str = "identity"
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Ordered list of the generated tensors; maps a state dict to a flat float32 vector of D values and back.
+
+    Values are copied, never transformed: a round trip of float32, float16 and bfloat16 tensors is exact to the bit.
+
+    Args:
+        tensors (`tuple[TensorSpec, ...]`): In the order of the vector, without gaps.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self):
+        if not self.tensors:
+            raise ValueError("a layout needs at least one tensor.")
+        offset, seen = 0, set()
+        for spec in self.tensors:
+            if spec.name in seen:
+                raise ValueError(f"layout names tensor {spec.name!r} twice.")
+            if min(spec.shape, default=0) < 0:
+                raise ValueError(f"layout: tensor {spec.name!r} has the impossible shape {spec.shape}.")
+            if spec.offset != offset:
+                raise ValueError(f"layout: tensor {spec.name!r} should start at {offset}, found offset {spec.offset}.")
+            if spec.dtype not in DTYPES:
+                raise ValueError(
+                    f"layout: tensor {spec.name!r} has dtype {spec.dtype}, expected one of {sorted(DTYPES)}; "
+                    "convert the model with model.float() first."
+                )
+            if spec.transform not in TRANSFORMS:
+                raise ValueError(
+                    f"layout: tensor {spec.name!r} has transform {spec.transform!r}, expected one of {TRANSFORMS}."
+                )
+            seen.add(spec.name)
+            offset += spec.numel
+
+    @property
+    def num_parameters(self) -> int:
+        """Length D of a vector."""
+        return self.tensors[-1].offset + self.tensors[-1].numel
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors in order."""
+        return tuple(spec.name for spec in self.tensors)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tensors' names, shapes, order, types and transforms."""
+        text = json.dumps([asdict(spec) for spec in self.tensors], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    # Construction
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, select: str | Sequence[str] = "all", buffers: bool = False
+    ) -> ParameterLayout:
+        """Select tensors of a model.
+
+        Args:
+            model (`nn.Module`):
+                Any module. Whether a parameter is frozen plays no part; tied parameters are taken once, under their
+                first name.
+            select (`str` or `Sequence[str]`, *optional*, defaults to `"all"`):
+                `"all"`; `"last_norms:K"` for the parameters of the last K normalisation layers; `"head"` for the
+                classifier; or one or several globs on parameter names. Integer parameters are never selected.
+            buffers (`bool`, *optional*, defaults to `False`):
+                Adds the floating-point buffers (BatchNorm statistics) of the modules whose parameters are selected, of
+                all modules for `"all"`; `running_var` with the transform `"log"`. Counters are never selected.
+
+        Raises:
+            ValueError: nothing is selected, a pattern matches nothing, or a tensor is float64 or complex.
+        """
+        parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+        if select == "all":
+            chosen = set(parameters)
+        elif select == "head":
+            chosen = _names_of(_head(model), parameters)
+        elif isinstance(select, str) and select.startswith("last_norms:"):
+            chosen = _names_of(_last_norms(model, select), parameters)
+        else:
+            chosen = set()
+            aliases = dict(model.named_parameters(remove_duplicate=False))
+            for pattern in [select] if isinstance(select, str) else select:
+                matched = _names_of([aliases[name] for name in aliases if fnmatchcase(name, pattern)], parameters)
+                if not matched:
+                    raise ValueError(
+                        f"select: {pattern!r} matches no parameter; expected 'all', 'last_norms:K', 'head' or globs "
+                        f"on names such as {', '.join(list(parameters)[:3])}."
+                    )
+                chosen |= matched
+        if not chosen:
+            raise ValueError(
+                f"select: {select!r} selects none of the model's {len(parameters)} parameters; expected 'all', "
+                f"'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}."
+            )
+        tensors = {name: parameter for name, parameter in parameters.items() if name in chosen}
+        if buffers:
+            persistent = list(model.state_dict())
+            owners = {name.rpartition(".")[0] for name in chosen}
+            for name, buffer in model.named_buffers():
+                selected = select == "all" or name.rpartition(".")[0] in owners
+                if selected and name in persistent and buffer.is_floating_point():
+                    tensors[name] = buffer
+            tensors = {name: tensors[name] for name in persistent if name in tensors}
+        specs, offset = [], 0
+        for name, tensor in tensors.items():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            # A variance is positive, and varies by factors.
+            transform = "log" if name.rpartition(".")[2] == "running_var" else "identity"
+            specs.append(TensorSpec(name, tuple(tensor.shape), offset, dtype, transform))
+            offset += tensor.numel()
+        return cls(tuple(specs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form: `schema`, `num_parameters`, `fingerprint` and `tensors`."""
+        tensors = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.tensors]
+        return {
+            "schema": SCHEMA,
+            "num_parameters": self.num_parameters,
+            "fingerprint": self.fingerprint,
+            "tensors": tensors,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ParameterLayout:
+        """Read `to_dict()` back.
+
+        Raises:
+            ValueError: another schema, missing keys, or contents that do not match the fingerprint.
+        """
+        try:
+            schema, expected = values["schema"], (values["fingerprint"], values["num_parameters"])
+            specs = tuple(
+                TensorSpec(
+                    name=str(t["name"]),
+                    shape=tuple(map(int, t["shape"])),
+                    offset=int(t["offset"]),
+                    dtype=str(t["dtype"]),
+                    transform=str(t["transform"]),
+                )
+                for t in values["tensors"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"layout: malformed or incomplete ({error!r}).") from error
+        if schema != SCHEMA:
+            raise ValueError(f"layout: expected schema {SCHEMA}, found {schema!r}; update pdiff_hf.")
+        layout = cls(specs)
+        if expected != (layout.fingerprint, layout.num_parameters):
+            raise ValueError(
+                f"layout: the tensors have fingerprint {layout.fingerprint[:12]} and {layout.num_parameters} values, "
+                f"the file says {str(expected[0])[:12]} and {expected[1]}; it was edited or damaged."
+            )
+        return layout
+
+    # State dict ↔ vector
+
+    def check(self, state: nn.Module | Mapping[str, torch.Tensor]) -> None:
+        """Raise `ValueError` naming the first tensor of `state` that is missing or has another shape or type."""
+        tensors = _tensors(state)
+        for spec in self.tensors:
+            if spec.name not in tensors:
+                raise ValueError(f"tensor {spec.name!r}: expected shape {spec.shape}, found no such tensor.")
+            found = tensors[spec.name]
+            if tuple(found.shape) != spec.shape:
+                raise ValueError(f"tensor {spec.name!r}: expected shape {spec.shape}, found {tuple(found.shape)}.")
+            if found.dtype != DTYPES[spec.dtype]:
+                raise ValueError(f"tensor {spec.name!r}: expected dtype {spec.dtype}, found {found.dtype}.")
+
+    def flatten(self, state: nn.Module | Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Copy the tensors of a module or state dict into a new float32 vector `(D,)` on the CPU.
+
+        Raises:
+            ValueError: `state` does not fit the layout.
+        """
+        self.check(state)
+        tensors = _tensors(state)
+        vector = torch.empty(self.num_parameters)
+        for spec in self.tensors:
+            vector[spec.offset : spec.offset + spec.numel] = tensors[spec.name].detach().reshape(-1)
+        return vector
+
+    def unflatten(self, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Split `(D,)` into tensors of their shapes, or `(B, D)` into `(B, *shape)`; float32 tensors are views.
+
+        Raises:
+            ValueError: the last dimension is not D.
+        """
+        if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.num_parameters:
+            raise ValueError(
+                f"expected a vector of shape ({self.num_parameters},) or (B, {self.num_parameters}), "
+                f"got {tuple(vectors.shape)}."
+            )
+        return {
+            spec.name: vectors[..., spec.offset : spec.offset + spec.numel]
+            .reshape((*vectors.shape[:-1], *spec.shape))
+            .to(DTYPES[spec.dtype])
+            for spec in self.tensors
+        }
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module, vector: torch.Tensor) -> None:
+        """Copy a vector `(D,)` into the model's tensors in place; everything else stays as it is.
+
+        Raises:
+            ValueError: the model or the vector does not fit the layout.
+        """
+        self.check(model)
+        tensors = _tensors(model)
+        for name, value in self.unflatten(vector).items():
+            tensors[name].copy_(value)
+
+    def locate(self, index: int) -> str:
+        """Name of the tensor that holds position `index` of the vector."""
+        return next(spec.name for spec in self.tensors if index < spec.offset + spec.numel)
+
+
+def _tensors(state: nn.Module | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return state.state_dict(keep_vars=True) if isinstance(state, nn.Module) else state
+
+
+def _names_of(chosen: Iterable[nn.Parameter], parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """First names of the chosen parameters; tied ones have several."""
+    ids = {id(parameter) for parameter in chosen}
+    return {name for name, parameter in parameters.items() if id(parameter) in ids}
+
+
+def _last_norms(model: nn.Module, select: str) -> list[nn.Parameter]:
+    count = select.removeprefix("last_norms:")
+    if not count.isdecimal() or int(count) < 1:
+        raise ValueError(f"select: expected 'last_norms:K' with a positive number K, found {select!r}.")
+    # By class name: there is no common base class, and timm, transformers and others bring their own norm layers.
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    norms = [own for own in (list(norm.parameters(recurse=False)) for norm in norms) if own]
+    if len(norms) < int(count):
+        raise ValueError(
+            f"select: expected at least {count} normalisation layers with parameters for {select!r}, "
+            f"found {len(norms)}; choose a smaller K or another selection."
+        )
+    return [parameter for own in norms[-int(count) :] for parameter in own]
+
+
+def _head(model: nn.Module) -> list[nn.Parameter]:
+    if isinstance(model, PreTrainedModel):
+        # The head is what a model has beside its backbone.
+        backbone = {id(parameter) for parameter in model.base_model.parameters()}
+        output = model.get_output_embeddings()
+        tied = [] if output is None else list(output.parameters())
+        head = [parameter for parameter in model.parameters() if id(parameter) not in backbone] + tied
+    elif isinstance(model, _TimmModel):
+        classifier = model.get_classifier()
+        classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
+        head = [parameter for module in classifiers for parameter in module.parameters()]
+    else:
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        head = [parameter for module in linears[-1:] for parameter in module.parameters()]
+    if not head:
+        raise ValueError("select: 'head' finds no classifier in this model; name its parameters by globs instead.")
+    return head

@@ -1,0 +1,290 @@
+"""Parameter datasets: a folder of Parquet shards, `layout.json`, `stats.json` and the base model's weights."""
+
+from __future__ import annotations
+
+import glob
+import math
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.table import InMemoryTable
+
+from ..base_model import BaseModel
+from ..files import atomic_write, read_json, write_json
+from ..layout import ParameterLayout
+from .shards import (
+    KEYS,
+    RECORDING,
+    SHARD_BYTES,
+    append_shards,
+    check_finite,
+    check_metric,
+    check_shard,
+    features,
+    metric_names,
+    read_shard,
+    recorded_batches,
+    rows_table,
+    shards,
+    write_shard,
+)
+
+SCHEMA = 1
+
+README = """---
+configs:
+- config_name: default
+  data_files: data/train-*.parquet
+tags:
+- pdiff-hf
+---
+# Parameter dataset
+
+Checkpoints of `{model}`, one row each: {num_parameters} parameters as a flat float32 vector.
+`layout.json` maps a vector to the tensors of the network, `stats.json` says how the checkpoints were made.
+
+```python
+from pdiff_hf import load_parameter_dataset
+
+dataset, layout = load_parameter_dataset("path/to/this/folder")
+layout.unflatten(dataset[0]["parameters"])
+```
+"""
+
+
+def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
+    """Read `layout.json` of a dataset folder.
+
+    Raises:
+        ValueError: it is missing or damaged, or names a file outside of the folder.
+    """
+    if not Path(path).is_dir():
+        raise ValueError(f"expected a parameter dataset at {path}, found no such folder.")
+    file = Path(path) / "layout.json"
+    values = read_json(file)
+    try:
+        base = values["base_model"]
+        return ParameterLayout.from_dict(values), None if base is None else BaseModel.from_dict(base, root=path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def load_base_model(path: str | Path) -> BaseModel | None:
+    """The base model of a dataset folder, or `None` when it carries none.
+
+    Raises:
+        ValueError: `layout.json` is missing or damaged, or names a file outside of the folder.
+    """
+    return read_layout(path)[1]
+
+
+def load_parameter_dataset(
+    path: str | Path, streaming: bool = False
+) -> tuple[Dataset | IterableDataset, ParameterLayout]:
+    """Load a parameter dataset from a folder.
+
+    Rows are read into memory, not into the cache of `datasets`: a folder that was rewritten never gives old rows.
+
+    Args:
+        path (`str` or `Path`):
+            Folder with `layout.json` and `data/train-*.parquet`.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read rows from disk as they are asked for.
+
+    Returns:
+        `tuple[Dataset | IterableDataset, ParameterLayout]`: the rows in torch format, and what their vectors are made
+        of. Of a recording that was cut off, the complete rows are there, with a warning.
+
+    Raises:
+        ValueError: the layout or a shard is missing, damaged or does not fit.
+    """
+    layout, _ = read_layout(path)
+    files, recording = shards(path), Path(path) / RECORDING
+    if not files and not recording.is_file():
+        raise ValueError(f"expected Parquet shards {Path(path) / 'data' / 'train-*.parquet'}, found none.")
+    if streaming and not recording.is_file():
+        names = dict.fromkeys(name for file in files for name in check_shard(file, layout).names)
+        dataset = load_dataset(
+            "parquet",
+            data_files=[glob.escape(str(file.resolve())) for file in files],
+            features=features(layout, metric_names(names)),
+            split="train",
+            streaming=True,
+        )
+        return dataset.with_format("torch"), layout
+    tables = [read_shard(file, layout) for file in files]
+    if recording.is_file():
+        warnings.warn(
+            f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
+            stacklevel=2,
+        )
+        batches = list(recorded_batches(path))
+        tables += [pa.Table.from_batches(batches)] if batches else []
+        if not tables:
+            raise ValueError(f"{recording} holds no complete row; record again.")
+    table = pa.concat_tables(tables, promote_options="default")
+    columns = features(layout, metric_names(table.column_names))
+    # A random fingerprint, because the default one is a hash over all values.
+    rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
+    dataset = Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")
+    return dataset.to_iterable_dataset().with_format("torch") if streaming else dataset, layout
+
+
+def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
+    """All vectors of a dataset as one float32 tensor `(K, D)`.
+
+    Raises:
+        ValueError: a vector has another length, or a value is NaN or infinite; the row and the tensor are named.
+    """
+    chunks = dataset.with_format("arrow")[:].column("parameters").chunks
+    vectors = np.empty((len(dataset), layout.num_parameters), dtype=np.float32)
+    row = 0
+    for chunk in chunks:
+        if chunk.type.list_size != layout.num_parameters:
+            raise ValueError(f"expected vectors of {layout.num_parameters} values, found {chunk.type.list_size}.")
+        block = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), layout.num_parameters)
+        vectors[row : row + len(chunk)] = block
+        row += len(chunk)
+    check_finite(vectors, layout)
+    return torch.from_numpy(vectors)
+
+
+def save_parameter_dataset(
+    vectors: torch.Tensor,
+    layout: ParameterLayout,
+    output_dir: str | Path,
+    base_model: BaseModel | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write vectors as a new parameter dataset.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`):
+            Raw parameter values, one row per checkpoint.
+        layout ([`ParameterLayout`]):
+            What a vector is made of.
+        output_dir (`str` or `Path`):
+            A folder that holds no dataset yet.
+        base_model ([`BaseModel`], *optional*):
+            Copied into the folder, with its weights.
+        columns (`Mapping[str, Sequence]`, *optional*):
+            `run`, `seed`, `step`, `epoch` and float metrics, K values each.
+        metadata (`Mapping`, *optional*):
+            JSON-able, goes into `stats.json`.
+
+    Raises:
+        ValueError: the folder holds a dataset already, shapes do not fit, or a value is NaN or infinite.
+    """
+    output_dir = Path(output_dir)
+    if (output_dir / "layout.json").exists() or shards(output_dir):
+        raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
+    table = rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    write_layout(output_dir, layout, base_model)
+    append_shards(table.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * layout.num_parameters))), output_dir)
+    finish_dataset(output_dir, metadata)
+
+
+def update_columns(path: str | Path, columns: Mapping[str, Sequence[float]]) -> None:
+    """Add or replace metrics of a dataset folder; every shard is rewritten whole or not at all.
+
+    Args:
+        path (`str` or `Path`): Folder of the dataset.
+        columns (`Mapping[str, Sequence[float]]`): One value for every row, in the order of the dataset.
+
+    Raises:
+        ValueError: a column identifies rows, has another length than the dataset, or holds a NaN or an infinity.
+    """
+    layout, _ = read_layout(path)
+    if (Path(path) / RECORDING).exists():
+        raise ValueError(f"{path} holds a recording that was not closed; call finish_recording first.")
+    num_rows = sum(len(read_shard(file, layout)) for file in shards(path))
+    for name, values in columns.items():
+        if name in KEYS or name == "parameters":
+            raise ValueError(f"column {name!r} identifies rows and cannot be replaced; choose a metric's name.")
+        if len(values) != num_rows:
+            raise ValueError(f"column {name!r}: expected {num_rows} values, found {len(values)}.")
+        check_metric(name, values)
+    start = 0
+    for file in shards(path):
+        table = read_shard(file, layout)
+        stop = start + len(table)
+        arrays = dict(zip(table.column_names, table.columns, strict=True))
+        arrays |= {name: pa.array(list(values[start:stop]), pa.float32()) for name, values in columns.items()}
+        schema = features(layout, metric_names(arrays)).arrow_schema
+        write_shard(pa.table([arrays[name] for name in schema.names], schema=schema), file)
+        start = stop
+    finish_dataset(path)
+
+
+def write_layout(path: str | Path, layout: ParameterLayout, base_model: BaseModel | None) -> None:
+    """Write `layout.json`, and the base model's weights beside it when it has any."""
+    if base_model is not None and base_model.weights is not None:
+        base_model = base_model.copy_to(path)
+    base = None if base_model is None else base_model.to_dict()
+    write_json(Path(path) / "layout.json", {**layout.to_dict(), "base_model": base})
+
+
+def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `stats.json` for the shards of a folder, and `README.md` when there is none.
+
+    `metadata` is merged into that of `stats.json`. Shards that lack a metric get it as a column of nulls, because
+    `datasets.load_dataset` wants the same columns in all shards.
+    """
+    path = Path(path)
+    layout, base_model = read_layout(path)
+    files = shards(path)
+    metrics = metric_names(dict.fromkeys(name for file in files for name in check_shard(file, layout).names))
+    schema = features(layout, metrics).arrow_schema
+    runs: dict[str, None] = {}
+    values: dict[str, list[float]] = {name: [] for name in metrics}
+    # Welford's running mean and sum of squared deviations of every parameter over the rows.
+    count, mean, squares = 0, np.zeros(layout.num_parameters), np.zeros(layout.num_parameters)
+    for file in files:
+        table = read_shard(file, layout)
+        if table.column_names != schema.names:
+            table = pa.concat_tables([table, schema.empty_table()], promote_options="default").select(schema.names)
+            table = table.cast(schema)
+            write_shard(table, file)
+        runs |= dict.fromkeys(table.column("run").to_pylist())
+        for name in metrics:
+            values[name] += table.column(name).drop_null().to_pylist()
+        for chunk in table.column("parameters").chunks:
+            for vector in chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), layout.num_parameters):
+                count += 1
+                delta = vector - mean
+                mean += delta / count
+                squares += delta * (vector - mean)
+    tensors = []
+    for spec in layout.tensors:
+        own = slice(spec.offset, spec.offset + spec.numel)
+        # Pooled over the tensor's elements and the checkpoints.
+        std = math.sqrt((squares[own] / count).mean() + mean[own].var()) if spec.numel else 0.0
+        tensors.append({"name": spec.name, "mean": float(mean[own].mean()) if spec.numel else 0.0, "std": std})
+    stats_file = path / "stats.json"
+    known = read_json(stats_file)["metadata"] if stats_file.is_file() else {}
+    stats = {
+        "schema": SCHEMA,
+        "num_rows": count,
+        "runs": list(runs),
+        "columns": {
+            name: {"mean": float(np.mean(v)), "std": float(np.std(v)), "min": min(v), "max": max(v)}
+            for name, v in values.items()
+            if v
+        },
+        "tensors": tensors,
+        "metadata": {**known, **(metadata or {})},
+    }
+    write_json(stats_file, stats)
+    if not (path / "README.md").exists():
+        model = "a network" if base_model is None else base_model.name
+        with atomic_write(path / "README.md") as temporary:
+            text = README.format(model=model, num_parameters=layout.num_parameters)
+            temporary.write_text(text, encoding="utf-8")

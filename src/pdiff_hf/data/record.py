@@ -1,0 +1,243 @@
+"""Recording checkpoints of a running training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..base_model import BaseModel
+from ..layout import ParameterLayout
+from .dataset import finish_dataset, read_layout, write_layout
+from .shards import RECORDING, append_shards, recorded_batches, recorded_runs, rows_table, shards
+
+
+class ParameterRecorder:
+    """Writes checkpoints of a training run to a parameter dataset, row by row, in constant memory.
+
+    Nothing is written before the first checkpoint. Rows go to a stream on disk and are readable from then on, also
+    after a crash; [`~ParameterRecorder.close`] turns the stream into Parquet. Several runs may be recorded one after
+    the other into the same folder; what a run that was cut off has left there is kept.
+
+    Args:
+        layout ([`ParameterLayout`]):
+            Tensors to record.
+        output_dir (`str` or `Path`):
+            Folder of the dataset.
+        base_model ([`BaseModel`], *optional*):
+            Copied into the folder, with its weights.
+        run (`str`, *optional*, defaults to `"run-0"`):
+            Name of the training run; a name that the folder holds already is refused.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the run.
+        metadata (`Mapping`, *optional*):
+            JSON-able, goes into `stats.json`.
+
+    Raises:
+        ValueError: the folder holds this run already, another layout or another base model.
+
+    Example:
+    ```py
+    with ParameterRecorder(ParameterLayout.from_model(model, "last_norms:2"), "runs/params") as recorder:
+        for step, loss in enumerate(train(model)):
+            recorder.record(model, step=step, loss=loss)
+    ```
+    """
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        output_dir: str | Path,
+        base_model: BaseModel | None = None,
+        *,
+        run: str = "run-0",
+        seed: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        self.layout, self.output_dir, self.base_model = layout, Path(output_dir), base_model
+        self.run, self.seed, self.metadata = run, seed, metadata
+        self.num_recorded = 0
+        self._stream: pa.RecordBatchStreamWriter | None = None
+        self._closed = False
+        self._check_folder()
+
+    def _check_folder(self) -> None:
+        if not (self.output_dir / "layout.json").exists():
+            if shards(self.output_dir):
+                raise ValueError(f"{self.output_dir} holds Parquet shards without layout.json; choose another folder.")
+            return
+        layout, base_model = read_layout(self.output_dir)
+        if layout.fingerprint != self.layout.fingerprint:
+            raise ValueError(
+                f"{self.output_dir} holds checkpoints of another layout: expected fingerprint "
+                f"{self.layout.fingerprint[:12]}, found {layout.fingerprint[:12]}; choose another folder."
+            )
+        if self.base_model is not None and self.base_model != base_model:
+            raise ValueError(f"{self.output_dir} holds checkpoints of another base model; choose another folder.")
+        runs = set(recorded_runs(self.output_dir))
+        if (self.output_dir / RECORDING).exists():
+            runs |= {batch.column("run")[0].as_py() for batch in recorded_batches(self.output_dir)}
+        if self.run in runs:
+            raise ValueError(f"{self.output_dir} already holds run {self.run!r}; choose another run name or folder.")
+
+    def record(
+        self,
+        state: nn.Module | Mapping[str, torch.Tensor] | torch.Tensor,
+        *,
+        step: int,
+        epoch: float | None = None,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        **metrics: float,
+    ) -> None:
+        """Append one checkpoint.
+
+        Args:
+            state (`nn.Module`, `Mapping` or `torch.Tensor` of shape `(D,)`):
+                The network, its state dict or a flat vector.
+            step (`int`):
+                Optimiser step of the run.
+            epoch (`float`, *optional*):
+                Epoch, fractions allowed.
+            loss (`float`, *optional*):
+                Column `train_loss`.
+            accuracy (`float`, *optional*):
+                Column `val_accuracy`, a fraction in [0, 1].
+            **metrics (`float`):
+                Further columns. The metrics of a run's first checkpoint are those of all.
+
+        Raises:
+            ValueError: a value is NaN or infinite, the state does not fit the layout, the metrics are others than
+                those of the first checkpoint, or another recorder is writing to the folder.
+        """
+        if self._closed:
+            raise ValueError(f"run {self.run!r} is closed; record further checkpoints as another run.")
+        vector = state if isinstance(state, torch.Tensor) else self.layout.flatten(state)
+        named = {"train_loss": loss, "val_accuracy": accuracy}
+        row = {"run": self.run, "seed": self.seed, "step": step, "epoch": epoch}
+        row |= {name: value for name, value in named.items() if value is not None} | metrics
+        table = rows_table(
+            vector.detach().float().cpu().numpy()[None],
+            self.layout,
+            {name: [value] for name, value in row.items()},
+            unit="step",
+            first=step,
+        )
+        if self._stream is None:
+            self._open(table.schema)
+        if table.schema.names != self._schema.names:
+            raise ValueError(f"step {step}: expected the columns {self._schema.names}, found {table.schema.names}.")
+        self._stream.write_table(table)
+        self._file.flush()
+        self.num_recorded += 1
+
+    def _open(self, schema: pa.Schema) -> None:
+        lock = _lock(self.output_dir)
+        try:
+            self._check_folder()
+            if (self.output_dir / RECORDING).exists():
+                _finish(self.output_dir)
+            if not (self.output_dir / "layout.json").exists():
+                write_layout(self.output_dir, self.layout, self.base_model)
+            self._file = open(self.output_dir / RECORDING, "wb")
+        except BaseException:
+            _unlock(lock)
+            raise
+        self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, schema), schema, lock
+
+    def close(self) -> None:
+        """Turn what was recorded into Parquet and write `stats.json` and `README.md`; a second call does nothing."""
+        if self._stream is not None:
+            self._stream.close()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._stream = None
+            try:
+                _finish(self.output_dir, self.metadata)
+            finally:
+                _unlock(self._held)
+        self._closed = True
+
+    def __enter__(self) -> ParameterRecorder:
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        self.close()
+
+
+def finish_recording(path: str | Path) -> None:
+    """Turn a recording that was cut off, e.g. by a crash, into Parquet; its complete rows are kept.
+
+    Raises:
+        ValueError: there is no such recording, or a recorder is writing to it.
+    """
+    if not (Path(path) / RECORDING).exists():
+        raise ValueError(f"expected a recording at {Path(path) / RECORDING}, found none.")
+    lock = _lock(Path(path))
+    try:
+        _finish(Path(path))
+    finally:
+        _unlock(lock)
+
+
+def _finish(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    append_shards(recorded_batches(path), path)
+    # Stopped before this line, the rows are known to be in the shards by their run and number.
+    (path / RECORDING).unlink()
+    if shards(path):
+        finish_dataset(path, metadata)
+
+
+def _lock(path: Path) -> FileLock:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".recording.lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another recorder is writing to {path}; close it first, or choose another folder."
+        ) from error
+    return lock
+
+
+def _unlock(lock: FileLock) -> None:
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+class ParameterRecorderCallback(TrainerCallback):
+    """Records checkpoints of a `transformers.Trainer` run and closes the recorder when training ends.
+
+    Args:
+        recorder ([`ParameterRecorder`]): Where to; of several processes, the main one records.
+        every (`int`, *optional*, defaults to 1): Optimiser steps between checkpoints.
+
+    Example:
+    ```py
+    recorder = ParameterRecorder(ParameterLayout.from_model(model, "head"), "runs/params")
+    Trainer(model, args, train_dataset=dataset, callbacks=[ParameterRecorderCallback(recorder)]).train()
+    ```
+    """
+
+    def __init__(self, recorder: ParameterRecorder, every: int = 1):
+        if every < 1:
+            raise ValueError(f"expected every >= 1, found {every}.")
+        self.recorder, self.every = recorder, every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        """Record the model every `every` steps."""
+        if state.is_world_process_zero and state.global_step % self.every == 0:
+            self.recorder.record(model, step=state.global_step, epoch=state.epoch)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Close the recorder."""
+        self.recorder.close()

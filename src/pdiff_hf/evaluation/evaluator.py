@@ -1,0 +1,259 @@
+"""Evaluation of many networks that differ in the generated tensors only."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..layout import ParameterLayout
+from .forward import FullForward, SplitForward, UnusedTensorsError
+
+# Bins of the expected calibration error; torchmetrics' default.
+NUM_BINS = 15
+# Memory of the results of one chunk of networks, and of the largest activation of networks computed at once.
+CHUNK_BYTES = 2**28
+# Below this many networks in a chunk the self-timing costs more than it gains.
+MIN_NETWORKS_TO_TIME = 16
+
+
+@dataclass
+class EvaluatorOutput:
+    """Metrics of `B` networks on `N` images.
+
+    Args:
+        accuracy (`torch.Tensor` of shape `(B,)`): Fraction of right predictions.
+        nll (`torch.Tensor` of shape `(B,)`): Mean negative log-likelihood of the labels, in nats.
+        ece (`torch.Tensor` of shape `(B,)`): Expected calibration error of the top-1 confidence in 15 equal bins
+            (Guo et al. 2017, arXiv 1706.04599), as torchmetrics' `multiclass_calibration_error` computes it.
+        predictions (`torch.Tensor` of shape `(B, N)`, `int64`): Predicted classes, -1 where the logits are NaN.
+    """
+
+    accuracy: torch.Tensor
+    nll: torch.Tensor
+    ece: torch.Tensor
+    predictions: torch.Tensor
+
+
+class ParameterEvaluator:
+    """Evaluates networks that share a base model and differ in the tensors of a layout, computing only what changed.
+
+    The part of the forward pass that does not depend on the layout's tensors runs once per image batch and its result
+    is kept; every network costs the rest. Networks are computed one after another or several at once with
+    `torch.func.vmap`, whichever a short timing on the first chunk finds faster. When the model cannot be exported, a
+    warning is given and every network costs a full forward.
+
+    Args:
+        model (`nn.Module`): The base model with all of its weights; it is copied and not changed.
+        layout ([`ParameterLayout`]): Which tensors the vectors hold.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed images; moved to `device` as a whole.
+        labels (`torch.Tensor` of shape `(N,)`, `int64`): Their classes.
+        batch_size (`int`, *optional*, defaults to 500): Images per forward pass.
+        device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
+        max_cache_bytes (`int`, *optional*, defaults to 2 GiB): Memory for kept activations; those of further batches
+            are recomputed once per chunk of networks.
+        networks_at_once (`int`, *optional*): Networks per `vmap` call, 1 for one after another; timed by default. The
+            two ways agree to float32 rounding.
+
+    Raises:
+        ValueError: the layout does not fit the model, its tensors do not influence the logits, or images and labels do
+            not belong together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: ParameterLayout,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        batch_size: int = 500,
+        device: torch.device | str | None = None,
+        max_cache_bytes: int = 2 * 2**30,
+        networks_at_once: int | None = None,
+    ):
+        if images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"expected images (N, C, H, W) with N >= 1 and labels (N,), found {tuple(images.shape)} and "
+                f"{tuple(labels.shape)}"
+            )
+        layout.check(model)
+        self.layout = layout
+        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        self.labels = labels.to(self.device, torch.int64)
+        self._batches = list(images.to(self.device).split(min(batch_size, len(images))))
+        self._sizes = [len(batch) for batch in self._batches]
+        # The exported graph knows one batch size only.
+        missing = self._sizes[0] - self._sizes[-1]
+        self._batches[-1] = torch.cat([self._batches[-1], self._batches[0][:missing]])
+
+        self._forward: SplitForward | FullForward = FullForward(model, self.device)
+        self.num_nodes = self.num_dependent_nodes = 0
+        try:
+            self._forward = SplitForward(self._forward, self._batches[0], layout.names)
+        except UnusedTensorsError:
+            raise
+        except Exception as error:  # torch.export passes on whatever the model's own code raises
+            warnings.warn(
+                f"{type(model).__name__} cannot be exported, every network will cost a full forward pass "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+                stacklevel=2,
+            )
+        else:
+            self.num_nodes = self._forward.num_nodes
+            self.num_dependent_nodes = self._forward.num_dependent_nodes
+        self._cache: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._cache_bytes_left = max_cache_bytes
+        self._networks_at_once = networks_at_once
+        with torch.no_grad():
+            own = self._tensors(layout.flatten(model)[None])
+            self.num_classes = self._tail(self._activations(0), own, 0, 1, at_once=1).shape[-1]
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= self.num_classes:
+            raise ValueError(
+                f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
+            )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only the part that depends on the layout's tensors is computed for every network."""
+        return isinstance(self._forward, SplitForward)
+
+    @torch.no_grad()
+    def logits(self, vectors: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of networks, streamed over chunks of networks.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(B, D)`): Raw parameter values.
+
+        Yields:
+            `tuple[int, torch.Tensor]`: index of the chunk's first network, and its float32 logits `(b, N, classes)`.
+        """
+        for start, chunk in self._chunks(vectors, 4 * len(self.labels) * self.num_classes):
+            yield start, torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
+
+    @torch.no_grad()
+    def predict(self, vectors: torch.Tensor) -> EvaluatorOutput:
+        """Accuracy, NLL, ECE and predictions of networks `(B, D)` in one pass."""
+        outputs = []
+        # Per network: the predictions, and a batch of logits, of probabilities and of temporaries.
+        for _, chunk in self._chunks(vectors, 8 * len(self.labels) + 12 * self._sizes[0] * self.num_classes):
+            edges = torch.linspace(0, 1, NUM_BINS + 1, device=self.device)
+            gaps = torch.zeros(len(chunk), NUM_BINS + 1, device=self.device)
+            nll = torch.zeros(len(chunk), device=self.device)
+            predictions = []
+            for images, logits in self._chunk_logits(chunk):
+                labels = self.labels[images].expand(len(chunk), -1)
+                log_probabilities = logits.log_softmax(-1)
+                losses = -log_probabilities.gather(-1, labels[..., None])[..., 0]
+                confidences, predicted = log_probabilities.max(-1)
+                confidences = confidences.exp()
+                predicted = predicted.masked_fill(confidences.isnan(), -1)
+                bins = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
+                gaps.scatter_add_(1, bins, (predicted == labels).float() - confidences)
+                nll += losses.sum(1)
+                predictions.append(predicted)
+            predictions = torch.cat(predictions, 1)
+            accuracy = (predictions == self.labels).float().mean(1)
+            num_images = len(self.labels)
+            outputs.append((accuracy, nll / num_images, gaps.abs().sum(1) / num_images, predictions))
+        return EvaluatorOutput(*(torch.cat(column).cpu() for column in zip(*outputs, strict=True)))
+
+    def accuracy(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Fractions of right predictions `(B,)` of networks `(B, D)`."""
+        return self.predict(vectors).accuracy
+
+    def nll(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihoods `(B,)` of networks `(B, D)`, in nats."""
+        return self.predict(vectors).nll
+
+    def ece(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Expected calibration errors `(B,)` of networks `(B, D)`, 15 bins."""
+        return self.predict(vectors).ece
+
+    def predictions(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Predicted classes `(B, N)` of networks `(B, D)`."""
+        return self.predict(vectors).predictions
+
+    def _chunks(self, vectors: torch.Tensor, bytes_per_network: int) -> Iterator[tuple[int, torch.Tensor]]:
+        if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.layout.num_parameters:
+            raise ValueError(
+                f"expected vectors (B, {self.layout.num_parameters}) with B >= 1, found {tuple(vectors.shape)}; a "
+                "vector holds exactly the tensors of the layout"
+            )
+        size = max(1, CHUNK_BYTES // (bytes_per_network + 4 * self.layout.num_parameters))
+        for start in range(0, len(vectors), size):
+            yield start, vectors[start : start + size]
+
+    def _tensors(self, chunk: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.layout.unflatten(chunk.to(self.device))
+
+    def _activations(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Output of the prefix for image batch `index`, kept as long as there is room."""
+        if index in self._cache:
+            return self._cache[index]
+        batch = self._batches[index]
+        activations = self._forward.prefix(batch)
+        num_bytes = sum(tensor.nbytes for tensor in activations if tensor is not batch)
+        if num_bytes <= self._cache_bytes_left:
+            self._cache_bytes_left -= num_bytes
+            self._cache[index] = activations
+        return activations
+
+    def _chunk_logits(self, chunk: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Image slices and the logits `(b, n, classes)` of all networks of a chunk on them."""
+        tensors = self._tensors(chunk)
+        start = 0
+        for index, size in enumerate(self._sizes):
+            activations = self._activations(index)
+            if self._networks_at_once is None and len(chunk) >= MIN_NETWORKS_TO_TIME:
+                self._networks_at_once = self._time_tail(activations, tensors, len(chunk))
+            logits = self._tail(activations, tensors, 0, len(chunk), self._networks_at_once or 1)
+            yield slice(start, start + size), logits[:, :size].float()
+            start += size
+
+    def _tail(
+        self,
+        activations: tuple[torch.Tensor, ...],
+        tensors: dict[str, torch.Tensor],
+        start: int,
+        stop: int,
+        at_once: int,
+    ) -> torch.Tensor:
+        """Logits `(stop - start, n, classes)` of the networks from `start` to `stop`, `at_once` networks at a time."""
+        if at_once == 1:
+            rows = ({name: tensor[row] for name, tensor in tensors.items()} for row in range(start, stop))
+            return torch.stack([self._forward.tail(activations, row) for row in rows])
+        tail = torch.func.vmap(self._forward.tail, in_dims=(None, 0))
+        groups = (slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once))
+        return torch.cat([tail(activations, {name: tensor[g] for name, tensor in tensors.items()}) for g in groups])
+
+    def _time_tail(
+        self, activations: tuple[torch.Tensor, ...], tensors: dict[str, torch.Tensor], num_networks: int
+    ) -> int:
+        """Number of networks at once that takes the least time per network; groups grow fourfold while that pays."""
+        if not self.is_partial:
+            return 1
+        best, best_seconds = 1, float("inf")
+        at_once = 1
+        limit = min(num_networks, max(1, CHUNK_BYTES // self._forward.max_activation_bytes))
+        while at_once <= limit:
+            try:
+                seconds = []
+                for _ in range(2):
+                    begin = time.perf_counter()
+                    self._tail(activations, tensors, 0, at_once, at_once)
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)
+                    seconds.append((time.perf_counter() - begin) / at_once)
+            except RuntimeError:  # an operation without batching rule, or not enough memory
+                break
+            if min(seconds) > 0.9 * best_seconds:
+                break
+            best, best_seconds = at_once, min(seconds)
+            at_once *= 4
+        return best

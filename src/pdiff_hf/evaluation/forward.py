@@ -1,0 +1,173 @@
+"""The forward pass of a base model, cut where it begins to depend on the generated tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+from torch.fx.passes.split_module import split_module
+
+from ..base_model import forward_logits
+
+# Parts of the graph, in the order in which they run.
+CONSTANT, PREFIX, TAIL = range(3)
+
+
+def _batch_norm(x, weight, bias, mean, var, momentum, eps):
+    return torch.ops.aten.native_batch_norm.default(x, weight, bias, mean, var, False, momentum, eps)
+
+
+# The operation that run_decompositions makes of batch_norm has no batching rule for vmap, its older sibling has one.
+DECOMPOSITIONS = {torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm}
+
+
+class UnusedTensorsError(ValueError):
+    """The logits do not depend on any generated tensor."""
+
+
+class FullForward(nn.Module):
+    """The whole forward pass for every network: what remains when the model cannot be exported.
+
+    Args:
+        model (`nn.Module`): The base model. It is copied, so the original may be trained further.
+        device (`torch.device`): Where the copy lives.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__()
+        self.model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `(N, classes)` of the base model."""
+        return forward_logits(self.model, images)
+
+    def prefix(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the tail needs besides the generated tensors: the images."""
+        return (images,)
+
+    def tail(self, activations: tuple[torch.Tensor, ...], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits `(N, classes)` of the network with the generated `tensors`."""
+        state = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        return torch.func.functional_call(self, state, activations)
+
+
+class SplitForward:
+    """The exported forward pass in three parts: constants, prefix (of the images) and tail (of the generated tensors).
+
+    The graph of `torch.export` is functionalised and cut by `torch.fx.passes.split_module`. The constants are computed
+    here; what remains are `prefix` and `tail`, as in [`FullForward`].
+
+    Args:
+        full ([`FullForward`]): The base model.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): A batch; only batches of this shape can be computed later.
+        names (`Collection[str]`): Names of the generated tensors. Tied weights have one name; all aliases follow it.
+
+    Raises:
+        UnusedTensorsError: the logits do not depend on any generated tensor.
+        RuntimeError: the model writes to its own state in eval mode.
+    """
+
+    def __init__(self, full: FullForward, images: torch.Tensor, names: Collection[str]):
+        with torch.no_grad():
+            # In-place operations, which would write into kept activations, go; nothing else is decomposed.
+            program = torch.export.export(full, (images,)).run_decompositions(DECOMPOSITIONS)
+        if [spec.kind for spec in program.graph_signature.output_specs] != [OutputKind.USER_OUTPUT]:
+            raise RuntimeError("the model writes to its own buffers in eval mode or returns more than logits")
+
+        # 1. What the placeholders are: the images, generated tensors (aliases of one are the same object) or values
+        state = dict(full.model.named_parameters(remove_duplicate=False))
+        state |= dict(full.model.named_buffers(remove_duplicate=False))
+        first_names = {id(state[name]): name for name in names}
+        generated: dict[str, str] = {}
+        values: dict[str, torch.Tensor] = {}
+        for spec in program.graph_signature.input_specs:
+            tensor = state.get((spec.target or "").removeprefix("model."))
+            if spec.kind is InputKind.USER_INPUT:
+                images_name = spec.arg.name
+            elif id(tensor) in first_names:
+                generated[spec.arg.name] = first_names[id(tensor)]
+            else:
+                values[spec.arg.name] = program.constants[spec.target] if tensor is None else tensor
+
+        # 2. The part of every node: the latest of its inputs' parts
+        parts: dict[Node, int] = {}
+        for node in program.graph.nodes:
+            own = TAIL if node.name in generated else PREFIX if node.name == images_name else CONSTANT
+            parts[node] = max([own, *(parts[source] for source in node.all_input_nodes)])
+        if parts[program.graph.output_node()] != TAIL:
+            raise UnusedTensorsError(
+                "expected logits that depend on the generated tensors, found that the model uses none of "
+                f"{sorted(names)}; select other tensors"
+            )
+        calls = [node for node in program.graph.nodes if node.op == "call_function"]
+        tail_calls = [node for node in calls if parts[node] == TAIL]
+        self.num_nodes = len(calls)
+        self.num_dependent_nodes = len(tail_calls)
+        outputs = [node.meta["val"] for node in tail_calls if isinstance(node.meta["val"], torch.Tensor)]
+        self.max_activation_bytes = max(output.numel() * output.element_size() for output in outputs)
+
+        # 3. Modules of the parts and what they take; the constant part runs here
+        graph = split_module(program.graph_module, None, parts.get)
+        calls = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
+        self._call = {part: calls.get(f"submod_{part}") for part in (CONSTANT, PREFIX, TAIL)}
+        self._module = {part: graph.get_submodule(node.target) for part, node in self._call.items() if node}
+        self._constants: dict[Node, torch.Tensor] = {}
+        for node in graph.graph.nodes:
+            if node.op == "placeholder" and node.name in values:
+                self._constants[node] = values[node.name]
+            elif node.op == "placeholder" and node.name == images_name:
+                self._images = node
+        with torch.no_grad():
+            self._run(CONSTANT, self._constants)
+
+        # 4. Arguments of the tail: the name of a generated tensor, the position of an activation, or a constant
+        self._activations: list[Node] = []
+        self._slots: list[str | int | torch.Tensor] = []
+        for node in self._call[TAIL].args:
+            if node.name in generated:
+                self._slots.append(generated[node.name])
+            elif _source(node) in self._constants:
+                self._slots.append(_resolve(node, self._constants))
+            else:
+                self._slots.append(len(self._activations))
+                self._activations.append(node)
+
+    def _run(self, part: int, known: dict[Node, torch.Tensor]) -> None:
+        if self._call[part] is not None:
+            arguments = [_resolve(node, known) for node in self._call[part].args]
+            known[self._call[part]] = self._module[part](*arguments)
+
+    def prefix(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Activations of a batch that the tail needs, each of which owns its memory."""
+        known = {**self._constants, self._images: images}
+        self._run(PREFIX, known)
+        activations = [_resolve(node, known) for node in self._activations]
+        # A small view would keep the large tensor behind it alive.
+        is_view = [a is not images and a.untyped_storage().nbytes() > a.nbytes for a in activations]
+        return tuple(a.clone() if view else a for a, view in zip(activations, is_view, strict=True))
+
+    def tail(self, activations: tuple[torch.Tensor, ...], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits `(N, classes)` of the network with the generated `tensors`."""
+        arguments = []
+        for slot in self._slots:
+            if isinstance(slot, str):
+                arguments.append(tensors[slot])
+            else:
+                arguments.append(activations[slot] if isinstance(slot, int) else slot)
+        return self._module[TAIL](*arguments)
+
+
+def _source(node: Node) -> Node:
+    """The call or placeholder behind a chain of `getitem`."""
+    return _source(node.args[0]) if node.op == "call_function" else node
+
+
+def _resolve(node: Node, known: Mapping[Node, torch.Tensor]) -> torch.Tensor:
+    if node in known:
+        return known[node]
+    source, index = node.args
+    return _resolve(source, known)[index]

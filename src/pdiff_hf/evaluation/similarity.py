@@ -1,0 +1,69 @@
+"""How alike networks are: in the mistakes they make and in their parameters."""
+
+from __future__ import annotations
+
+import torch
+
+# Float64 values of one column block of the distance computation: 128 MB for both operands.
+BLOCK_VALUES = 2**23
+
+
+def wrong_iou(predictions_a: torch.Tensor, predictions_b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of the wrongly classified images of every pair of networks.
+
+    `|wrong_a and wrong_b| / |wrong_a or wrong_b|`, 1 for two networks that make no mistakes. Source: Wang et al. 2024,
+    arXiv 2402.13144, §4.
+
+    Args:
+        predictions_a (`torch.Tensor` of shape `(A, N)`): Predicted classes.
+        predictions_b (`torch.Tensor` of shape `(B, N)`): Predicted classes.
+        labels (`torch.Tensor` of shape `(N,)`): True classes.
+
+    Returns:
+        `torch.Tensor` of shape `(A, B)`: values in [0, 1].
+    """
+    if predictions_a.shape[1:] != labels.shape or predictions_b.shape[1:] != labels.shape:
+        raise ValueError(
+            f"expected predictions (A, {len(labels)}) and (B, {len(labels)}), one column per label, found "
+            f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)}"
+        )
+    # Counts up to 2**24 are exact in float32.
+    wrong_a, wrong_b = (predictions_a != labels).float(), (predictions_b != labels).float()
+    intersection = wrong_a @ wrong_b.T
+    union = wrong_a.sum(1)[:, None] + wrong_b.sum(1) - intersection
+    return torch.where(union == 0, 1.0, intersection / union)
+
+
+def nearest_distance(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
+    """Euclidean distance from every row of `a` to the nearest row of `b`.
+
+    Args:
+        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
+        b (`torch.Tensor` of shape `(B, D)`): Parameter vectors.
+        exclude_self (`bool`, *optional*, defaults to `False`): Leave row `i` of `b` out for row `i` of `a`, for
+            leave-one-out distances within one set (`a` is `b`).
+
+    Returns:
+        `torch.Tensor` of shape `(A,)`: distances in parameter units, infinite when no row of `b` is left.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"expected vectors (A, D) and (B, D), found {tuple(a.shape)} and {tuple(b.shape)}")
+    if exclude_self and a.shape != b.shape:
+        raise ValueError(
+            f"exclude_self compares a set with itself, found {tuple(a.shape)} and {tuple(b.shape)}; pass the set twice"
+        )
+    if len(b) - exclude_self < 1:
+        return torch.full((len(a),), float("inf"))
+    squares = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    width = max(1, BLOCK_VALUES // max(len(a), len(b)))
+    for block_a, block_b in zip(a.split(width, 1), b.split(width, 1), strict=True):
+        block_b = block_b.double()
+        # Centred, because a² + b² - 2ab cancels when rows lie far from the origin and close to each other.
+        center = block_b.mean(0)
+        block_a, block_b = block_a.double() - center, block_b - center
+        squares += block_a.square().sum(1)[:, None] + block_b.square().sum(1) - 2 * block_a @ block_b.T
+    if exclude_self:
+        squares.fill_diagonal_(float("inf"))
+    nearest = squares.argmin(1)
+    rows = (torch.linalg.vector_norm(row.double() - b[index]) for row, index in zip(a, nearest, strict=True))
+    return torch.stack(list(rows)).float()

@@ -1,0 +1,38 @@
+"""One plain sentence about what an evaluation found."""
+
+from __future__ import annotations
+
+RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
+REFERENCES = {"original": "the originals", "uniform_soup": "their uniform soup"}
+
+
+def make_verdict(metrics: dict) -> str:
+    """Compare the generated networks with the originals and with their uniform soup.
+
+    A difference counts when its 95 % interval excludes zero.
+
+    Args:
+        metrics (`dict`): `groups` and `comparisons` as in `metrics.json`.
+    """
+    if "generated" not in metrics["groups"]:
+        return "No generated networks were evaluated."
+    clauses, signs = [], []
+    for reference, description in REFERENCES.items():
+        if reference in metrics["comparisons"]:
+            comparison = metrics["comparisons"][reference]
+            low, high = comparison["ci95"]
+            signs.append(1 if low > 0 else -1 if high < 0 else 0)
+            clauses.append(f"{RELATIONS[signs[-1]]} {description} ({_points(comparison)})")
+    sentence = "Generated networks are on average " + (" but " if len(set(signs)) > 1 else " and ").join(clauses)
+    scores = metrics["groups"]["generated"]["novel_and_performant"]
+    if scores["novel"]["1x"] < 0.5:
+        return (
+            f"{sentence}; only {scores['novel']['1x']:.0%} of them are farther from every original than originals are "
+            "from each other."
+        )
+    return f"{sentence}; {scores['joint']['1x']:.0%} of them are both novel and performant."
+
+
+def _points(comparison: dict) -> str:
+    low, high = comparison["ci95"]
+    return f"{100 * comparison['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"

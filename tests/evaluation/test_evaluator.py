@@ -1,0 +1,336 @@
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from transformers import ViTConfig, ViTForImageClassification
+
+from pdiff_hf.base_model import forward_logits
+from pdiff_hf.evaluation import ParameterEvaluator, evaluator
+from pdiff_hf.evaluation.forward import SplitForward
+from pdiff_hf.layout import ParameterLayout
+
+CLASSES = 10
+
+
+def make_mlp(inputs=48):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(inputs, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 12)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(12, CLASSES)).eval()
+
+
+def make_images(num, size=4, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(num, 3, size, size, generator=generator)
+    return images, torch.randint(CLASSES, (num,), generator=generator)
+
+
+def perturbed(model, layout, num, seed=2):
+    """Multiplicative noise, so running variances stay positive, and additive noise, so zeros move."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, num, layout.num_parameters, generator=generator)
+    variances = torch.cat([torch.full((spec.numel,), spec.transform == "log") for spec in layout.tensors])
+    return layout.flatten(model) * (0.2 * noise[0]).exp() + 0.05 * noise[1] * ~variances
+
+
+@torch.no_grad()
+def full_logits(model, layout, vectors, images):
+    """The definition: load every network into a copy of the model and run it."""
+    model = copy.deepcopy(model).eval()
+    logits = []
+    for vector in vectors:
+        layout.load_into(model, vector)
+        logits.append(forward_logits(model, images))
+    return torch.stack(logits)
+
+
+def evaluator_logits(parameter_evaluator, vectors):
+    return torch.cat([logits for _, logits in parameter_evaluator.logits(vectors)])
+
+
+def check_equal_to_full_forward(model, select, images, num=3, buffers=False, batch_size=2, **options):
+    layout = ParameterLayout.from_model(model, select, buffers)
+    vectors = perturbed(model, layout, num)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    partial = ParameterEvaluator(model, layout, images, labels, batch_size=batch_size, **options)
+    expected = full_logits(model, layout, vectors, images)
+    # Another batch size or vmap changes the order of float32 sums: rounding, relative to logits of this magnitude.
+    scale = max(1.0, expected.abs().max().item())
+    assert partial.is_partial
+    assert (expected[0] - expected[1]).abs().max() > 1e-3 * scale
+    torch.testing.assert_close(evaluator_logits(partial, vectors), expected, atol=1e-5 * scale, rtol=0)
+    return partial
+
+
+SMALL_CONVNEXT = {"patch_size": 1, "depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+SMALL_VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2}
+FAST_MODELS = [
+    ("resnet18", {}),
+    ("vit_tiny_patch16_224", SMALL_VIT),
+    ("convnext_tiny", SMALL_CONVNEXT),
+    ("tf_efficientnet_lite0", {}),
+]
+FULL_SIZE_MODELS = [
+    ("resnet50", {}),
+    ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4}),
+    ("convnext_tiny", {"patch_size": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), FAST_MODELS)
+@pytest.mark.parametrize("networks_at_once", [1, 3])
+def test_timm_logits_equal_the_full_forward(name, kwargs, networks_at_once):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES, **kwargs)
+    images, _ = make_images(3, size=32)
+    partial = check_equal_to_full_forward(model, "last_norms:2", images, networks_at_once=networks_at_once)
+    assert partial.num_dependent_nodes < partial.num_nodes / 2
+
+
+@pytest.mark.parametrize(("name", "kwargs"), FULL_SIZE_MODELS)
+def test_full_size_timm_logits_equal_the_full_forward(name, kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES, **kwargs)
+    images, _ = make_images(3, size=32)
+    partial = check_equal_to_full_forward(model, "last_norms:2", images, num=2)
+    assert partial.num_dependent_nodes < partial.num_nodes / 10
+
+
+@pytest.mark.parametrize("networks_at_once", [1, 3])
+def test_transformers_logits_equal_the_full_forward(networks_at_once):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        num_labels=CLASSES,
+    )
+    model = ViTForImageClassification(config)
+    images, _ = make_images(3, size=32)
+    check_equal_to_full_forward(model, "last_norms:2", images, networks_at_once=networks_at_once)
+
+
+@pytest.mark.parametrize("networks_at_once", [1, 2, 7, None])
+def test_whole_network_logits_equal_the_full_forward(networks_at_once):
+    images, _ = make_images(7)
+    check_equal_to_full_forward(make_mlp(), "all", images, num=17, networks_at_once=networks_at_once)
+
+
+@pytest.mark.parametrize("networks_at_once", [1, 3])
+def test_running_statistics_are_generated(networks_at_once):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, CLASSES))
+    images, _ = make_images(3)
+    layout = ParameterLayout.from_model(model, "last_norms:1", buffers=True)
+    assert {"1.running_mean", "1.running_var"} <= set(layout.names)
+    check_equal_to_full_forward(model, "last_norms:1", images, buffers=True, networks_at_once=networks_at_once)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 48), nn.Linear(48, 48)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(48, CLASSES)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(images.flatten(1)).relu()))
+
+
+def test_tied_weights_follow_the_generated_tensor():
+    torch.manual_seed(0)
+    images, _ = make_images(3)
+    check_equal_to_full_forward(Tied(), ["first.weight"], images)
+
+
+class DataDependent(nn.Module):
+    """Python decides on a value, which torch.export refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(48, CLASSES)
+
+    def forward(self, images):
+        logits = self.linear(images.flatten(1))
+        return logits if images.mean() > 0 else -logits
+
+
+def test_model_that_cannot_be_exported_costs_full_forwards_with_a_warning():
+    torch.manual_seed(0)
+    model = DataDependent()
+    images, labels = make_images(4)
+    layout = ParameterLayout.from_model(model)
+    vectors = perturbed(model, layout, 17)
+    with pytest.warns(UserWarning, match="DataDependent cannot be exported"):
+        fallback = ParameterEvaluator(model, layout, images, labels)
+    assert not fallback.is_partial
+    expected = full_logits(model, layout, vectors, images)
+    torch.testing.assert_close(evaluator_logits(fallback, vectors), expected, atol=1e-6, rtol=0)
+
+
+class InPlaceOnPrefix(nn.Module):
+    """Adds a generated tensor in place to an activation that all networks share."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.bias = nn.Linear(48, CLASSES), nn.Parameter(torch.ones(CLASSES))
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)).add_(self.bias)
+
+
+def test_in_place_operations_do_not_write_into_kept_activations():
+    torch.manual_seed(0)
+    images, _ = make_images(4)
+    check_equal_to_full_forward(InPlaceOnPrefix(), ["bias"], images, networks_at_once=1)
+
+
+@pytest.mark.parametrize("max_cache_bytes", [0, 2000, 2**30])
+def test_results_do_not_depend_on_how_much_is_kept_nor_on_chunks(max_cache_bytes, monkeypatch):
+    model = timm.create_model("convnext_tiny", num_classes=CLASSES, **SMALL_CONVNEXT)
+    images, labels = make_images(5, size=32)
+    layout = ParameterLayout.from_model(model, "last_norms:1")
+    vectors = perturbed(model, layout, 5)
+    expected = ParameterEvaluator(model, layout, images, labels, batch_size=2).predict(vectors)
+    monkeypatch.setattr(evaluator, "CHUNK_BYTES", 1500)
+    limited = ParameterEvaluator(model, layout, images, labels, batch_size=2, max_cache_bytes=max_cache_bytes)
+    output = limited.predict(vectors)
+    assert [start for start, _ in limited.logits(vectors)] != [0]
+    kept = sum(tensor.nbytes for activations in limited._cache.values() for tensor in activations)
+    assert kept <= max_cache_bytes
+    assert torch.equal(output.predictions, expected.predictions)
+    torch.testing.assert_close(output.nll, expected.nll, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.ece, expected.ece, atol=1e-6, rtol=0)
+
+
+def test_prefix_runs_once_per_image_batch(monkeypatch):
+    model = make_mlp()
+    images, labels = make_images(6)
+    layout = ParameterLayout.from_model(model, "head")
+    runs = []
+    prefix = SplitForward.prefix
+    monkeypatch.setattr(SplitForward, "prefix", lambda self, batch: runs.append(1) or prefix(self, batch))
+    partial = ParameterEvaluator(model, layout, images, labels, batch_size=2)
+    for _ in range(3):
+        partial.accuracy(perturbed(model, layout, 4))
+    assert len(runs) == 3
+
+
+class FirstToken(nn.Module):
+    """Only a small part of the last shared activation is needed by the generated head."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head = nn.Linear(16, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, images):
+        return self.head(self.linear(images.flatten(2))[:, 0])
+
+
+def test_kept_activations_do_not_hold_larger_tensors():
+    torch.manual_seed(0)
+    images, _ = make_images(4)
+    partial = check_equal_to_full_forward(FirstToken(), "head", images)
+    kept = [tensor for activations in partial._cache.values() for tensor in activations]
+    assert kept
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept)
+
+
+def test_metrics_equal_torchmetrics():
+    model = make_mlp()
+    images, labels = make_images(60)
+    layout = ParameterLayout.from_model(model)
+    vectors = 3 * perturbed(model, layout, 6)
+    output = ParameterEvaluator(model, layout, images, labels, batch_size=32).predict(vectors)
+    logits = full_logits(model, layout, vectors, images)
+    for row, network in enumerate(logits):
+        accuracy = multiclass_accuracy(network, labels, CLASSES, average="micro")
+        ece = multiclass_calibration_error(network, labels, CLASSES)
+        nll = nn.functional.cross_entropy(network, labels)
+        # Sums of 60 float32 terms in another order.
+        torch.testing.assert_close(output.accuracy[row], accuracy, atol=1e-6, rtol=0)
+        torch.testing.assert_close(output.ece[row], ece, atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.nll[row], nll, atol=1e-5, rtol=0)
+        assert torch.equal(output.predictions[row], network.argmax(-1))
+
+
+def test_single_metrics_are_columns_of_predict():
+    model = make_mlp()
+    images, labels = make_images(20)
+    layout = ParameterLayout.from_model(model)
+    vectors = perturbed(model, layout, 4)
+    partial = ParameterEvaluator(model, layout, images, labels)
+    output = partial.predict(vectors)
+    for name in ("accuracy", "nll", "ece", "predictions"):
+        assert torch.equal(getattr(partial, name)(vectors), getattr(output, name))
+
+
+def test_network_with_nan_logits_is_wrong_everywhere():
+    model = make_mlp()
+    images, _ = make_images(20)
+    layout = ParameterLayout.from_model(model)
+    vectors = perturbed(model, layout, 2)
+    vectors[1, -1] = float("nan")
+    output = ParameterEvaluator(model, layout, images, torch.zeros(20, dtype=torch.int64)).predict(vectors)
+    assert output.accuracy[1] == 0
+    assert (output.predictions[1] == -1).all()
+    assert output.nll[1].isnan() and output.nll[0].isfinite()
+
+
+def test_model_is_neither_changed_nor_watched():
+    model = make_mlp().train()
+    before = copy.deepcopy(model.state_dict())
+    images, labels = make_images(6)
+    layout = ParameterLayout.from_model(model, "head")
+    vectors = perturbed(model, layout, 2)
+    partial = ParameterEvaluator(model, layout, images, labels)
+    expected = evaluator_logits(partial, vectors)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(evaluator_logits(partial, vectors), expected)
+
+
+def test_no_warning_for_a_model_that_can_be_exported():
+    model = timm.create_model("resnet18", num_classes=CLASSES)
+    images, labels = make_images(2, size=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ParameterEvaluator(model, ParameterLayout.from_model(model, "last_norms:1"), images, labels)
+
+
+def test_bad_input_is_named():
+    model = make_mlp()
+    images, labels = make_images(6)
+    layout = ParameterLayout.from_model(model, "head")
+    with pytest.raises(ValueError, match=r"expected images .* found \(6, 3, 4, 4\) and \(5,\)"):
+        ParameterEvaluator(model, layout, images, labels[:5])
+    partial = ParameterEvaluator(model, layout, images, labels)
+    with pytest.raises(ValueError, match=rf"expected vectors \(B, {layout.num_parameters}\).*found \(2, 7\)"):
+        partial.accuracy(torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=r"expected labels in \[0, 10\).*found \[0, 10\]"):
+        ParameterEvaluator(model, layout, images, torch.tensor([0, 1, 2, 3, 4, 10]))
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(48, CLASSES), nn.Linear(4, 4)
+
+    def forward(self, images):
+        return self.used(images.flatten(1))
+
+
+def test_selection_without_influence_on_the_logits_is_an_error():
+    model = Unused()
+    images, labels = make_images(2)
+    with pytest.raises(ValueError, match="the model uses none of"):
+        ParameterEvaluator(model, ParameterLayout.from_model(model, ["unused.*"]), images, labels)

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from pdiff_hf.evaluation import nearest_distance, similarity, wrong_iou
+
+
+def test_wrong_iou_follows_the_definition_for_every_pair():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (50,), generator=generator)
+    a, b = (torch.randint(4, (num, 50), generator=generator) for num in (3, 5))
+    iou = wrong_iou(a, b, labels)
+    for i in range(3):
+        for j in range(5):
+            wrong_a = set((a[i] != labels).nonzero()[:, 0].tolist())
+            wrong_b = set((b[j] != labels).nonzero()[:, 0].tolist())
+            assert iou[i, j].item() == pytest.approx(len(wrong_a & wrong_b) / len(wrong_a | wrong_b), abs=1e-6)
+
+
+def test_networks_without_mistakes_are_alike():
+    labels = torch.tensor([0, 1, 2])
+    right, wrong = labels[None], torch.tensor([[0, 1, 1]])
+    assert wrong_iou(right, right, labels).item() == 1
+    assert wrong_iou(right, wrong, labels).item() == 0
+
+
+def test_wrong_iou_names_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"expected predictions \(A, 3\).*found \(1, 2\)"):
+        wrong_iou(torch.zeros(1, 2), torch.zeros(1, 3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("block_values", [7, similarity.BLOCK_VALUES])
+def test_nearest_distance_equals_cdist(block_values, monkeypatch):
+    monkeypatch.setattr(similarity, "BLOCK_VALUES", block_values)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 11, generator=generator), torch.randn(6, 11, generator=generator)
+    torch.testing.assert_close(nearest_distance(a, b), torch.cdist(a, b).min(1).values)
+
+
+def test_leave_one_out_ignores_the_row_itself():
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])
+    assert nearest_distance(rows, rows).tolist() == [0, 0, 0]
+    assert nearest_distance(rows, rows, exclude_self=True).tolist() == [5, 1, 1]
+
+
+def test_distance_is_exact_for_close_rows_far_from_the_origin():
+    b = 1000 + 0.01 * torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
+    a = b.clone()
+    a[:, 0] += 2**-10
+    # A float32 Gram matrix has errors of about 1 here, and finds other neighbours.
+    torch.testing.assert_close(nearest_distance(a, b), a[:, 0] - b[:, 0], atol=1e-7, rtol=0)
+    assert (nearest_distance(b, b) == 0).all()
+
+
+def test_single_row_has_no_other_neighbour():
+    row = torch.ones(1, 3)
+    assert nearest_distance(row, row, exclude_self=True).isinf().all()
+
+
+def test_exclude_self_needs_one_set():
+    with pytest.raises(ValueError, match="pass the set twice"):
+        nearest_distance(torch.ones(2, 3), torch.ones(3, 3), exclude_self=True)

@@ -1,0 +1,98 @@
+"""Training of the base model, before checkpoints are collected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import set_seed
+from diffusers.optimization import get_scheduler
+from pydantic import BaseModel as PydanticModel
+from pydantic import ConfigDict, Field
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..base_model import forward_logits
+from .image_classification import ImageClassification
+
+
+class BaseTrainingConfig(PydanticModel):
+    """The recipe's `base_training` section; AdamW with a cosine schedule, the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int = Field(10, ge=0, description="0: the base model is already trained")
+    learning_rate: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    train_batch_size: int = Field(128, ge=1)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    seed: int = Field(0, ge=0)
+
+
+def train_base_model(
+    task: ImageClassification,
+    model: nn.Module,
+    config: BaseTrainingConfig,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Trains a model on the train images, all parameters that require a gradient.
+
+    Args:
+        task ([`ImageClassification`]): The images.
+        model (`nn.Module`): Trained in place; in eval mode and on `device` in the end.
+        config ([`BaseTrainingConfig`]): Hyper-parameters.
+        device (`torch.device` or `str`, *optional*): Where to train; an accelerator when there is one by default.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `dict[str, Any]`: `val_accuracy`, `test_accuracy` (fractions) and `train_loss` (`list[float]`, of epochs).
+
+    Raises:
+        ValueError: the model does not give logits `(B, num_classes)`, or the loss is no longer finite.
+    """
+    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    set_seed(config.seed)
+    model.to(device).train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.epochs * len(task.batch_indices("train", config.train_batch_size))
+    lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    history = []
+    with tqdm(total=steps, desc="base training", disable=not progress, leave=False) as bar:
+        for epoch in range(config.epochs):
+            losses = []
+            for images, labels in task.batches("train", config.train_batch_size, config.seed, epoch):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                    logits = forward_logits(model, images.to(device))
+                if logits.shape != (len(labels), task.num_classes):
+                    raise ValueError(
+                        f"expected logits {(len(labels), task.num_classes)} from the base model, found "
+                        f"{tuple(logits.shape)}; set num_classes of the base model to {task.num_classes}"
+                    )
+                loss = nn.functional.cross_entropy(logits.float(), labels.to(device))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                lr_scheduler.step()
+                losses.append(loss.detach())
+                bar.update()
+            history.append(torch.stack(losses).mean().item())
+            if not math.isfinite(history[-1]):
+                raise ValueError(
+                    f"expected a finite loss, found {history[-1]} in epoch {epoch}; lower base_training.learning_rate"
+                )
+            bar.set_postfix(loss=f"{history[-1]:.4f}")
+    model.eval()
+    return {split: _accuracy(model, task, split[:-9]) for split in ("val_accuracy", "test_accuracy")} | {
+        "train_loss": history
+    }
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, task: ImageClassification, split: str, batch_size: int = 500) -> float:
+    images, labels = task.arrays(split)
+    device = next(model.parameters()).device
+    predicted = [forward_logits(model, batch.to(device)).argmax(-1).cpu() for batch in images.split(batch_size)]
+    return (torch.cat(predicted) == labels).float().mean().item()

@@ -1,0 +1,32 @@
+"""The task that a parameter dataset was collected on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.dataset import read_layout
+from ..evaluation.evaluator import ParameterEvaluator
+from ..files import read_json
+from .image_classification import ImageClassification, TaskConfig
+
+
+def load_stored_task(dataset_dir: str | Path) -> ImageClassification | None:
+    """The task named in `stats.json` of a parameter dataset, or `None` when it names none.
+
+    Raises:
+        ValueError: the images are not where the dataset says.
+    """
+    metadata = read_json(Path(dataset_dir) / "stats.json")["metadata"]
+    if "task" not in metadata:
+        return None
+    return ImageClassification(TaskConfig.model_validate(metadata["task"]), read_layout(dataset_dir)[1])
+
+
+def make_val_evaluator(
+    dataset_dir: str | Path, task: ImageClassification | None, device: str | None = None
+) -> ParameterEvaluator | None:
+    """An evaluator on the validation images for the gate, or `None` without a task or base model."""
+    layout, base_model = read_layout(dataset_dir)
+    if task is None or base_model is None:
+        return None
+    return ParameterEvaluator(base_model.build(), layout, *task.arrays("val"), device=device)

@@ -1,0 +1,114 @@
+"""What every parameter autoencoder has: the normaliser, the shape of the latents and their statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers.utils import BaseOutput
+
+from ..layout import ParameterLayout
+from .normalizer import ParameterNormalizer
+
+
+@dataclass
+class ParameterEncoderOutput(BaseOutput):
+    """Output of `encode`.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, C, L)`): Latents, not scaled.
+    """
+
+    latents: torch.Tensor
+
+
+@dataclass
+class ParameterDecoderOutput(BaseOutput):
+    """Output of `decode`.
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, D)`): Raw parameter values in float32.
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class ParameterAutoencoderOutput(BaseOutput):
+    """Output of `forward`.
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, D)`): Reconstructed raw parameter values in float32.
+        latents (`torch.Tensor` of shape `(B, C, L)`): Latents without noise.
+        loss (`torch.Tensor` of shape `()`): Mean squared error of the normalised vectors.
+    """
+
+    sample: torch.Tensor
+    latents: torch.Tensor
+    loss: torch.Tensor
+
+
+class ParameterAutoencoderMixin:
+    """Common interface of [`AutoencoderPDiff`] and [`AutoencoderPCA`].
+
+    A subclass calls `_init_common` in its constructor and implements `_encode`, normalised `(B, D)` → `(B, C * L)`,
+    and `_decode`, the way back.
+    """
+
+    # De-normalising in half precision would round the parameters to 3 digits.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["normalizer"]
+
+    def _init_common(self) -> None:
+        config = self.config
+        if (config.num_parameters is None) == (config.layout is None):
+            raise ValueError("give exactly one of num_parameters and layout.")
+        self.vector_length = config.num_parameters or config.layout["num_parameters"]
+        self.latent_shape = (config.latent_channels, config.latent_length)
+        self.normalizer = ParameterNormalizer(self.vector_length, config.normalization, config.layout)
+        self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Layout of the vectors; raises `ValueError` for a model built from `num_parameters` alone."""
+        if self.config.layout is None:
+            raise ValueError(
+                "this autoencoder was built without a layout; pass layout=ParameterLayout(...).to_dict()."
+            )
+        return ParameterLayout.from_dict(dict(self.config.layout))
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> ParameterEncoderOutput | tuple[torch.Tensor]:
+        """Encode raw vectors `(B, D)` to latents `(B, C, L)`."""
+        if x.ndim != 2 or x.shape[1] != self.vector_length:
+            raise ValueError(f"expected vectors of shape (B, {self.vector_length}), got {tuple(x.shape)}.")
+        latents = self._encode(self.normalizer.normalize(x).to(self.dtype)).reshape(-1, *self.latent_shape)
+        return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> ParameterDecoderOutput | tuple[torch.Tensor]:
+        """Decode latents `(B, C, L)` to raw vectors `(B, D)` in float32."""
+        if z.ndim != 3 or z.shape[1:] != self.latent_shape:
+            raise ValueError(
+                f"expected latents of shape (B, {', '.join(map(str, self.latent_shape))}), got {tuple(z.shape)}."
+            )
+        sample = self.normalizer.denormalize(self._decode(z.to(self.dtype).flatten(1)))
+        return ParameterDecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, latents: torch.Tensor) -> None:
+        """Set `scaling_factor`, `shift_factor` and `latent_mean` from the encoded dataset `(K, C, L)`.
+
+        `(latents - shift_factor) * scaling_factor` then has mean 0 and standard deviation 1 over all values.
+        """
+        std = latents.float().std()
+        if not torch.isfinite(std) or std == 0:
+            raise ValueError(f"the latents must be finite and vary, got a standard deviation of {std.item()}.")
+        self.latent_mean.copy_(latents.float().mean(0))
+        self.register_to_config(shift_factor=latents.float().mean().item(), scaling_factor=1 / std.item())
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """From the autoencoder's latents to those of the diffusion."""
+        return (latents - self.config.shift_factor) * self.config.scaling_factor
+
+    def unscale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """From the diffusion's latents to those of the autoencoder."""
+        return latents / self.config.scaling_factor + self.config.shift_factor

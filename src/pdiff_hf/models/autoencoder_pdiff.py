@@ -1,0 +1,182 @@
+"""The 1-D convolutional autoencoder of p-diff, with a dense latent."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
+from .pca import principal_components
+
+# `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: patches as matrix products instead of one-channel
+# convolutions, plus a dense linear path that starts at the principal components.
+PRESETS = {
+    "paper": {
+        "normalization": "per_tensor",
+        "channels": (64, 128, 256, 256, 32),
+        "kernel_size": 7,
+        "stride": 2,
+        "norm": "batch",
+        "encoder_act": "leaky_relu",
+        "decoder_act": "elu",
+        "linear_path": False,
+    },
+    "fast": {
+        "normalization": "per_parameter",
+        "channels": (32, 32),
+        "kernel_size": 8,
+        "stride": 8,
+        "norm": "none",
+        "encoder_act": "silu",
+        "decoder_act": "silu",
+        "linear_path": True,
+    },
+}
+
+ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
+    r"""Autoencoder of flat parameter vectors `(B, D)` with latents `(B, C, L)`.
+
+    Normalised vectors, zero-padded to a multiple of the total stride, go through strided `Conv1d` layers and a dense
+    layer; the decoder is the mirror. While training, Gaussian noise is added to the normalised input and to the
+    latent. (Source: Wang et al. 2024, arXiv 2402.13144, §3.) With `linear_path`, a dense linear encoder and decoder
+    run beside the convolutions; [`~AutoencoderPDiff.fit_statistics`] starts them at the principal components and the
+    convolutional path at zero, so that training begins at the best linear autoencoder.
+
+    Parameters:
+        num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
+        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
+        normalization (`str`, *optional*, defaults to `"per_parameter"`): `"per_parameter"` or `"per_tensor"` z-scores.
+        channels (`tuple[int, ...]`): Output channels of each convolution of the encoder.
+        kernel_size (`int`), stride (`int`): Of every convolution.
+        norm (`str`): `"batch"` or `"none"`, after every convolution but the decoder's last.
+        encoder_act (`str`), decoder_act (`str`): One of `leaky_relu`, `elu`, `silu`, `gelu`, `relu`.
+        linear_path (`bool`): Adds the dense linear encoder and decoder.
+        latent_channels (`int`), latent_length (`int`): C and L; C·L values make a latent.
+        input_noise (`float`, *optional*, defaults to 1e-3): Standard deviation on the normalised input.
+        latent_noise (`float`, *optional*, defaults to 1e-1): Standard deviation on the latents.
+        scaling_factor (`float`), shift_factor (`float`): Set from the encoded dataset after training.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_parameters: int | None = None,
+        layout: dict | None = None,
+        normalization: str = "per_parameter",
+        channels: tuple[int, ...] = (32, 32),
+        kernel_size: int = 8,
+        stride: int = 8,
+        norm: str = "none",
+        encoder_act: str = "silu",
+        decoder_act: str = "silu",
+        linear_path: bool = True,
+        latent_channels: int = 32,
+        latent_length: int = 4,
+        input_noise: float = 1e-3,
+        latent_noise: float = 1e-1,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ):
+        super().__init__()
+        self._init_common()
+        if norm not in ("batch", "none"):
+            raise ValueError(f"norm must be 'batch' or 'none', got {norm!r}.")
+        for act in (encoder_act, decoder_act):
+            if act not in ACTIVATIONS:
+                raise ValueError(f"an activation must be one of {sorted(ACTIVATIONS)}, got {act!r}.")
+        if stride < 1 or kernel_size < stride or (stride == 1 and kernel_size % 2 == 0):
+            raise ValueError(f"need kernel_size >= stride >= 1, odd for stride 1; got {kernel_size} and {stride}.")
+        total_stride = stride ** len(channels)
+        self.padded_length = -(-self.vector_length // total_stride) * total_stride
+        latent_dim = latent_channels * latent_length
+        padding = (kernel_size - stride + 1) // 2
+        output_padding = stride - kernel_size + 2 * padding
+
+        # 1. Encoder
+        layers, width = [], 1
+        for out_channels in channels:
+            layers.append(nn.Conv1d(width, out_channels, kernel_size, stride, padding))
+            layers += [nn.BatchNorm1d(out_channels)] if norm == "batch" else []
+            layers.append(ACTIVATIONS[encoder_act]())
+            width = out_channels
+        features = width * self.padded_length // total_stride
+        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, latent_dim))
+
+        # 2. Decoder
+        layers = [nn.Linear(latent_dim, features), nn.Unflatten(1, (width, self.padded_length // total_stride))]
+        for out_channels in (*reversed(channels[:-1]), 1):
+            layers.append(ACTIVATIONS[decoder_act]())
+            layers.append(nn.ConvTranspose1d(width, out_channels, kernel_size, stride, padding, output_padding))
+            layers += [nn.BatchNorm1d(out_channels)] if norm == "batch" and out_channels != 1 else []
+            width = out_channels
+        self.decoder = nn.Sequential(*layers)
+
+        # 3. Linear path
+        self.linear_encoder = nn.Linear(self.vector_length, latent_dim) if linear_path else None
+        self.linear_decoder = nn.Linear(latent_dim, self.vector_length) if linear_path else None
+
+    @classmethod
+    def from_preset(cls, preset: str = "fast", **kwargs) -> "AutoencoderPDiff":
+        """Build from the preset `"paper"` or `"fast"`; `kwargs` are constructor arguments and win."""
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}.")
+        return cls(**{**PRESETS[preset], **kwargs})
+
+    @torch.no_grad()
+    def fit_statistics(self, vectors: torch.Tensor) -> None:
+        """Fit the normaliser, and with `linear_path` the principal components, to raw training vectors `(K, D)`.
+
+        Raises:
+            ValueError: K is too small for the number of latent values.
+        """
+        self.normalizer.fit(vectors)
+        if not self.config.linear_path:
+            return
+        mean, basis, deviations = principal_components(vectors, self.normalizer, self.linear_encoder.out_features)
+        # Unit-variance latents make the latent noise mean the same for every direction.
+        self.linear_encoder.weight.copy_(basis / deviations[:, None])
+        self.linear_encoder.bias.copy_(-(basis @ mean) / deviations)
+        self.linear_decoder.weight.copy_(basis.T * deviations)
+        self.linear_decoder.bias.copy_(mean)
+        for layer in (self.encoder[-1], self.decoder[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def _encode(self, normalized: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(normalized, (0, self.padded_length - self.vector_length))
+        latents = self.encoder(padded[:, None])
+        return latents if self.linear_encoder is None else latents + self.linear_encoder(normalized)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        normalized = self.decoder(latents)[:, 0, : self.vector_length]
+        return normalized if self.linear_decoder is None else normalized + self.linear_decoder(latents)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        input_noise: torch.Tensor | None = None,
+        latent_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> ParameterAutoencoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode and decode raw vectors.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, D)`): Raw parameter vectors.
+            input_noise (`torch.Tensor` of shape `(B, D)`, *optional*): Standard normal noise, scaled by the config.
+            latent_noise (`torch.Tensor` of shape `(B, C, L)`, *optional*): The same for the latents.
+            return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
+        """
+        # 1. Normalise
+        target = self.normalizer.normalize(sample)
+        hidden = target if input_noise is None else target + self.config.input_noise * input_noise
+        # 2. Encode
+        latents = self._encode(hidden.to(self.dtype))
+        hidden = latents if latent_noise is None else latents + self.config.latent_noise * latent_noise.flatten(1)
+        # 3. Decode
+        normalized = self._decode(hidden)
+        loss = nn.functional.mse_loss(normalized.float(), target)
+        output = (self.normalizer.denormalize(normalized), latents.reshape(-1, *self.latent_shape), loss)
+        return ParameterAutoencoderOutput(*output) if return_dict else output

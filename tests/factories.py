@@ -1,0 +1,60 @@
+"""Small real objects that the tests share."""
+
+import torch
+from diffusers import DDPMScheduler
+
+from pdiff_hf import AutoencoderPCA, AutoencoderPDiff, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
+from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.tasks.networks import mlp3
+
+NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}
+LATENTS = {"latent_channels": 4, "latent_length": 2}
+
+
+def make_network(seed=0):
+    torch.manual_seed(seed)
+    return mlp3(**NETWORK)
+
+
+def make_layout():
+    return ParameterLayout.from_model(make_network())
+
+
+def make_vectors(num_rows=24, seed=0):
+    """A random walk of whole networks: correlated rows of rank 10, as checkpoints of one run are."""
+    generator = torch.Generator().manual_seed(seed)
+    start = make_layout().flatten(make_network())
+    directions = torch.randn(10, len(start), generator=generator)
+    walk = torch.randn(num_rows, 10, generator=generator).cumsum(0)
+    return start + 0.02 * walk @ directions + 1e-4 * torch.randn(num_rows, len(start), generator=generator)
+
+
+def make_dataset(folder, num_rows=24):
+    base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK).save_weights(
+        make_network(), folder / "source"
+    )
+    save_parameter_dataset(make_vectors(num_rows), make_layout(), folder / "dataset", base)
+    return folder / "dataset"
+
+
+def make_autoencoder(kind="pdiff", **options):
+    options = {"layout": make_layout().to_dict(), **LATENTS, **options}
+    torch.manual_seed(0)
+    if kind == "pca":
+        autoencoder = AutoencoderPCA(**options)
+    else:
+        autoencoder = AutoencoderPDiff.from_preset("fast", **{"channels": (8, 8), "stride": 4, **options})
+    vectors = make_vectors()
+    autoencoder.fit_statistics(vectors)
+    with torch.no_grad():
+        autoencoder.set_latent_statistics(autoencoder.encode(vectors).latents)
+    return autoencoder.eval()
+
+
+def make_pipeline(kind="pdiff"):
+    torch.manual_seed(0)
+    unet = make_unet_1d(**LATENTS, block_out_channels=(16, 16)).eval()
+    scheduler = DDPMScheduler(clip_sample=False, prediction_type="v_prediction")
+    pipeline = PDiffPipeline(make_autoencoder(kind), unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,267 @@
+"""The diffusers pipeline that generates network parameters."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet1DModel
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import hf_hub_download
+
+from ..base_model import BaseModel
+from ..files import atomic_write
+from ..layout import ParameterLayout
+from ..models import AutoencoderPCA, AutoencoderPDiff
+
+OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
+
+# Decoded float32 values of one chunk: 256 MB, and as much again for each wide activation.
+DECODE_CHUNK_VALUES = 2**26
+
+SHIM = "from pdiff_hf import PDiffPipeline  # noqa: F401\n"
+
+
+@dataclass
+class PDiffPipelineOutput(BaseOutput):
+    """Output of [`PDiffPipeline`].
+
+    Args:
+        parameters (`list[dict[str, torch.Tensor]]`, `torch.Tensor` or `np.ndarray`):
+            One state dict of the generated tensors per network, or vectors of shape `(B, D)`, or, with
+            `output_type="latent"`, scaled latents of shape `(B, C, L)`.
+    """
+
+    parameters: list[dict[str, torch.Tensor]] | torch.Tensor | np.ndarray
+
+
+class PDiffPipeline(DiffusionPipeline):
+    r"""Generates network parameters: noise → reverse diffusion → decoder (Source: Wang et al. 2024, arXiv 2402.13144).
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods the
+    library implements for all pipelines (downloading, saving, running on a particular device, etc.).
+
+    Args:
+        autoencoder ([`AutoencoderPDiff`] or [`AutoencoderPCA`]):
+            Decodes latents to parameter vectors; its config carries their layout.
+        unet ([`UNet1DModel`]):
+            Denoises the scaled latents.
+        scheduler ([`SchedulerMixin`]):
+            Any diffusers scheduler made from the config of the trained one.
+        base_model (`dict`, *optional*):
+            `BaseModel.to_dict()`; set the attribute `base_model` instead to also carry the weights.
+    """
+
+    model_cpu_offload_seq = "unet->autoencoder"
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderPDiff | AutoencoderPCA,
+        unet: UNet1DModel,
+        scheduler: SchedulerMixin,
+        base_model: dict | None = None,
+    ):
+        super().__init__()
+        self.register_modules(autoencoder=autoencoder, unet=unet, scheduler=scheduler)
+        self.register_to_config(base_model=base_model)
+        self._base_root = None
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Layout of the generated vectors."""
+        return self.autoencoder.layout
+
+    @property
+    def base_model(self) -> BaseModel | None:
+        """The network that the generated parameters belong to, or `None` when the pipeline carries none."""
+        if self.config.base_model is None:
+            return None
+        return BaseModel.from_dict(dict(self.config.base_model), root=self._base_root)
+
+    @base_model.setter
+    def base_model(self, base_model: BaseModel | None) -> None:
+        self.register_to_config(base_model=None if base_model is None else base_model.to_dict())
+        self._base_root = None if base_model is None else base_model.root
+
+    def build_model(
+        self, parameters: Mapping[str, torch.Tensor] | torch.Tensor, trusted_imports: Sequence[str] = ()
+    ) -> torch.nn.Module:
+        """Build the base model with generated parameters in place, in eval mode.
+
+        Args:
+            parameters (`Mapping[str, torch.Tensor]` or `torch.Tensor` of shape `(D,)`):
+                One element of the pipeline's output.
+            trusted_imports (`Sequence[str]`, *optional*):
+                Import paths outside of this package that the base model may be built by.
+
+        Raises:
+            ValueError: the pipeline has no base model, or the parameters do not fit its layout.
+        """
+        if self.base_model is None:
+            raise ValueError("this pipeline carries no base model; set pipe.base_model = BaseModel.timm(...) first.")
+        model = self.base_model.build(trusted_imports=trusted_imports)
+        vector = parameters if isinstance(parameters, torch.Tensor) else self.layout.flatten(parameters)
+        self.layout.load_into(model, vector)
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Save the pipeline with its base model's weights and the `pipeline.py` that plain diffusers needs.
+
+        Keyword arguments are those of [`DiffusionPipeline.save_pretrained`].
+        """
+        super().save_pretrained(str(save_directory), **kwargs)
+        if self.base_model is not None and self.base_model.weights is not None:
+            self.base_model.copy_to(Path(save_directory))
+        with atomic_write(Path(save_directory) / "pipeline.py") as temporary:
+            temporary.write_text(SHIM)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "PDiffPipeline":
+        """Load a pipeline from a folder or the Hub; keyword arguments are those of [`DiffusionPipeline`]."""
+        source = str(pretrained_model_name_or_path)
+        pipeline = super().from_pretrained(source, **kwargs)
+        base_model = pipeline.config.base_model
+        if base_model is not None and Path(source).is_dir():
+            pipeline._base_root = Path(source)
+        elif base_model is not None and base_model["weights"] is not None:
+            download = {
+                key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs
+            }
+            weights = hf_hub_download(source, base_model["weights"], **download)
+            pipeline._base_root = Path(weights).parents[len(Path(base_model["weights"]).parts) - 1]
+        return pipeline
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        truncation: float,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raise `ValueError` for arguments of `__call__` that cannot be served."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"got {len(generator)} generators for a batch of {batch_size}; give one each, or one for all."
+            )
+        shape = (batch_size, *self.autoencoder.latent_shape)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
+        if not 0 <= truncation <= 1:
+            raise ValueError(f"truncation must be between 0 (the mean) and 1 (as sampled), got {truncation}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {unknown}.")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 1000,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        truncation: float = 1.0,
+        output_type: str = "state_dict",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature
+    ) -> PDiffPipelineOutput | tuple:
+        r"""The call function to the pipeline for generation.
+
+        Args:
+            batch_size (`int`, *optional*, defaults to 1):
+                The number of networks to generate.
+            num_inference_steps (`int`, *optional*, defaults to 1000):
+                The number of denoising steps: 1000 for the `DDPMScheduler` that was trained with, about 20 for a
+                solver such as `DPMSolverMultistepScheduler`.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Makes generation deterministic; a list gives every network its own.
+            latents (`torch.Tensor` of shape `(batch_size, C, L)`, *optional*):
+                Standard normal noise to start from, instead of drawing it.
+            truncation (`float`, *optional*, defaults to 1.0):
+                Shrinks the final latents towards the mean of the dataset's: 1 as sampled, 0 the decoded mean.
+            output_type (`str`, *optional*, defaults to `"state_dict"`):
+                `"state_dict"`, `"pt"` or `"np"` for vectors `(B, D)`, `"latent"` for scaled latents `(B, C, L)`.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether or not to return a [`PDiffPipelineOutput`] instead of a plain tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, tensors)` after every step; may return replaced tensors.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
+                Names of the tensors the callback is given.
+
+        Returns:
+            [`PDiffPipelineOutput`] or `tuple`:
+                The generated parameters, as the only element of the tuple if `return_dict` is `False`.
+
+        Raises:
+            ValueError: an argument cannot be served.
+        """
+        # 1. Check inputs
+        self.check_inputs(
+            batch_size,
+            num_inference_steps,
+            generator,
+            latents,
+            truncation,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        device = self._execution_device
+
+        # 2. Prepare timesteps and latents
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if latents is None:
+            shape = (batch_size, *self.autoencoder.latent_shape)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        else:
+            latents = latents.to(device=device, dtype=self.unet.dtype)
+        latents = latents * self.scheduler.init_noise_sigma
+        accepted = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if "generator" in accepted else {}
+
+        # 3. Denoise
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
+            for i, t in enumerate(self.scheduler.timesteps):
+                model_input = self.scheduler.scale_model_input(latents, t)
+                noise_pred = self.unet(model_input, t, return_dict=False)[0]
+                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **step_kwargs)[0]
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                progress_bar.update()
+
+        # 4. Truncate
+        mean = self.autoencoder.scale_latents(self.autoencoder.latent_mean).to(device=device, dtype=latents.dtype)
+        latents = torch.lerp(mean.expand_as(latents), latents, truncation)
+
+        # 5. Decode
+        if output_type == "latent":
+            parameters = latents
+        else:
+            rows = max(1, DECODE_CHUNK_VALUES // self.autoencoder.vector_length)
+            parts = self.autoencoder.unscale_latents(latents).split(rows)
+            parameters = torch.cat([self.autoencoder.decode(part, return_dict=False)[0] for part in parts])
+        if output_type == "np":
+            parameters = parameters.cpu().numpy()
+        elif output_type == "state_dict":
+            parameters = [self.layout.unflatten(vector) for vector in parameters]
+
+        # 6. Offload all models
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (parameters,)
+        return PDiffPipelineOutput(parameters=parameters)

@@ -1,0 +1,119 @@
+"""Stage 1: parameter dataset → autoencoder folder, with the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..data.dataset import dataset_vectors, load_parameter_dataset
+from ..evaluation.evaluator import ParameterEvaluator
+from ..files import write_json
+from ..models import AutoencoderPCA, AutoencoderPDiff
+from .batches import GlobalBatch
+from .config import AutoencoderConfig
+from .gate import check_reconstruction, measure_reconstruction
+from .loop import make_accelerator, run_steps
+
+
+def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the training rows and of every `holdout_every`-th row, which the autoencoder never sees."""
+    rows = torch.arange(num_rows)
+    heldout = rows % holdout_every == holdout_every // 2
+    return rows[~heldout], rows[heldout]
+
+
+def build_autoencoder(config: AutoencoderConfig, layout: dict) -> AutoencoderPDiff | AutoencoderPCA:
+    """An untrained autoencoder for `layout` (`ParameterLayout.to_dict()`)."""
+    options = {"layout": layout, "latent_channels": config.latent_channels, "latent_length": config.latent_length}
+    if config.normalization is not None:
+        options["normalization"] = config.normalization
+    if config.kind == "pca":
+        return AutoencoderPCA(**options)
+    noise = {"input_noise": config.input_noise, "latent_noise": config.latent_noise}
+    return AutoencoderPDiff.from_preset(config.preset, **options, **noise)
+
+
+def train_autoencoder(
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    config: AutoencoderConfig,
+    evaluator: ParameterEvaluator | None = None,
+    resume_from_checkpoint: str | None = None,
+    accelerator: Accelerator | None = None,
+) -> tuple[AutoencoderPDiff | AutoencoderPCA, dict]:
+    """Train an autoencoder on a parameter dataset, measure the gate and save both.
+
+    Args:
+        dataset_dir (`str` or `Path`): A parameter dataset.
+        output_dir (`str` or `Path`): Receives the model, `train_log.jsonl` and `reconstruction.json`.
+        config ([`AutoencoderConfig`]): Hyper-parameters and gate.
+        evaluator ([`ParameterEvaluator`], *optional*): On validation images, for the accuracy half of the gate.
+        resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
+        accelerator ([`accelerate.Accelerator`], *optional*): Made from the config when absent.
+
+    Returns:
+        `tuple`: the autoencoder in eval mode and the reconstruction report.
+
+    Raises:
+        PoorReconstructionError: the gate is missed and `allow_poor_reconstruction` is off. The model and
+            `reconstruction.json` are written all the same, for a look at them.
+        ValueError: too few checkpoints for the latent, or invalid rows in the dataset.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = accelerator or make_accelerator(config, output_dir)
+    dataset, layout = load_parameter_dataset(dataset_dir)
+    vectors = dataset_vectors(dataset, layout)
+    train_rows, heldout_rows = split_rows(len(vectors), config.holdout_every)
+    if len(heldout_rows) == 0:
+        raise ValueError(
+            f"the gate holds out every {config.holdout_every}th checkpoint, but there are only {len(vectors)}. "
+            "Collect more checkpoints or lower holdout_every."
+        )
+    train_vectors = vectors[train_rows].to(accelerator.device)
+
+    # 1. Statistics of the data
+    torch.manual_seed(config.seed)
+    autoencoder = build_autoencoder(config, layout.to_dict()).to(accelerator.device)
+    autoencoder.fit_statistics(train_vectors)
+
+    # 2. Gradient steps; the closed-form autoencoder needs none
+    if config.kind == "pdiff":
+
+        def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+            sample = train_vectors[batch.indices.to(train_vectors.device)]
+            noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
+            return model(sample, *noise, return_dict=False)[2]
+
+        autoencoder, _ = run_steps(
+            accelerator,
+            autoencoder,
+            len(train_vectors),
+            loss_fn,
+            config,
+            output_dir,
+            "autoencoder",
+            resume_from_checkpoint,
+        )
+    autoencoder.eval()
+
+    # 3. Scale of the latents
+    with torch.no_grad():
+        latents = torch.cat([autoencoder.encode(part).latents for part in train_vectors.split(256)])
+    autoencoder.set_latent_statistics(latents)
+
+    # 4. Gate
+    report = measure_reconstruction(autoencoder, train_vectors.cpu(), vectors[heldout_rows], evaluator)
+    report["passed"] = True
+    try:
+        check_reconstruction(report, config.model_copy(update={"allow_poor_reconstruction": False}))
+    except ValueError as error:
+        report.update(passed=False, problem=str(error))
+    if accelerator.is_main_process:
+        write_json(output_dir / "reconstruction.json", report)
+        autoencoder.save_pretrained(output_dir)
+    accelerator.wait_for_everyone()
+    check_reconstruction(report, config)
+    return autoencoder, report

@@ -1,0 +1,101 @@
+"""Stage 2: autoencoder folder + parameter dataset → pipeline folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+
+from ..data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from ..files import write_json
+from ..models import AutoencoderPCA, AutoencoderPDiff, make_unet_1d
+from ..pipelines import PDiffPipeline
+from .batches import GlobalBatch
+from .config import DiffusionConfig
+from .loop import make_accelerator, run_steps
+
+
+def train_diffusion(
+    dataset_dir: str | Path,
+    autoencoder: AutoencoderPDiff | AutoencoderPCA,
+    output_dir: str | Path,
+    config: DiffusionConfig,
+    resume_from_checkpoint: str | None = None,
+    accelerator: Accelerator | None = None,
+) -> PDiffPipeline:
+    """Train the denoiser on latents encoded once, and save the whole pipeline.
+
+    The loss is the mean squared error of the predicted noise (Source: Ho et al. 2020, arXiv 2006.11239, eq. 14) or
+    velocity (Source: Salimans and Ho 2022, arXiv 2202.00512, appendix D).
+
+    Args:
+        dataset_dir (`str` or `Path`): The parameter dataset the autoencoder was trained on.
+        autoencoder ([`AutoencoderPDiff`] or [`AutoencoderPCA`]): Trained.
+        output_dir (`str` or `Path`): Receives the pipeline, `train_log.jsonl` and `train_config.json`.
+        config ([`DiffusionConfig`]): Hyper-parameters.
+        resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
+        accelerator ([`accelerate.Accelerator`], *optional*): Made from the config when absent.
+
+    Returns:
+        [`PDiffPipeline`]: in eval mode.
+
+    Raises:
+        ValueError: the autoencoder was made for another layout, or invalid rows in the dataset.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = accelerator or make_accelerator(config, output_dir)
+    dataset, layout = load_parameter_dataset(dataset_dir)
+    if autoencoder.layout.fingerprint != layout.fingerprint:
+        raise ValueError(
+            f"the autoencoder has layout {autoencoder.layout.fingerprint[:12]}, the dataset "
+            f"{layout.fingerprint[:12]}; train the autoencoder on this dataset."
+        )
+
+    # 1. Latents, encoded once
+    autoencoder = autoencoder.to(accelerator.device).eval()
+    with torch.no_grad():
+        vectors = dataset_vectors(dataset, layout)
+        encoded = [autoencoder.encode(part.to(accelerator.device)).latents for part in vectors.split(256)]
+        latents = autoencoder.scale_latents(torch.cat(encoded).float())
+    del vectors, encoded
+
+    # 2. Denoiser
+    torch.manual_seed(config.seed)
+    unet = make_unet_1d(*autoencoder.latent_shape, config.block_out_channels, config.layers_per_block)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        clip_sample=False,
+    )
+
+    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+        clean = latents[batch.indices.to(latents.device)]
+        clean = clean + config.latent_noise * batch.normal(*autoencoder.latent_shape)
+        noise = batch.normal(*autoencoder.latent_shape)
+        timesteps = batch.integers(config.num_train_timesteps)
+        targets = {
+            "epsilon": lambda: noise,
+            "v_prediction": lambda: scheduler.get_velocity(clean, noise, timesteps),
+            "sample": lambda: clean,
+        }
+        predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, return_dict=False)[0]
+        return torch.nn.functional.mse_loss(predicted.float(), targets[config.prediction_type]())
+
+    unet, _ = run_steps(
+        accelerator, unet, len(latents), loss_fn, config, output_dir, "diffusion", resume_from_checkpoint
+    )
+
+    # 3. Pipeline
+    pipeline = PDiffPipeline(autoencoder, unet, scheduler)
+    pipeline.base_model = load_base_model(dataset_dir)
+    if accelerator.is_main_process:
+        pipeline.save_pretrained(output_dir)
+        write_json(output_dir / "train_config.json", {"diffusion": config.model_dump(mode="json")})
+    accelerator.wait_for_everyone()
+    return pipeline

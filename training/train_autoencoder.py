@@ -1,0 +1,63 @@
+"""Train the autoencoder on a parameter dataset.
+
+One process:
+    python training/train_autoencoder.py --dataset_dir runs/demo/dataset --output_dir runs/mine/autoencoder
+
+All GPUs of a machine:
+    accelerate launch --multi_gpu training/train_autoencoder.py --dataset_dir … --output_dir …
+
+Two processes on a CPU (plain `--cpu --num_processes 2` silently starts one):
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 training/train_autoencoder.py …
+
+Go on after an interruption:
+    … --resume_from_checkpoint latest
+"""
+
+import argparse
+import sys
+
+
+def make_parser() -> argparse.ArgumentParser:
+    from pdiff_hf.training.arguments import add_config_arguments
+    from pdiff_hf.training.config import AutoencoderConfig
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_dir", required=True, help="a parameter dataset")
+    parser.add_argument("--output_dir", required=True, help="receives the autoencoder, its checkpoints and the gate")
+    parser.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
+    add_config_arguments(parser, AutoencoderConfig)
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
+    arguments = parser.parse_args()
+
+    from pdiff_hf.recipe import parse_config
+    from pdiff_hf.tasks.stored import load_stored_task, make_val_evaluator
+    from pdiff_hf.training import AutoencoderConfig, train_autoencoder
+    from pdiff_hf.training.arguments import config_values
+    from pdiff_hf.training.loop import make_accelerator
+
+    try:
+        config = parse_config(AutoencoderConfig, config_values(arguments, AutoencoderConfig))
+        accelerator = make_accelerator(config, arguments.output_dir)
+        evaluator = make_val_evaluator(
+            arguments.dataset_dir, load_stored_task(arguments.dataset_dir), accelerator.device
+        )
+        _, report = train_autoencoder(
+            arguments.dataset_dir,
+            arguments.output_dir,
+            config,
+            evaluator,
+            arguments.resume_from_checkpoint,
+            accelerator,
+        )
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    accelerator.print(f"{report['explained_variance']:.2%} of held-out variance explained → {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""The `pdiff` command: parse, call, print. Heavy imports are inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="pdiff",
+    help="Neural network diffusion: checkpoints in, generated networks out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every stage.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        errors.print(f"[bold red]Error:[/] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _quiet() -> None:
+    """Keep the messages of upstream libraries that are not about the user's input out of the terminal."""
+    from datasets.utils.logging import disable_progress_bar
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _line(as_json: bool):
+    # With --json, standard output is for the machine alone.
+    target = errors if as_json else console
+    return lambda text: target.print(text, highlight=False, soft_wrap=True)
+
+
+def _print(value: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(value, indent=2))
+
+
+def _run(recipe: str, out: Path, overrides: list[str] | None, seed: int | None, as_json: bool) -> None:
+    from .recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or (), seed)
+    _quiet()
+    from .evaluation import make_table
+    from .run import run_recipe
+
+    metrics = run_recipe(loaded, out, _line(as_json))
+    if not as_json:
+        console.print(make_table(metrics))
+        console.print(f"Report: {out / 'report' / 'report.md'}\nPipeline: {out / 'pipeline'}", highlight=False)
+    _print(metrics, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole way on embedded data: a perceptron on scikit-learn's digits, about a minute."""
+    _run("digits-mlp", out, None, seed, as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; a begun run of the same recipe goes on.")],
+    overrides: Set = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe: collect, train both stages, generate, evaluate, report."""
+    _run(recipe, out, overrides, seed, as_json)
+
+
+@app.command()
+def collect(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="New folder for the parameter dataset.")],
+    overrides: Set = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a base model and collect its checkpoints into a parameter dataset."""
+    from .recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or (), seed)
+    _quiet()
+    from .run import collect as collect_stage
+
+    summary = collect_stage(loaded, out)
+    _line(as_json)(
+        f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters, mean test accuracy "
+        f"{summary['test_accuracy']:.2%} → {out}"
+    )
+    _print(summary, as_json)
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A parameter dataset.")],
+    out: Annotated[Path, typer.Option(help="Receives autoencoder/ and pipeline/; goes on from their checkpoints.")],
+    overrides: Set = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
+    from .recipe import load_training
+
+    autoencoder, diffusion = load_training(overrides or (), seed)
+    _quiet()
+    from .run import train_stages
+
+    report = train_stages(dataset, out, autoencoder, diffusion)
+    line = _line(as_json)
+    line(f"autoencoder: {report['explained_variance']:.2%} of held-out variance explained → {out / 'autoencoder'}")
+    line(f"pipeline → {out / 'pipeline'}")
+    _print(report, as_json)
+
+
+@app.command()
+def generate(
+    pipeline: Annotated[Path, typer.Argument(help="Folder of a pipeline.")],
+    out: Annotated[Path, typer.Option(help="New folder for the networks.")],
+    num_samples: Annotated[int, typer.Option(min=1)] = 100,
+    num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
+    scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
+    truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Generate networks as safetensors files."""
+    _quiet()
+    from .generation import generate_networks, load_pipeline
+
+    generate_networks(load_pipeline(pipeline), out, num_samples, num_inference_steps, scheduler, truncation, seed)
+    _line(as_json)(f"{num_samples} networks → {out}")
+    _print({"folder": str(out), "num_samples": num_samples}, as_json)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run: dataset/, pipeline/ and generated/ inside.")],
+    dataset: Annotated[Path | None, typer.Option(help="Parameter dataset, when it is elsewhere.")] = None,
+    pipeline: Annotated[Path | None, typer.Option(help="Pipeline, when it is elsewhere.")] = None,
+    generated: Annotated[Path | None, typer.Option(help="Generated networks, when they are elsewhere.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/report by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the baselines' draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate generated networks against originals and baselines, and write the report anew."""
+    _quiet()
+    from .evaluation import make_table
+    from .recipe import EvaluateConfig
+    from .run import evaluate_networks
+
+    metrics = evaluate_networks(
+        dataset or run_dir / "dataset",
+        pipeline or run_dir / "pipeline",
+        generated or run_dir / "generated",
+        out or run_dir / "report",
+        EvaluateConfig(seed=seed),
+    )
+    if not as_json:
+        console.print(make_table(metrics))
+        console.print(f"Report: {(out or run_dir / 'report') / 'report.md'}", highlight=False)
+    _print(metrics, as_json)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A run, dataset, autoencoder, pipeline, generated or report folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a folder is and what is in it."""
+    from .info import describe
+
+    described = describe(path)
+    if not as_json:
+        for key, value in described.items():
+            console.print(f"[bold]{key}[/]: {value}", highlight=False, soft_wrap=True)
+    _print(described, as_json)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from importlib import resources
+
+    for file in sorted((resources.files("pdiff_hf") / "recipes").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            first = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            console.print(f"[bold]{file.name.removesuffix('.yaml')}[/]: {first}", highlight=False, soft_wrap=True)

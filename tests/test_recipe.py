@@ -37,6 +37,9 @@ def test_seed_reaches_every_section_but_the_image_splits():
         ("collect.num_checkpoints", "expected section.key=value"),
         ("seed.x=1", "'seed.x=1'|'seed'"),
         ("task.dataset=[", "not valid YAML"),
+        ("autoencoder.preset=fasst", "'autoencoder.preset': expected 'fast' or 'paper', found 'fasst'"),
+        ("autoencoder.preset=[fast]", "'autoencoder.preset': expected 'fast' or 'paper'"),
+        ("base_model.library=transformers", "'base_model': .*needs kwargs"),
     ],
 )
 def test_bad_overrides_are_one_line_that_names_the_key(override, message):
@@ -63,8 +66,9 @@ def test_file_that_is_no_recipe(tmp_path, text):
         load_recipe(tmp_path / "mine.yaml")
 
 
-def test_training_sections_alone():
-    autoencoder, diffusion = load_training(["autoencoder.kind=pca"], seed=4)
-    assert autoencoder.kind == "pca" and autoencoder.seed == diffusion.seed == 4
+def test_training_sections_alone(tmp_path):
+    recipe = load_training(tmp_path, ["autoencoder.kind=pca"], seed=4)
+    assert recipe.dataset == str(tmp_path)
+    assert recipe.autoencoder.kind == "pca" and recipe.autoencoder.seed == recipe.diffusion.seed == 4
     with pytest.raises(ValueError, match="unknown key 'collect'"):
-        load_training(["collect.select=all"])
+        load_training(tmp_path, ["collect.select=all"])

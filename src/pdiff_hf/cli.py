@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="pdiff",
@@ -18,22 +19,40 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+# Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
+console = Console(width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True)
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every stage.")]
+Trusted = Annotated[
+    list[str] | None,
+    typer.Option("--trust", metavar="MODULE[:FACTORY]", help="May be imported to build the dataset's base model."),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2."""
+    arguments: list[str] = []
+    in_seeds = False
+    for argument in sys.argv[1:]:
+        # `--seeds 0 1 2`, as argparse would have it, is `--seeds 0 --seeds 1 --seeds 2` to typer.
+        if in_seeds and argument.isdecimal() and arguments[-1] != "--seeds":
+            arguments.append("--seeds")
+        in_seeds = argument == "--seeds" or (in_seeds and argument.isdecimal())
+        arguments.append(argument)
     try:
-        app()
+        app(arguments)
     except ValueError as error:
-        errors.print(f"[bold red]Error:[/] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
+        message = escape(" ".join(str(error).split()))
+        errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -55,7 +74,7 @@ def _quiet() -> None:
 def _line(as_json: bool):
     # With --json, standard output is for the machine alone.
     target = errors if as_json else console
-    return lambda text: target.print(text, highlight=False, soft_wrap=True)
+    return lambda text: target.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(value: Any, as_json: bool) -> None:
@@ -63,19 +82,25 @@ def _print(value: Any, as_json: bool) -> None:
         print(json.dumps(value, indent=2))
 
 
-def _run(recipe: str, out: Path, overrides: list[str] | None, seed: int | None, as_json: bool) -> None:
+def _run(recipe: str, runs: dict[Path, int | None], overrides: list[str] | None, as_json: bool) -> None:
     from .recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or (), seed)
+    loaded = {folder: load_recipe(recipe, overrides or (), seed) for folder, seed in runs.items()}
     _quiet()
     from .evaluation import make_table
     from .run import run_recipe
+    from .run_folder import open_run
 
-    metrics = run_recipe(loaded, out, _line(as_json))
-    if not as_json:
-        console.print(make_table(metrics))
-        console.print(f"Report: {out / 'report' / 'report.md'}\nPipeline: {out / 'pipeline'}", highlight=False)
-    _print(metrics, as_json)
+    # Another run in the last folder is noticed before the first has taken its time.
+    for folder, configured in loaded.items():
+        open_run(configured, folder)
+    line, metrics = _line(as_json), {}
+    for folder, configured in loaded.items():
+        metrics[str(folder)] = run_recipe(configured, folder, line)
+        if not as_json:
+            console.print(make_table(metrics[str(folder)]))
+        line(f"Report: {folder / 'report' / 'report.md'}\nPipeline: {folder / 'pipeline'}")
+    _print(metrics if len(runs) > 1 else metrics[str(folder)], as_json)
 
 
 @app.command()
@@ -85,7 +110,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """The whole way on embedded data: a perceptron on scikit-learn's digits, about a minute."""
-    _run("digits-mlp", out, None, seed, as_json)
+    _run("digits-mlp", {out: seed}, None, as_json)
 
 
 @app.command()
@@ -94,10 +119,13 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the run; a begun run of the same recipe goes on.")],
     overrides: Set = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     as_json: AsJson = False,
 ) -> None:
     """Carry out a recipe: collect, train both stages, generate, evaluate, report."""
-    _run(recipe, out, overrides, seed, as_json)
+    if seeds and seed is not None:
+        raise ValueError("give --seed or --seeds, not both.")
+    _run(recipe, {out / f"seed-{n}": n for n in seeds} if seeds else {out: seed}, overrides, as_json)
 
 
 @app.command()
@@ -126,20 +154,21 @@ def collect(
 @app.command()
 def train(
     dataset: Annotated[Path, typer.Argument(help="A parameter dataset.")],
-    out: Annotated[Path, typer.Option(help="Receives autoencoder/ and pipeline/; goes on from their checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Receives autoencoder/ and pipeline/; a begun training goes on.")],
     overrides: Set = None,
     seed: Seed = None,
+    trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
     from .recipe import load_training
 
-    autoencoder, diffusion = load_training(overrides or (), seed)
+    loaded = load_training(dataset, overrides or (), seed)
     _quiet()
     from .run import train_stages
 
-    report = train_stages(dataset, out, autoencoder, diffusion)
     line = _line(as_json)
+    report = train_stages(loaded, out, trusted or (), line)
     line(f"autoencoder: {report['explained_variance']:.2%} of held-out variance explained → {out / 'autoencoder'}")
     line(f"pipeline → {out / 'pipeline'}")
     _print(report, as_json)
@@ -172,25 +201,29 @@ def evaluate(
     pipeline: Annotated[Path | None, typer.Option(help="Pipeline, when it is elsewhere.")] = None,
     generated: Annotated[Path | None, typer.Option(help="Generated networks, when they are elsewhere.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/report by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the baselines' draws.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the baselines' draws; the recipe's by default.")] = None,
+    trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate generated networks against originals and baselines, and write the report anew."""
     _quiet()
     from .evaluation import make_table
-    from .recipe import EvaluateConfig
-    from .run import evaluate_networks
+    from .run import evaluate_config, evaluate_run
+    from .run_folder import Run
 
-    metrics = evaluate_networks(
-        dataset or run_dir / "dataset",
-        pipeline or run_dir / "pipeline",
-        generated or run_dir / "generated",
-        out or run_dir / "report",
-        EvaluateConfig(seed=seed),
+    run = Run(run_dir)
+    metrics = evaluate_run(
+        run,
+        evaluate_config(run, seed),
+        trusted_imports=trusted or (),
+        dataset_dir=dataset,
+        pipeline_dir=pipeline,
+        generated_dir=generated,
+        output_dir=out,
     )
     if not as_json:
         console.print(make_table(metrics))
-        console.print(f"Report: {(out or run_dir / 'report') / 'report.md'}", highlight=False)
+        _line(as_json)(f"Report: {(out or run_dir / 'report') / 'report.md'}")
     _print(metrics, as_json)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
+from .run_folder import GATE_FILE, RECIPE_FILE, STAGES, Run
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -17,9 +18,13 @@ def describe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"expected a folder, {path} does not exist or is a file.")
-    if (path / "run.json").is_file():
-        stages = read_json(path / "run.json")["stages"]
-        return {"kind": "run", "complete": ", ".join(stages), "seconds": sum(s["seconds"] for s in stages.values())}
+    if (path / RECIPE_FILE).is_file():
+        run = Run(path)
+        return {
+            "kind": "run",
+            "complete": ", ".join(stage for stage in STAGES if run.is_complete(stage)),
+            "seconds": round(sum(cost["seconds"] for cost in run.stages.values()), 1),
+        }
     if (path / "layout.json").is_file():
         layout = read_json(path / "layout.json")
         stats = read_json(path / "stats.json")
@@ -55,7 +60,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         return {"kind": "generated networks", "networks": len(index.pop("files")), **index}
     if (path / "config.json").is_file():
         config = read_json(path / "config.json")
-        gate = path / "reconstruction.json"
-        described = {"kind": "autoencoder", "class": config["_class_name"]}
-        return described | (read_json(gate) if gate.is_file() else {})
+        if "layout" in config and "_class_name" in config:
+            gate = path / GATE_FILE
+            described = {"kind": "autoencoder", "class": config["_class_name"]}
+            return described | (read_json(gate) if gate.is_file() else {})
     raise ValueError(f"{path} is no run, parameter dataset, autoencoder, pipeline, generated or report folder.")

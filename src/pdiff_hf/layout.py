@@ -149,13 +149,13 @@ class ParameterLayout:
             )
         tensors = {name: parameter for name, parameter in parameters.items() if name in chosen}
         if buffers:
-            persistent = list(model.state_dict())
             owners = {name.rpartition(".")[0] for name in chosen}
             for name, buffer in model.named_buffers():
                 selected = select == "all" or name.rpartition(".")[0] in owners
-                if selected and name in persistent and buffer.is_floating_point():
+                if selected and buffer.is_floating_point():
                     tensors[name] = buffer
-            tensors = {name: tensors[name] for name in persistent if name in tensors}
+            # In the order of the state dict, which also lacks the buffers that are not saved.
+            tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}
         specs, offset = [], 0
         for name, tensor in tensors.items():
             dtype = str(tensor.dtype).removeprefix("torch.")

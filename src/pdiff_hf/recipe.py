@@ -22,10 +22,15 @@ class BaseModelConfig(PydanticModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    library: Literal["timm", "import"]
+    library: Literal["timm", "transformers", "import"]
     name: str
     kwargs: dict[str, Any] = {}
-    trusted_imports: list[str] = []
+    trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> BaseModelConfig:
+        self.reference()
+        return self
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
@@ -59,6 +64,7 @@ class TrainingRecipe(PydanticModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    dataset: str
     autoencoder: AutoencoderConfig
     diffusion: DiffusionConfig
 
@@ -124,8 +130,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), seed: int | N
     return parse_config(Recipe, values)
 
 
-def load_training(overrides: Sequence[str] = (), seed: int | None = None) -> tuple[AutoencoderConfig, DiffusionConfig]:
-    """The sections `autoencoder` and `diffusion` alone, from defaults and overrides.
+def load_training(dataset: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> TrainingRecipe:
+    """The training stages on a parameter dataset, from defaults and overrides.
 
     Raises:
         ValueError: as [`load_recipe`]; keys of other sections are unknown here.
@@ -135,8 +141,7 @@ def load_training(overrides: Sequence[str] = (), seed: int | None = None) -> tup
         _override(values, override)
     if seed is not None:
         values = {name: {"seed": seed, **section} for name, section in values.items()}
-    recipe = parse_config(TrainingRecipe, values)
-    return recipe.autoencoder, recipe.diffusion
+    return parse_config(TrainingRecipe, {"dataset": str(Path(dataset).resolve()), **values})
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -159,7 +164,9 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any]) -> Any:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+    # What is missing may be so because of another problem, such as a misspelt key or preset.
+    problem = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
     names = list(_valid_keys(model))
     # A union's branches stand in the location as well; they are no keys.
     keys = [str(key) for key in problem["loc"]]
@@ -174,7 +181,9 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any]) -> Any:
         raise ValueError(f"unknown key {path!r}; the nearest valid key is {near[0]!r}.")
     if problem["type"] == "missing":
         raise ValueError(f"key {path!r} is missing; it has no default.")
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        raise ValueError(f"key {path!r}: {problem['ctx']['error']}")
+    expected = problem["msg"].removeprefix("Input should be ")
     raise ValueError(f"key {path!r}: expected {expected}, found {problem['input']!r}.")
 
 

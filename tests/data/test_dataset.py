@@ -128,9 +128,13 @@ def test_large_datasets_are_split_into_shards(tmp_path, monkeypatch):
     assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds")), make_vectors(7))
 
 
+def twice(row):
+    return {"twice": row["parameters"] * 2}
+
+
 def test_rewritten_folder_never_gives_old_rows(tmp_path):
     first, layout = load_parameter_dataset(save(tmp_path / "ds", seed=0))
-    doubled = first.map(lambda row: {"twice": row["parameters"] * 2})
+    doubled = first.map(twice)
     stat = os.stat(tmp_path / "ds" / "data" / "train-00000.parquet")
     for file in snapshot(tmp_path / "ds"):
         file.unlink()
@@ -139,7 +143,7 @@ def test_rewritten_folder_never_gives_old_rows(tmp_path):
     second, _ = load_parameter_dataset(tmp_path / "ds")
     assert torch.equal(dataset_vectors(second, layout), make_vectors(seed=1))
     assert torch.equal(dataset_vectors(first, layout), make_vectors(seed=0))
-    again = second.map(lambda row: {"twice": row["parameters"] * 2})
+    again = second.map(twice)
     assert torch.equal(again[:]["twice"], 2 * make_vectors(seed=1))
     assert torch.equal(doubled[:]["twice"], 2 * make_vectors(seed=0))
     streamed = [row["parameters"] for row in load_parameter_dataset(tmp_path / "ds", streaming=True)[0]]

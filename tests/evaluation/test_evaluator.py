@@ -90,6 +90,7 @@ def test_timm_logits_equal_the_full_forward(name, kwargs, networks_at_once):
     assert partial.num_dependent_nodes < partial.num_nodes / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kwargs"), FULL_SIZE_MODELS)
 def test_full_size_timm_logits_equal_the_full_forward(name, kwargs):
     torch.manual_seed(0)
@@ -191,7 +192,7 @@ def test_in_place_operations_do_not_write_into_kept_activations():
     check_equal_to_full_forward(InPlaceOnPrefix(), ["bias"], images, networks_at_once=1)
 
 
-@pytest.mark.parametrize("max_cache_bytes", [0, 2000, 2**30])
+@pytest.mark.parametrize("max_cache_bytes", [0, 2000])
 def test_results_do_not_depend_on_how_much_is_kept_nor_on_chunks(max_cache_bytes, monkeypatch):
     model = timm.create_model("convnext_tiny", num_classes=CLASSES, **SMALL_CONVNEXT)
     images, labels = make_images(5, size=32)

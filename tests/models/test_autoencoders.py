@@ -38,7 +38,7 @@ def test_save_and_load_agree(kind, tmp_path):
 @torch.no_grad()
 def test_half_precision_keeps_the_normaliser_in_float32(kind, tmp_path):
     make_autoencoder(kind).save_pretrained(tmp_path)
-    half = KINDS[kind].from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    half = KINDS[kind].from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert half.normalizer.mean.dtype == half.normalizer.std.dtype == torch.float32
     sample = half.decode(half.encode(make_vectors()).latents).sample

@@ -168,7 +168,7 @@ def test_plain_diffusers_loads_the_folder_through_its_shim(tmp_path):
 
 def test_dtype_argument_casts_all_but_the_normaliser(tmp_path):
     make_pipeline().save_pretrained(tmp_path)
-    loaded = PDiffPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    loaded = PDiffPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.unet.dtype == loaded.autoencoder.dtype == torch.bfloat16
     assert loaded.autoencoder.normalizer.std.dtype == torch.float32

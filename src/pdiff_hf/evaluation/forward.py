@@ -21,8 +21,17 @@ def _batch_norm(x, weight, bias, mean, var, momentum, eps):
     return torch.ops.aten.native_batch_norm.default(x, weight, bias, mean, var, False, momentum, eps)
 
 
-# The operation that run_decompositions makes of batch_norm has no batching rule for vmap, its older sibling has one.
-DECOMPOSITIONS = {torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm}
+def _adaptive_avg_pool2d(x, output_size):
+    if list(output_size) == [1, 1]:
+        return x.mean((-2, -1), keepdim=True)
+    return torch.ops.aten._adaptive_avg_pool2d.default(x, output_size)
+
+
+# Equal operations that have a batching rule for vmap, for those that lack one.
+DECOMPOSITIONS = {
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+}
 
 
 class UnusedTensorsError(ValueError):

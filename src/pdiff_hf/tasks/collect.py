@@ -64,7 +64,7 @@ def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | 
         ValueError: the selection is empty, `independent` leaves tensors out, or `output_dir` is not empty.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"expected an empty or new folder for the checkpoints, found that {output_dir} is neither")
     layout = ParameterLayout.from_model(model, config.select, config.buffers)
     if config.independent and config.runs > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.dataset import read_layout
@@ -23,10 +24,13 @@ def load_stored_task(dataset_dir: str | Path) -> ImageClassification | None:
 
 
 def make_val_evaluator(
-    dataset_dir: str | Path, task: ImageClassification | None, device: str | None = None
+    dataset_dir: str | Path,
+    task: ImageClassification | None,
+    device: str | None = None,
+    trusted_imports: Sequence[str] = (),
 ) -> ParameterEvaluator | None:
     """An evaluator on the validation images for the gate, or `None` without a task or base model."""
     layout, base_model = read_layout(dataset_dir)
     if task is None or base_model is None:
         return None
-    return ParameterEvaluator(base_model.build(), layout, *task.arrays("val"), device=device)
+    return ParameterEvaluator(base_model.build(trusted_imports), layout, *task.arrays("val"), device=device)

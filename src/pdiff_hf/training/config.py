@@ -36,7 +36,7 @@ DIFFUSION_PRESETS: dict[str, dict[str, Any]] = {
 
 def _fill(values: Any, presets: dict[str, dict[str, Any]]) -> Any:
     # Whatever is wrong with the values is left to pydantic, which names it.
-    if not isinstance(values, dict) or values.get("preset", "fast") not in presets:
+    if not isinstance(values, dict) or str(values.get("preset", "fast")) not in presets:
         return values
     return {**presets[values.get("preset", "fast")], **values}
 

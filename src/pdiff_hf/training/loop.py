@@ -154,7 +154,9 @@ def run_steps(
         if done % config.checkpointing_steps == 0 and done < config.steps:
             _save_checkpoint(accelerator, output_dir, done, history, config.checkpoints_total_limit)
 
-    accelerator.end_training()
+    # Not end_training(), which also destroys the process group: the stage is not over.
+    for tracker in accelerator.trackers:
+        tracker.finish()
     model = accelerator.unwrap_model(model)
     if ema is not None:
         ema.copy_to(model.parameters())

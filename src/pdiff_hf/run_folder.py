@@ -1,0 +1,126 @@
+"""The folder of a run: what made it, which stages are complete, and what they cost."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel as PydanticModel
+
+from .files import atomic_write, read_json, write_json
+
+RECIPE_FILE = "recipe.yaml"
+STATE_FILE = "run.json"
+GATE_FILE = "reconstruction.json"
+
+# Stage → the folder it writes.
+STAGES = {
+    "collect": "dataset",
+    "autoencoder": "autoencoder",
+    "diffusion": "pipeline",
+    "generate": "generated",
+    "evaluate": "report",
+}
+# These folders get their name when they are complete; those of the training stages hold checkpoints before.
+NAMED_WHEN_COMPLETE = ("collect", "generate")
+# Sections of the recipe that nothing before the gate depends on.
+AFTER_COLLECTION = ("autoencoder", "diffusion", "generate", "evaluate")
+
+
+class Run:
+    """A run folder: which stages are complete, how long they took and how much memory they needed."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / STATE_FILE
+        self.stages: dict[str, dict[str, float]] = read_json(path)["stages"] if path.is_file() else {}
+
+    def path(self, stage: str) -> Path:
+        """Folder that `stage` writes."""
+        return self.folder / STAGES[stage]
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether `stage` has finished and its folder is still there."""
+        return self.path(stage).is_dir() and (stage in self.stages or stage in NAMED_WHEN_COMPLETE)
+
+    def is_refused(self) -> bool:
+        """Whether the gate has refused the autoencoder."""
+        path = self.path("autoencoder") / GATE_FILE
+        return not self.is_complete("autoencoder") and path.is_file() and not read_json(path)["passed"]
+
+    def do(self, stage: str, function: Callable[[Path], object], report: Callable[[str], None]) -> None:
+        """Run `function` on the stage's folder unless the stage is complete, and note what it cost."""
+        if self.is_complete(stage):
+            report(f"{stage}: complete, skipped ({self.path(stage)})")
+            return
+        # What later stages made of an earlier folder of this stage does not belong to its new one.
+        for later in list(STAGES)[list(STAGES).index(stage) + 1 :]:
+            self.stages.pop(later, None)
+            shutil.rmtree(self.path(later), ignore_errors=True)
+        start = time.perf_counter()
+        function(self.path(stage))
+        self.stages[stage] = cost_since(start)
+        write_json(self.folder / STATE_FILE, {"schema": 1, "stages": self.stages})
+        report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
+
+
+def cost_since(start: float) -> dict[str, float]:
+    """Wall time since `start`, a value of `time.perf_counter()`, and peak memory of the process up to now."""
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak, 1)}
+
+
+def open_run(recipe: PydanticModel, folder: str | Path, inputs: Sequence[str] = ()) -> Run:
+    """Open a new run folder, or one that the same recipe has begun. Nothing is written yet: see [`begin_run`].
+
+    After the gate has refused the autoencoder, the sections from `autoencoder` on may be others than before.
+
+    Args:
+        recipe (`pydantic.BaseModel`): What the folder is made by.
+        folder (`str` or `Path`): Folder of the run.
+        inputs (`Sequence[str]`, *optional*): Names in the folder that a new run may find there.
+
+    Raises:
+        ValueError: the folder holds another run or other files.
+    """
+    folder = Path(folder)
+    wanted = recipe.model_dump(mode="json")
+    path = folder / RECIPE_FILE
+    if path.is_file():
+        run = Run(folder)
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if run.is_refused():
+            found = {**found, **{key: wanted[key] for key in AFTER_COLLECTION if key in wanted}}
+        if found != wanted:
+            raise ValueError(f"{folder} holds another run: {_first_difference(found, wanted)}. Choose another --out.")
+        return run
+    if folder.exists() and (not folder.is_dir() or any(entry.name not in inputs for entry in folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no run of pdiff; choose a new or empty folder.")
+    return Run(folder)
+
+
+def begin_run(recipe: PydanticModel, run: Run) -> None:
+    """Write the recipe to the run folder. A refused autoencoder of another recipe makes room for its successor."""
+    wanted = recipe.model_dump(mode="json")
+    path = run.folder / RECIPE_FILE
+    if path.is_file():
+        if yaml.safe_load(path.read_text(encoding="utf-8")) == wanted:
+            return
+        shutil.rmtree(run.path("autoencoder"))
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+
+
+def _first_difference(found: object, wanted: object, path: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+    return f"its {path or 'recipe'} is {found!r}, expected {wanted!r}"

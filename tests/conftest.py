@@ -1,0 +1,17 @@
+import os
+
+# Before torch is imported: tiny models run faster on one thread, and test processes do not fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing here may leave the machine, nor fill the developer's caches with what is not there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_caches(tmp_path_factory):
+    """Dataset caches of the tests go where pytest cleans up."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")

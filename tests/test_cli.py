@@ -1,0 +1,219 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from factories import make_dataset, make_vectors
+from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
+from pdiff_hf.cli import main
+
+TRAINING = [
+    "autoencoder.steps=5",
+    "autoencoder.latent_channels=4",
+    "autoencoder.latent_length=2",
+    "diffusion.steps=5",
+    "diffusion.block_out_channels=[16, 16]",
+    "diffusion.lr_warmup_steps=0",
+]
+TINY = [
+    *TRAINING,
+    "base_training.epochs=5",
+    "collect.num_checkpoints=30",
+    "autoencoder.min_explained_variance=0.0",
+    "autoencoder.max_accuracy_drop=1.0",
+    "generate.num_samples=4",
+    "generate.num_inference_steps=3",
+]
+
+
+def sets(overrides):
+    return [argument for override in overrides for argument in ("--set", override)]
+
+
+@pytest.fixture
+def pdiff(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pdiff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+            sys.exit(0)
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from pdiff_hf.recipe import load_recipe
+    from pdiff_hf.run import run_recipe
+
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    run_recipe(load_recipe("digits-mlp", TINY), folder)
+    return folder
+
+
+def assert_one_line_error(result, *fragments):
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("Error:")]
+    assert code == 2, err
+    assert len(lines) == 1 and "Traceback" not in err
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, pdiff_hf, pdiff_hf.cli; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_run_prints_the_table_and_where_the_report_is(pdiff, tmp_path):
+    code, out, err = pdiff("run", "digits-mlp", "--out", tmp_path / "run", *sets(TINY))
+    assert code == 0, err
+    assert "generated" in out and "uniform_soup" in out and str(tmp_path / "run" / "report" / "report.md") in out
+
+
+def test_json_is_for_machines_alone(pdiff, run):
+    code, out, _ = pdiff("run", "digits-mlp", "--out", run, *sets(TINY), "--json")
+    assert code == 0 and json.loads(out)["groups"]["generated"]["n"] == 4
+
+
+def test_stages_one_by_one(pdiff, tmp_path):
+    dataset = tmp_path / "run" / "dataset"
+    assert pdiff("collect", "digits-mlp", "--out", dataset, *sets(TINY))[0] == 0
+    gate = ["autoencoder.min_explained_variance=0.0", "autoencoder.max_accuracy_drop=1.0"]
+    assert pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING + gate))[0] == 0
+    options = ("--num-samples", 3, "--num-inference-steps", 2, "--scheduler", "ddim", "--truncation", 0.5)
+    generated = tmp_path / "run" / "generated"
+    assert pdiff("generate", tmp_path / "run" / "pipeline", "--out", generated, *options)[0] == 0
+    index = json.loads((generated / "index.json").read_text())
+    assert (index["scheduler"], index["truncation"], len(index["files"])) == ("ddim", 0.5, 3)
+    code, out, err = pdiff("evaluate", tmp_path / "run")
+    assert code == 0, err
+    assert "uniform_soup" in out and (tmp_path / "run" / "report" / "metrics.json").is_file()
+
+
+def test_same_seed_generates_the_same_files(pdiff, run, tmp_path):
+    for name in ("a", "b"):
+        assert pdiff("generate", run / "pipeline", "--out", tmp_path / name, "--num-samples", 2, "--seed", 5)[0] == 0
+    for file in ("00000.safetensors", "00001.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    first, second = (load_file(tmp_path / "a" / f"0000{i}.safetensors") for i in (0, 1))
+    assert not all(bool((first[name] == second[name]).all()) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("", "run"),
+        ("dataset", "parameter dataset"),
+        ("autoencoder", "autoencoder"),
+        ("pipeline", "pipeline"),
+        ("generated", "generated networks"),
+        ("report", "report"),
+    ],
+)
+def test_info_says_what_a_folder_is(pdiff, run, folder, kind):
+    code, out, _ = pdiff("info", run / folder, "--json")
+    assert code == 0 and json.loads(out)["kind"] == kind
+
+
+def test_recipes_are_listed(pdiff):
+    code, out, _ = pdiff("recipes")
+    assert code == 0 and "digits-mlp" in out and "resnet18-last-norms" in out
+
+
+# Bad input: one line, exit code 2, nothing lost.
+
+
+def test_unknown_key(pdiff, tmp_path):
+    result = pdiff("run", "digits-mlp", "--out", tmp_path / "run", "--set", "diffusion.step=3")
+    assert_one_line_error(result, "diffusion.step", "'diffusion.steps'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_dataset_path_that_does_not_exist(pdiff, tmp_path):
+    missing = tmp_path / "nowhere"
+    result = pdiff("run", "digits-mlp", "--out", tmp_path / "run", "--set", f"task.dataset={missing}")
+    assert_one_line_error(result, "nowhere")
+    assert_one_line_error(pdiff("train", missing, "--out", tmp_path / "run"), "nowhere")
+    assert_one_line_error(pdiff("generate", missing, "--out", tmp_path / "out"), "nowhere")
+    assert_one_line_error(pdiff("info", missing), "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_checkpoints_than_the_latents_need(pdiff, tmp_path):
+    result = pdiff("train", make_dataset(tmp_path), "--out", tmp_path / "run")
+    assert_one_line_error(result, "128 latent values need at least 129 training checkpoints, got")
+
+
+def test_nan_in_a_checkpoint(pdiff, tmp_path):
+    dataset = make_dataset(tmp_path)
+    shard = dataset / "data" / "train-00000.parquet"
+    table = pq.read_table(shard)
+    values = np.array(table.column("parameters").combine_chunks().flatten())
+    values[3 * make_vectors().shape[1] + 5] = np.nan
+    array = pa.FixedSizeListArray.from_arrays(pa.array(values), make_vectors().shape[1])
+    pq.write_table(table.set_column(0, table.schema.field(0), array.cast(table.schema.field(0).type)), shard)
+    assert_one_line_error(pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING)), "row 3", "1.weight")
+
+
+def test_truncated_parquet(pdiff, tmp_path):
+    dataset = make_dataset(tmp_path)
+    shard = dataset / "data" / "train-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert_one_line_error(pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING)), "train-00000.parquet")
+
+
+def test_truncated_safetensors_of_the_base_model(pdiff, run, tmp_path):
+    PDiffPipeline.from_pretrained(run / "pipeline").save_pretrained(tmp_path / "pipeline")
+    shutil.copytree(run / "dataset", tmp_path / "dataset")
+    weights = tmp_path / "dataset" / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    result = pdiff("evaluate", tmp_path, "--generated", run / "generated")
+    assert_one_line_error(result, "model.safetensors")
+
+
+@pytest.mark.parametrize("part", ["unet", "autoencoder"])
+def test_truncated_safetensors_of_the_pipeline(pdiff, run, tmp_path, part):
+    PDiffPipeline.from_pretrained(run / "pipeline").save_pretrained(tmp_path / "pipeline")
+    weights = tmp_path / "pipeline" / part / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    result = pdiff("generate", tmp_path / "pipeline", "--out", tmp_path / "out")
+    assert_one_line_error(result, str(tmp_path / "pipeline"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_generated_network(pdiff, run, tmp_path):
+    shutil.copytree(run / "generated", tmp_path / "generated")
+    file = tmp_path / "generated" / "00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    before = (run / "report" / "metrics.json").read_bytes()
+    assert_one_line_error(pdiff("evaluate", run, "--generated", tmp_path / "generated"), "00001.safetensors")
+    assert (run / "report" / "metrics.json").read_bytes() == before
+
+
+def test_layout_that_does_not_fit_the_model(pdiff, run, tmp_path):
+    other = make_dataset(tmp_path)
+    result = pdiff("evaluate", run, "--dataset", other, "--out", tmp_path / "report")
+    assert_one_line_error(result, "names no task")
+    dataset, layout = load_parameter_dataset(other)
+    with pytest.raises(ValueError, match="holds"):
+        ParameterRecorder(layout, run / "dataset").record(dataset[0]["parameters"], step=0)
+
+
+def test_generate_does_not_overwrite(pdiff, run):
+    before = {path: path.read_bytes() for path in (run / "generated").iterdir()}
+    result = pdiff("generate", run / "pipeline", "--out", run / "generated", "--num-samples", 2)
+    assert_one_line_error(result, "holds files")
+    assert {path: path.read_bytes() for path in (run / "generated").iterdir()} == before
+
+
+def test_another_run_in_the_folder(pdiff, run):
+    assert_one_line_error(pdiff("run", "digits-convnet", "--out", run), "holds another run")

@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pdiff_hf.recipe import load_recipe
+from pdiff_hf.run import run_recipe
+
+TINY = [
+    "base_training.epochs=10",
+    "collect.num_checkpoints=40",
+    "autoencoder.steps=10",
+    "autoencoder.latent_channels=4",
+    "autoencoder.latent_length=2",
+    "autoencoder.min_explained_variance=0.5",
+    "autoencoder.max_accuracy_drop=0.1",
+    "diffusion.steps=20",
+    "diffusion.block_out_channels=[16, 16]",
+    "diffusion.lr_warmup_steps=0",
+    "generate.num_samples=5",
+    "generate.num_inference_steps=5",
+]
+
+
+def recipe(*overrides, seed=None):
+    return load_recipe("digits-mlp", [*TINY, *overrides], seed)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return folder, run_recipe(recipe(), folder)
+
+
+def test_run_writes_the_folders_of_the_design(run):
+    folder, _ = run
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert files >= {
+        "recipe.yaml",
+        "run.json",
+        "dataset/layout.json",
+        "dataset/stats.json",
+        "dataset/data/train-00000.parquet",
+        "dataset/base/model.safetensors",
+        "dataset/README.md",
+        "autoencoder/reconstruction.json",
+        "autoencoder/train_log.jsonl",
+        "pipeline/model_index.json",
+        "pipeline/autoencoder/config.json",
+        "pipeline/unet/config.json",
+        "pipeline/scheduler/scheduler_config.json",
+        "pipeline/base/model.safetensors",
+        "pipeline/pipeline.py",
+        "pipeline/train_config.json",
+        "pipeline/train_log.jsonl",
+        "pipeline/README.md",
+        "generated/00004.safetensors",
+        "generated/index.json",
+        "report/metrics.json",
+        "report/report.md",
+        "report/accuracy_similarity.png",
+        "report/loss_curves.png",
+    }
+    assert not [name for name in files if "partial" in name]
+
+
+def test_metrics_are_those_of_the_design(run):
+    folder, metrics = run
+    assert json.loads((folder / "report" / "metrics.json").read_text()) == metrics
+    assert metrics["schema"] == 1 and metrics["num_parameters"] == 2778 and metrics["num_test"] == 500
+    assert set(metrics["groups"]) >= {"original", "reconstructed", "generated", "uniform_soup", "noise_0.05"}
+    assert metrics["groups"]["original"]["n"] == 40 and metrics["groups"]["generated"]["n"] == 5
+    stages = ["collect", "autoencoder", "diffusion", "generate", "evaluate"]
+    assert list(metrics["timings_s"]) == list(metrics["peak_rss_mb"]) == stages
+    assert metrics["verdict"]
+
+
+def test_card_shows_the_verdict(run):
+    folder, metrics = run
+    card = (folder / "pipeline" / "README.md").read_text()
+    assert metrics["verdict"] in card and "| generated | 5 |" in card
+
+
+def test_same_recipe_again_skips_what_is_complete(run):
+    folder, metrics = run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    lines = []
+    assert run_recipe(recipe(), folder, lines.append)["groups"] == metrics["groups"]
+    assert len(lines) == 5 and all("skipped" in line for line in lines)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_removed_stage_is_made_again_alike(run, tmp_path):
+    folder, _ = run
+    expected = load_file(folder / "generated" / "00003.safetensors")
+    (folder / "generated").rename(tmp_path / "generated")
+    run_recipe(recipe(), folder)
+    found = load_file(folder / "generated" / "00003.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_another_recipe_in_the_folder_is_refused_and_touches_nothing(run):
+    folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(ValueError, match=r"diffusion.steps is 20, expected 21"):
+        run_recipe(recipe("diffusion.steps=21"), folder)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is no run of pdiff"):
+        run_recipe(recipe(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_missing_images_leave_no_trace(tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        run_recipe(recipe(f"task.dataset={tmp_path / 'nowhere'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+KILLED = """
+import os, signal, sys
+import yaml
+from pdiff_hf.recipe import Recipe
+from pdiff_hf.run import run_recipe
+from pdiff_hf.training import loop
+
+stage, folder, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
+original = loop.GlobalBatch
+count = {"autoencoder": 0, "diffusion": 0}
+
+def batch(num_rows, *args, **kwargs):
+    current = "autoencoder" if num_rows == 36 else "diffusion"
+    count[current] += 1
+    if current == stage and count[current] == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(num_rows, *args, **kwargs)
+
+loop.GlobalBatch = batch
+run_recipe(Recipe.model_validate(yaml.safe_load(open(sys.argv[4]))), folder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_kill_9_in_a_training_stage_and_resume_ends_with_the_same_bits(tmp_path, stage):
+    wanted = recipe("autoencoder.checkpointing_steps=4", "diffusion.checkpointing_steps=4")
+    run_recipe(wanted, tmp_path / "straight")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
+    arguments = [sys.executable, "-c", KILLED, stage, str(tmp_path / "killed"), "7", str(tmp_path / "recipe.yaml")]
+    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+    folder = {"autoencoder": "autoencoder", "diffusion": "pipeline"}[stage]
+    assert (tmp_path / "killed" / folder / "checkpoint-4").is_dir()
+    run_recipe(wanted, tmp_path / "killed")
+    for name in ("autoencoder", "pipeline/unet"):
+        weights = [
+            load_file(tmp_path / run / name / "diffusion_pytorch_model.safetensors") for run in ("straight", "killed")
+        ]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    for name in os.listdir(tmp_path / "straight" / "generated"):
+        files = [(tmp_path / run / "generated" / name).read_bytes() for run in ("straight", "killed")]
+        assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_kill_9_while_collecting_leaves_a_run_that_can_go_on(tmp_path):
+    wanted = recipe("collect.num_checkpoints=4000")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
+    code = (
+        "import sys, yaml; from pdiff_hf.recipe import Recipe; from pdiff_hf.run import run_recipe;"
+        "run_recipe(Recipe.model_validate(yaml.safe_load(open(sys.argv[1]))), sys.argv[2])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(tmp_path / "run")])
+    partial = tmp_path / "run" / ".dataset.partial" / "recording.arrow"
+    deadline = time.monotonic() + 120
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert partial.exists() and not (tmp_path / "run" / "dataset").exists()
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe().model_dump(mode="json"), sort_keys=False))
+    assert run_recipe(recipe(), tmp_path / "run")["groups"]["original"]["n"] == 40

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from factories import make_dataset, make_vectors
@@ -217,3 +218,51 @@ def test_generate_does_not_overwrite(pdiff, run):
 
 def test_another_run_in_the_folder(pdiff, run):
     assert_one_line_error(pdiff("run", "digits-convnet", "--out", run), "holds another run")
+
+
+def test_seeds_make_a_run_each(pdiff, tmp_path):
+    code, out, err = pdiff("run", "digits-mlp", "--seeds", 0, 2, "--out", tmp_path, *sets(TINY), "--json")
+    assert code == 0, err
+    assert list(json.loads(out)) == [str(tmp_path / "seed-0"), str(tmp_path / "seed-2")]
+    recipes = [yaml.safe_load((tmp_path / f"seed-{seed}" / "recipe.yaml").read_text()) for seed in (0, 2)]
+    assert [recipe["seed"] for recipe in recipes] == [recipe["diffusion"]["seed"] for recipe in recipes] == [0, 2]
+    assert_one_line_error(pdiff("run", "digits-mlp", "--seeds", 0, "--seed", 1, "--out", tmp_path), "--seed")
+
+
+def test_brackets_of_a_message_are_printed(pdiff, tmp_path):
+    folder = tmp_path / "[red]mine[/red]"
+    assert_one_line_error(pdiff("info", folder), str(folder))
+
+
+def test_evaluate_does_not_replace_other_files(pdiff, run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert_one_line_error(pdiff("evaluate", run, "--out", tmp_path), "earlier report")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_report_in_another_folder_shows_what_the_run_cost(pdiff, run, tmp_path):
+    code, out, err = pdiff("evaluate", run, "--out", tmp_path / "report", "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["timings_s"]) == ["collect", "autoencoder", "diffusion", "generate", "evaluate"]
+
+
+def test_information_about_a_begun_run(pdiff, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seed: 0")
+    code, out, _ = pdiff("info", tmp_path, "--json")
+    assert code == 0 and json.loads(out) == {"kind": "run", "complete": "", "seconds": 0}
+
+
+def test_checkpoint_of_another_library_is_no_artefact(pdiff, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    assert_one_line_error(pdiff("info", tmp_path), "is no run")
+
+
+def test_missing_option_is_bad_input(pdiff):
+    code, _, err = pdiff("run", "digits-mlp")
+    assert code == 2 and "--out" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "collect", "train", "generate", "evaluate", "info", "recipes"])
+def test_every_command_has_help(pdiff, command):
+    code, out, _ = pdiff(command, "--help")
+    assert code == 0 and command in out

@@ -1,0 +1,147 @@
+import json
+import shutil
+
+import pytest
+
+from factories import make_dataset
+from pdiff_hf.files import read_json
+from pdiff_hf.recipe import load_recipe, load_training
+from pdiff_hf.run import evaluate_run, run_recipe, train_stages
+from pdiff_hf.run_folder import Run, open_run
+
+TINY = [
+    "base_training.epochs=1",
+    "collect.num_checkpoints=20",
+    "autoencoder.kind=pca",
+    "autoencoder.latent_channels=4",
+    "autoencoder.latent_length=2",
+    "autoencoder.min_explained_variance=0.0",
+    "autoencoder.max_accuracy_drop=1.0",
+    "diffusion.steps=3",
+    "diffusion.block_out_channels=[16, 16]",
+    "diffusion.lr_warmup_steps=0",
+    "generate.num_samples=3",
+    "generate.num_inference_steps=2",
+]
+TINY_TRAINING = [override for override in TINY if override.startswith(("autoencoder", "diffusion"))]
+
+
+def recipe(*overrides):
+    return load_recipe("digits-mlp", [*TINY, *overrides])
+
+
+def modified(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run-folder") / "run"
+    run_recipe(recipe(), folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting_again(tmp_path):
+    with pytest.raises(ValueError, match="allow_poor_reconstruction"):
+        run_recipe(recipe("autoencoder.min_explained_variance=1.0"), tmp_path / "run")
+    collected = modified(tmp_path / "run" / "dataset")
+    with pytest.raises(ValueError, match=r"collect\.num_checkpoints is 20, expected 21"):
+        run_recipe(recipe("collect.num_checkpoints=21"), tmp_path / "run")
+    changed = recipe("autoencoder.latent_channels=6", "diffusion.steps=2")
+    assert run_recipe(changed, tmp_path / "run")["groups"]["generated"]["n"] == 3
+    assert read_json(tmp_path / "run" / "autoencoder" / "config.json")["latent_channels"] == 6
+    assert modified(tmp_path / "run" / "dataset") == collected
+    with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 3"):
+        open_run(recipe("autoencoder.latent_channels=6"), tmp_path / "run")
+
+
+def test_stage_that_runs_again_takes_later_stages_along(copied):
+    (copied / "dataset").rename(copied.parent / "dataset")
+    lines = []
+    run_recipe(recipe(), copied, lines.append)
+    assert len(lines) == 5 and not any("skipped" in line for line in lines)
+
+
+def test_dataset_that_was_not_noted_before_a_crash_is_not_collected_again(copied):
+    state = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(state | {"stages": {}}))
+    collected = modified(copied / "dataset")
+    run_recipe(recipe(), copied)
+    assert modified(copied / "dataset") == collected
+    assert list(Run(copied).stages) == ["autoencoder", "diffusion", "generate", "evaluate"]
+
+
+def test_costs_of_earlier_stages_are_reported_after_a_resume(copied):
+    costs = Run(copied).stages
+    shutil.rmtree(copied / "generated")
+    metrics = run_recipe(recipe(), copied)
+    for stage in ("collect", "autoencoder", "diffusion"):
+        assert metrics["timings_s"][stage] == costs[stage]["seconds"]
+        assert metrics["peak_rss_mb"][stage] == costs[stage]["peak_rss_mb"]
+    assert "| evaluate |" in (copied / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["collect.select=conv*"], "conv"),
+        (["base_model.kwargs.num_classes=11"], r"10 classes, found that .*mlp3 gives \(11,\) logits"),
+        (["base_model.kwargs.in_features=49"], r"takes images \(1, 8, 8\), found pdiff_hf.tasks.networks:mlp3"),
+        (["base_model.kwargs.colour=red"], "colour"),
+        (["base_model.name=os:getcwd"], "os"),
+        (["collect.num_checkpoints=9"], "8 latent values need at least 9 training checkpoints, got 8"),
+        (["collect.num_checkpoints=5"], "at least 6 checkpoints"),
+        (["autoencoder.latent_length=3", "autoencoder.latent_channels=2"], "latent_length must be divisible by 2"),
+        (["diffusion.block_out_channels=[12]"], "divisible by 8"),
+    ],
+)
+def test_what_can_be_known_before_training_leaves_no_trace(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run_recipe(recipe(*overrides), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_base_model_of_a_trusted_module_goes_all_the_way(tmp_path, monkeypatch):
+    code = "from pdiff_hf.tasks.networks import mlp3\n\n\ndef make():\n    return mlp3(64, (8,), 10)\n"
+    (tmp_path / "my_networks.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["base_model.name=my_networks:make", "base_model.kwargs={}"]
+    with pytest.raises(ValueError, match="my_networks"):
+        run_recipe(recipe(*own), tmp_path / "run")
+    run_recipe(recipe(*own, "base_model.trusted_imports=[my_networks]"), tmp_path / "run")
+    with pytest.raises(ValueError, match="my_networks"):
+        train_stages(load_training(tmp_path / "run" / "dataset", TINY_TRAINING), tmp_path / "again")
+    train_stages(load_training(tmp_path / "run" / "dataset", TINY_TRAINING), tmp_path / "again", ["my_networks"])
+
+
+def test_training_of_other_settings_in_the_folder_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path)
+    train_stages(load_training(dataset, TINY_TRAINING), tmp_path / "run")
+    before = modified(tmp_path)
+    with pytest.raises(ValueError, match=r"autoencoder\.latent_channels is 4, expected 5"):
+        train_stages(load_training(dataset, [*TINY_TRAINING, "autoencoder.latent_channels=5"]), tmp_path / "run")
+    lines = []
+    train_stages(load_training(dataset, TINY_TRAINING), tmp_path / "run", report=lines.append)
+    assert len(lines) == 2 and all("skipped" in line for line in lines)
+    assert modified(tmp_path) == before
+
+
+def test_training_does_not_touch_a_folder_with_other_files(tmp_path):
+    dataset = make_dataset(tmp_path)
+    (tmp_path / "autoencoder").mkdir()
+    with pytest.raises(ValueError, match="is no run of pdiff"):
+        train_stages(load_training(dataset, TINY_TRAINING), tmp_path)
+
+
+def test_report_does_not_replace_other_files(finished, tmp_path):
+    run = Run(finished)
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="earlier report"):
+        evaluate_run(run, recipe().evaluate, output_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -43,6 +43,9 @@ def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2."""
     # Before torch is imported. Threads that spin while they wait make small networks ten times slower on a busy CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stderr.isatty():
+        # Progress bars in a log file: a line every ten seconds, not ten a second. Read when tqdm is imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     arguments: list[str] = []
     in_seeds = False
     for argument in sys.argv[1:]:

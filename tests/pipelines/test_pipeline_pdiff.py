@@ -2,6 +2,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,3 +217,9 @@ def test_call_documents_every_argument():
 
 def test_pipeline_is_a_diffusion_pipeline():
     assert issubclass(PDiffPipeline, DiffusionPipeline)
+
+
+def test_shim_is_the_one_in_the_pipelines_folder(tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    shim = Path(__file__).parents[2] / "pipelines" / "pipeline.py"
+    assert (tmp_path / "pipeline.py").read_text() == shim.read_text()

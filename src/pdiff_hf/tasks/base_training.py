@@ -83,7 +83,7 @@ def train_base_model(
                 raise ValueError(
                     f"expected a finite loss, found {history[-1]} in epoch {epoch}; lower base_training.learning_rate"
                 )
-            bar.set_postfix(loss=f"{history[-1]:.4f}")
+            bar.set_postfix(loss=f"{history[-1]:.4f}", refresh=False)
     model.eval()
     return {split: _accuracy(model, task, split[:-9]) for split in ("val_accuracy", "test_accuracy")} | {
         "train_loss": history

@@ -150,7 +150,7 @@ def run_steps(
                 )
             history.append({"step": done, "loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]})
             accelerator.log({"loss": mean_loss, "lr": history[-1]["lr"]}, step=done)
-            bar.set_postfix(loss=f"{mean_loss:.4g}")
+            bar.set_postfix(loss=f"{mean_loss:.4g}", refresh=False)
         if done % config.checkpointing_steps == 0 and done < config.steps:
             _save_checkpoint(accelerator, output_dir, done, history, config.checkpoints_total_limit)
 

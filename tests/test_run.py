@@ -116,7 +116,7 @@ def test_another_recipe_in_the_folder_is_refused_and_touches_nothing(run):
 
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="is no run of pdiff"):
+    with pytest.raises(ValueError, match="but is no run of pdiff"):
         run_recipe(recipe(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

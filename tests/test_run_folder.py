@@ -132,11 +132,15 @@ def test_training_of_other_settings_in_the_folder_is_refused(tmp_path):
     assert modified(tmp_path) == before
 
 
-def test_training_does_not_touch_a_folder_with_other_files(tmp_path):
-    dataset = make_dataset(tmp_path)
-    (tmp_path / "autoencoder").mkdir()
-    with pytest.raises(ValueError, match="is no run of pdiff"):
-        train_stages(load_training(dataset, TINY_TRAINING), tmp_path)
+def test_training_beside_its_dataset_replaces_nothing(tmp_path):
+    recipe = load_training(make_dataset(tmp_path), TINY_TRAINING)
+    (tmp_path / "pipeline").mkdir()
+    before = modified(tmp_path)
+    with pytest.raises(ValueError, match="holds pipeline but is no run of pdiff"):
+        train_stages(recipe, tmp_path)
+    (tmp_path / "pipeline").rmdir()
+    train_stages(recipe, tmp_path)
+    assert before.items() <= modified(tmp_path).items()
 
 
 def test_report_does_not_replace_other_files(finished, tmp_path):

@@ -32,7 +32,6 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
 
-    from pdiff_hf.models import load_autoencoder
     from pdiff_hf.recipe import parse_config
     from pdiff_hf.training import DiffusionConfig, train_diffusion
     from pdiff_hf.training.arguments import config_values
@@ -43,7 +42,7 @@ def main() -> None:
         accelerator = make_accelerator(config, arguments.output_dir)
         train_diffusion(
             arguments.dataset_dir,
-            load_autoencoder(arguments.autoencoder_dir),
+            arguments.autoencoder_dir,
             arguments.output_dir,
             config,
             arguments.resume_from_checkpoint,

@@ -154,8 +154,7 @@ def autoencoder_stage(
 
 def diffusion_stage(dataset_dir: Path, autoencoder_dir: Path, output_dir: Path, config: DiffusionConfig) -> None:
     """Train the denoiser, from its last checkpoint if there is one, and save the pipeline with its card."""
-    autoencoder = load_autoencoder(autoencoder_dir)
-    train_diffusion(dataset_dir, autoencoder, output_dir, config, resume_from_checkpoint="latest")
+    train_diffusion(dataset_dir, autoencoder_dir, output_dir, config, resume_from_checkpoint="latest")
     write_pipeline_card(output_dir)
 
 
@@ -170,7 +169,7 @@ def train_stages(
     Args:
         recipe ([`TrainingRecipe`]): Validated.
         folder (`str` or `Path`): New, or begun by the same recipe: then it goes on where it stopped. The parameter
-            dataset may be in it, as `dataset/`.
+            dataset may be in it.
         trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
         report (`Callable`, *optional*): Receives a line of text after every stage.
 
@@ -178,7 +177,7 @@ def train_stages(
         ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
     """
     dataset_dir = Path(recipe.dataset)
-    run = open_run(recipe, folder, inputs=[STAGES["collect"]])
+    run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
     dataset, layout = load_parameter_dataset(dataset_dir)
     dataset_vectors(dataset, layout)
     check_training(layout, len(dataset), recipe.autoencoder, recipe.diffusion)

@@ -77,7 +77,7 @@ def cost_since(start: float) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak, 1)}
 
 
-def open_run(recipe: PydanticModel, folder: str | Path, inputs: Sequence[str] = ()) -> Run:
+def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] | None = None) -> Run:
     """Open a new run folder, or one that the same recipe has begun. Nothing is written yet: see [`begin_run`].
 
     After the gate has refused the autoencoder, the sections from `autoencoder` on may be others than before.
@@ -85,7 +85,7 @@ def open_run(recipe: PydanticModel, folder: str | Path, inputs: Sequence[str] = 
     Args:
         recipe (`pydantic.BaseModel`): What the folder is made by.
         folder (`str` or `Path`): Folder of the run.
-        inputs (`Sequence[str]`, *optional*): Names in the folder that a new run may find there.
+        written (`Sequence[str]`, *optional*): Names that a new run may not find there; any by default.
 
     Raises:
         ValueError: the folder holds another run or other files.
@@ -101,8 +101,11 @@ def open_run(recipe: PydanticModel, folder: str | Path, inputs: Sequence[str] = 
         if found != wanted:
             raise ValueError(f"{folder} holds another run: {_first_difference(found, wanted)}. Choose another --out.")
         return run
-    if folder.exists() and (not folder.is_dir() or any(entry.name not in inputs for entry in folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no run of pdiff; choose a new or empty folder.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the run, {folder} is a file.")
+    for entry in folder.iterdir() if folder.exists() else ():
+        if written is None or entry.name in written:
+            raise ValueError(f"{folder} holds {entry.name} but is no run of pdiff; choose a new or empty folder.")
     return Run(folder)
 
 

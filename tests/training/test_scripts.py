@@ -66,11 +66,11 @@ config = AutoencoderConfig(steps=10, train_batch_size=batch, latent_channels=4, 
                            min_explained_variance=-100)
 accelerator = make_accelerator(config, output + "/ae")
 assert accelerator.num_processes == int(sys.argv[4]), accelerator.num_processes
-autoencoder, _ = train_autoencoder(dataset, output + "/ae", config, accelerator=accelerator)
+train_autoencoder(dataset, output + "/ae", config, accelerator=accelerator)
 # Adam's first steps turn rounding into whole steps where a gradient is tiny; a low rate keeps the curves comparable.
 config = DiffusionConfig(steps=10, train_batch_size=batch, block_out_channels=(16, 16), lr_warmup_steps=0,
                          learning_rate=1e-5)
-train_diffusion(dataset, autoencoder, output + "/p", config)
+train_diffusion(dataset, output + "/ae", output + "/p", config)
 """
 
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from factories import LATENTS, make_autoencoder, make_dataset, make_vectors
 from pdiff_hf import ParameterLayout, PDiffPipeline
 from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.files import write_json
 from pdiff_hf.tasks.networks import mlp3
 from pdiff_hf.training import (
     AutoencoderConfig,
@@ -24,6 +25,12 @@ SMALL_UNET = {"block_out_channels": (16, 16), "train_batch_size": 8, "lr_warmup_
 def autoencoder_config(**options):
     options = {"steps": 6, "train_batch_size": 8, "lr_warmup_steps": 0, **LATENTS, **OPEN_GATE, **options}
     return AutoencoderConfig(**options)
+
+
+def save_autoencoder(folder):
+    make_autoencoder().save_pretrained(folder / "autoencoder")
+    write_json(folder / "autoencoder" / "train_config.json", {"autoencoder": {"steps": 0}})
+    return folder / "autoencoder"
 
 
 def weights(folder):
@@ -77,20 +84,21 @@ def test_training_lowers_the_loss_of_a_plain_autoencoder(tmp_path):
 
 def test_diffusion_stage_writes_a_self_contained_pipeline(tmp_path):
     config = DiffusionConfig(steps=4, **SMALL_UNET)
-    train_diffusion(make_dataset(tmp_path), make_autoencoder(), tmp_path / "pipeline", config)
+    train_diffusion(make_dataset(tmp_path), save_autoencoder(tmp_path), tmp_path / "pipeline", config)
     for folder in ("dataset", "source"):
         (tmp_path / folder).rename(tmp_path / f"gone-{folder}")
     (tmp_path / "pipeline").rename(tmp_path / "moved")
     pipeline = PDiffPipeline.from_pretrained(tmp_path / "moved")
     model = pipeline.build_model(pipeline(num_inference_steps=2).parameters[0])
     assert model(torch.zeros(2, 1, 2, 2)).shape == (2, 3)
-    assert json.loads((tmp_path / "moved" / "train_config.json").read_text())["diffusion"]["steps"] == 4
+    trained_by = json.loads((tmp_path / "moved" / "train_config.json").read_text())
+    assert trained_by["autoencoder"]["steps"] == 0 and trained_by["diffusion"]["steps"] == 4
 
 
 def test_diffusion_learns_the_scale_of_the_latents(tmp_path):
     """Latents of the dataset have deviation 1 once scaled; samples of a trained denoiser do as well."""
     config = DiffusionConfig(steps=150, **{**SMALL_UNET, "train_batch_size": 32})
-    pipeline = train_diffusion(make_dataset(tmp_path), make_autoencoder(), tmp_path / "pipeline", config)
+    pipeline = train_diffusion(make_dataset(tmp_path), save_autoencoder(tmp_path), tmp_path / "pipeline", config)
     generator = torch.Generator().manual_seed(0)
     latents = pipeline(batch_size=64, num_inference_steps=100, generator=generator, output_type="latent").parameters
     assert latents.std().item() == pytest.approx(1, abs=0.3)
@@ -101,7 +109,9 @@ def test_autoencoder_of_another_layout_is_refused(tmp_path):
     vectors = make_vectors()[:, -other.num_parameters :]
     save_parameter_dataset(vectors, other, tmp_path / "other")
     with pytest.raises(ValueError, match="train the autoencoder on this dataset"):
-        train_diffusion(tmp_path / "other", make_autoencoder(), tmp_path / "pipeline", DiffusionConfig(**SMALL_UNET))
+        train_diffusion(
+            tmp_path / "other", save_autoencoder(tmp_path), tmp_path / "pipeline", DiffusionConfig(**SMALL_UNET)
+        )
 
 
 def test_too_few_rows_for_the_gate(tmp_path):
@@ -123,7 +133,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, mon
             train_autoencoder(dataset, tmp_path / folder, autoencoder_config(**common), resume_from_checkpoint=resume)
             return weights(tmp_path / folder)
         config = DiffusionConfig(**SMALL_UNET, **common)
-        train_diffusion(dataset, make_autoencoder(), tmp_path / folder, config, resume_from_checkpoint=resume)
+        train_diffusion(dataset, save_autoencoder(tmp_path), tmp_path / folder, config, resume_from_checkpoint=resume)
         return weights(tmp_path / folder / "unet")
 
     expected = run("straight")

@@ -47,7 +47,7 @@ def train_autoencoder(
 
     Args:
         dataset_dir (`str` or `Path`): A parameter dataset.
-        output_dir (`str` or `Path`): Receives the model, `train_log.jsonl` and `reconstruction.json`.
+        output_dir (`str` or `Path`): Receives the model, its config and log, and `reconstruction.json`.
         config ([`AutoencoderConfig`]): Hyper-parameters and gate.
         evaluator ([`ParameterEvaluator`], *optional*): On validation images, for the accuracy half of the gate.
         resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
@@ -112,6 +112,7 @@ def train_autoencoder(
     except ValueError as error:
         report.update(passed=False, problem=str(error))
     if accelerator.is_main_process:
+        write_json(output_dir / "train_config.json", {"autoencoder": config.model_dump(mode="json")})
         write_json(output_dir / "reconstruction.json", report)
         autoencoder.save_pretrained(output_dir)
     accelerator.wait_for_everyone()

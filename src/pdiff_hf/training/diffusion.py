@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
 from ..data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from ..files import write_json
-from ..models import AutoencoderPCA, AutoencoderPDiff, make_unet_1d
+from ..files import read_json, write_json
+from ..models import load_autoencoder, make_unet_1d
 from ..pipelines import PDiffPipeline
 from .batches import GlobalBatch
 from .config import DiffusionConfig
@@ -19,7 +19,7 @@ from .loop import make_accelerator, run_steps
 
 def train_diffusion(
     dataset_dir: str | Path,
-    autoencoder: AutoencoderPDiff | AutoencoderPCA,
+    autoencoder_dir: str | Path,
     output_dir: str | Path,
     config: DiffusionConfig,
     resume_from_checkpoint: str | None = None,
@@ -32,7 +32,7 @@ def train_diffusion(
 
     Args:
         dataset_dir (`str` or `Path`): The parameter dataset the autoencoder was trained on.
-        autoencoder ([`AutoencoderPDiff`] or [`AutoencoderPCA`]): Trained.
+        autoencoder_dir (`str` or `Path`): What [`train_autoencoder`] has written.
         output_dir (`str` or `Path`): Receives the pipeline, `train_log.jsonl` and `train_config.json`.
         config ([`DiffusionConfig`]): Hyper-parameters.
         resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
@@ -47,6 +47,7 @@ def train_diffusion(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
+    autoencoder = load_autoencoder(autoencoder_dir)
     dataset, layout = load_parameter_dataset(dataset_dir)
     if autoencoder.layout.fingerprint != layout.fingerprint:
         raise ValueError(
@@ -55,7 +56,7 @@ def train_diffusion(
         )
 
     # 1. Latents, encoded once
-    autoencoder = autoencoder.to(accelerator.device).eval()
+    autoencoder = autoencoder.to(accelerator.device)
     with torch.no_grad():
         vectors = dataset_vectors(dataset, layout)
         encoded = [autoencoder.encode(part.to(accelerator.device)).latents for part in vectors.split(256)]
@@ -96,6 +97,10 @@ def train_diffusion(
     pipeline.base_model = load_base_model(dataset_dir)
     if accelerator.is_main_process:
         pipeline.save_pretrained(output_dir)
-        write_json(output_dir / "train_config.json", {"diffusion": config.model_dump(mode="json")})
+        trained_by = {
+            **read_json(Path(autoencoder_dir) / "train_config.json"),
+            "diffusion": config.model_dump(mode="json"),
+        }
+        write_json(output_dir / "train_config.json", trained_by)
     accelerator.wait_for_everyone()
     return pipeline

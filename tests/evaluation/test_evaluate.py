@@ -39,7 +39,8 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
     assert metrics["schema"] == 1
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
-    names = ["original", "reconstructed", "generated", "uniform_soup", "noise_0.05", "noise_0.1"]
+    names = ["original", "reconstructed", "generated", "uniform_soup", "average_16", "noise_0.05", "noise_0.1"]
+    names += ["gaussian", "pca_gaussian", "interpolation"]
     assert list(metrics["groups"]) == names
     for group in metrics["groups"].values():
         for metric in ("test_accuracy", "test_nll", "test_ece"):
@@ -90,7 +91,7 @@ def test_better_and_worse_networks_are_called_so(setting):
     assert "better than the originals" in better.metrics["verdict"]
     worse = run(setting, build_groups(originals, vector + 2 * noise, layout))
     assert "worse than the originals" in worse.metrics["verdict"]
-    assert "worse than their uniform soup" in worse.metrics["verdict"]
+    assert "worse than the uniform soup of all originals" in worse.metrics["verdict"]
 
 
 def test_novel_counts_multiples_of_the_yardstick(setting):

@@ -42,3 +42,59 @@ def noised_originals(
         values = values + scale * torch.randn(values.shape, generator=generator)
         networks[:, spec.offset : spec.offset + spec.numel] = values.exp() if is_log else values
     return networks
+
+
+def averages(originals: torch.Tensor, num: int, generator: torch.Generator, size: int = 16) -> torch.Tensor:
+    """Means of `size` different random originals each (all of them when there are fewer), `(num, D)`.
+
+    Source: Zeng et al. 2025, arXiv 2506.07998, which finds them as good as p-diff's networks.
+    """
+    size = min(size, len(originals))
+    rows = [torch.randperm(len(originals), generator=generator)[:size] for _ in range(num)]
+    return torch.stack([uniform_soup(originals[row])[0] for row in rows])
+
+
+def interpolations(originals: torch.Tensor, num: int, generator: torch.Generator) -> torch.Tensor:
+    """Points between two different random originals each, uniform on the segment, `(num, D)`."""
+    if len(originals) < 2:
+        return originals[:1].repeat(num, 1)
+    pairs = torch.stack([torch.randperm(len(originals), generator=generator)[:2] for _ in range(num)])
+    return torch.lerp(originals[pairs[:, 0]], originals[pairs[:, 1]], torch.rand(num, 1, generator=generator))
+
+
+def gaussian(originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator) -> torch.Tensor:
+    """Draws `(num, D)` from a Gaussian fitted to every coordinate alone; `log` tensors are fitted in log space.
+
+    Source: Zeng et al. 2025, arXiv 2506.07998.
+    """
+    values = _log_tensors(originals, layout, torch.log)
+    noise = torch.randn(num, originals.shape[1], generator=generator)
+    return _log_tensors(values.mean(0) + noise * values.std(0, correction=0), layout, torch.exp)
+
+
+def pca_gaussian(
+    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator, variance: float = 0.99
+) -> torch.Tensor:
+    """Draws `(num, D)` from a Gaussian along the fewest principal components that hold `variance` of the variance.
+
+    The components are found by the Gram matrix of the originals; `log` tensors are fitted in log space.
+    """
+    values = _log_tensors(originals, layout, torch.log)
+    mean = values.mean(0)
+    centered = values - mean
+    eigenvalues, eigenvectors = torch.linalg.eigh((centered @ centered.T).double())
+    eigenvalues, eigenvectors = eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1)
+    rank = int((eigenvalues.cumsum(0) < variance * eigenvalues.sum()).sum()) + 1
+    # A draw along the components is this combination of the centred originals.
+    weights = torch.randn(num, rank, generator=generator, dtype=torch.float64) @ eigenvectors[:, :rank].T
+    return _log_tensors(mean + (weights.to(values.dtype) @ centered) / len(originals) ** 0.5, layout, torch.exp)
+
+
+def _log_tensors(vectors: torch.Tensor, layout: ParameterLayout, function) -> torch.Tensor:
+    """`function` applied to the tensors that have the `log` transform, on a copy."""
+    vectors = vectors.clone()
+    for spec in layout.tensors:
+        if spec.transform == "log":
+            own = slice(spec.offset, spec.offset + spec.numel)
+            vectors[:, own] = function(vectors[:, own])
+    return vectors

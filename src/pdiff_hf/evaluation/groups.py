@@ -7,13 +7,17 @@ from functools import partial
 import torch
 
 from ..layout import ParameterLayout
-from .baselines import noised_originals, uniform_soup
+from .baselines import averages, gaussian, interpolations, noised_originals, pca_gaussian, uniform_soup
 
 # Every baseline maps (originals (K, D), layout, number of draws, generator) to networks (n, D).
 BASELINES = {
     "uniform_soup": lambda originals, layout, num, generator: uniform_soup(originals),
+    "average_16": lambda originals, layout, num, generator: averages(originals, num, generator),
     "noise_0.05": partial(noised_originals, sigma=0.05),
     "noise_0.1": partial(noised_originals, sigma=0.1),
+    "gaussian": gaussian,
+    "pca_gaussian": pca_gaussian,
+    "interpolation": lambda originals, layout, num, generator: interpolations(originals, num, generator),
 }
 
 

@@ -21,6 +21,10 @@ STYLES = {
     "uniform_soup": ("#000000", "*"),
     "noise_0.05": ("#009E73", "^"),
     "noise_0.1": ("#CC79A7", "v"),
+    "average_16": ("#882255", "*"),
+    "gaussian": ("#56B4E9", "X"),
+    "pca_gaussian": ("#0B4F6C", "P"),
+    "interpolation": ("#8C6D1F", "h"),
 }
 OTHER_STYLE = ("#E69F00", "P")
 TEXT = "#333333"

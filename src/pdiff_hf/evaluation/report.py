@@ -146,7 +146,9 @@ def make_table(metrics: Mapping) -> Table:
     columns = [COLUMNS.index(column) for column in TERMINAL_COLUMNS]
     for column in TERMINAL_COLUMNS:
         is_first = column == "group"
-        table.add_column(column, justify="left" if is_first else "right", no_wrap=is_first)
+        # An accuracy and its interval stay on one line; the headers wrap instead.
+        min_width = 19 if "interval" in column else None
+        table.add_column(column, justify="left" if is_first else "right", no_wrap=is_first, min_width=min_width)
     for name, group in metrics["groups"].items():
         row = _row(name, group)
         table.add_row(*(row[column] for column in columns), style="bold" if name == "generated" else None)
@@ -170,7 +172,7 @@ def _row(name: str, group: Mapping) -> tuple[str, ...]:
 
 
 def _percent(value: float, interval: list[float]) -> str:
-    return f"{100 * value:.2f} ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+    return f"{100 * value:.2f} ({100 * interval[0]:.2f}–{100 * interval[1]:.2f})"
 
 
 def _number(value: float | None, fmt: str) -> str:

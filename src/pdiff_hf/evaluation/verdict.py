@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
-REFERENCES = {"original": "the originals", "uniform_soup": "their uniform soup"}
+REFERENCES = {
+    "original": "the originals",
+    "average_16": "averages of 16 originals",
+    "uniform_soup": "the uniform soup of all originals",
+}
 
 
 def make_verdict(metrics: dict) -> str:
-    """Compare the generated networks with the originals and with their uniform soup.
+    """Compare the generated networks with the originals and with averages of them.
 
     A difference counts when its 95 % interval excludes zero.
 
@@ -23,7 +27,7 @@ def make_verdict(metrics: dict) -> str:
             low, high = comparison["ci95"]
             signs.append(1 if low > 0 else -1 if high < 0 else 0)
             clauses.append(f"{RELATIONS[signs[-1]]} {description} ({_points(comparison)})")
-    sentence = "Generated networks are on average " + (" but " if len(set(signs)) > 1 else " and ").join(clauses)
+    sentence = "Generated networks are on average " + (", but " if len(set(signs)) > 1 else ", and ").join(clauses)
     scores = metrics["groups"]["generated"]["novel_and_performant"]
     if scores["novel"]["1x"] < 0.5:
         return (

@@ -125,15 +125,15 @@ class PDiffPipeline(DiffusionPipeline):
         """Load a pipeline from a folder or the Hub; keyword arguments are those of [`DiffusionPipeline`]."""
         source = str(pretrained_model_name_or_path)
         pipeline = super().from_pretrained(source, **kwargs)
-        base_model = pipeline.config.base_model
+        base_model = pipeline.base_model
         if base_model is not None and Path(source).is_dir():
             pipeline._base_root = Path(source)
-        elif base_model is not None and base_model["weights"] is not None:
+        elif base_model is not None and base_model.weights is not None:
             download = {
                 key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs
             }
-            weights = hf_hub_download(source, base_model["weights"], **download)
-            pipeline._base_root = Path(weights).parents[len(Path(base_model["weights"]).parts) - 1]
+            weights = hf_hub_download(source, base_model.weights, **download)
+            pipeline._base_root = Path(weights).parents[len(Path(base_model.weights).parts) - 1]
         return pipeline
 
     def check_inputs(

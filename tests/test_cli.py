@@ -163,6 +163,7 @@ def test_nan_in_a_checkpoint(pdiff, tmp_path):
     array = pa.FixedSizeListArray.from_arrays(pa.array(values), make_vectors().shape[1])
     pq.write_table(table.set_column(0, table.schema.field(0), array.cast(table.schema.field(0).type)), shard)
     assert_one_line_error(pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING)), "row 3", "1.weight")
+    assert not (tmp_path / "run").exists()
 
 
 def test_truncated_parquet(pdiff, tmp_path):
@@ -229,9 +230,11 @@ def test_seeds_make_a_run_each(pdiff, tmp_path):
     assert_one_line_error(pdiff("run", "digits-mlp", "--seeds", 0, "--seed", 1, "--out", tmp_path), "--seed")
 
 
-def test_brackets_of_a_message_are_printed(pdiff, tmp_path):
+def test_brackets_of_a_message_are_printed(pdiff, run, tmp_path):
     folder = tmp_path / "[red]mine[/red]"
     assert_one_line_error(pdiff("info", folder), str(folder))
+    code, out, _ = pdiff("generate", run / "pipeline", "--out", folder, "--num-samples", 1, "--num-inference-steps", 1)
+    assert code == 0 and str(folder) in out
 
 
 def test_evaluate_does_not_replace_other_files(pdiff, run, tmp_path):

@@ -7,7 +7,7 @@ from factories import make_dataset
 from pdiff_hf.files import read_json
 from pdiff_hf.recipe import load_recipe, load_training
 from pdiff_hf.run import evaluate_run, run_recipe, train_stages
-from pdiff_hf.run_folder import Run, open_run
+from pdiff_hf.run_folder import STAGES, Run, open_run
 
 TINY = [
     "base_training.epochs=1",
@@ -48,17 +48,19 @@ def copied(finished, tmp_path):
 
 
 def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting_again(tmp_path):
+    trained = ["autoencoder.kind=pdiff", "autoencoder.steps=3", "autoencoder.checkpointing_steps=2"]
     with pytest.raises(ValueError, match="allow_poor_reconstruction"):
-        run_recipe(recipe("autoencoder.min_explained_variance=1.0"), tmp_path / "run")
+        run_recipe(recipe(*trained, "autoencoder.min_explained_variance=1.0"), tmp_path / "run")
+    assert (tmp_path / "run" / "autoencoder" / "checkpoint-2").is_dir()
     collected = modified(tmp_path / "run" / "dataset")
     with pytest.raises(ValueError, match=r"collect\.num_checkpoints is 20, expected 21"):
-        run_recipe(recipe("collect.num_checkpoints=21"), tmp_path / "run")
-    changed = recipe("autoencoder.latent_channels=6", "diffusion.steps=2")
+        run_recipe(recipe(*trained, "collect.num_checkpoints=21"), tmp_path / "run")
+    changed = recipe(*trained, "autoencoder.latent_channels=6", "diffusion.steps=2")
     assert run_recipe(changed, tmp_path / "run")["groups"]["generated"]["n"] == 3
     assert read_json(tmp_path / "run" / "autoencoder" / "config.json")["latent_channels"] == 6
     assert modified(tmp_path / "run" / "dataset") == collected
     with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 3"):
-        open_run(recipe("autoencoder.latent_channels=6"), tmp_path / "run")
+        open_run(recipe(*trained, "autoencoder.latent_channels=6"), tmp_path / "run")
 
 
 def test_stage_that_runs_again_takes_later_stages_along(copied):
@@ -66,6 +68,19 @@ def test_stage_that_runs_again_takes_later_stages_along(copied):
     lines = []
     run_recipe(recipe(), copied, lines.append)
     assert len(lines) == 5 and not any("skipped" in line for line in lines)
+
+
+def test_stage_that_stops_midway_is_not_complete_although_an_earlier_run_of_it_was(copied):
+    def stop(folder):
+        folder.mkdir()
+        (copied / "pipeline").mkdir()
+        raise KeyboardInterrupt
+
+    shutil.rmtree(copied / "autoencoder")
+    with pytest.raises(KeyboardInterrupt):
+        Run(copied).do("autoencoder", stop, print)
+    run = Run(copied)
+    assert [stage for stage in STAGES if run.is_complete(stage)] == ["collect"]
 
 
 def test_dataset_that_was_not_noted_before_a_crash_is_not_collected_again(copied):

@@ -243,7 +243,7 @@ def info(
     described = describe(path)
     if not as_json:
         for key, value in described.items():
-            console.print(f"[bold]{key}[/]: {value}", highlight=False, soft_wrap=True)
+            console.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False, soft_wrap=True)
     _print(described, as_json)
 
 

@@ -59,14 +59,18 @@ class Run:
             report(f"{stage}: complete, skipped ({self.path(stage)})")
             return
         # What later stages made of an earlier folder of this stage does not belong to its new one.
-        for later in list(STAGES)[list(STAGES).index(stage) + 1 :]:
-            self.stages.pop(later, None)
+        from_here = list(STAGES)[list(STAGES).index(stage) :]
+        self._save({name: cost for name, cost in self.stages.items() if name not in from_here})
+        for later in from_here[1:]:
             shutil.rmtree(self.path(later), ignore_errors=True)
         start = time.perf_counter()
         function(self.path(stage))
-        self.stages[stage] = cost_since(start)
-        write_json(self.folder / STATE_FILE, {"schema": 1, "stages": self.stages})
+        self._save({**self.stages, stage: cost_since(start)})
         report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
+
+    def _save(self, stages: dict[str, dict[str, float]]) -> None:
+        self.stages = stages
+        write_json(self.folder / STATE_FILE, {"schema": 1, "stages": stages})
 
 
 def cost_since(start: float) -> dict[str, float]:

@@ -89,7 +89,9 @@ def run_steps(
     accelerator.register_for_checkpointing(lr_scheduler)
     model, optimizer = accelerator.prepare(model, optimizer)
     if config.report_to != "none":
-        accelerator.init_trackers(description.replace(" ", "-"), config.model_dump(mode="json"))
+        # TensorBoard takes nothing but scalars and text.
+        values = {key: str(v) if v is None or isinstance(v, tuple) else v for key, v in config.model_dump().items()}
+        accelerator.init_trackers("pdiff", values)
 
     # 1. Resume
     first_step, history = 0, []

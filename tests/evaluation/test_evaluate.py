@@ -6,6 +6,7 @@ from torch import nn
 
 from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups
 from pdiff_hf.evaluation.intervals import exact_interval
+from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
 
 
@@ -91,7 +92,8 @@ def test_better_and_worse_networks_are_called_so(setting):
     assert "better than the originals" in better.metrics["verdict"]
     worse = run(setting, build_groups(originals, vector + 2 * noise, layout))
     assert "worse than the originals" in worse.metrics["verdict"]
-    assert "worse than the uniform soup of all originals" in worse.metrics["verdict"]
+    verdict = worse.metrics["verdict"]
+    assert "worse than" in verdict and "and the uniform soup of all originals" in verdict and ", but" not in verdict
 
 
 def test_novel_counts_multiples_of_the_yardstick(setting):
@@ -115,3 +117,21 @@ def test_one_original_leaves_similarity_among_originals_open(setting):
 def test_groups_need_originals(setting):
     with pytest.raises(ValueError, match=r"expected a group 'original'.*found \['generated'\]"):
         run(setting, {"generated": setting[3]})
+
+
+def test_verdict_names_each_relation_once():
+    def comparison(low, high):
+        return {"difference": (low + high) / 2, "ci95": [low, high]}
+
+    scores = {"novel_and_performant": {"novel": {"1x": 1.0}, "joint": {"1x": 0.5}}}
+    comparisons = {
+        "original": comparison(-0.001, 0.002),
+        "average_16": comparison(-0.004, -0.001),
+        "uniform_soup": comparison(-0.006, -0.002),
+    }
+    assert make_verdict({"groups": {"generated": scores}, "comparisons": comparisons}) == (
+        "Generated networks are on average not distinguishable from the originals (+0.05 points, 95 % interval "
+        "-0.10 to +0.20), but worse than averages of 16 originals (-0.25 points, 95 % interval -0.40 to -0.10) and "
+        "the uniform soup of all originals (-0.40 points, 95 % interval -0.60 to -0.20); 50% of them are both novel "
+        "and performant."
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
 REFERENCES = {
     "original": "the originals",
@@ -20,14 +22,17 @@ def make_verdict(metrics: dict) -> str:
     """
     if "generated" not in metrics["groups"]:
         return "No generated networks were evaluated."
-    clauses, signs = [], []
+    found = []
     for reference, description in REFERENCES.items():
         if reference in metrics["comparisons"]:
             comparison = metrics["comparisons"][reference]
             low, high = comparison["ci95"]
-            signs.append(1 if low > 0 else -1 if high < 0 else 0)
-            clauses.append(f"{RELATIONS[signs[-1]]} {description} ({_points(comparison)})")
-    sentence = "Generated networks are on average " + (", but " if len(set(signs)) > 1 else ", and ").join(clauses)
+            found.append((1 if low > 0 else -1 if high < 0 else 0, f"{description} ({_points(comparison)})"))
+    clauses = [
+        f"{RELATIONS[sign]} {' and '.join(text for _, text in references)}"
+        for sign, references in groupby(found, key=lambda item: item[0])
+    ]
+    sentence = "Generated networks are on average " + ", but ".join(clauses)
     scores = metrics["groups"]["generated"]["novel_and_performant"]
     if scores["novel"]["1x"] < 0.5:
         return (

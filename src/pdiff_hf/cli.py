@@ -66,11 +66,13 @@ def _quiet() -> None:
     """Keep the messages of upstream libraries that are not about the user's input out of the terminal."""
     from datasets.utils.logging import disable_progress_bar
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     disable_progress_bar()
+    hub_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -21,23 +21,12 @@ from pdiff_hf.data import (
 )
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.tasks.networks import mlp3
-
-NETWORK = {"in_features": 4, "hidden": (3, 2), "num_classes": 2}
-LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))
-D = LAYOUT.num_parameters
-
-
-def make_vectors(rows=6, seed=0):
-    return torch.randn(rows, D, generator=torch.Generator().manual_seed(seed))
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
 
 def save(folder, rows=6, seed=0, **options):
     save_parameter_dataset(make_vectors(rows, seed), LAYOUT, folder, **options)
     return folder
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_folder_holds_what_the_design_says(tmp_path):

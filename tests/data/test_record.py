@@ -26,14 +26,7 @@ from pdiff_hf.data import (
 )
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.tasks.networks import mlp3
-
-NETWORK = {"in_features": 4, "hidden": (3, 2), "num_classes": 2}
-LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))
-D = LAYOUT.num_parameters
-
-
-def make_vectors(rows=6, seed=0):
-    return torch.randn(rows, D, generator=torch.Generator().manual_seed(seed))
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
 
 def record(folder, rows=6, seed=0, **options):
@@ -41,10 +34,6 @@ def record(folder, rows=6, seed=0, **options):
         for step, vector in enumerate(make_vectors(rows, seed)):
             recorder.record(vector, step=step, loss=0.5)
     return folder
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_recorded_rows_are_read_back_to_the_bit(tmp_path):

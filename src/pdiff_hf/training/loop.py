@@ -34,10 +34,15 @@ def make_accelerator(config: OptimizationConfig, output_dir: str | Path) -> Acce
     )
 
 
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """The complete `checkpoint-N` folders in `output_dir`, by ascending N."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
 def latest_checkpoint(output_dir: Path) -> Path | None:
     """The complete `checkpoint-N` with the largest N in `output_dir`."""
-    checkpoints = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return next(reversed(complete_checkpoints(output_dir)), None)
 
 
 def run_steps(
@@ -95,7 +100,6 @@ def run_steps(
 
     # 1. Resume
     first_step, history = 0, []
-    log_path = output_dir / LOG_FILE
     checkpoint = latest_checkpoint(output_dir) if resume_from_checkpoint == "latest" else resume_from_checkpoint
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
@@ -164,7 +168,7 @@ def run_steps(
         ema.copy_to(model.parameters())
     model.eval()
     if accelerator.is_main_process:
-        with atomic_write(log_path) as temporary:
+        with atomic_write(output_dir / LOG_FILE) as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
     return model, history
 
@@ -178,7 +182,6 @@ def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, hist
         (partial / "trainer_state.json").write_text(json.dumps({"step": step, "history": history}))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        for old in checkpoints[:-limit]:
+        for old in complete_checkpoints(output_dir)[:-limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ..layout import ParameterLayout
-from .forward import FullForward, SplitForward, UnusedTensorsError
+from .forward import FullForward, SplitForward, split_if_exportable
 
 # Bins of the expected calibration error; torchmetrics' default.
 NUM_BINS = 15
@@ -91,21 +90,10 @@ class ParameterEvaluator:
         missing = self._sizes[0] - self._sizes[-1]
         self._batches[-1] = torch.cat([self._batches[-1], self._batches[0][:missing]])
 
-        self._forward: SplitForward | FullForward = FullForward(model, self.device)
-        self.num_nodes = self.num_dependent_nodes = 0
-        try:
-            self._forward = SplitForward(self._forward, self._batches[0], layout.names)
-        except UnusedTensorsError:
-            raise
-        except Exception as error:  # torch.export passes on whatever the model's own code raises
-            warnings.warn(
-                f"{type(model).__name__} cannot be exported, every network will cost a full forward pass "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
-                stacklevel=2,
-            )
-        else:
-            self.num_nodes = self._forward.num_nodes
-            self.num_dependent_nodes = self._forward.num_dependent_nodes
+        self._forward = split_if_exportable(FullForward(model, self.device), self._batches[0], layout.names, "network")
+        is_split = isinstance(self._forward, SplitForward)
+        self.num_nodes = self._forward.num_nodes if is_split else 0
+        self.num_dependent_nodes = self._forward.num_dependent_nodes if is_split else 0
         self._cache: dict[int, tuple[torch.Tensor, ...]] = {}
         self._cache_bytes_left = max_cache_bytes
         self._networks_at_once = networks_at_once

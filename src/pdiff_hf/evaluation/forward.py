@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping
 
 import torch
@@ -180,3 +181,30 @@ def _resolve(node: Node, known: Mapping[Node, torch.Tensor]) -> torch.Tensor:
         return known[node]
     source, index = node.args
     return _resolve(source, known)[index]
+
+
+def split_if_exportable(
+    full: FullForward, images: torch.Tensor, names: Collection[str], unit: str
+) -> SplitForward | FullForward:
+    """Split a forward pass, or return it as it is, with a warning, when its model cannot be exported.
+
+    Args:
+        full ([`FullForward`]): The whole forward pass.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): An example batch; the split knows this size only.
+        names (`Collection[str]`): The generated tensors.
+        unit (`str`): What will then cost a full forward pass each, for the warning.
+
+    Raises:
+        UnusedTensorsError: the logits do not depend on the generated tensors.
+    """
+    try:
+        return SplitForward(full, images, names)
+    except UnusedTensorsError:
+        raise
+    except Exception as error:  # torch.export passes on whatever the model's own code raises
+        warnings.warn(
+            f"{type(full.model).__name__} cannot be exported, every {unit} will cost a full forward pass "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            stacklevel=3,
+        )
+        return full

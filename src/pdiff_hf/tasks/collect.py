@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..base_model import BaseModel, forward_logits
 from ..data.dataset import dataset_vectors, load_parameter_dataset, update_columns
 from ..data.record import ParameterRecorder
 from ..evaluation.evaluator import ParameterEvaluator
-from ..evaluation.forward import FullForward, SplitForward, UnusedTensorsError
+from ..evaluation.forward import FullForward, split_if_exportable
 from ..layout import ParameterLayout
 from .base_training import BaseTrainingConfig, train_base_model
 from .image_classification import MAX_CACHE_BYTES, ImageClassification
@@ -255,16 +254,9 @@ def _share_prefix(task: ImageClassification, network: nn.Module, layout: Paramet
     device = next(network.parameters()).device
     images, labels = task.arrays("train")
     batch_size = min(batch_size, len(images))
-    try:
-        forward = SplitForward(FullForward(network, device), images[:batch_size].to(device), layout.names)
-    except UnusedTensorsError:
-        raise
-    except Exception as error:  # torch.export passes on whatever the model's own code raises
-        warnings.warn(
-            f"{type(network).__name__} cannot be exported, every step will cost a full forward pass "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
-            stacklevel=3,
-        )
+    full = FullForward(network, device)
+    forward = split_if_exportable(full, images[:batch_size].to(device), layout.names, "step")
+    if forward is full:
         return None
     chunks = []
     for start in range(0, len(images), batch_size):

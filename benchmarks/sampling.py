@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf.data import dataset_vectors, load_base_model, load_parameter_dataset
-from pdiff_hf.evaluation import evaluate_groups
-from pdiff_hf.generation import generate_networks, load_generated, load_pipeline
+from pdiff_hf.evaluation import ParameterEvaluator, evaluate_groups
+from pdiff_hf.generation import generate_networks, load_pipeline
+from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import load_recipe
 from pdiff_hf.run import run_recipe
 from pdiff_hf.tasks.stored import load_stored_task
@@ -54,13 +55,9 @@ def main() -> None:
             pipeline(num_inference_steps=10, generator=torch.Generator().manual_seed(0))
         one_by_one = (time.perf_counter() - start) / 30 * 1000 * arguments.num_samples
         task = load_stored_task(run / "dataset")
-        result = evaluate_groups(
-            groups,
-            load_base_model(run / "dataset").build(),
-            layout,
-            val=task.arrays("val"),
-            test=task.arrays("test"),
-        )
+        model = load_base_model(run / "dataset").build()
+        evaluators = (ParameterEvaluator(model, layout, *task.arrays(split)) for split in ("val", "test"))
+        result = evaluate_groups(groups, *evaluators)
     table = Table(title=f"{arguments.num_samples} networks of {layout.num_parameters} parameters")
     for column in (
         "sampler",

@@ -10,8 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pdiff_hf.data import load_parameter_dataset
+from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import load_recipe
 from pdiff_hf.run import run_recipe
+from pdiff_hf.run_folder import STAGES
+from processes import launch_two
 
 TINY = [
     "base_training.epochs=10",
@@ -77,9 +81,15 @@ def test_metrics_are_those_of_the_design(run):
     assert metrics["schema"] == 1 and metrics["num_parameters"] == 2778 and metrics["num_test"] == 500
     assert set(metrics["groups"]) >= {"original", "reconstructed", "generated", "uniform_soup", "noise_0.05"}
     assert metrics["groups"]["original"]["n"] == 40 and metrics["groups"]["generated"]["n"] == 5
-    stages = ["collect", "autoencoder", "diffusion", "generate", "evaluate"]
-    assert list(metrics["timings_s"]) == list(metrics["peak_rss_mb"]) == stages
-    assert metrics["verdict"]
+    assert list(metrics["timings_s"]) == list(metrics["peak_rss_mb"]) == list(STAGES)
+    assert metrics["verdict"] and metrics["seed"] == 0
+    # Fine-tuning took the time of the generator, which is that of its three stages.
+    cost = {name: group["cost"]["seconds"] for name, group in metrics["groups"].items()}
+    generator = sum(metrics["timings_s"][stage] for stage in ("autoencoder", "diffusion", "generate"))
+    assert cost["fine_tuned"] == cost["generated"] == pytest.approx(generator)
+    assert metrics["timings_s"]["fine_tune"] >= generator
+    assert metrics["groups"]["fine_tuned"]["n"] == 5
+    assert len(load_generated(folder / "fine_tuned", load_parameter_dataset(folder / "dataset")[1])) == 5
 
 
 def test_card_shows_the_verdict(run):
@@ -93,7 +103,7 @@ def test_same_recipe_again_skips_what_is_complete(run):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     lines = []
     assert run_recipe(recipe(), folder, lines.append)["groups"] == metrics["groups"]
-    assert len(lines) == 5 and all("skipped" in line for line in lines)
+    assert len(lines) == len(STAGES) and all("skipped" in line for line in lines)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
@@ -189,3 +199,19 @@ def test_kill_9_while_collecting_leaves_a_run_that_can_go_on(tmp_path):
     assert partial.exists() and not (tmp_path / "run" / "dataset").exists()
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe().model_dump(mode="json"), sort_keys=False))
     assert run_recipe(recipe(), tmp_path / "run")["groups"]["original"]["n"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_evaluate_like_one(run, tmp_path):
+    folder, metrics = run
+    code, out = launch_two("-m", "pdiff_hf", "evaluate", folder, "--out", tmp_path / "report", "--json")
+    assert code == 0, out
+    assert out.count('"schema": 1') == 1, "one process speaks"
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert set(found["groups"]) == set(metrics["groups"])
+    for name, group in found["groups"].items():
+        expected = metrics["groups"][name]
+        assert group["test_accuracy"] == pytest.approx(expected["test_accuracy"])
+        assert group["selected"] == expected["selected"]
+    assert found["verdict"] == metrics["verdict"]

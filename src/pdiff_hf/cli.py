@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 # Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
 console = Console(width=None if sys.stdout.isatty() else 120)
+# Of several processes, the first one speaks.
+console.quiet = int(os.environ.get("RANK", "0")) > 0
 errors = Console(stderr=True)
 
 Set = Annotated[
@@ -86,7 +88,7 @@ def _line(as_json: bool):
 
 
 def _print(value: Any, as_json: bool) -> None:
-    if as_json:
+    if as_json and not console.quiet:
         print(json.dumps(value, indent=2))
 
 
@@ -190,15 +192,56 @@ def generate(
     scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
     truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    select: Annotated[str | None, typer.Option(metavar="val", help="Keep the best on these images only.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Number of networks to keep; 1 by default.")] = None,
+    soup: Annotated[bool, typer.Option("--soup", help="Also write the average of those that are kept.")] = False,
+    reestimate_bn: Annotated[
+        bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training images.")
+    ] = False,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Parameter dataset whose images are selected on; beside PIPELINE by default.")
+    ] = None,
+    trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate networks as safetensors files."""
+    """Generate networks as safetensors files; with --select, the best of them."""
+    given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset, "--trust": trusted}
+    if select is None and (needless := [name for name, value in given.items() if value]):
+        raise ValueError(f"{needless[0]} is for selected networks; give --select val too.")
     _quiet()
-    from .generation import generate_networks, load_pipeline
+    from .files import read_json
+    from .generation import SelectionConfig, generate_networks, load_pipeline
 
-    generate_networks(load_pipeline(pipeline), out, num_samples, num_inference_steps, scheduler, truncation, seed)
-    _line(as_json)(f"{num_samples} networks → {out}")
-    _print({"folder": str(out), "num_samples": num_samples}, as_json)
+    loaded, selection = load_pipeline(pipeline), None
+    if select is not None:
+        dataset = dataset or pipeline.resolve().parent / "dataset"
+        if not dataset.is_dir():
+            raise ValueError(f"expected a parameter dataset at {dataset}, found none; name it with --dataset.")
+        selection = SelectionConfig(dataset, select, top or 1, soup, reestimate_bn, trusted or ())
+    generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, selection)
+    line = _line(as_json)
+    if selection is None:
+        line(f"{num_samples} networks → {out}")
+        _print({"folder": str(out), "num_samples": num_samples}, as_json)
+        return
+    found = read_json(out / "index.json")["selection"]
+    best = found["val_accuracy"][0]
+    line(
+        f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} selected on "
+        f"{found['num_val']} val images in {found['seconds']['select']:.1f} s → {out}"
+    )
+    if found["num_dropped"]:
+        line(f"Dropped, because not finite: {found['num_dropped']}.")
+    line(f"Val accuracy: {', '.join(f'{accuracy:.2%}' for accuracy in found['val_accuracy'])}.")
+    if reestimate_bn:
+        before = found["val_accuracy_before_batch_norm"]
+        line(f"Before BatchNorm statistics were re-estimated: {', '.join(f'{accuracy:.2%}' for accuracy in before)}.")
+    if soup:
+        difference = found["soup_val_accuracy"] - best
+        than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
+        line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
+    line("Val accuracy of selected networks is optimistic; pdiff evaluate reports on test images.")
+    _print({"folder": str(out), "num_samples": num_samples, "selection": found}, as_json)
 
 
 @app.command()
@@ -215,7 +258,7 @@ def evaluate(
     """Evaluate generated networks against originals and baselines, and write the report anew."""
     _quiet()
     from .evaluation import make_table
-    from .run import evaluate_config, evaluate_run
+    from .run_evaluation import evaluate_config, evaluate_run
     from .run_folder import Run
 
     run = Run(run_dir)

@@ -1,26 +1,72 @@
-"""Generated networks as a folder: one safetensors file each and `index.json`."""
+"""Generation of networks, of all that are drawn or of the best of them."""
 
 from __future__ import annotations
 
-import shutil
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from .files import read_json, write_json
+from .data.dataset import read_layout
+from .evaluation.baselines import uniform_soup
+from .evaluation.batch_norm import BatchNormEstimator
+from .evaluation.evaluator import CHUNK_BYTES, ParameterEvaluator
+from .evaluation.selection import select_networks
 from .layout import ParameterLayout
+from .network_files import check_new, write_networks
 from .pipelines import PDiffPipeline
-
-SCHEMA = 1
+from .tasks import ImageClassification
+from .tasks.stored import load_stored_task
 
 # `dpmsolver++` is DPMSolverMultistepScheduler's default algorithm (Source: Lu et al. 2022, arXiv 2211.01095).
 SCHEDULERS = {"dpmsolver++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 # Networks sampled at once; memory for their vectors is bounded by the pipeline's decoding.
 BATCH = 256
+
+SOUP_FILE = "soup.safetensors"
+# Images on which BatchNorm statistics are re-estimated, all classes in proportion.
+NUM_TRAIN_IMAGES = 2048
+# The first rung of a selection is a twentieth of the images, and batches are no larger than that or this.
+MAX_BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which of the networks that are drawn are kept.
+
+    Args:
+        dataset (`str` or `Path`): The parameter dataset whose task's images the networks are chosen on.
+        split (`str`, *optional*, defaults to `"val"`): The only split that may be chosen on.
+        top (`int`, *optional*, defaults to 1): Number of networks to keep.
+        soup (`bool`, *optional*, defaults to `False`): Also keep the uniform soup of them.
+        reestimate_batch_norm (`bool`, *optional*, defaults to `False`): Re-estimate the BatchNorm statistics that
+            depend on the generated tensors, see [`BatchNormEstimator`], before the last ranking.
+        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
+
+    Raises:
+        ValueError: another split.
+    """
+
+    dataset: str | Path
+    split: str = "val"
+    top: int = 1
+    soup: bool = False
+    reestimate_batch_norm: bool = False
+    trusted_imports: Sequence[str] = ()
+
+    def __post_init__(self):
+        if self.split != "val":
+            reason = "; what is chosen on test images cannot be reported on them" if self.split == "test" else ""
+            raise ValueError(f"expected 'val' as the split to select on, found {self.split!r}{reason}.")
+        if self.top < 1:
+            raise ValueError(f"top must be at least 1, got {self.top}.")
 
 
 def generate_networks(
@@ -31,6 +77,7 @@ def generate_networks(
     scheduler: str = "dpmsolver++",
     truncation: float = 1.0,
     seed: int = 0,
+    selection: SelectionConfig | None = None,
 ) -> Path:
     """Generate networks and write them to a new folder, which appears under its name when it is complete.
 
@@ -42,47 +89,142 @@ def generate_networks(
         scheduler (`str`, *optional*, defaults to `"dpmsolver++"`): `"dpmsolver++"`, `"ddim"` or `"ddpm"`.
         truncation (`float`, *optional*, defaults to 1.0): See [`PDiffPipeline`].
         seed (`int`, *optional*, defaults to 0): Of the noise.
+        selection ([`SelectionConfig`], *optional*): Write the best networks only, the very best first; all by default.
 
     Raises:
-        ValueError: the folder is not empty, or an option is invalid.
+        ValueError: the folder is not empty, an option is invalid, or the dataset of the selection does not fit.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"expected an empty or new folder for the networks, found that {output_dir} holds files.")
+    check_new(output_dir)
     if scheduler not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {scheduler!r}.")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    selector = None if selection is None else _Selector(pipeline.layout, selection, num_samples)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
-    generator = torch.Generator().manual_seed(seed)
-    files = []
-    for start in range(0, num_samples, BATCH):
-        states = pipeline(
-            batch_size=min(BATCH, num_samples - start),
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            truncation=truncation,
-        ).parameters
-        for state in states:
-            files.append(f"{len(files):05d}.safetensors")
-            tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
-            save_file(tensors, partial / files[-1], metadata={"format": "pt"})
     index = {
-        "schema": SCHEMA,
-        "layout": pipeline.layout.fingerprint,
-        "num_parameters": pipeline.layout.num_parameters,
         "seed": seed,
         "scheduler": scheduler,
         "num_inference_steps": num_inference_steps,
         "truncation": truncation,
-        "files": files,
     }
-    write_json(partial / "index.json", index)
-    partial.rename(output_dir)
+
+    def draw(output_type: str) -> Iterator[list[dict[str, torch.Tensor]] | torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, num_samples, BATCH):
+            yield pipeline(
+                batch_size=min(BATCH, num_samples - start),
+                num_inference_steps=num_inference_steps,
+                generator=generator,
+                truncation=truncation,
+                output_type=output_type,
+            ).parameters
+
+    if selector is None:
+        states = itertools.chain.from_iterable(draw("state_dict"))
+        write_networks(output_dir, pipeline.layout, states, index)
+        return output_dir
+    begin = time.perf_counter()
+    draws = _Draws(pipeline, torch.cat(list(draw("latent"))))
+    drawn = time.perf_counter()
+    states, extra, selected = selector.select(draws)
+    seconds = {"draw": drawn - begin, "select": time.perf_counter() - drawn + selector.seconds}
+    selected["selection"]["seconds"] = seconds
+    write_networks(output_dir, pipeline.layout, states, {**index, **selected}, extra)
     return output_dir
+
+
+class _Draws:
+    """Vectors that are decoded when their rows are asked for: only latents of so many networks fit into memory."""
+
+    def __init__(self, pipeline: PDiffPipeline, latents: torch.Tensor):
+        self._autoencoder = pipeline.autoencoder
+        self._latents = latents
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    @torch.no_grad()
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        latents = self._autoencoder.unscale_latents(self._latents[rows.to(self._latents.device)])
+        size = max(1, CHUNK_BYTES // (4 * self._autoencoder.vector_length))
+        return torch.cat([self._autoencoder.decode(part).sample.float().cpu() for part in latents.split(size)])
+
+
+class _Selector:
+    """Chooses among the draws of a pipeline; what can be wrong is found before there are any."""
+
+    def __init__(self, layout: ParameterLayout, config: SelectionConfig, num_samples: int):
+        if config.top > num_samples:
+            raise ValueError(f"expected top of at most num_samples, {num_samples}, found {config.top}.")
+        stored, base_model = read_layout(config.dataset)
+        if stored.fingerprint != layout.fingerprint:
+            raise ValueError(
+                f"{config.dataset}: expected the layout of the pipeline, {layout.fingerprint[:12]}, found "
+                f"{stored.fingerprint[:12]}; name the dataset that the pipeline was trained on."
+            )
+        task = load_stored_task(config.dataset)
+        if task is None or base_model is None:
+            raise ValueError(
+                f"{config.dataset} names no task or no base model to select networks with; generate all of them."
+            )
+        begin = time.perf_counter()
+        self._config, self._layout = config, layout
+        self._model = base_model.build(config.trusted_imports)
+        self._device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self._evaluator = self._make_evaluator(layout, *task.arrays("val"))
+        self._estimator = None
+        if config.reestimate_batch_norm:
+            size = min(NUM_TRAIN_IMAGES, task.describe()["num_train"])
+            train = ImageClassification(task.config.model_copy(update={"train_size": size}), base_model)
+            images = train.arrays("train")[0]
+            self._estimator = BatchNormEstimator(self._model, layout, images, device=self._device)
+            self._final = self._make_evaluator(self._estimator.layout, *task.arrays("val"))
+        self.seconds = time.perf_counter() - begin
+
+    def _make_evaluator(
+        self, layout: ParameterLayout, images: torch.Tensor, labels: torch.Tensor
+    ) -> ParameterEvaluator:
+        batch_size = min(MAX_BATCH_SIZE, -(-len(images) // 20))
+        return ParameterEvaluator(self._model, layout, images, labels, batch_size=batch_size, device=self._device)
+
+    def _finish(self, vectors: torch.Tensor) -> tuple[ParameterEvaluator, torch.Tensor]:
+        """The evaluator of the last rung and what it takes."""
+        if self._estimator is None:
+            return self._evaluator, vectors
+        return self._final, self._estimator.extend(vectors)
+
+    def _state(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self._layout.unflatten(vector) if self._estimator is None else self._estimator.state_dict(vector)
+
+    def select(self, draws: _Draws) -> tuple[list[dict], dict[str, dict], dict[str, Any]]:
+        """State dicts of the chosen networks, further ones by file, and what `index.json` says of them."""
+        config = self._config
+        chosen = select_networks(self._evaluator, draws, config.top, self._finish)
+        selection = {
+            "split": config.split,
+            "num_drawn": len(draws),
+            "num_dropped": chosen.num_dropped,
+            "num_val": len(self._evaluator.labels),
+            "num_pilots": chosen.num_pilots,
+            "rungs": [{"networks": networks, "images": images} for networks, images in chosen.rungs],
+            "criterion": "accuracy, ties by nll",
+            "val_accuracy": chosen.accuracy.tolist(),
+            "val_nll": chosen.nll.tolist(),
+            "draws": chosen.rows.tolist(),
+        }
+        index: dict[str, Any] = {"selection": selection}
+        generated = chosen.vectors[:, : self._layout.num_parameters]
+        if self._estimator is not None:
+            index["batch_norm"] = self._estimator.names
+            selection["val_accuracy_before_batch_norm"] = self._evaluator.accuracy(generated).tolist()
+        extra = {}
+        if config.soup:
+            evaluator, soup = self._finish(uniform_soup(generated))
+            output = evaluator.predict(soup)
+            index["soup"], extra[SOUP_FILE] = SOUP_FILE, self._state(soup[0])
+            selection["soup_val_accuracy"], selection["soup_val_nll"] = output.accuracy.item(), output.nll.item()
+        return [self._state(vector) for vector in chosen.vectors], extra, index
 
 
 def load_pipeline(folder: str | Path) -> PDiffPipeline:
@@ -99,28 +241,3 @@ def load_pipeline(folder: str | Path) -> PDiffPipeline:
         raise ValueError(f"{folder}: {str(error).splitlines()[0]}") from error
     pipeline.set_progress_bar_config(desc="generate", leave=False)
     return pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-
-
-def load_generated(folder: str | Path, layout: ParameterLayout) -> torch.Tensor:
-    """Read a folder of generated networks as vectors `(n, D)`.
-
-    Raises:
-        ValueError: a file is missing, damaged or does not fit the layout; names the file and the tensor.
-    """
-    index = read_json(Path(folder) / "index.json")
-    if index.get("layout") != layout.fingerprint:
-        raise ValueError(
-            f"{folder}: expected networks of layout {layout.fingerprint[:12]}, found {index.get('layout')}."
-        )
-    vectors = torch.empty(len(index["files"]), layout.num_parameters)
-    for row, name in enumerate(index["files"]):
-        path = Path(folder) / name
-        if Path(name).name != name or not path.is_file():
-            raise ValueError(f"{folder}: index.json names {name!r}, found no such file in the folder.")
-        try:
-            vectors[row] = layout.flatten(load_file(path))
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
-        if not vectors[row].isfinite().all():
-            raise ValueError(f"{path}: expected finite values, found NaN or infinity.")
-    return vectors

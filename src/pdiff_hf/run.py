@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate.utils import set_seed
 
 from .base_model import forward_logits
-from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from .evaluation import build_groups, evaluate_groups, write_report
+from .data.dataset import dataset_vectors, load_parameter_dataset
 from .files import read_json
-from .generation import generate_networks, load_generated, load_pipeline
+from .generation import generate_networks, load_pipeline
 from .hub.cards import write_pipeline_card
 from .layout import ParameterLayout
-from .models import load_autoencoder, make_unet_1d
-from .recipe import EvaluateConfig, Recipe, TrainingRecipe
-from .run_folder import GATE_FILE, RECIPE_FILE, STAGES, Run, begin_run, cost_since, open_run
+from .models import make_unet_1d
+from .recipe import Recipe, TrainingRecipe
+from .run_evaluation import evaluate_run, fine_tune_run
+from .run_folder import GATE_FILE, STAGES, begin_run, open_run
 from .tasks import ImageClassification, check_collection, collect_checkpoints, train_base_model
 from .tasks.stored import load_stored_task, make_val_evaluator
 from .training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
 from .training.autoencoder import build_autoencoder, split_rows
-from .training.gate import reconstruct
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
@@ -56,6 +52,8 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
         lambda path: generate_networks(load_pipeline(pipeline), path, **recipe.generate.model_dump()),
         report,
     )
+
+    fine_tune_run(run, recipe.evaluate, task, trusted, report)
 
     def evaluate(path: Path) -> None:
         metrics = evaluate_run(run, recipe.evaluate, task, trusted)
@@ -191,81 +189,3 @@ def train_stages(
     )
     run.do("diffusion", lambda path: diffusion_stage(dataset_dir, autoencoder, path, recipe.diffusion), report)
     return read_json(autoencoder / GATE_FILE)
-
-
-def evaluate_config(run: Run, seed: int | None = None) -> EvaluateConfig:
-    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; with another seed if one is given."""
-    path = run.folder / RECIPE_FILE
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **({} if seed is None else {"seed": seed})})
-
-
-def evaluate_run(
-    run: Run,
-    config: EvaluateConfig,
-    task: ImageClassification | None = None,
-    trusted_imports: Sequence[str] = (),
-    *,
-    dataset_dir: Path | None = None,
-    pipeline_dir: Path | None = None,
-    generated_dir: Path | None = None,
-    output_dir: Path | None = None,
-) -> dict:
-    """Evaluate originals, reconstructions, generated networks and baselines, and write the report anew.
-
-    Args:
-        run ([`Run`]): Its folders are evaluated, and what its stages cost is reported.
-        config ([`EvaluateConfig`]): Batches, memory and the seed of the baselines.
-        task ([`ImageClassification`], *optional*): That of the dataset by default.
-        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
-        dataset_dir, pipeline_dir, generated_dir, output_dir (`Path`, *optional*): Instead of the run's folders.
-
-    Returns:
-        `dict`: the content of `metrics.json`.
-
-    Raises:
-        ValueError: the dataset names no task or base model, a folder is missing or damaged, or `output_dir` holds
-            something that is no report.
-    """
-    start = time.perf_counter()
-    dataset_dir = dataset_dir or run.path("collect")
-    output_dir = output_dir or run.path("evaluate")
-    is_report = (output_dir / "metrics.json").is_file()
-    if output_dir.exists() and not is_report and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"expected a new folder or an earlier report, found that {output_dir} is neither.")
-    task = task or load_stored_task(dataset_dir)
-    base_model = load_base_model(dataset_dir)
-    if task is None or base_model is None:
-        raise ValueError(f"{dataset_dir} names no {'task' if task is None else 'base model'}; evaluation needs both.")
-    dataset, layout = load_parameter_dataset(dataset_dir)
-    originals = dataset_vectors(dataset, layout)
-    generated = load_generated(generated_dir or run.path("generate"), layout)
-    autoencoder = load_autoencoder((pipeline_dir or run.path("diffusion")) / "autoencoder")
-    groups = build_groups(originals, generated, layout, reconstruct(autoencoder, originals), seed=config.seed)
-    result = evaluate_groups(
-        groups,
-        base_model.build(trusted_imports),
-        layout,
-        val=task.arrays("val"),
-        test=task.arrays("test"),
-        batch_size=config.batch_size,
-        device=torch.accelerator.current_accelerator(check_available=True),
-        max_cache_bytes=config.max_cache_mb * 2**20,
-    )
-    costs = {**run.stages, "evaluate": cost_since(start)}
-    logs = {stage: run.path(stage) / "train_log.jsonl" for stage in ("autoencoder", "diffusion")}
-    gate = run.path("autoencoder") / GATE_FILE
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_report(
-        result,
-        partial,
-        task=task.describe(),
-        timings_s={stage: cost["seconds"] for stage, cost in costs.items()},
-        peak_rss_mb={stage: cost["peak_rss_mb"] for stage, cost in costs.items()},
-        gate=read_json(gate) if gate.is_file() else None,
-        logs={stage: path for stage, path in logs.items() if path.is_file()},
-    )
-    shutil.rmtree(output_dir, ignore_errors=True)
-    partial.rename(output_dir)
-    return read_json(output_dir / "metrics.json")

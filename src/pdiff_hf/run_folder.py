@@ -24,10 +24,11 @@ STAGES = {
     "autoencoder": "autoencoder",
     "diffusion": "pipeline",
     "generate": "generated",
+    "fine_tune": "fine_tuned",
     "evaluate": "report",
 }
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
-NAMED_WHEN_COMPLETE = ("collect", "generate")
+NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
 # Sections of the recipe that nothing before the gate depends on.
 AFTER_COLLECTION = ("autoencoder", "diffusion", "generate", "evaluate")
 

@@ -1,12 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
-from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups
+from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups, find_permutations
 from pdiff_hf.evaluation.intervals import exact_interval
-from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
 
 
@@ -28,28 +29,67 @@ def setting():
     return model, layout, vector, originals, val, test
 
 
-def run(setting, groups):
+def run(setting, groups, **options):
     model, layout, _, _, val, test = setting
-    return evaluate_groups(groups, model, layout, val=val, test=test)
+    evaluators = (ParameterEvaluator(model, layout, *images) for images in (val, test))
+    return evaluate_groups(groups, *evaluators, **options)
 
 
 def test_metrics_have_the_documented_form_and_are_json(setting):
-    _, layout, vector, originals, _, _ = setting
-    result = run(setting, build_groups(originals, vector + torch.zeros(5, 1), layout, reconstructed=originals))
+    model, layout, vector, originals, _, _ = setting
+    groups, seconds = build_groups(
+        originals,
+        vector + torch.zeros(5, 1),
+        layout,
+        originals,
+        ParameterEvaluator(model, layout, *setting[4]).accuracy,
+    )
+    result = run(setting, groups, seconds={**seconds, "generated": 2.0}, permutations=find_permutations(model, layout))
     metrics = json.loads(json.dumps(result.metrics, allow_nan=False))
     assert metrics["schema"] == 1
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
-    names = ["original", "reconstructed", "generated", "uniform_soup", "average_16", "noise_0.05", "noise_0.1"]
-    names += ["gaussian", "pca_gaussian", "interpolation"]
+    names = ["original", "reconstructed", "generated", "uniform_soup", "greedy_soup", "average_16", "noise_0.05"]
+    names += ["noise_0.1", "gaussian", "pca_gaussian", "swag", "interpolation"]
     assert list(metrics["groups"]) == names
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in metrics["groups"].values():
+        assert {"iou_mean", "iou_max_mean", "l2_nearest_mean", "l2_nearest_min"} <= set(group["similarity"])
         for metric in ("test_accuracy", "test_nll", "test_ece"):
-            assert {"mean", "std", "min", "max"} <= set(group[metric])
-        assert {"val_accuracy", "test_accuracy", "test_ci95"} <= set(group["selected"])
-        assert set(group["similarity"]) == {"iou_mean", "iou_max_mean", "l2_nearest_mean", "l2_nearest_min"}
-        assert set(group["novel_and_performant"]) == {"performant", "novel", "joint"}
-    assert set(metrics["comparisons"]) == set(names) - {"generated"}
+            assert set(group[metric]) == {"mean", "std", "min", "max", "ci95"}
+            low, high = group[metric]["ci95"] or [group[metric]["mean"]] * 2
+            assert low <= group[metric]["mean"] <= high
+        for key in (*group, *group["selected"], *group["similarity"], *group["novel_and_performant"], *group["cost"]):
+            assert f"{key}`" in documented or key == "ci95", key
+    assert set(metrics["comparisons"]) == set(metrics["selected_comparisons"]) == set(names) - {"generated"}
+    assert set(metrics["ensembles"]) == {"generated", "original", "swag", "best_single"}
+    for key in (*metrics, *metrics["selected_comparisons"]["original"]):
+        assert f"{key}`" in documented or f"{key}." in documented, key
+    cost = metrics["groups"]["generated"]["cost"]
+    gain = metrics["groups"]["generated"]["difference_to_original"]["difference"]
+    assert cost == {"seconds": 2, "gain_per_second": pytest.approx(gain / 2)}
+    assert metrics["groups"]["original"]["cost"] == {"seconds": None, "gain_per_second": None}
+
+
+def test_matrix_of_similarities_has_blocks_of_groups(setting):
+    originals = setting[3]
+    result = run(setting, {"original": originals, "generated": originals[:3]})
+    assert result.iou_sizes == {"original": 8, "generated": 3}
+    assert result.iou.shape == (11, 11)
+    assert torch.equal(result.iou[8:, :3].diag(), torch.ones(3)) and result.iou[0, 1] < 1
+
+
+def test_selected_networks_are_compared_image_by_image(setting):
+    _, _, vector, originals, _, test = setting
+    result = run(setting, {"original": originals, "generated": vector[None]})
+    chosen = result.groups["original"].selected
+    evaluator = ParameterEvaluator(setting[0], setting[1], *test)
+    right, right_original = (evaluator.predictions(v)[0] == test[1] for v in (vector[None], originals[[chosen]]))
+    found = result.metrics["selected_comparisons"]["original"]
+    counts = int((right & ~right_original).sum()), int((~right & right_original).sum())
+    assert (found["only_generated"], found["only_other"]) == counts
+    assert found["difference"] == pytest.approx((counts[0] - counts[1]) / 400)
+    assert found["p_value"] == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
 
 
 def test_selection_is_on_val_and_reported_on_test(setting):
@@ -76,24 +116,14 @@ def test_originals_are_compared_with_the_other_originals(setting):
     assert (result.groups["original"].iou_max < 1).all()
 
 
-def test_copies_are_neither_novel_nor_called_so(setting):
-    result = run(setting, {"original": setting[3], "generated": setting[3].flip(0)})
-    scores = result.metrics["groups"]["generated"]["novel_and_performant"]
-    assert scores["novel"] == {"1x": 0, "2x": 0, "4x": 0}
-    assert result.metrics["groups"]["generated"]["similarity"]["iou_max_mean"] == 1
-    assert "not distinguishable from the originals" in result.metrics["verdict"]
-    assert "only 0% of them are farther from every original" in result.metrics["verdict"]
-
-
-def test_better_and_worse_networks_are_called_so(setting):
-    _, layout, vector, originals, _, _ = setting
-    noise = torch.randn(20, len(vector), generator=torch.Generator().manual_seed(1))
-    better = run(setting, build_groups(originals, vector + 0.01 * noise, layout))
-    assert "better than the originals" in better.metrics["verdict"]
-    worse = run(setting, build_groups(originals, vector + 2 * noise, layout))
-    assert "worse than the originals" in worse.metrics["verdict"]
-    verdict = worse.metrics["verdict"]
-    assert "worse than" in verdict and "and the uniform soup of all originals" in verdict and ", but" not in verdict
+def test_spread_and_matching_are_those_of_the_groups(setting):
+    originals = setting[3]
+    centered = originals - originals.mean(0)
+    groups = {"original": originals, "generated": originals.mean(0) + 0.25 * centered}
+    metrics = run(setting, groups).metrics["groups"]
+    assert metrics["generated"]["spread"] == pytest.approx(0.25, rel=1e-4)
+    assert metrics["original"]["spread"] == pytest.approx(1)
+    assert "l2_matched_mean" not in metrics["original"]["similarity"]
 
 
 def test_novel_counts_multiples_of_the_yardstick(setting):
@@ -108,30 +138,12 @@ def test_novel_counts_multiples_of_the_yardstick(setting):
 
 def test_one_original_leaves_similarity_among_originals_open(setting):
     metrics = run(setting, {"original": setting[3][:1], "generated": setting[3][1:]}).metrics
-    assert metrics["groups"]["original"]["similarity"] == dict.fromkeys(
-        ("iou_mean", "iou_max_mean", "l2_nearest_mean", "l2_nearest_min")
-    )
+    similarity = metrics["groups"]["original"]["similarity"]
+    assert set(similarity.pop("ci95").values()) | set(similarity.values()) == {None}
+    assert metrics["groups"]["generated"]["novel_and_performant"]["copied"] == 0
     json.dumps(metrics, allow_nan=False)
 
 
 def test_groups_need_originals(setting):
     with pytest.raises(ValueError, match=r"expected a group 'original'.*found \['generated'\]"):
         run(setting, {"generated": setting[3]})
-
-
-def test_verdict_names_each_relation_once():
-    def comparison(low, high):
-        return {"difference": (low + high) / 2, "ci95": [low, high]}
-
-    scores = {"novel_and_performant": {"novel": {"1x": 1.0}, "joint": {"1x": 0.5}}}
-    comparisons = {
-        "original": comparison(-0.001, 0.002),
-        "average_16": comparison(-0.004, -0.001),
-        "uniform_soup": comparison(-0.006, -0.002),
-    }
-    assert make_verdict({"groups": {"generated": scores}, "comparisons": comparisons}) == (
-        "Generated networks are on average not distinguishable from the originals (+0.05 points, 95 % interval "
-        "-0.10 to +0.20), but worse than averages of 16 originals (-0.25 points, 95 % interval -0.40 to -0.10) and "
-        "the uniform soup of all originals (-0.40 points, 95 % interval -0.60 to -0.20); 50% of them are both novel "
-        "and performant."
-    )

@@ -12,6 +12,7 @@ from pdiff_hf.base_model import forward_logits
 from pdiff_hf.evaluation import ParameterEvaluator, evaluator
 from pdiff_hf.evaluation.forward import SplitForward
 from pdiff_hf.layout import ParameterLayout
+from processes import launch_two
 
 CLASSES = 10
 
@@ -335,3 +336,46 @@ def test_selection_without_influence_on_the_logits_is_an_error():
     images, labels = make_images(2)
     with pytest.raises(ValueError, match="the model uses none of"):
         ParameterEvaluator(model, ParameterLayout.from_model(model, ["unused.*"]), images, labels)
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from accelerate import Accelerator
+from pdiff_hf.evaluation import ParameterEvaluator
+
+accelerator = Accelerator()
+assert accelerator.num_processes == 2
+model, layout, images, labels, vectors = torch.load(sys.argv[1], weights_only=False)
+evaluator = ParameterEvaluator(model, layout, images, labels, batch_size=8, accelerator=accelerator)
+computed = []
+chunks = evaluator._chunk_logits
+evaluator._chunk_logits = lambda chunk, *rest: (computed.append(len(chunk)), chunks(chunk, *rest))[1]
+outputs = [evaluator.predict(vectors), evaluator.predict(vectors[:1])]
+torch.save((sum(computed), outputs), f"{sys.argv[1]}.{accelerator.process_index}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_share_the_networks_and_get_the_same_results(tmp_path):
+    model = make_mlp()
+    images, labels = make_images(20)
+    layout = ParameterLayout.from_model(model)
+    vectors = perturbed(model, layout, 7)
+    torch.save((model, layout, images, labels, vectors), tmp_path / "setting")
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    code, out = launch_two(tmp_path / "script.py", tmp_path / "setting")
+    assert code == 0, out
+    evaluator = ParameterEvaluator(model, layout, images, labels, batch_size=8)
+    computed = []
+    for rank in range(2):
+        number, outputs = torch.load(tmp_path / f"setting.{rank}", weights_only=False)
+        computed.append(number)
+        for rows, output in zip((vectors, vectors[:1]), outputs, strict=True):
+            expected = evaluator.predict(rows)
+            assert torch.equal(output.predictions, expected.predictions)
+            assert torch.equal(output.losses, expected.losses)
+            torch.testing.assert_close(output.ece, expected.ece)
+    # Seven networks, of which one process computes four, and one network that is computed once.
+    assert sorted(computed) == [3, 5]

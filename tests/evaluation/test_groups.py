@@ -6,9 +6,11 @@ from pdiff_hf.evaluation import build_groups
 from pdiff_hf.evaluation.baselines import (
     averages,
     gaussian,
+    greedy_soup,
     interpolations,
     noised_originals,
     pca_gaussian,
+    swag,
     uniform_soup,
 )
 from pdiff_hf.layout import ParameterLayout
@@ -28,28 +30,46 @@ def originals(layout):
     return values
 
 
-def test_groups_have_as_many_draws_as_the_generator_and_soup_is_one_network(layout, originals):
+def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(layout, originals):
     generated = originals[:4] + 1
-    groups = build_groups(originals, generated, layout, reconstructed=originals[:3])
+    groups, seconds = build_groups(originals, generated, layout, originals[:3], lambda vectors: vectors[:, 0])
     assert {name: len(vectors) for name, vectors in groups.items()} == {
         "original": 6,
         "reconstructed": 3,
         "generated": 4,
         "uniform_soup": 1,
+        "greedy_soup": 1,
         "average_16": 4,
         "noise_0.05": 4,
         "noise_0.1": 4,
         "gaussian": 4,
         "pca_gaussian": 4,
+        "swag": 4,
         "interpolation": 4,
     }
-    assert "reconstructed" not in build_groups(originals, generated, layout)
+    assert set(seconds) == set(groups) - {"original", "reconstructed", "generated"}
+    assert all(value > 0 for value in seconds.values())
+    assert {"reconstructed", "greedy_soup"}.isdisjoint(build_groups(originals, generated, layout)[0])
 
 
 def test_groups_depend_on_the_seed_alone(layout, originals):
-    first, again, other = (build_groups(originals, originals, layout, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (build_groups(originals, originals, layout, seed=seed)[0] for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["noise_0.1"], other["noise_0.1"])
+    assert all(not torch.equal(first[name], other[name]) for name in ("noise_0.1", "swag", "gaussian"))
+
+
+def test_greedy_soup_takes_what_does_not_lower_its_accuracy():
+    # Accuracy is the distance to the origin: from the best original on, only those that pull the mean there stay.
+    originals = torch.tensor([[9.0, 0.0], [2.0, 0.0], [-2.5, 0.0], [0.0, 7.0]])
+    tried = []
+
+    def accuracy(vectors):
+        tried.extend(vectors.tolist())
+        return -vectors.norm(dim=1)
+
+    torch.testing.assert_close(greedy_soup(originals, accuracy), torch.tensor([[-0.25, 0.0]]))
+    # After all originals: with the second best, then with each of the worse ones.
+    assert tried[4:] == [pytest.approx(x) for x in ([-0.25, 0], [-0.5 / 3, 7 / 3], [8.5 / 3, 0])]
 
 
 def test_uniform_soup_is_the_mean(originals):
@@ -122,3 +142,24 @@ def test_pca_gaussian_has_the_covariance_of_the_leading_components(layout):
     torch.testing.assert_close(drawn[:2], expected[:2], rtol=0.1, atol=0)
     assert drawn[2] < 0.1 * expected[1]
     assert torch.linalg.matrix_rank(draws - draws.mean(0), rtol=1e-6) == 2
+
+
+def test_swag_has_half_of_the_diagonal_and_half_of_the_covariance_of_the_last_deviations():
+    layout = ParameterLayout.from_model(nn.Sequential(nn.BatchNorm1d(5)), buffers=True)
+    originals = torch.randn(30, layout.num_parameters, generator=generator()).double()
+    variances = next(spec for spec in layout.tensors if spec.transform == "log")
+    own = slice(variances.offset, variances.offset + variances.numel)
+    logs = originals.clone()
+    originals[:, own] = originals[:, own].exp()
+    draws = swag(originals, layout, 20_000, generator(), rank=5)
+    assert (draws[:, own] > 0).all()
+    draws[:, own] = draws[:, own].log()
+    deviations = torch.stack([logs[row] - logs[: row + 1].mean(0) for row in range(25, 30)])
+    covariance = 0.5 * logs.var(0, correction=0).diag() + deviations.T @ deviations / (2 * 4)
+    torch.testing.assert_close(draws.mean(0), logs.mean(0), atol=0.05, rtol=0)
+    # 20 000 draws: the standard error of a covariance of such sizes is about 0.01.
+    torch.testing.assert_close(draws.T.cov(), covariance, atol=0.06, rtol=0)
+
+
+def test_swag_of_one_original_is_that_original(layout, originals):
+    torch.testing.assert_close(swag(originals[:1], layout, 3, generator()), originals[:1].repeat(3, 1))

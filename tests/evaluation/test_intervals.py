@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pdiff_hf.evaluation.intervals import accuracy_difference, exact_interval, mean_accuracy_interval
+from pdiff_hf.evaluation.intervals import accuracy_difference, exact_interval, mean_interval
 
 
 def test_exact_interval_is_clopper_pearson():
@@ -18,7 +18,7 @@ def test_interval_of_a_mean_covers_the_truth_in_95_of_100_cases():
         difficulty = torch.rand(60, generator=generator)
         skill = 0.05 * torch.randn(30, 1, generator=generator)
         right = torch.rand(30, 60, generator=generator) < (0.2 + 0.6 * difficulty + skill)
-        low, high = mean_accuracy_interval(right)
+        low, high = mean_interval(right)
         hits += low <= 0.5 <= high
     # Three standard errors of 400 draws below 0.95; above it the interval is conservative.
     assert 0.917 <= hits / 400 <= 0.99

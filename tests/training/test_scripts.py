@@ -1,6 +1,4 @@
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,17 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from factories import make_dataset
+from processes import launch_two, run
 
 SCRIPTS = Path(__file__).parents[2] / "training"
 SMALL = "--latent_channels 4 --latent_length 2 --min_explained_variance=-100 --lr_warmup_steps 0 --max_train_steps 6"
 UNET = "--block_out_channels 16 16 --lr_warmup_steps 0 --max_train_steps 6 --mixed_precision no"
-
-
-def run(*arguments, **environment):
-    result = subprocess.run(
-        [str(a) for a in arguments], capture_output=True, text=True, env={**os.environ, **environment}
-    )
-    return result.returncode, result.stdout + result.stderr
 
 
 def script(name, *arguments):
@@ -81,22 +73,7 @@ def test_two_processes_train_what_one_trains_on_the_same_global_batch(tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     code, out = run(sys.executable, tmp_path / "script.py", dataset, tmp_path / "one", 8, 1, ACCELERATE_USE_CPU="true")
     assert code == 0, out
-    launch = (
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        2,
-        "--num_machines",
-        1,
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    )
-    accelerate = Path(sys.executable).with_name("accelerate")
-    code, out = run(
-        accelerate, *launch, tmp_path / "script.py", dataset, tmp_path / "two", 4, 2, ACCELERATE_USE_CPU="true"
-    )
+    code, out = launch_two(tmp_path / "script.py", dataset, tmp_path / "two", 4, 2)
     assert code == 0, out
     one, two = (load_file(tmp_path / n / "ae" / "diffusion_pytorch_model.safetensors") for n in ("one", "two"))
     for name in one:

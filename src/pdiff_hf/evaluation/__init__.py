@@ -3,17 +3,22 @@
 from .evaluate import EvaluationResult, GroupEvaluation, evaluate_groups
 from .evaluator import EvaluatorOutput, ParameterEvaluator
 from .groups import build_groups
+from .matching import find_permutations
 from .report import make_table, write_report
-from .similarity import nearest_distance, wrong_iou
+from .seeds import aggregate_seeds
+from .similarity import nearest_cosine, nearest_distance, wrong_iou
 
 __all__ = [
     "EvaluationResult",
     "EvaluatorOutput",
     "GroupEvaluation",
     "ParameterEvaluator",
+    "aggregate_seeds",
     "build_groups",
     "evaluate_groups",
+    "find_permutations",
     "make_table",
+    "nearest_cosine",
     "nearest_distance",
     "write_report",
     "wrong_iou",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..layout import ParameterLayout
+
+# Deviations that SWAG's low-rank part is made of; Source: Maddox et al. 2019, arXiv 1902.02476, §5.
+SWAG_RANK = 20
 
 
 def uniform_soup(originals: torch.Tensor) -> torch.Tensor:
@@ -13,6 +18,26 @@ def uniform_soup(originals: torch.Tensor) -> torch.Tensor:
     Source: Wortsman et al. 2022, arXiv 2203.05482.
     """
     return originals.double().mean(0, keepdim=True).to(originals.dtype)
+
+
+def greedy_soup(originals: torch.Tensor, accuracy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The mean of those originals that do not lower its accuracy, tried from the best to the worst, `(1, D)`.
+
+    Source: Wortsman et al. 2022, arXiv 2203.05482, recipe 1.
+
+    Args:
+        originals (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
+        accuracy (`Callable`): Accuracies `(n,)` of networks `(n, D)` on the validation images.
+    """
+    accuracies = accuracy(originals)
+    order = accuracies.argsort(descending=True, stable=True)
+    total, size, best = originals[order[0]].double(), 1, accuracies[order[0]]
+    for row in order[1:]:
+        candidate = total + originals[row].double()
+        found = accuracy((candidate / (size + 1)).to(originals.dtype)[None])[0]
+        if found >= best:
+            total, size, best = candidate, size + 1, found
+    return (total / size).to(originals.dtype)[None]
 
 
 def noised_originals(
@@ -88,6 +113,34 @@ def pca_gaussian(
     # A draw along the components is this combination of the centred originals.
     weights = torch.randn(num, rank, generator=generator, dtype=torch.float64) @ eigenvectors[:, :rank].T
     return _log_tensors(mean + (weights.to(values.dtype) @ centered) / len(originals) ** 0.5, layout, torch.exp)
+
+
+def swag(
+    originals: torch.Tensor,
+    layout: ParameterLayout,
+    num: int,
+    generator: torch.Generator,
+    rank: int = SWAG_RANK,
+) -> torch.Tensor:
+    """Draws `(num, D)` from SWAG's Gaussian: half of the covariance diagonal, half of low rank.
+
+    `mean + std * z1 / sqrt(2) + deviations.T @ z2 / sqrt(2 * (rank - 1))`, where the deviations are those of the last
+    `rank` originals from the running mean at their time; the originals are taken in their order. `log` tensors are
+    fitted in log space. Source: Maddox et al. 2019, arXiv 1902.02476, §3.2.
+    """
+    values = _log_tensors(originals, layout, torch.log)
+    rank = min(rank, len(values))
+    total = values[: len(values) - rank].double().sum(0)
+    deviations = torch.empty(rank, values.shape[1], dtype=values.dtype)
+    for index, row in enumerate(range(len(values) - rank, len(values))):
+        total += values[row]
+        deviations[index] = values[row] - total / (row + 1)
+    mean, std = values.mean(0), values.std(0, correction=0)
+    diagonal = std * torch.randn(num, values.shape[1], generator=generator) / 2**0.5
+    low_rank = (
+        torch.randn(num, rank, generator=generator).to(values.dtype) @ deviations / (2 * max(1, rank - 1)) ** 0.5
+    )
+    return _log_tensors(mean + diagonal + low_rank, layout, torch.exp)
 
 
 def _log_tensors(vectors: torch.Tensor, layout: ParameterLayout, function) -> torch.Tensor:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from ..layout import ParameterLayout
+from .ensembles import evaluate_ensembles
 from .evaluator import EvaluatorOutput, ParameterEvaluator
-from .intervals import accuracy_difference, exact_interval, mean_accuracy_interval
-from .similarity import nearest_distance, wrong_iou
+from .intervals import accuracy_difference, mean_interval, paired_comparison
+from .matching import PermutationSpec, nearest_matched_distance
+from .similarity import nearest_cosine, nearest_distance, spread, wrong_iou
+from .summary import summarize_group
 from .verdict import make_verdict
 
-# A network is novel at m x when it is farther from its nearest original than m times what is usual among originals.
-NOVELTY_MULTIPLES = (1, 2, 4)
+# Groups whose networks are averaged into ensembles, and groups in the matrix of similarities.
+ENSEMBLES = ("generated", "original", "swag")
+IOU_GROUPS = ("original", "generated", "average_16")
+MAX_IOU_NETWORKS = 40
 
 
 @dataclass
@@ -26,6 +30,8 @@ class GroupEvaluation:
         val_accuracy, test_accuracy, test_nll, test_ece (`torch.Tensor` of shape `(n,)`): Metrics per network.
         iou_max (`torch.Tensor` of shape `(n,)`): IoU of wrong predictions with the most similar original.
         l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
+        cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
+        l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
         selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
         accuracy_ci95 (`list[float]`): 95 % interval of the mean test accuracy.
         difference_to_original (`dict`): Mean test accuracy minus that of the originals, with `ci95`.
@@ -39,6 +45,8 @@ class GroupEvaluation:
     test_ece: torch.Tensor
     iou_max: torch.Tensor
     l2_nearest: torch.Tensor
+    cosine_nearest: torch.Tensor
+    l2_matched: torch.Tensor | None
     selected: int
     accuracy_ci95: list[float]
     difference_to_original: dict[str, float | list[float]]
@@ -46,120 +54,129 @@ class GroupEvaluation:
 
 @dataclass
 class EvaluationResult:
-    """Groups with their numbers per network, and `metrics`, the JSON-able summary that goes into `metrics.json`."""
+    """What [`evaluate_groups`] finds.
+
+    Args:
+        groups (`dict[str, GroupEvaluation]`): Numbers per network, by group name.
+        metrics (`dict`): The JSON-able summary that goes into `metrics.json`, described in `docs/metrics.md`.
+        iou (`torch.Tensor` of shape `(m, m)`): IoU of wrong predictions between some networks of some groups.
+        iou_sizes (`dict[str, int]`): How many networks of which group these are, in consecutive blocks.
+    """
 
     groups: dict[str, GroupEvaluation]
     metrics: dict
+    iou: torch.Tensor
+    iou_sizes: dict[str, int]
 
 
 def evaluate_groups(
-    groups: dict[str, torch.Tensor],
-    model: nn.Module,
-    layout: ParameterLayout,
+    groups: Mapping[str, torch.Tensor],
+    val: ParameterEvaluator,
+    test: ParameterEvaluator,
     *,
-    val: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
-    batch_size: int = 500,
-    device: torch.device | str | None = None,
-    max_cache_bytes: int = 2 * 2**30,
+    permutations: PermutationSpec | None = None,
+    seconds: Mapping[str, float] | None = None,
+    statistics: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
 ) -> EvaluationResult:
     """Evaluate groups of networks under one protocol.
 
     *Novel*: L2 distance to the nearest original above the yardstick, the mean leave-one-out nearest distance of the
-    originals (and 2 and 4 times that). *Performant*: test accuracy not below the originals' mean.
+    originals (and 2 and 4 times that). *Copied*: that distance below a third of the yardstick. *Performant*: test
+    accuracy not below the originals' mean.
 
     Args:
-        groups (`dict[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
-        model (`nn.Module`): The base model.
-        layout ([`ParameterLayout`]): Which tensors the vectors hold.
-        val (`tuple[torch.Tensor, torch.Tensor]`): Images `(N, C, H, W)` and labels `(N,)` to choose networks on.
-        test (`tuple[torch.Tensor, torch.Tensor]`): Images and labels for everything that is reported.
-        batch_size (`int`, *optional*, defaults to 500): Images per forward pass.
-        device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
-        max_cache_bytes (`int`, *optional*, defaults to 2 GiB): Memory for kept activations.
+        groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
+        val ([`ParameterEvaluator`]): On the images that networks are chosen on.
+        test ([`ParameterEvaluator`]): On the images of everything that is reported.
+        permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
+            original after permutation matching are reported too.
+        seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
+        statistics (`Mapping[str, torch.Tensor]`, *optional*): Values `(n, E)` by group name of the tensors that come
+            after the groups' own in the evaluators' layout; they count for predictions, not for distances.
+        seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
     Returns:
-        [`EvaluationResult`]: `metrics` has `schema`, `num_parameters`, `num_test`, `groups`, `comparisons`, `verdict`.
+        [`EvaluationResult`]
 
     Raises:
         ValueError: no group `original`, or a group that does not fit the layout.
     """
     if "original" not in groups:
         raise ValueError(f"expected a group 'original' to compare with, found {sorted(groups)}")
-    options = {"batch_size": batch_size, "device": device, "max_cache_bytes": max_cache_bytes}
-    evaluator = ParameterEvaluator(model, layout, *val, **options)
-    on_val = {name: evaluator.predict(vectors) for name, vectors in groups.items()}
-    # Two evaluators at once would keep two sets of activations.
-    del evaluator
-    evaluator = ParameterEvaluator(model, layout, *test, **options)
-    on_test = {name: evaluator.predict(vectors) for name, vectors in groups.items()}
-
-    labels = test[1].cpu()
+    networks = groups
+    if statistics is not None:
+        networks = {name: torch.cat([vectors, statistics[name]], 1) for name, vectors in groups.items()}
+    on_val = {name: val.predict(vectors) for name, vectors in networks.items()}
+    on_test = {name: test.predict(vectors) for name, vectors in networks.items()}
+    labels = test.labels.cpu()
     right = {name: output.predictions == labels for name, output in on_test.items()}
-    evaluations: dict[str, GroupEvaluation] = {}
-    summaries: dict[str, dict] = {}
     originals = groups["original"]
+
+    # 1. Numbers of every network
+    evaluations: dict[str, GroupEvaluation] = {}
     for name, vectors in groups.items():
-        output = on_test[name]
         is_original = name == "original"
-        iou = wrong_iou(output.predictions, on_test["original"].predictions, labels)
+        iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
         if is_original:
             iou.fill_diagonal_(-1)
         evaluations[name] = GroupEvaluation(
             val_accuracy=on_val[name].accuracy,
-            test_accuracy=output.accuracy,
-            test_nll=output.nll,
-            test_ece=output.ece,
+            test_accuracy=on_test[name].accuracy,
+            test_nll=on_test[name].nll,
+            test_ece=on_test[name].ece,
             iou_max=iou.max(1).values if iou.shape[1] > is_original else torch.full((len(vectors),), math.nan),
             l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
+            cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
+            l2_matched=None
+            if permutations is None
+            else nearest_matched_distance(vectors, originals, permutations, exclude_self=is_original),
             selected=_select(on_val[name]),
-            accuracy_ci95=mean_accuracy_interval(right[name]),
+            accuracy_ci95=mean_interval(right[name]),
             difference_to_original=accuracy_difference(right[name], right["original"]),
         )
-    mean_original = evaluations["original"].test_accuracy.double().mean()
-    yardstick = evaluations["original"].l2_nearest.double().mean()
-    for name, group in evaluations.items():
-        performant = group.test_accuracy.double() >= mean_original
-        novel = {multiple: group.l2_nearest.double() > multiple * yardstick for multiple in NOVELTY_MULTIPLES}
-        pairwise = wrong_iou(on_test[name].predictions, on_test[name].predictions, labels).double()
-        n = len(pairwise)
-        summaries[name] = {
-            "n": n,
-            "test_accuracy": {**_summary(group.test_accuracy), "ci95": group.accuracy_ci95},
-            "difference_to_original": group.difference_to_original,
-            "test_nll": _summary(group.test_nll),
-            "test_ece": _summary(group.test_ece),
-            "selected": {
-                "index": group.selected,
-                "val_accuracy": group.val_accuracy[group.selected].item(),
-                "test_accuracy": group.test_accuracy[group.selected].item(),
-                "test_ci95": exact_interval(int(right[name][group.selected].sum()), len(labels)),
-            },
-            "similarity": {
-                "iou_mean": _finite((pairwise.sum() - pairwise.trace()) / (n * (n - 1))) if n > 1 else None,
-                "iou_max_mean": _finite(group.iou_max.double().mean()),
-                "l2_nearest_mean": _finite(group.l2_nearest.double().mean()),
-                "l2_nearest_min": _finite(group.l2_nearest.min()),
-            },
-            "novel_and_performant": {
-                "performant": performant.double().mean().item(),
-                "novel": {f"{m}x": novel[m].double().mean().item() for m in NOVELTY_MULTIPLES},
-                "joint": {f"{m}x": (novel[m] & performant).double().mean().item() for m in NOVELTY_MULTIPLES},
-            },
-        }
+
+    # 2. What they come to
+    summaries = {
+        name: summarize_group(
+            group,
+            evaluations["original"],
+            right[name],
+            on_test[name].losses,
+            iou=wrong_iou(on_test[name].predictions, on_test[name].predictions, labels),
+            spread=spread(groups[name], originals),
+            seconds=(seconds or {}).get(name),
+        )
+        for name, group in evaluations.items()
+    }
     metrics = {
         "schema": 1,
-        "num_parameters": layout.num_parameters,
+        "num_parameters": originals.shape[1],
         "num_test": len(labels),
         "groups": summaries,
-        "comparisons": {
-            name: accuracy_difference(right["generated"], right[name])
-            for name in right
-            if "generated" in right and name != "generated"
-        },
+        "comparisons": {},
+        "selected_comparisons": {},
+        "ensembles": evaluate_ensembles(
+            {name: networks[name] for name in ENSEMBLES if name in networks},
+            test,
+            best_single=_best_single(networks, on_val),
+            seed=seed,
+        ),
     }
-    metrics["verdict"] = make_verdict(metrics)
-    return EvaluationResult(evaluations, metrics)
+    if "generated" in groups:
+        best = right["generated"][evaluations["generated"].selected]
+        for name in (name for name in groups if name != "generated"):
+            metrics["comparisons"][name] = accuracy_difference(right["generated"], right[name])
+            found = paired_comparison(best, right[name][evaluations[name].selected])
+            renamed = {"only_a": "only_generated", "only_b": "only_other"}
+            metrics["selected_comparisons"][name] = {renamed.get(key, key): value for key, value in found.items()}
+    metrics["finding"], metrics["verdict"] = make_verdict(metrics)
+
+    # 3. For the matrix of similarities
+    shown = {name: _spread_rows(len(groups[name])) for name in IOU_GROUPS if name in groups}
+    predictions = torch.cat([on_test[name].predictions[rows] for name, rows in shown.items()])
+    iou_sizes = {name: len(rows) for name, rows in shown.items()}
+    return EvaluationResult(evaluations, metrics, wrong_iou(predictions, predictions, labels), iou_sizes)
 
 
 def _select(output: EvaluatorOutput) -> int:
@@ -167,12 +184,13 @@ def _select(output: EvaluatorOutput) -> int:
     return int(best[output.nll[best].argmin()])
 
 
-def _finite(value: torch.Tensor) -> float | None:
-    """JSON knows neither NaN nor infinity."""
-    return value.item() if value.isfinite() else None
+def _best_single(groups: Mapping[str, torch.Tensor], on_val: Mapping[str, EvaluatorOutput]) -> torch.Tensor:
+    """The network `(D,)` with the best validation accuracy among originals and generated networks."""
+    candidates = [(name, _select(on_val[name])) for name in ("original", "generated") if name in groups]
+    name, row = max(candidates, key=lambda c: (on_val[c[0]].accuracy[c[1]], -on_val[c[0]].nll[c[1]]))
+    return groups[name][row]
 
 
-def _summary(values: torch.Tensor) -> dict[str, float | None]:
-    values = values.double()
-    statistics = {"mean": values.mean(), "std": values.std(correction=0), "min": values.min(), "max": values.max()}
-    return {name: _finite(value) for name, value in statistics.items()}
+def _spread_rows(n: int) -> torch.Tensor:
+    """Up to `MAX_IOU_NETWORKS` of `n` rows, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, MAX_IOU_NETWORKS)).round().long()

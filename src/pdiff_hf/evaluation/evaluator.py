@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from ..layout import ParameterLayout
@@ -16,8 +19,10 @@ from .forward import FullForward, SplitForward, split_if_exportable
 NUM_BINS = 15
 # Memory of the results of one chunk of networks, and of the largest activation of networks computed at once.
 CHUNK_BYTES = 2**28
+# The fastest of so many runs counts; another program's load makes single ones slow.
+TIMING_REPEATS = 5
 # Below this many networks in a chunk the self-timing costs more than it gains.
-MIN_NETWORKS_TO_TIME = 16
+MIN_NETWORKS_TO_TIME = 40
 
 
 @dataclass
@@ -30,12 +35,14 @@ class EvaluatorOutput:
         ece (`torch.Tensor` of shape `(B,)`): Expected calibration error of the top-1 confidence in 15 equal bins
             (Guo et al. 2017, arXiv 1706.04599), as torchmetrics' `multiclass_calibration_error` computes it.
         predictions (`torch.Tensor` of shape `(B, N)`, `int64`): Predicted classes, -1 where the logits are NaN.
+        losses (`torch.Tensor` of shape `(B, N)`): Negative log-likelihood of every label, in nats.
     """
 
     accuracy: torch.Tensor
     nll: torch.Tensor
     ece: torch.Tensor
     predictions: torch.Tensor
+    losses: torch.Tensor
 
 
 class ParameterEvaluator:
@@ -57,6 +64,8 @@ class ParameterEvaluator:
             are recomputed once per chunk of networks.
         networks_at_once (`int`, *optional*): Networks per `vmap` call, 1 for one after another; timed by default. The
             two ways agree to float32 rounding.
+        accelerator (`accelerate.Accelerator`, *optional*): Its processes share the networks of [`predict`]; all of
+            them call it with the same networks and get the same results. Only this process by default.
 
     Raises:
         ValueError: the layout does not fit the model, its tensors do not influence the logits, or images and labels do
@@ -74,6 +83,7 @@ class ParameterEvaluator:
         device: torch.device | str | None = None,
         max_cache_bytes: int = 2 * 2**30,
         networks_at_once: int | None = None,
+        accelerator: Accelerator | None = None,
     ):
         if images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
             raise ValueError(
@@ -83,20 +93,15 @@ class ParameterEvaluator:
         layout.check(model)
         self.layout = layout
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
-        self.labels = labels.to(self.device, torch.int64)
-        self._batches = list(images.to(self.device).split(min(batch_size, len(images))))
-        self._sizes = [len(batch) for batch in self._batches]
-        # The exported graph knows one batch size only.
-        missing = self._sizes[0] - self._sizes[-1]
-        self._batches[-1] = torch.cat([self._batches[-1], self._batches[0][:missing]])
+        self.batch_size = min(batch_size, len(images))
+        self._set_images(images.to(self.device), labels.to(self.device, torch.int64), max_cache_bytes)
 
         self._forward = split_if_exportable(FullForward(model, self.device), self._batches[0], layout.names, "network")
         is_split = isinstance(self._forward, SplitForward)
         self.num_nodes = self._forward.num_nodes if is_split else 0
         self.num_dependent_nodes = self._forward.num_dependent_nodes if is_split else 0
-        self._cache: dict[int, tuple[torch.Tensor, ...]] = {}
-        self._cache_bytes_left = max_cache_bytes
         self._networks_at_once = networks_at_once
+        self._accelerator = accelerator
         with torch.no_grad():
             own = self._tensors(layout.flatten(model)[None])
             self.num_classes = self._tail(self._activations(0), own, 0, 1, at_once=1).shape[-1]
@@ -105,6 +110,24 @@ class ParameterEvaluator:
             raise ValueError(
                 f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
             )
+
+    def _set_images(self, images: torch.Tensor, labels: torch.Tensor, max_cache_bytes: int) -> None:
+        self.labels = labels
+        self._batches = list(images.split(self.batch_size))
+        self._sizes = [len(batch) for batch in self._batches]
+        # The exported graph knows one batch size only.
+        missing = self._sizes[0] - self._sizes[-1]
+        self._batches[-1] = torch.cat([self._batches[-1], self._batches[0][:missing]])
+        self._cache: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._cache_bytes_left = self._max_cache_bytes = max_cache_bytes
+
+    def reordered(self, order: torch.Tensor) -> ParameterEvaluator:
+        """An evaluator of the same images in another order `(N,)`, without exporting the model again."""
+        other = copy.copy(self)
+        images = torch.cat(self._batches)[: len(self.labels)]
+        order = order.to(self.device)
+        other._set_images(images[order], self.labels[order], self._max_cache_bytes)
+        return other
 
     @property
     def is_partial(self) -> bool:
@@ -121,35 +144,50 @@ class ParameterEvaluator:
         Yields:
             `tuple[int, torch.Tensor]`: index of the chunk's first network, and its float32 logits `(b, N, classes)`.
         """
+        self._check(vectors)
         for start, chunk in self._chunks(vectors, 4 * len(self.labels) * self.num_classes):
             yield start, torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
 
     @torch.no_grad()
-    def predict(self, vectors: torch.Tensor) -> EvaluatorOutput:
-        """Accuracy, NLL, ECE and predictions of networks `(B, D)` in one pass."""
+    def predict(self, vectors: torch.Tensor, num_images: int | None = None) -> EvaluatorOutput:
+        """Accuracy, NLL, ECE and predictions of networks in one pass.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(B, D)`): Raw parameter values.
+            num_images (`int`, *optional*): Evaluate on the first so many images; whole batches of them are computed.
+
+        Raises:
+            ValueError: the vectors do not fit the layout, or there are fewer images.
+        """
+        self._check(vectors)
+        if num_images is not None and not 1 <= num_images <= len(self.labels):
+            raise ValueError(f"expected num_images from 1 to {len(self.labels)}, found {num_images}")
+        all_labels = self.labels[:num_images]
+        if self._accelerator is not None:
+            vectors = vectors.tensor_split(self._accelerator.num_processes)[self._accelerator.process_index]
         outputs = []
-        # Per network: the predictions, and a batch of logits, of probabilities and of temporaries.
-        for _, chunk in self._chunks(vectors, 8 * len(self.labels) + 12 * self._sizes[0] * self.num_classes):
+        # Per network: predictions and losses, and a batch of logits, of probabilities and of temporaries.
+        for _, chunk in self._chunks(vectors, 12 * len(all_labels) + 12 * self._sizes[0] * self.num_classes):
             edges = torch.linspace(0, 1, NUM_BINS + 1, device=self.device)
             gaps = torch.zeros(len(chunk), NUM_BINS + 1, device=self.device)
-            nll = torch.zeros(len(chunk), device=self.device)
-            predictions = []
-            for images, logits in self._chunk_logits(chunk):
+            predictions, losses = [], []
+            for images, logits in self._chunk_logits(chunk, num_images):
                 labels = self.labels[images].expand(len(chunk), -1)
                 log_probabilities = logits.log_softmax(-1)
-                losses = -log_probabilities.gather(-1, labels[..., None])[..., 0]
+                losses.append(-log_probabilities.gather(-1, labels[..., None])[..., 0])
                 confidences, predicted = log_probabilities.max(-1)
                 confidences = confidences.exp()
                 predicted = predicted.masked_fill(confidences.isnan(), -1)
                 bins = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
                 gaps.scatter_add_(1, bins, (predicted == labels).float() - confidences)
-                nll += losses.sum(1)
                 predictions.append(predicted)
-            predictions = torch.cat(predictions, 1)
-            accuracy = (predictions == self.labels).float().mean(1)
-            num_images = len(self.labels)
-            outputs.append((accuracy, nll / num_images, gaps.abs().sum(1) / num_images, predictions))
-        return EvaluatorOutput(*(torch.cat(column).cpu() for column in zip(*outputs, strict=True)))
+            predictions, losses = torch.cat(predictions, 1), torch.cat(losses, 1)
+            accuracy = (predictions == all_labels).float().mean(1)
+            output = (accuracy, losses.mean(1), gaps.abs().sum(1) / len(all_labels), predictions, losses)
+            outputs.append(tuple(tensor.cpu() for tensor in output))
+        if self._accelerator is not None:
+            outputs = gather_object(outputs)
+        return EvaluatorOutput(*(torch.cat(column) for column in zip(*outputs, strict=True)))
 
     def accuracy(self, vectors: torch.Tensor) -> torch.Tensor:
         """Fractions of right predictions `(B,)` of networks `(B, D)`."""
@@ -167,12 +205,14 @@ class ParameterEvaluator:
         """Predicted classes `(B, N)` of networks `(B, D)`."""
         return self.predict(vectors).predictions
 
-    def _chunks(self, vectors: torch.Tensor, bytes_per_network: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def _check(self, vectors: torch.Tensor) -> None:
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.layout.num_parameters:
             raise ValueError(
                 f"expected vectors (B, {self.layout.num_parameters}) with B >= 1, found {tuple(vectors.shape)}; a "
                 "vector holds exactly the tensors of the layout"
             )
+
+    def _chunks(self, vectors: torch.Tensor, bytes_per_network: int) -> Iterator[tuple[int, torch.Tensor]]:
         size = max(1, CHUNK_BYTES // (bytes_per_network + 4 * self.layout.num_parameters))
         for start in range(0, len(vectors), size):
             yield start, vectors[start : start + size]
@@ -192,11 +232,16 @@ class ParameterEvaluator:
             self._cache[index] = activations
         return activations
 
-    def _chunk_logits(self, chunk: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _chunk_logits(
+        self, chunk: torch.Tensor, num_images: int | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Image slices and the logits `(b, n, classes)` of all networks of a chunk on them."""
         tensors = self._tensors(chunk)
-        start = 0
+        start, stop = 0, num_images or len(self.labels)
         for index, size in enumerate(self._sizes):
+            if start >= stop:
+                break
+            size = min(size, stop - start)
             activations = self._activations(index)
             if self._networks_at_once is None and len(chunk) >= MIN_NETWORKS_TO_TIME:
                 self._networks_at_once = self._time_tail(activations, tensors, len(chunk))
@@ -232,7 +277,7 @@ class ParameterEvaluator:
         while at_once <= limit:
             try:
                 seconds = []
-                for _ in range(2):
+                for _ in range(TIMING_REPEATS):
                     begin = time.perf_counter()
                     self._tail(activations, tensors, 0, at_once, at_once)
                     if self.device.type == "cuda":

@@ -28,8 +28,18 @@ def _adaptive_avg_pool2d(x, output_size):
     return torch.ops.aten._adaptive_avg_pool2d.default(x, output_size)
 
 
-# Equal operations that have a batching rule for vmap, for those that lack one.
+def _conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    sizes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+    if groups == 1 and all(size == 1 and 2 * pad == step * (taps - 1) for size, taps, pad, step in sizes):
+        # A single pixel meets the middle of the kernel only, the rest of it meets padding.
+        middle = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
+        return torch.ops.aten.linear.default(x.flatten(1), middle, bias)[:, :, None, None]
+    return torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, (0, 0), groups)
+
+
+# Equal operations that have a batching rule for vmap, for those that lack one, or that cost less.
 DECOMPOSITIONS = {
+    torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
 }

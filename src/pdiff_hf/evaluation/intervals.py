@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 # Two-sided 95 % quantile of the normal distribution.
 Z95 = 1.959964
@@ -17,13 +17,13 @@ def exact_interval(num_right: int, num_images: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def mean_accuracy_interval(right: torch.Tensor) -> list[float]:
-    """95 % interval of a group's mean accuracy, over the choice of test images and of networks.
+def mean_interval(values: torch.Tensor) -> list[float]:
+    """95 % interval of a group's mean, over the choice of test images and of networks (normal approximation).
 
     Args:
-        right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether network `i` is right on image `j`.
+        values (`torch.Tensor` of shape `(n, N)`): Whether network `i` is right on image `j`, or its loss there.
     """
-    return _interval(right.double().mean(0), _variance_of_networks(right))
+    return _interval(values.double().mean(0), _variance_of_networks(values))
 
 
 def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[str, float | list[float]]:
@@ -41,6 +41,35 @@ def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[st
     difference = right_a.double().mean(0) - right_b.double().mean(0)
     variance = _variance_of_networks(right_a) + _variance_of_networks(right_b)
     return {"difference": difference.mean().item(), "ci95": _interval(difference, variance)}
+
+
+def paired_comparison(right_a: torch.Tensor, right_b: torch.Tensor) -> dict:
+    """Compare two networks on the same images by McNemar's exact test.
+
+    Source: McNemar 1947; the exact version is the sign test on the images on which one of the two is right.
+
+    Args:
+        right_a (`torch.Tensor` of shape `(N,)`, `bool`): Whether network a is right on an image.
+        right_b (`torch.Tensor` of shape `(N,)`, `bool`): The same for network b.
+
+    Returns:
+        `dict`: `difference` of the accuracies, a minus b, with `ci95`; `p_value` of the hypothesis that both are
+        equally accurate; `only_a` and `only_b`, the numbers of images on which only one is right.
+    """
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    difference = accuracy_difference(right_a[None], right_b[None])
+    return {**difference, "p_value": float(p_value), "only_a": only_a, "only_b": only_b}
+
+
+def sample_mean_interval(values: torch.Tensor) -> list[float] | None:
+    """95 % interval of the mean of a sample `(n,)`, by Student's t; `None` for fewer than 2 finite values."""
+    if len(values) < 2 or not values.isfinite().all():
+        return None
+    values = values.double()
+    half = float(t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
+    mean = values.mean().item()
+    return [mean - half, mean + half]
 
 
 def _variance_of_networks(right: torch.Tensor) -> float:

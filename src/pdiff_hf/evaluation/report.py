@@ -1,32 +1,41 @@
-"""What people and programs read: `metrics.json`, `report.md`, plots and the table in the terminal."""
+"""What people and programs read: `metrics.json`, `report.md`, `report.html`, figures and the table in the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from ..files import atomic_write, write_json
 from .evaluate import EvaluationResult
-from .plots import plot_accuracy_similarity, plot_loss_curves
+from .formats import number, percent, points
+from .html import make_html
+from .markdown import make_markdown
+from .plots import (
+    Plot,
+    plot_accuracy_histograms,
+    plot_accuracy_similarity,
+    plot_ensembles,
+    plot_iou_matrix,
+    plot_latent_pca,
+    plot_loss_curves,
+)
+from .sections import make_sections
 
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
-COLUMNS = (
-    "group",
-    "n",
-    "mean accuracy, % (95 % interval)",
-    "std",
-    "best on val, % (95 % interval)",
-    "NLL",
-    "ECE",
-    "IoU to nearest original",
-    "L2 to nearest original",
-    "novel and performant",
-)
-# Without those that few look at first, so that the table fits into 100 characters.
-TERMINAL_COLUMNS = tuple(column for column in COLUMNS if column not in ("std", "NLL", "ECE"))
+# Header and narrowest width that keeps a number and its interval on one line, so that the table fits into 120 columns.
+TERMINAL_COLUMNS = {
+    "group": 13,
+    "n": 3,
+    "mean accuracy,\n% (95 %)": 19,
+    "minus originals,\npoints (95 %)": 23,
+    "best on val,\n% (95 %)": 19,
+    "IoU to\nnearest": 7,
+    "novel and\nperformant": 10,
+}
 
 
 def write_report(
@@ -38,8 +47,9 @@ def write_report(
     peak_rss_mb: Mapping[str, float] | None = None,
     gate: Mapping | None = None,
     logs: Mapping[str, str | Path] | None = None,
+    latents: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Path]:
-    """Write `metrics.json`, `report.md` and the plots of an evaluation.
+    """Write `metrics.json`, `report.md`, `report.html` and the figures of an evaluation.
 
     Args:
         result ([`EvaluationResult`]): Of [`evaluate_groups`].
@@ -49,12 +59,11 @@ def write_report(
         peak_rss_mb (`Mapping[str, float]`, *optional*): Peak memory by stage.
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         logs (`Mapping[str, str | Path]`, *optional*): `train_log.jsonl` files by stage.
+        latents (`Mapping[str, torch.Tensor]`, *optional*): Latents `(n, C * L)` of `original` and other groups.
 
     Returns:
         `list[Path]`: the files written.
     """
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     metrics = {
         **result.metrics,
         "task": dict(task or {}),
@@ -62,118 +71,61 @@ def write_report(
         "peak_rss_mb": dict(peak_rss_mb or {}),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    plots = [output_dir / "accuracy_similarity.png"]
-    plot_accuracy_similarity(result, plots[0])
-    if logs:
-        plots.append(output_dir / "loss_curves.png")
-        plot_loss_curves(dict(logs), plots[-1])
-    write_json(output_dir / "metrics.json", metrics)
-    with atomic_write(output_dir / "report.md") as temporary:
-        temporary.write_text(make_markdown(metrics, gate, [plot.name for plot in plots]), encoding="utf-8")
-    return [output_dir / "metrics.json", output_dir / "report.md", *plots]
+    plots = [
+        plot_accuracy_similarity(metrics, result.groups),
+        plot_accuracy_histograms(metrics, result.groups),
+        plot_latent_pca(latents or {}),
+        plot_iou_matrix(result.iou, result.iou_sizes),
+        plot_ensembles(metrics.get("ensembles", {})),
+        plot_loss_curves(logs or {}),
+    ]
+    return _write(metrics, [plot for plot in plots if plot is not None], gate, output_dir)
 
 
-def make_markdown(metrics: Mapping, gate: Mapping | None, plots: list[str]) -> str:
-    """Write the text of `report.md` from `metrics.json`'s content, the gate's figures and the names of the plots."""
-    lines = ["# Evaluation", "", f"**{metrics['verdict']}**", ""]
-    lines += [
-        f"{metrics['num_parameters']:,} generated parameters, {metrics['num_test']:,} test images. Networks are "
-        "chosen on the validation images and reported on the test images.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + " --- |" + " ---: |" * (len(COLUMNS) - 1),
-    ]
-    lines += ["| " + " | ".join(_row(name, group)) + " |" for name, group in metrics["groups"].items()]
-    lines += [
-        "",
-        "Interval of a mean: over the choice of test images and of networks. Interval of the best on val: exact "
-        "(Clopper-Pearson). IoU: of wrong predictions with the most similar original, mean over networks; 1 means the "
-        "same mistakes. Originals are compared with the other originals.",
-        "",
-        "## Novelty",
-        "",
-    ]
-    yardstick = metrics["groups"]["original"]["similarity"]["l2_nearest_mean"]
-    if yardstick is None:
-        lines += ["With one original there is no distance among originals to compare with."]
-    else:
-        lines += [
-            f"The distance of an original to its nearest other original is {yardstick:.4g} on average. A network is "
-            "novel at 2x when it is farther than twice that from every original, and performant when its test "
-            "accuracy is not below the originals' mean.",
-            "",
-            "| group | performant | novel at 1x / 2x / 4x | both at 1x / 2x / 4x |",
-            "| --- | ---: | ---: | ---: |",
-        ]
-        for name, group in metrics["groups"].items():
-            scores = group["novel_and_performant"]
-            novel, joint = (" / ".join(f"{x:.0%}" for x in scores[key].values()) for key in ("novel", "joint"))
-            lines.append(f"| {name} | {scores['performant']:.0%} | {novel} | {joint} |")
-    if metrics["comparisons"]:
-        lines += [
-            "",
-            "## Generated minus",
-            "",
-            "| group | points of accuracy (95 % interval) |",
-            "| --- | ---: |",
-        ]
-        for name, comparison in metrics["comparisons"].items():
-            low, high = comparison["ci95"]
-            text = f"{100 * comparison['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-            lines.append(f"| {name} | {text} |")
-    if gate:
-        lines += [
-            "",
-            "## Reconstruction",
-            "",
-            f"- explained variance of held-out rows: {gate['explained_variance']:.1%}",
-        ]
-        if "accuracy_drop" in gate:
-            lines.append(f"- accuracy lost by reconstruction: {100 * gate['accuracy_drop']:.2f} points")
-    lines += ["", "## Plots", "", *(f"![{Path(plot).stem.replace('_', ' ')}]({plot})" for plot in plots)]
-    if metrics["timings_s"]:
-        lines += ["", "## Cost", "", "| stage | seconds | peak memory (MB) |", "| --- | ---: | ---: |"]
-        for stage, seconds in metrics["timings_s"].items():
-            memory = metrics["peak_rss_mb"].get(stage)
-            lines.append(f"| {stage} | {seconds:.1f} | {'' if memory is None else f'{memory:.0f}'} |")
-    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in metrics["versions"].items()), ""]
-    return "\n".join(lines)
+def write_summary(metrics: Mapping, output_dir: str | Path) -> list[Path]:
+    """Write `metrics.json`, `report.md`, `report.html` and the figure of what several seeds found together.
+
+    Args:
+        metrics (`Mapping`): Of [`aggregate_seeds`].
+        output_dir (`str` or `Path`): Folder, made when missing.
+
+    Returns:
+        `list[Path]`: the files written.
+    """
+    plot = plot_accuracy_similarity(metrics)
+    return _write(metrics, [] if plot is None else [plot], None, output_dir)
 
 
 def make_table(metrics: Mapping) -> Table:
     """Make the terminal's table of groups, with the verdict below, from `metrics.json`'s content."""
     table = Table(caption=metrics["verdict"], caption_justify="left", caption_style="bold")
-    columns = [COLUMNS.index(column) for column in TERMINAL_COLUMNS]
-    for column in TERMINAL_COLUMNS:
+    for column, width in TERMINAL_COLUMNS.items():
         is_first = column == "group"
-        # An accuracy and its interval stay on one line; the headers wrap instead.
-        min_width = 19 if "interval" in column else None
-        table.add_column(column, justify="left" if is_first else "right", no_wrap=is_first, min_width=min_width)
+        table.add_column(column, justify="left" if is_first else "right", no_wrap=is_first, min_width=width)
     for name, group in metrics["groups"].items():
-        row = _row(name, group)
-        table.add_row(*(row[column] for column in columns), style="bold" if name == "generated" else None)
+        accuracy, selected, difference = (
+            group[key] for key in ("test_accuracy", "selected", "difference_to_original")
+        )
+        table.add_row(
+            name,
+            str(group["n"]),
+            percent(accuracy["mean"], accuracy["ci95"], unit=""),
+            "" if name == "original" else points(difference["difference"], difference["ci95"]),
+            percent(selected["test_accuracy"], selected["test_ci95"], unit=""),
+            number(group["similarity"]["iou_max_mean"], ".3f"),
+            percent(group["novel_and_performant"]["joint"]["1x"], digits=0),
+            style="bold" if name == "generated" else None,
+        )
     return table
 
 
-def _row(name: str, group: Mapping) -> tuple[str, ...]:
-    accuracy, selected, similarity = group["test_accuracy"], group["selected"], group["similarity"]
-    return (
-        name,
-        str(group["n"]),
-        _percent(accuracy["mean"], accuracy["ci95"]),
-        f"{100 * accuracy['std']:.2f}",
-        _percent(selected["test_accuracy"], selected["test_ci95"]),
-        _number(group["test_nll"]["mean"], ".4f"),
-        _number(group["test_ece"]["mean"], ".4f"),
-        _number(similarity["iou_max_mean"], ".3f"),
-        _number(similarity["l2_nearest_mean"], ".4g"),
-        f"{group['novel_and_performant']['joint']['1x']:.0%}",
-    )
-
-
-def _percent(value: float, interval: list[float]) -> str:
-    return f"{100 * value:.2f} ({100 * interval[0]:.2f}–{100 * interval[1]:.2f})"
-
-
-def _number(value: float | None, fmt: str) -> str:
-    return "-" if value is None else format(value, fmt)
+def _write(metrics: Mapping, plots: Sequence[Plot], gate: Mapping | None, output_dir: str | Path) -> list[Path]:
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    sections = make_sections(metrics, gate, [plot.name for plot in plots])
+    write_json(output_dir / "metrics.json", metrics)
+    texts = {"report.md": make_markdown(metrics, sections, plots), "report.html": make_html(metrics, sections, plots)}
+    for name, text in texts.items():
+        with atomic_write(output_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [*(output_dir / name for name in ("metrics.json", *texts)), *(plot.save_png(output_dir) for plot in plots)]

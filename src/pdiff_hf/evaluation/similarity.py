@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 
 # Float64 values of one column block of the distance computation: 128 MB for both operands.
@@ -46,24 +49,90 @@ def nearest_distance(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = Fals
     Returns:
         `torch.Tensor` of shape `(A,)`: distances in parameter units, infinite when no row of `b` is left.
     """
+    squares = squared_distances(a, b, exclude_self)
+    if len(b) - exclude_self < 1:
+        return torch.full((len(a),), float("inf"))
+    nearest = squares.argmin(1)
+    rows = (torch.linalg.vector_norm(row.double() - b[index]) for row, index in zip(a, nearest, strict=True))
+    return torch.stack(list(rows)).float()
+
+
+def nearest_cosine(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
+    """Largest cosine similarity of every row of `a` to a row of `b`, of the raw vectors.
+
+    Args:
+        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
+        b (`torch.Tensor` of shape `(B, D)`): Parameter vectors.
+        exclude_self (`bool`, *optional*, defaults to `False`): As for [`nearest_distance`].
+
+    Returns:
+        `torch.Tensor` of shape `(A,)`: values in [-1, 1], 0 for a vector of zeros, NaN when no row of `b` is left.
+    """
+    _check_pair(a, b, exclude_self)
+    if len(b) - exclude_self < 1:
+        return torch.full((len(a),), float("nan"))
+    products = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    squares_a, squares_b = products.new_zeros(len(a), 1), products.new_zeros(len(b))
+    for block_a, block_b in _column_blocks(a, b):
+        products += block_a @ block_b.T
+        squares_a += block_a.square().sum(1, keepdim=True)
+        squares_b += block_b.square().sum(1)
+    norms = (squares_a * squares_b).sqrt()
+    cosines = torch.where(norms == 0, 0.0, products / norms).clamp(-1, 1)
+    if exclude_self:
+        cosines.fill_diagonal_(-float("inf"))
+    return cosines.max(1).values.float()
+
+
+def spread(a: torch.Tensor, originals: torch.Tensor) -> float | None:
+    """How far vectors lie from the originals' mean, relative to the originals themselves.
+
+    The root mean square distance of the rows of `a` to the mean, divided by that of the originals: 1 for vectors as
+    spread out as the originals, `1 / sqrt(n)` for averages of `n` independent ones, 0 for the mean itself.
+
+    Args:
+        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
+        originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset.
+
+    Returns:
+        `float`, or `None` where there is no finite value, as for originals that are all equal.
+    """
+    _check_pair(a, originals)
+    own = reference = 0.0
+    for block_a, block_originals in _column_blocks(a, originals):
+        mean = block_originals.mean(0)
+        own += (block_a - mean).square().sum().item() / len(a)
+        reference += (block_originals - mean).square().sum().item() / len(originals)
+    ratio = math.sqrt(own / reference) if reference else math.nan
+    return ratio if math.isfinite(ratio) else None
+
+
+def squared_distances(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
+    """Squared Euclidean distances `(A, B)` in float64, infinite on the diagonal with `exclude_self`.
+
+    For ranking: of two rows that are equal or nearly so, the distance has the rounding errors of their norms.
+    """
+    _check_pair(a, b, exclude_self)
+    squares = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for block_a, block_b in _column_blocks(a, b):
+        # Centred, because a² + b² - 2ab cancels when rows lie far from the origin and close to each other.
+        center = block_b.mean(0)
+        block_a, block_b = block_a - center, block_b - center
+        squares += block_a.square().sum(1)[:, None] + block_b.square().sum(1) - 2 * block_a @ block_b.T
+    return squares.fill_diagonal_(float("inf")) if exclude_self else squares
+
+
+def _check_pair(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"expected vectors (A, D) and (B, D), found {tuple(a.shape)} and {tuple(b.shape)}")
     if exclude_self and a.shape != b.shape:
         raise ValueError(
             f"exclude_self compares a set with itself, found {tuple(a.shape)} and {tuple(b.shape)}; pass the set twice"
         )
-    if len(b) - exclude_self < 1:
-        return torch.full((len(a),), float("inf"))
-    squares = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    width = max(1, BLOCK_VALUES // max(len(a), len(b)))
+
+
+def _column_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same columns of both in float64, as many at a time as fit into `BLOCK_VALUES`."""
+    width = max(1, BLOCK_VALUES // max(len(a), len(b), 1))
     for block_a, block_b in zip(a.split(width, 1), b.split(width, 1), strict=True):
-        block_b = block_b.double()
-        # Centred, because a² + b² - 2ab cancels when rows lie far from the origin and close to each other.
-        center = block_b.mean(0)
-        block_a, block_b = block_a.double() - center, block_b - center
-        squares += block_a.square().sum(1)[:, None] + block_b.square().sum(1) - 2 * block_a @ block_b.T
-    if exclude_self:
-        squares.fill_diagonal_(float("inf"))
-    nearest = squares.argmin(1)
-    rows = (torch.linalg.vector_norm(row.double() - b[index]) for row, index in zip(a, nearest, strict=True))
-    return torch.stack(list(rows)).float()
+        yield block_a.double(), block_b.double()

@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Mapping
 
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
-REFERENCES = {
-    "original": "the originals",
+AVERAGES = {
     "average_16": "averages of 16 originals",
     "uniform_soup": "the uniform soup of all originals",
+    "greedy_soup": "the greedy soup of originals",
 }
+# Share of copies from which a generator is called a copying one.
+COPYING_SHARE = 0.5
+# Averages of 4 independent originals lie half as far from the originals' mean as originals do.
+AVERAGED_SPREAD = 0.5
 
 
-def make_verdict(metrics: dict) -> str:
-    """Compare the generated networks with the originals and with averages of them.
+def make_verdict(metrics: Mapping) -> tuple[str, str]:
+    """Say what the generated networks are, compared with the originals and with averages of them.
 
-    A difference counts when its 95 % interval excludes zero.
+    A difference counts when its 95 % interval excludes zero. In this order: `copying` when most networks are copies of
+    originals, `worse` than the originals, `better` than the originals and than every kind of average, `averaging` when
+    a gain over the originals is no more than that of averaging or the networks lie where averages lie, and `no_gain`
+    otherwise; `none` without generated networks.
 
     Args:
-        metrics (`dict`): `groups` and `comparisons` as in `metrics.json`.
+        metrics (`Mapping`): `groups` and `comparisons` as in `metrics.json`.
+
+    Returns:
+        `tuple[str, str]`: the finding, and the sentence.
     """
-    if "generated" not in metrics["groups"]:
-        return "No generated networks were evaluated."
-    found = []
-    for reference, description in REFERENCES.items():
-        if reference in metrics["comparisons"]:
-            comparison = metrics["comparisons"][reference]
-            low, high = comparison["ci95"]
-            found.append((1 if low > 0 else -1 if high < 0 else 0, f"{description} ({_points(comparison)})"))
-    clauses = [
-        f"{RELATIONS[sign]} {' and '.join(text for _, text in references)}"
-        for sign, references in groupby(found, key=lambda item: item[0])
-    ]
-    sentence = "Generated networks are on average " + ", but ".join(clauses)
-    scores = metrics["groups"]["generated"]["novel_and_performant"]
-    if scores["novel"]["1x"] < 0.5:
-        return (
-            f"{sentence}; only {scores['novel']['1x']:.0%} of them are farther from every original than originals are "
-            "from each other."
+    comparisons = metrics["comparisons"]
+    if "generated" not in metrics["groups"] or "original" not in comparisons:
+        return "none", "No generated networks were evaluated."
+    group = metrics["groups"]["generated"]
+    scores = group["novel_and_performant"]
+    if scores["copied"] >= COPYING_SHARE:
+        return "copying", (
+            f"The generator copies: {scores['copied']:.0%} of its networks are closer to an original than a third of "
+            "the distance that originals have from each other."
         )
-    return f"{sentence}; {scores['joint']['1x']:.0%} of them are both novel and performant."
+
+    # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator
+    gain = _sign(comparisons["original"])
+    averages = {name: comparisons[name] for name in AVERAGES if name in comparisons}
+    least = min(averages, key=lambda name: (_sign(averages[name]), averages[name]["difference"]), default=None)
+    over_average = _sign(averages[least]) if least else gain
+    sentence = f"Generated networks are {RELATIONS[gain]} the originals ({_points(comparisons['original'])})"
+    if least:
+        against = f"{RELATIONS[over_average]} {AVERAGES[least]} ({_points(averages[least])})"
+        sentence += f"{' and' if gain == over_average else ', but'} {against}"
+
+    # 2. What that is called
+    is_averaged = group["spread"] is not None and group["spread"] <= AVERAGED_SPREAD
+    if gain < 0:
+        finding = "worse"
+    elif gain > 0 and over_average > 0:
+        finding = "better"
+    elif gain > 0 or (is_averaged and over_average <= 0):
+        finding = "averaging"
+        sentence = sentence.replace("Generated networks are", "No better than averaging: generated networks are", 1)
+    else:
+        finding = "no_gain"
+
+    # 3. What else decides about their use
+    if "fine_tuned" in comparisons and _sign(comparisons["fine_tuned"]) < 0:
+        sentence += f"; fine-tuning for the same time gives more ({_points(comparisons['fine_tuned'])} for generation)"
+    if scores["novel"]["1x"] < 0.5:
+        sentence += f"; only {scores['novel']['1x']:.0%} of them are farther from every original than is usual"
+    else:
+        sentence += f"; {scores['joint']['1x']:.0%} of them are both novel and performant"
+    return finding, sentence + "."
 
 
-def _points(comparison: dict) -> str:
+def _sign(comparison: Mapping) -> int:
+    low, high = comparison["ci95"]
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def _points(comparison: Mapping) -> str:
     low, high = comparison["ci95"]
     return f"{100 * comparison['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"

@@ -84,6 +84,11 @@ class ParameterAutoencoderMixin:
         latents = self._encode(self.normalizer.normalize(x).to(self.dtype)).reshape(-1, *self.latent_shape)
         return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
 
+    @torch.no_grad()
+    def encode_rows(self, vectors: torch.Tensor, chunk: int = 64) -> torch.Tensor:
+        """Encode many raw vectors `(B, D)` in chunks to float32 latents `(B, C, L)` on the model's device."""
+        return torch.cat([self.encode(part.to(self.device)).latents.float() for part in vectors.split(chunk)])
+
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> ParameterDecoderOutput | tuple[torch.Tensor]:
         """Decode latents `(B, C, L)` to raw vectors `(B, D)` in float32."""
         if z.ndim != 3 or z.shape[1:] != self.latent_shape:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ def train_selection(
     config: CollectConfig,
     seed: int = 0,
     first_epoch: int = 0,
+    schedule: Callable[[int], float] | None = None,
 ) -> Iterator[tuple[int, float, float]]:
     """Trains the tensors of a layout in place, everything else fixed, and stops at every checkpoint.
 
@@ -182,6 +183,7 @@ def train_selection(
         config ([`CollectConfig`]): Hyper-parameters.
         seed (`int`, *optional*, defaults to 0): Of the order of the images.
         first_epoch (`int`, *optional*, defaults to 0): Epochs that came before, so that the order is a new one.
+        schedule (`Callable`, *optional*): Factor of the learning rate by step; constant by default.
 
     Yields:
         `tuple[int, float, float]`: steps done, epochs done, and the loss of the last batch before its step.
@@ -205,6 +207,7 @@ def train_selection(
         WHOLE_LEARNING_RATE if len(trained) == len(parameters) else SUBSET_LEARNING_RATE
     )
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda step: 1.0))
 
     # 2. Steps
     device = next(iter(trained.values())).device
@@ -233,6 +236,7 @@ def train_selection(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            scheduler.step()
             step += 1
             if step % config.every:
                 continue

@@ -100,9 +100,7 @@ def train_autoencoder(
     autoencoder.eval()
 
     # 3. Scale of the latents
-    with torch.no_grad():
-        latents = torch.cat([autoencoder.encode(part).latents for part in train_vectors.split(256)])
-    autoencoder.set_latent_statistics(latents)
+    autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors))
 
     # 4. Gate
     report = measure_reconstruction(autoencoder, train_vectors.cpu(), vectors[heldout_rows], evaluator)

@@ -57,11 +57,7 @@ def train_diffusion(
 
     # 1. Latents, encoded once
     autoencoder = autoencoder.to(accelerator.device)
-    with torch.no_grad():
-        vectors = dataset_vectors(dataset, layout)
-        encoded = [autoencoder.encode(part.to(accelerator.device)).latents for part in vectors.split(256)]
-        latents = autoencoder.scale_latents(torch.cat(encoded).float())
-    del vectors, encoded
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset_vectors(dataset, layout)))
 
     # 2. Denoiser
     torch.manual_seed(config.seed)

@@ -1,0 +1,143 @@
+"""BatchNorm statistics that belong to generated tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..base_model import forward_logits
+from ..layout import ParameterLayout
+from .forward import FullForward, split_if_exportable
+
+STATISTICS = ("running_mean", "running_var")
+
+
+class BatchNormEstimator:
+    """Re-estimates the running statistics of the BatchNorm layers whose input depends on the generated tensors.
+
+    The images are passed in batches, with these layers and no others normalising by the batch, as in train mode; the
+    statistics become the plain averages over the batches, as with `momentum=None`. Statistics that are generated
+    themselves stay. What does not depend on the generated tensors is computed once per batch. Source: Izmailov et al.
+    2018, arXiv 1803.05407, §3.2.
+
+    Args:
+        model (`nn.Module`): The base model; it is copied and not changed.
+        layout ([`ParameterLayout`]): Which tensors are generated.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed training images; those that fill no batch are
+            left out.
+        batch_size (`int`, *optional*, defaults to 256): Images per batch.
+        device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
+
+    Attributes:
+        layout ([`ParameterLayout`]): The generated tensors, followed by the re-estimated statistics.
+        names (`list[str]`): Every tensor that is re-estimated, the counters of batches included.
+
+    Raises:
+        ValueError: no BatchNorm statistics depend on the generated tensors.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: ParameterLayout,
+        images: torch.Tensor,
+        *,
+        batch_size: int = 256,
+        device: torch.device | str | None = None,
+    ):
+        self._device = torch.device(device) if device is not None else next(model.parameters()).device
+        batch_size = min(batch_size, len(images))
+        self._batches = images[: len(images) // batch_size * batch_size].split(batch_size)
+        layers = dependent_batch_norms(model, layout, images[:2])
+        if not layers:
+            raise ValueError(
+                "expected BatchNorm layers whose statistics depend on the generated tensors, found none; generate "
+                "without re-estimating them."
+            )
+        self.layout = layout.extended(model, [f"{name}.{statistic}" for name in layers for statistic in STATISTICS])
+        self._statistics = self.layout.tensors[len(layout.tensors) :]
+        self._counters = [f"{name}.num_batches_tracked" for name in layers]
+        self.names = [*(spec.name for spec in self._statistics), *self._counters]
+        full = FullForward(model, self._device)
+        self._forward = split_if_exportable(full, self._batches[0].to(self._device), self.layout.names, "network")
+
+    @torch.no_grad()
+    def extend(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Append their statistics to networks.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(B, D)`): Raw values of the generated tensors.
+
+        Returns:
+            `torch.Tensor` of shape `(B, E)`: vectors of `self.layout`.
+        """
+        extended = nn.functional.pad(vectors, (0, self.layout.num_parameters - vectors.shape[1]))
+        for batch in self._batches:
+            activations = self._forward.prefix(batch.to(self._device))
+            for row in extended:
+                tensors = self.layout.unflatten(row.to(self._device))
+                with _BatchStatistics(tensors) as seen:
+                    self._forward.tail(activations, tensors)
+                for spec in self._statistics:
+                    found = torch.stack(seen.statistics[spec.name]).mean(0)
+                    row[spec.offset : spec.offset + spec.numel] += found.cpu() / len(self._batches)
+        return extended
+
+    def state_dict(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All tensors of a vector `(E,)` and the counters, to be loaded over the base model's with `strict=False`."""
+        return {
+            **self.layout.unflatten(vector),
+            **{name: torch.tensor(len(self._batches)) for name in self._counters},
+        }
+
+
+def dependent_batch_norms(model: nn.Module, layout: ParameterLayout, images: torch.Tensor) -> list[str]:
+    """Names of the BatchNorm layers with statistics that depend on the generated tensors and are not among them.
+
+    Args:
+        model (`nn.Module`): The base model; it is copied and not changed.
+        layout ([`ParameterLayout`]): Which tensors are generated.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Some images.
+    """
+    model = copy.deepcopy(model).eval()
+    generated, found = set(layout.names), []
+    # A gradient is asked for where a tensor depends on the generated ones, and nowhere else.
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in generated)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            if not generated & {f"{name}.{statistic}" for statistic in STATISTICS}:
+                module.register_forward_pre_hook(
+                    lambda _, inputs, name=name: found.append(name) if inputs[0].requires_grad else None
+                )
+    with torch.enable_grad():
+        forward_logits(model, images.to(next(model.parameters()).device))
+    return list(dict.fromkeys(found))
+
+
+class _BatchStatistics(TorchDispatchMode):
+    """Makes BatchNorm layers normalise by the batch, and notes means and unbiased variances of their batches.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): Running statistics by name, the very objects that the layers are given.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self.statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.native_batch_norm.default or id(args[3]) not in self._names:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias, running_mean, running_var, _, momentum, eps = args
+        variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1])
+        self.statistics[self._names[id(running_mean)]].append(mean)
+        self.statistics[self._names[id(running_var)]].append(variance)
+        return func(x, weight, bias, None, None, True, momentum, eps)

@@ -1,0 +1,153 @@
+"""Ensembles of networks: accuracy and calibration of their averaged probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from .evaluator import NUM_BINS, ParameterEvaluator
+from .intervals import Z95
+
+# What is measured, and the largest value it can have.
+METRICS = {"accuracy": 1.0, "nll": math.inf, "ece": 1.0}
+# Their standard deviation is that of the estimator to about 3 %.
+NUM_RESAMPLES = 500
+
+
+def evaluate_ensembles(
+    groups: Mapping[str, torch.Tensor],
+    evaluator: ParameterEvaluator,
+    best_single: torch.Tensor | None = None,
+    sizes: Sequence[int] = (1, 2, 5, 10),
+    repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, dict]]]:
+    """Evaluate ensembles of M networks of every group, which average their members' probabilities.
+
+    Every repeat draws networks at random without replacement, and the ensemble of size M holds the first M of them.
+    The draws of different repeats are disjoint when the group has enough networks, else independent of each other.
+    Source of the averages: Lakshminarayanan et al. 2017, arXiv 1612.01474, §2.4.
+
+    Intervals are the mean over the repeats plus and minus 1.96 standard deviations of a bootstrap that resamples with
+    replacement both the N test images and the R repeats: N images, the same for all repeats, sizes and groups, and
+    R - 1 repeats, which makes the variance between repeats unbiased (1 of 1). Source: Owen 2007, "The pigeonhole
+    bootstrap", arXiv 0712.1111. The calibration error of a sample is biased upwards, a sum of absolute values; the
+    lower end of its interval is lowered by that bias, as the resamples show it.
+
+    Args:
+        groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name.
+        evaluator ([`ParameterEvaluator`]): On the test images.
+        best_single (`torch.Tensor` of shape `(D,)`, *optional*): One chosen network to compare with; a group of one.
+        sizes (`Sequence[int]`, *optional*, defaults to `(1, 2, 5, 10)`): Numbers M of networks; those above `n` are
+            left out.
+        repeats (`int`, *optional*, defaults to 5): Ensembles of every size; 1 for a group of one network.
+        seed (`int`, *optional*, defaults to 0): Every group's draws start from it, so adding a group changes no other.
+
+    Returns:
+        `dict`: by group name (and `best_single`), and by M as a string: `accuracy`, `nll` (nats) and `ece` (15 bins),
+        each with `mean` and `ci95`, `None` where a value is not finite. Averages that are NaN count as wrong.
+
+    Raises:
+        ValueError: a size or `repeats` is not positive, or a group does not fit the layout.
+    """
+    if repeats < 1 or min(sizes, default=0) < 1:
+        raise ValueError(f"expected positive sizes and repeats, found sizes {list(sizes)} and {repeats} repeats")
+    if best_single is not None:
+        groups = {**groups, "best_single": best_single[None]}
+    labels = evaluator.labels.cpu()
+    image_weights = _resample(len(labels), len(labels), torch.Generator().manual_seed(seed))
+    results: dict[str, dict[str, dict[str, dict]]] = {}
+    for name, vectors in groups.items():
+        group_sizes = sorted({size for size in sizes if size <= len(vectors)})
+        results[name] = {}
+        if not group_sizes:
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        draws = _draw(len(vectors), group_sizes[-1], 1 if len(vectors) == 1 else repeats, generator)
+        repeat_weights = _resample(len(draws), max(1, len(draws) - 1), generator)
+        values: dict[int, list[torch.Tensor]] = {size: [] for size in group_sizes}
+        resampled: dict[int, list[torch.Tensor]] = {size: [] for size in group_sizes}
+        for size, log_probabilities in _ensembles(vectors, draws, evaluator, group_sizes):
+            values[size].append(_metrics(log_probabilities, labels))
+            resampled[size].append(_resampled_metrics(log_probabilities, labels, image_weights))
+        for size in group_sizes:
+            means = torch.stack(values[size]).mean(0)
+            resamples = (torch.stack(resampled[size], 1) * repeat_weights[..., None]).sum(1)
+            results[name][str(size)] = {
+                metric: _with_interval(metric, mean.item(), column)
+                for metric, mean, column in zip(METRICS, means, resamples.unbind(1), strict=True)
+            }
+    return results
+
+
+def _draw(n: int, size: int, repeats: int, generator: torch.Generator) -> torch.Tensor:
+    """Indices `(repeats, size)` of networks, without replacement in a row, and altogether if there are enough."""
+    if repeats * size <= n:
+        return torch.randperm(n, generator=generator)[: repeats * size].reshape(repeats, size)
+    return torch.stack([torch.randperm(n, generator=generator)[:size] for _ in range(repeats)])
+
+
+def _resample(n: int, num_drawn: int, generator: torch.Generator) -> torch.Tensor:
+    """Weight of each of `n` things in each resample of `num_drawn` with replacement, `(NUM_RESAMPLES, n)`."""
+    drawn = torch.randint(n, (NUM_RESAMPLES, num_drawn), generator=generator)
+    return torch.zeros(NUM_RESAMPLES, n).scatter_add_(1, drawn, torch.full(drawn.shape, 1 / num_drawn))
+
+
+def _ensembles(
+    vectors: torch.Tensor, draws: torch.Tensor, evaluator: ParameterEvaluator, sizes: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Sizes and log probabilities `(N, classes)` of all ensembles, of which one is in memory at a time."""
+    for start, logits in evaluator.logits(vectors[draws.flatten()]):
+        for index, network in enumerate(logits, start):
+            size = index % draws.shape[1] + 1
+            log_probabilities = network.log_softmax(-1)
+            if size == 1:
+                total = torch.full_like(log_probabilities, -math.inf)
+            # In log space, where a confident mistake does not underflow to an infinite loss.
+            total = torch.logaddexp(total, log_probabilities)
+            if size in sizes:
+                yield size, (total - math.log(size)).cpu()
+
+
+def _metrics(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The `METRICS` of an ensemble."""
+    right, losses, confidences = _per_image(log_probabilities, labels)
+    ece = torch.tensor(math.nan)
+    if confidences.isfinite().all():  # torchmetrics takes probabilities for logits when some are NaN or above 1
+        probabilities = log_probabilities.exp().clamp(max=1)
+        ece = multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=NUM_BINS)
+    return torch.stack([right.mean(), losses.mean(), ece])
+
+
+def _resampled_metrics(
+    log_probabilities: torch.Tensor, labels: torch.Tensor, image_weights: torch.Tensor
+) -> torch.Tensor:
+    """The `METRICS` of an ensemble on every resample of the images, `(NUM_RESAMPLES, 3)`."""
+    right, losses, confidences = _per_image(log_probabilities, labels)
+    edges = torch.linspace(0, 1, NUM_BINS + 1)
+    bins = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
+    gaps = torch.zeros(len(labels), NUM_BINS + 1).scatter_(1, bins[:, None], (right - confidences)[:, None])
+    accuracy, nll, *gaps = (image_weights @ torch.column_stack([right, losses, gaps])).unbind(1)
+    return torch.stack([accuracy, nll, torch.stack(gaps).abs().sum(0)], 1)
+
+
+def _per_image(log_probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Whether an ensemble is right, 0 where it is NaN; its loss; and its confidence; each `(N,)`."""
+    confidences, predictions = log_probabilities.max(-1)
+    right = (predictions == labels) & ~confidences.isnan()
+    return right.float(), -log_probabilities.gather(-1, labels[:, None])[:, 0], confidences.exp()
+
+
+def _with_interval(metric: str, mean: float, resamples: torch.Tensor) -> dict[str, float | list[float] | None]:
+    half = Z95 * resamples.std().item()
+    if not math.isfinite(mean + half):
+        return {"mean": mean if math.isfinite(mean) else None, "ci95": None}
+    low, high = max(0.0, mean - half), min(METRICS[metric], mean + half)
+    if metric == "ece":
+        # Noise in bins without a gap gives E|z| sigma in the sample and E|z| sqrt(2) sigma in its resamples.
+        bias = max(0.0, resamples.mean().item() - mean) / (math.sqrt(2) - 1)
+        low = max(0.0, low - bias)
+    return {"mean": mean, "ci95": [low, high]}

@@ -1,0 +1,44 @@
+"""Numbers as people read them: accuracies in %, differences in points, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+MISSING = "–"
+
+
+def percent(value: float | None, interval: Sequence[float] | None = None, digits: int = 2, unit: str = " %") -> str:
+    """A fraction in %: `95.70 % (94.00–97.40)`; the unit is left out where a header names it."""
+    if value is None:
+        return MISSING
+    text = f"{100 * value:.{digits}f}{unit}"
+    return text if interval is None else f"{text} ({100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f})"
+
+
+def points(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A difference of fractions in percentage points: `+0.05 (−0.06 to +0.15)`."""
+    if value is None:
+        return MISSING
+    text = signed(100 * value, ".2f")
+    if interval is None:
+        return text
+    return f"{text} ({signed(100 * interval[0], '.2f')} to {signed(100 * interval[1], '.2f')})"
+
+
+def number(value: float | None, fmt: str, interval: Sequence[float] | None = None) -> str:
+    """A number in `fmt`: `0.973 (0.970–0.976)`."""
+    if value is None:
+        return MISSING
+    text = format(value, fmt)
+    return text if interval is None else f"{text} ({interval[0]:{fmt}}–{interval[1]:{fmt}})"
+
+
+def signed(value: float, fmt: str) -> str:
+    """A number with its sign, a real minus."""
+    return format(value, f"+{fmt}").replace("-", "−")
+
+
+def sign(comparison: Mapping) -> int:
+    """1 or -1 when the 95 % interval of a difference excludes zero, else 0."""
+    low, high = comparison["ci95"] or (-1, 1)
+    return 1 if low > 0 else -1 if high < 0 else 0

@@ -1,0 +1,118 @@
+"""Figures of where networks lie: latent space, and the matrix of shared mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from .style import Plot, color, label, legend, new_figure, style
+
+
+def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
+    """Latents in the plane of the originals' first two principal components; `None` for fewer than 3 originals.
+
+    Args:
+        latents (`Mapping[str, torch.Tensor]`): Latents `(n, C * L)` by group name.
+    """
+    latents = {name: values.double() for name, values in latents.items()}
+    latents = {name: values[values.isfinite().all(1)] for name, values in latents.items()}
+    originals = latents.get("original", torch.empty(0, 0))
+    if len(originals) < 3 or originals.shape[1] < 2:
+        return None
+    center = originals.mean(0)
+    _, singular, components = torch.linalg.svd(originals - center, full_matrices=False)
+    explained = (singular.square() / singular.square().sum().clamp_min(1e-30)).tolist()
+    planes = {name: ((values - center) @ components[:2].T).numpy() for name, values in latents.items() if len(values)}
+    distances = {name: (values - center).square().sum(1).mean().sqrt().item() for name, values in latents.items()}
+    spreads = {name: distances[name] / max(distances["original"], 1e-30) for name in planes if name != "original"}
+
+    # A few networks far out must not squeeze all others.
+    everything = np.concatenate(list(planes.values()))
+    limits = np.percentile(everything, [1, 99], axis=0).T
+    limits += np.array([-0.15, 0.15]) * np.maximum(limits[:, 1:] - limits[:, :1], 1e-9)
+    num_outside = int(((everything < limits[:, 0]) | (everything > limits[:, 1])).any(1).sum())
+
+    def draw(narrow: bool) -> Figure:
+        figure, (axes,) = new_figure(narrow, 4.2 if narrow else 4.6)
+        handles = {}
+        for name, plane in planes.items():
+            face, marker = style(name)
+            handles[name] = axes.scatter(*plane.T, s=20, color=face, marker=marker, alpha=0.55, linewidths=0)
+        axes.set_xlabel(f"Component 1: {explained[0]:.0%} of the originals' variance")
+        axes.set_ylabel(f"Component 2: {explained[1]:.0%}")
+        axes.set(xlim=limits[0], ylim=limits[1])
+        legend(figure, handles, 2 if narrow else len(handles))
+        return figure
+
+    title = "The originals in latent space"
+    if "generated" in spreads:
+        title = f"In latent space generated networks spread {spreads['generated']:.2f} times as far as the originals"
+    others = "; ".join(f"{label(name)} spread {value:.2f} times as far" for name, value in spreads.items())
+    alt = f"Scatter plot of the first two principal components ({explained[0]:.0%} and {explained[1]:.0%} of the "
+    alt += f"originals' variance) of {len(originals)} originals. {others}."
+    note = "Principal components of the originals' latents. Spread: root mean square distance from the originals' "
+    note += "mean over all components, in units of their own: "
+    note += ", ".join(f"{label(name)} {value:.2f}" for name, value in spreads.items()) + "."
+    note += f" {num_outside} of {len(everything)} networks lie beyond the edge." if num_outside else ""
+    return Plot("latent_pca", title, alt, note, draw)
+
+
+def plot_iou_matrix(iou: torch.Tensor, sizes: Mapping[str, int]) -> Plot | None:
+    """IoU of wrong predictions between networks of several groups; `None` when nothing is known.
+
+    Args:
+        iou (`torch.Tensor` of shape `(m, m)`): IoU of every pair.
+        sizes (`Mapping[str, int]`): How many networks of which group, in consecutive blocks.
+    """
+    values = iou.double().numpy()
+    known = np.where(np.eye(len(values), dtype=bool), np.nan, values)
+    if not np.isfinite(known).any():
+        return None
+    bounds = np.cumsum([0, *sizes.values()])
+    blocks = {name: slice(*bounds[i : i + 2]) for i, name in enumerate(sizes)}
+    means = {(a, b): _mean(known[blocks[a], blocks[b]]) for a in blocks for b in blocks}
+
+    def draw(narrow: bool) -> Figure:
+        figure, (axes,) = new_figure(narrow, 3.9 if narrow else 5.2)
+        figure.set_layout_engine("compressed")
+        lowest = np.floor(np.nanmin(known) * 20) / 20
+        image = axes.imshow(values, cmap="cividis", vmin=min(lowest, 0.95), vmax=1, interpolation="nearest")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        for bound in bounds[1:-1]:
+            axes.axhline(bound - 0.5, color="#fefefe", linewidth=1.5)
+            axes.axvline(bound - 0.5, color="#fefefe", linewidth=1.5)
+        middles = (bounds[:-1] + bounds[1:] - 1) / 2
+        axes.set_xticks(middles, [label(name) for name in blocks])
+        axes.set_yticks(middles, [label(name) for name in blocks], rotation=90, va="center")
+        axes.tick_params(length=0)
+        for (a, b), mean in means.items():
+            x, y = (middles[list(blocks).index(name)] for name in (b, a))
+            if mean is not None:
+                box = {"boxstyle": "round,pad=0.25", "facecolor": "#101418", "alpha": 0.75, "linewidth": 0}
+                options = {"ha": "center", "va": "center", "fontsize": 11, "fontweight": "bold", "bbox": box}
+                axes.text(x, y, f"{mean:.2f}", color="#fefefe", **options)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(colors=color("muted"), labelcolor=color("text"), labelsize=8.5)
+        return figure
+
+    title = "Which networks make the same mistakes"
+    if means.get(("generated", "original")) is not None:
+        between, among = means["generated", "original"], means["original", "original"]
+        title = f"Shared mistakes (IoU): generated with originals {between:.2f}"
+        title += f", originals with each other {among:.2f}" if among is not None else ""
+    pairs = [(a, b) for i, a in enumerate(blocks) for b in list(blocks)[i:] if means[a, b] is not None]
+    alt = "; ".join(f"{label(a)} and {label(b)}: {means[a, b]:.3f}" for a, b in pairs)
+    counts = ", ".join(f"{size} {label(name)}" for name, size in sizes.items())
+    note = (
+        f"IoU of the wrong predictions of every pair ({counts}); the numbers are means of pairs of different networks."
+    )
+    return Plot("iou_matrix", title, f"Matrix. Mean IoU of {alt}.", note, draw)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None

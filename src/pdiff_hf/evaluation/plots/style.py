@@ -1,0 +1,158 @@
+"""How every figure of a report looks, and how it gets into a PNG and into a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ...files import atomic_write
+
+# On a light and on a dark page. The hues are Okabe and Ito's, distinguishable with every kind of colour blindness,
+# darker or lighter where the page's background leaves too little contrast.
+COLORS = {
+    "text": ("#1f2328", "#e6e9ee"),
+    "muted": ("#5b6570", "#a3adb9"),
+    "grid": ("#e3e6ea", "#2e353e"),
+    "surface": ("#ffffff", "#171b21"),
+    "blue": ("#0072b2", "#56b4e9"),
+    "vermillion": ("#d55e00", "#ff8542"),
+    "grey": ("#7d858f", "#8f98a4"),
+    "green": ("#00875f", "#2fc79b"),
+    "purple": ("#b8558f", "#e391c0"),
+    "orange": ("#b87700", "#f0b429"),
+    "sky": ("#2f8fc4", "#8ecdf5"),
+    "ink": ("#30363d", "#d3d9e0"),
+}
+# A hue for each kind of group, a marker for each group: averages green, noise purple, fitted distributions orange.
+STYLES = {
+    "original": ("blue", "o"),
+    "reconstructed": ("grey", "s"),
+    "generated": ("vermillion", "D"),
+    "uniform_soup": ("green", "*"),
+    "greedy_soup": ("green", "P"),
+    "average_16": ("green", "^"),
+    "noise_0.05": ("purple", "v"),
+    "noise_0.1": ("purple", "X"),
+    "gaussian": ("orange", "h"),
+    "pca_gaussian": ("orange", "p"),
+    "swag": ("orange", "d"),
+    "interpolation": ("sky", "<"),
+    "fine_tuned": ("ink", ">"),
+}
+OTHER_STYLE = ("ink", "8")
+
+
+@dataclass
+class Plot:
+    """A figure of a report.
+
+    Args:
+        name (`str`): Stem of its file.
+        title (`str`): Its message.
+        alt (`str`): Its numbers in words, for those who do not see it.
+        note (`str`): How to read it.
+        draw (`Callable[[bool], Figure]`): Draws it without the title; `True` for the width of a phone.
+    """
+
+    name: str
+    title: str
+    alt: str
+    note: str
+    draw: Callable[[bool], Figure]
+
+    def save_png(self, folder: Path) -> Path:
+        """Write `NAME.png`, in light colours and with the title."""
+        figure = self.draw(False)
+        figure.suptitle(self.title, x=0.01, ha="left", color=color("text"), fontsize=11, fontweight="bold", wrap=True)
+        with atomic_write(folder / f"{self.name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        return folder / f"{self.name}.png"
+
+    def svgs(self) -> dict[str, str]:
+        """Draw it as SVG for a page that defines [`COLORS`] as CSS variables: `wide`, and `narrow` for phones."""
+        return {width: _svg(self.draw(width == "narrow"), f"{self.name}-{width}") for width in ("wide", "narrow")}
+
+
+def color(name: str) -> str:
+    """The light variant of a colour of [`COLORS`], which `Plot.svgs` turns into the CSS variable."""
+    return COLORS[name][0]
+
+
+def style(group: str) -> tuple[str, str]:
+    """Colour and marker of a group."""
+    name, marker = STYLES.get(group, OTHER_STYLE)
+    return color(name), marker
+
+
+def label(group: str) -> str:
+    """A group's name as people read it."""
+    return group.replace("_", " ")
+
+
+def new_figure(narrow: bool, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, list]:
+    """Make a figure of `height` inches and its panels; a narrow one has them below each other.
+
+    Args:
+        narrow (`bool`): For the width of a phone.
+        height (`float`): In inches, of a row of panels when there are several.
+        rows, columns (`int`, *optional*, defaults to 1): Panels of a wide figure.
+        options: Of `Figure.subplots`.
+    """
+    if narrow:
+        rows, columns = rows * columns, 1
+    figure = Figure(figsize=(3.7 if narrow else 7.8, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(color("muted"))
+        axes.tick_params(colors=color("muted"), which="both", labelcolor=color("text"), labelsize=8.5)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set(color=color("text"), fontsize=9)
+        axes.grid(True, color=color("grid"), linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def legend(
+    figure: Figure,
+    handles: Mapping,
+    columns: int,
+    names: Sequence[str] | None = None,
+    loc: str = "outside lower center",
+) -> None:
+    """Put a legend beside a figure, of handles by group name; original and generated are bold."""
+    texts = figure.legend(
+        list(handles.values()),
+        names or [label(name) for name in handles],
+        loc=loc,
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=color("text"),
+        handletextpad=0.4,
+        columnspacing=1.2,
+    ).get_texts()
+    for name, text in zip(handles, texts, strict=True):
+        text.set_fontweight("bold" if name in ("original", "generated") else "normal")
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Text stays text; the salt keeps the ids of several figures in one page apart.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    view_box = re.search(r'viewBox="[^"]*"', text)[0]
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    variables = {light: f"var(--{name})" for name, (light, _) in COLORS.items()}
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda match: variables.get(match[0], match[0]), body)
+    return f'<svg {view_box} aria-hidden="true">' + re.sub(r'<g id="[^"]*"', "<g", body)

@@ -1,0 +1,161 @@
+"""The best of many networks on validation images, without evaluating all of them on all images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .evaluator import CHUNK_BYTES, ParameterEvaluator
+
+# Networks that are evaluated on all images first, to find the images on which networks differ.
+NUM_PILOTS = 12
+# Shares of the networks and of the images at every rung: 1 000 networks cost 0.122 of evaluating all, pilots included.
+RUNGS = ((1.0, 1 / 20), (0.15, 1 / 5), (0.03, 1.0))
+MIN_FINALISTS = 16
+
+
+class Vectors(Protocol):
+    """A tensor `(B, D)`, or what gives one `(b, D)` for a tensor `(b,)` of rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass
+class Selection:
+    """What [`select_networks`] has chosen.
+
+    Args:
+        rows (`torch.Tensor` of shape `(top,)`): Positions among the networks, the best first.
+        vectors (`torch.Tensor` of shape `(top, D)`): The chosen networks as they were ranked last.
+        accuracy (`torch.Tensor` of shape `(top,)`): On all images. The best of many are lucky too: expect less.
+        nll (`torch.Tensor` of shape `(top,)`): On all images, in nats.
+        num_pilots (`int`): Networks that were evaluated on all images for their order.
+        rungs (`list[tuple[int, int]]`): Numbers of networks and of images of every rung.
+        num_dropped (`int`): Networks with values or outputs that are not finite.
+    """
+
+    rows: torch.Tensor
+    vectors: torch.Tensor
+    accuracy: torch.Tensor
+    nll: torch.Tensor
+    num_pilots: int
+    rungs: list[tuple[int, int]]
+    num_dropped: int
+
+
+def select_networks(
+    evaluator: ParameterEvaluator,
+    vectors: Vectors,
+    top: int = 1,
+    finish: Callable[[torch.Tensor], tuple[ParameterEvaluator, torch.Tensor]] | None = None,
+) -> Selection:
+    """Choose the networks with the best accuracy (ties: the lowest NLL) by successive halving.
+
+    All networks are ranked on a few images, the better ones on more, the last ones on all. Networks of one generator
+    agree on most images, which tell nothing about their rank; so the first images are those on which some pilot
+    networks differ most. Source: Jamieson & Talwalkar 2016, arXiv 1502.07943; the order of the images is our own.
+
+    Args:
+        evaluator ([`ParameterEvaluator`]): On the images to choose on. Rungs take whole batches, so its batch size
+            should be about a twentieth of the images.
+        vectors (`torch.Tensor` of shape `(B, D)`): Networks; or any object with a length that gives such a tensor
+            `(b, D)` when it is indexed by rows `(b,)`, for more than fit into memory.
+        top (`int`, *optional*, defaults to 1): Number of networks to choose.
+        finish (`Callable`, *optional*): Called with the vectors of the networks of the last rung; returns the
+            evaluator and the vectors that they are ranked by.
+
+    Raises:
+        ValueError: `top` is not in `[1, B]`, or fewer networks than that are finite.
+    """
+    if not 1 <= top <= len(vectors):
+        raise ValueError(f"expected top from 1 to the number of networks, {len(vectors)}, found {top}.")
+    rows = torch.arange(len(vectors))
+    rungs = make_rungs(len(vectors), len(evaluator.labels), evaluator.batch_size, top)
+    num_pilots = NUM_PILOTS if len(rungs) > 1 else 0
+    if num_pilots:
+        disputed = evaluator.reordered(_most_disputed_first(evaluator, vectors[rows[:num_pilots]]))
+
+    # 1. All rungs but the last
+    done, num_dropped = [], 0
+    for num_networks, num_images in rungs[:-1]:
+        rows = rows[:num_networks]
+        done.append((len(rows), num_images))
+        order = _ranking(*_predict(disputed, vectors, rows, num_images))
+        num_dropped += len(rows) - len(order)
+        _check_enough(len(order), top, num_dropped, len(vectors))
+        rows = rows[order]
+
+    # 2. The last one, on all images in their own order, for which all that is common to networks is known
+    num_networks, num_images = rungs[-1]
+    rows = rows[:num_networks]
+    done.append((len(rows), num_images))
+    finalists = vectors[rows]
+    is_finite = finalists.isfinite().all(1)
+    num_dropped += int((~is_finite).sum())
+    rows, finalists = rows[is_finite], finalists[is_finite]
+    _check_enough(len(rows), top, num_dropped, len(vectors))
+    if finish is not None:
+        evaluator, finalists = finish(finalists)
+    output = evaluator.predict(finalists)
+    order = _ranking(output.accuracy, output.nll)
+    num_dropped += len(rows) - len(order)
+    _check_enough(len(order), top, num_dropped, len(vectors))
+    order = order[:top]
+    return Selection(
+        rows[order], finalists[order], output.accuracy[order], output.nll[order], num_pilots, done, num_dropped
+    )
+
+
+def _check_enough(num_left: int, top: int, num_dropped: int, num_networks: int) -> None:
+    if num_left < top:
+        raise ValueError(
+            f"expected at least {top} networks with finite values and outputs, found that {num_dropped} of "
+            f"{num_networks} had to be dropped; choose fewer or find out why the generator diverges."
+        )
+
+
+def make_rungs(num_networks: int, num_images: int, batch_size: int, top: int) -> list[tuple[int, int]]:
+    """Numbers of networks and of images, whole batches, of every rung that tells more than the one before."""
+    rungs: list[tuple[int, int]] = []
+    for share_of_networks, share_of_images in RUNGS:
+        networks = min(num_networks, max(MIN_FINALISTS, 4 * top, math.ceil(share_of_networks * num_networks)))
+        images = min(num_images, batch_size * math.ceil(share_of_images * num_images / batch_size))
+        if rungs and networks == rungs[-1][0]:
+            rungs.pop()
+        if not rungs or images > rungs[-1][1]:
+            rungs.append((networks, images))
+    return rungs
+
+
+def _most_disputed_first(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> torch.Tensor:
+    """Positions `(N,)` of the images, sorted by how much networks differ in being right, then in their losses."""
+    output = evaluator.predict(vectors)
+    right = (output.predictions == evaluator.labels.cpu()).double()
+    losses = output.losses.double().nan_to_num(0.0, posinf=0.0)
+    return _ranking(right.var(0), -losses.std(0))
+
+
+def _predict(
+    evaluator: ParameterEvaluator, vectors: Vectors, rows: torch.Tensor, num_images: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Accuracy and NLL `(b,)` of some networks on the first images; NaN is the NLL of networks that are not finite."""
+    outputs = []
+    for part in rows.split(max(1, CHUNK_BYTES // (4 * evaluator.layout.num_parameters))):
+        chunk = vectors[part]
+        output = evaluator.predict(chunk, num_images)
+        outputs.append((output.accuracy, output.nll.where(chunk.isfinite().all(1), torch.nan)))
+    accuracy, nll = (torch.cat(column) for column in zip(*outputs, strict=True))
+    return accuracy, nll
+
+
+def _ranking(first: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
+    """Positions sorted by `first` from high to low, and where it is equal by `ties` from low to high; finite ones."""
+    order = ties.argsort(stable=True)
+    order = order[first[order].argsort(descending=True, stable=True)]
+    return order[ties[order].isfinite()]

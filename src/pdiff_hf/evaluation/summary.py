@@ -1,0 +1,109 @@
+"""The numbers of a group for `metrics.json`, each with its interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .intervals import exact_interval, mean_interval, sample_mean_interval
+
+if TYPE_CHECKING:
+    from .evaluate import GroupEvaluation
+
+# A network is novel at m x when it is farther from its nearest original than m times what is usual among originals,
+# and a copy when it is closer than a third of it. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic
+# Models Generalize when They Fail to Memorize".
+NOVELTY_MULTIPLES = (1, 2, 4)
+COPIED_FRACTION = 1 / 3
+
+
+def summarize_group(
+    group: GroupEvaluation,
+    original: GroupEvaluation,
+    right: torch.Tensor,
+    losses: torch.Tensor,
+    *,
+    iou: torch.Tensor,
+    spread: float | None,
+    seconds: float | None,
+) -> dict:
+    """Make the entry of a group in `metrics.json`; numbers that do not exist are `None`.
+
+    Args:
+        group ([`GroupEvaluation`]): Its `n` networks.
+        original ([`GroupEvaluation`]): The originals, which set the yardsticks.
+        right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test image.
+        losses (`torch.Tensor` of shape `(n, N)`): Negative log-likelihoods of the test labels.
+        iou (`torch.Tensor` of shape `(n, n)`): IoU of wrong predictions within the group.
+        spread (`float`, *optional*): Distance to the originals' mean, in units of the originals' own.
+        seconds (`float`, *optional*): What making the networks took.
+    """
+    n, num_images = right.shape
+    yardstick = original.l2_nearest.double().mean()
+    distances = group.l2_nearest.double()
+    performant = group.test_accuracy.double() >= original.test_accuracy.double().mean()
+    novel = {f"{m}x": distances > m * yardstick for m in NOVELTY_MULTIPLES}
+    joint = {name: is_novel & performant for name, is_novel in novel.items()}
+    similarity = {
+        "iou_max_mean": group.iou_max,
+        "l2_nearest_mean": group.l2_nearest,
+        "cosine_nearest_mean": group.cosine_nearest,
+        "l2_matched_mean": group.l2_matched,
+    }
+    similarity = {name: values for name, values in similarity.items() if values is not None}
+    within = (iou.double().sum() - iou.double().trace()) / (n * (n - 1)) if n > 1 else torch.tensor(torch.nan)
+    return {
+        "n": n,
+        "test_accuracy": {**_summary(group.test_accuracy), "ci95": group.accuracy_ci95},
+        "difference_to_original": group.difference_to_original,
+        "test_nll": {**_summary(group.test_nll), "ci95": mean_interval(losses) if losses.isfinite().all() else None},
+        "test_ece": {**_summary(group.test_ece), "ci95": sample_mean_interval(group.test_ece)},
+        "selected": {
+            "index": group.selected,
+            "val_accuracy": group.val_accuracy[group.selected].item(),
+            "test_accuracy": group.test_accuracy[group.selected].item(),
+            "test_ci95": exact_interval(int(right[group.selected].sum()), num_images),
+        },
+        "similarity": {
+            "iou_mean": _finite(within),
+            **{name: _finite(values.double().mean()) for name, values in similarity.items()},
+            "l2_nearest_min": _finite(group.l2_nearest.min()),
+            "ci95": {name: sample_mean_interval(values) for name, values in similarity.items()},
+        },
+        "spread": spread,
+        "novel_and_performant": {
+            "performant": _share(performant),
+            "novel": {name: _share(values) for name, values in novel.items()},
+            "joint": {name: _share(values) for name, values in joint.items()},
+            "copied": _share((distances <= COPIED_FRACTION * yardstick) & yardstick.isfinite()),
+            "ci95": {
+                "performant": _share_interval(performant),
+                "novel": {name: _share_interval(values) for name, values in novel.items()},
+                "joint": {name: _share_interval(values) for name, values in joint.items()},
+            },
+        },
+        "cost": {
+            "seconds": seconds,
+            "gain_per_second": group.difference_to_original["difference"] / seconds if seconds else None,
+        },
+    }
+
+
+def _share(values: torch.Tensor) -> float:
+    return values.double().mean().item()
+
+
+def _share_interval(values: torch.Tensor) -> list[float]:
+    return exact_interval(int(values.sum()), len(values))
+
+
+def _finite(value: torch.Tensor) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return value.item() if value.isfinite() else None
+
+
+def _summary(values: torch.Tensor) -> dict[str, float | None]:
+    values = values.double()
+    statistics = {"mean": values.mean(), "std": values.std(correction=0), "min": values.min(), "max": values.max()}
+    return {name: _finite(value) for name, value in statistics.items()}

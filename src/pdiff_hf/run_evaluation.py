@@ -1,0 +1,191 @@
+"""Evaluation of what a run has made: groups, protocol, report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from .evaluation import ParameterEvaluator, build_groups, evaluate_groups, find_permutations, write_report
+from .files import read_json
+from .network_files import load_generated, load_statistics, write_networks
+from .models import load_autoencoder
+from .recipe import EvaluateConfig
+from .run_folder import GATE_FILE, RECIPE_FILE, Run, cost_since
+from .tasks import CollectConfig, ImageClassification
+from .tasks.fine_tune import fine_tune
+from .tasks.stored import load_stored_task
+from .training.gate import reconstruct
+
+# What has to be done before there are generated networks.
+GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
+# Shown as points in the latent space.
+LATENT_GROUPS = ("original", "generated", "average_16")
+
+
+def evaluate_config(run: Run, seed: int | None = None) -> EvaluateConfig:
+    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; with another seed if one is given."""
+    path = run.folder / RECIPE_FILE
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **({} if seed is None else {"seed": seed})})
+
+
+def generator_seconds(run: Run) -> float | None:
+    """What the generated networks of a run cost, the checkpoints being there; `None` when the run does not know."""
+    if not {"autoencoder", "diffusion"} <= run.stages.keys():
+        return None
+    return sum(run.stages[stage]["seconds"] for stage in GENERATOR_STAGES if stage in run.stages)
+
+
+def fine_tune_run(
+    run: Run,
+    config: EvaluateConfig,
+    task: ImageClassification,
+    trusted_imports: Sequence[str] = (),
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Fine-tune the last checkpoint for as long as the generator took, as a stage of the run, once.
+
+    Nothing is done without `config.fine_tune`, or when it is not known how the checkpoints were collected or what the
+    generator took.
+    """
+    dataset_dir = run.path("collect")
+    collection = read_json(dataset_dir / "stats.json")["metadata"].get("collect")
+    seconds = generator_seconds(run)
+    if not config.fine_tune or collection is None or seconds is None:
+        return
+
+    def stage(path: Path) -> None:
+        dataset, layout = load_parameter_dataset(dataset_dir)
+        networks, steps = fine_tune(
+            task,
+            load_base_model(dataset_dir),
+            layout,
+            dataset_vectors(dataset, layout)[-1],
+            CollectConfig.model_validate(collection),
+            seconds=seconds,
+            num=len(read_json(run.path("generate") / "index.json")["files"]),
+            seed=config.seed,
+            trusted_imports=trusted_imports,
+        )
+        write_networks(path, layout, map(layout.unflatten, networks), {"seconds": seconds, "steps": steps})
+
+    run.do("fine_tune", stage, report)
+
+
+def evaluate_run(
+    run: Run,
+    config: EvaluateConfig,
+    task: ImageClassification | None = None,
+    trusted_imports: Sequence[str] = (),
+    *,
+    dataset_dir: Path | None = None,
+    pipeline_dir: Path | None = None,
+    generated_dir: Path | None = None,
+    output_dir: Path | None = None,
+) -> dict:
+    """Evaluate originals, reconstructions, generated networks and baselines, and write the report anew.
+
+    Started by `accelerate launch`, the processes share the networks, and the main one writes the report.
+
+    Args:
+        run ([`Run`]): Its folders are evaluated, and what its stages cost is reported.
+        config ([`EvaluateConfig`]): Batches, memory and the seed of the baselines.
+        task ([`ImageClassification`], *optional*): That of the dataset by default.
+        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
+        dataset_dir, pipeline_dir, generated_dir, output_dir (`Path`, *optional*): Instead of the run's folders.
+
+    Returns:
+        `dict`: the content of `metrics.json`.
+
+    Raises:
+        ValueError: the dataset names no task or base model, a folder is missing or damaged, or `output_dir` holds
+            something that is no report.
+    """
+    # 1. What is evaluated
+    start = time.perf_counter()
+    # What was made elsewhere cost nobody knows what.
+    is_own = dataset_dir is None and pipeline_dir is None and generated_dir is None
+    dataset_dir = dataset_dir or run.path("collect")
+    output_dir = output_dir or run.path("evaluate")
+    is_report = (output_dir / "metrics.json").is_file()
+    if output_dir.exists() and not is_report and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"expected a new folder or an earlier report, found that {output_dir} is neither.")
+    task = task or load_stored_task(dataset_dir)
+    base_model = load_base_model(dataset_dir)
+    if task is None or base_model is None:
+        raise ValueError(f"{dataset_dir} names no {'task' if task is None else 'base model'}; evaluation needs both.")
+    dataset, layout = load_parameter_dataset(dataset_dir)
+    originals = dataset_vectors(dataset, layout)
+    generated_dir = generated_dir or run.path("generate")
+    generated, reestimated = load_generated(generated_dir, layout), load_statistics(generated_dir)
+    autoencoder = load_autoencoder((pipeline_dir or run.path("diffusion")) / "autoencoder")
+    model = base_model.build(trusted_imports)
+
+    # 2. Groups, and what making them took
+    accelerator = Accelerator()
+    if is_own and accelerator.num_processes == 1:
+        fine_tune_run(run, config, task, trusted_imports)
+    # Two evaluators share the memory for activations.
+    options = {"batch_size": config.batch_size, "device": accelerator.device, "accelerator": accelerator}
+    options["max_cache_bytes"] = config.max_cache_mb * 2**20 // 2
+    # BatchNorm statistics that belong to the generated networks come after their tensors; all others have the base's.
+    reestimated = {name: values for name, values in reestimated.items() if values.is_floating_point()}
+    whole = layout.extended(model, reestimated)
+    rest = whole.flatten(model)[layout.num_parameters :]
+
+    def with_rest(vectors: torch.Tensor) -> torch.Tensor:
+        return torch.cat([vectors, rest.expand(len(vectors), -1)], 1)
+
+    val = ParameterEvaluator(model, whole, *task.arrays("val"), **options)
+    rows = torch.linspace(0, len(originals) - 1, min(len(originals), len(generated))).round().long()
+    reconstructed = reconstruct(autoencoder, originals[rows])
+    groups, seconds = build_groups(
+        originals, generated, layout, reconstructed, lambda vectors: val.accuracy(with_rest(vectors)), config.seed
+    )
+    if is_own and (spent := generator_seconds(run)):
+        seconds["generated"] = spent
+        if config.fine_tune and run.is_complete("fine_tune"):
+            groups["fine_tuned"], seconds["fine_tuned"] = load_generated(run.path("fine_tune"), layout), spent
+
+    # 3. Protocol and report
+    test = ParameterEvaluator(model, whole, *task.arrays("test"), **options)
+    statistics = {name: rest.expand(len(vectors), -1) for name, vectors in groups.items()}
+    if reestimated:
+        statistics["generated"] = torch.cat([values.flatten(1) for values in reestimated.values()], 1)
+    result = evaluate_groups(
+        groups,
+        val,
+        test,
+        permutations=find_permutations(model, layout),
+        seconds=seconds,
+        statistics=statistics,
+        seed=config.seed,
+    )
+    result.metrics["seed"] = config.seed
+    if accelerator.is_main_process:
+        costs = {**run.stages, "evaluate": cost_since(start)}
+        logs = {stage: run.path(stage) / "train_log.jsonl" for stage in ("autoencoder", "diffusion")}
+        gate = run.path("autoencoder") / GATE_FILE
+        partial = output_dir.with_name(f".{output_dir.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write_report(
+            result,
+            partial,
+            task=task.describe(),
+            timings_s={stage: cost["seconds"] for stage, cost in costs.items()},
+            peak_rss_mb={stage: cost["peak_rss_mb"] for stage, cost in costs.items()},
+            gate=read_json(gate) if gate.is_file() else None,
+            logs={stage: path for stage, path in logs.items() if path.is_file()},
+            latents={name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in LATENT_GROUPS},
+        )
+        shutil.rmtree(output_dir, ignore_errors=True)
+        partial.rename(output_dir)
+    accelerator.wait_for_everyone()
+    return read_json(output_dir / "metrics.json")

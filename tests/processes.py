@@ -1,0 +1,21 @@
+"""Python and `accelerate launch` in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(*arguments, **environment):
+    """Exit code and output of a command."""
+    result = subprocess.run(
+        [str(a) for a in arguments], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def launch_two(*arguments):
+    """Run a script, or `-m module`, with its arguments in two gloo processes on the CPU."""
+    accelerate = Path(sys.executable).with_name("accelerate")
+    options = "launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    return run(accelerate, *options.split(), *arguments, ACCELERATE_USE_CPU="true")

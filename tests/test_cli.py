@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from factories import make_dataset, make_vectors
 from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
 from pdiff_hf.cli import main
+from pdiff_hf.run_folder import STAGES
 
 TRAINING = [
     "autoencoder.steps=5",
@@ -77,7 +78,7 @@ def test_help_does_not_wait_for_torch():
 def test_run_prints_the_table_and_where_the_report_is(pdiff, tmp_path):
     code, out, err = pdiff("run", "digits-mlp", "--out", tmp_path / "run", *sets(TINY))
     assert code == 0, err
-    assert "generated" in out and "uniform_soup" in out and str(tmp_path / "run" / "report" / "report.md") in out
+    assert "generated" in out and "uniform_soup" in out and str(tmp_path / "run" / "report" / "report.html") in out
 
 
 def test_json_is_for_machines_alone(pdiff, run):
@@ -224,7 +225,12 @@ def test_another_run_in_the_folder(pdiff, run):
 def test_seeds_make_a_run_each(pdiff, tmp_path):
     code, out, err = pdiff("run", "digits-mlp", "--seeds", 0, 2, "--out", tmp_path, *sets(TINY), "--json")
     assert code == 0, err
-    assert list(json.loads(out)) == [str(tmp_path / "seed-0"), str(tmp_path / "seed-2")]
+    found = json.loads(out)
+    assert list(found["seeds"]) == [str(tmp_path / "seed-0"), str(tmp_path / "seed-2")]
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == found["together"]
+    accuracies = [metrics["groups"]["generated"]["test_accuracy"]["mean"] for metrics in found["seeds"].values()]
+    assert found["together"]["groups"]["generated"]["test_accuracy"]["per_seed"] == accuracies
+    assert "seeds 0, 2" in (tmp_path / "report" / "report.html").read_text()
     recipes = [yaml.safe_load((tmp_path / f"seed-{seed}" / "recipe.yaml").read_text()) for seed in (0, 2)]
     assert [recipe["seed"] for recipe in recipes] == [recipe["diffusion"]["seed"] for recipe in recipes] == [0, 2]
     assert_one_line_error(pdiff("run", "digits-mlp", "--seeds", 0, "--seed", 1, "--out", tmp_path), "--seed")
@@ -246,7 +252,7 @@ def test_evaluate_does_not_replace_other_files(pdiff, run, tmp_path):
 def test_report_in_another_folder_shows_what_the_run_cost(pdiff, run, tmp_path):
     code, out, err = pdiff("evaluate", run, "--out", tmp_path / "report", "--json")
     assert code == 0, err
-    assert list(json.loads(out)["timings_s"]) == ["collect", "autoencoder", "diffusion", "generate", "evaluate"]
+    assert list(json.loads(out)["timings_s"]) == list(STAGES)
 
 
 def test_information_about_a_begun_run(pdiff, tmp_path):
@@ -269,3 +275,12 @@ def test_missing_option_is_bad_input(pdiff):
 def test_every_command_has_help(pdiff, command):
     code, out, _ = pdiff(command, "--help")
     assert code == 0 and command in out
+
+
+def test_inspect_reports_and_advises(pdiff, run, tmp_path):
+    code, out, err = pdiff("inspect", run / "dataset", "--json")
+    assert code == 0, err
+    assert json.loads(out)["functional"] is not None
+    code, out, _ = pdiff("inspect", run / "dataset")
+    assert code == 0 and "basin" in out and "advice" in out
+    assert_one_line_error(pdiff("inspect", tmp_path), "layout.json")

@@ -131,7 +131,9 @@ def evaluate_run(
     # 2. Groups, and what making them took
     accelerator = Accelerator()
     if is_own and accelerator.num_processes == 1:
+        begin = time.perf_counter()
         fine_tune_run(run, config, task, trusted_imports)
+        start += time.perf_counter() - begin
     # Two evaluators share the memory for activations.
     options = {"batch_size": config.batch_size, "device": accelerator.device, "accelerator": accelerator}
     options["max_cache_bytes"] = config.max_cache_mb * 2**20 // 2

@@ -1,0 +1,69 @@
+"""What the commands share: the application, options, and how they speak."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="pdiff",
+    help="Neural network diffusion: checkpoints in, generated networks out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
+console = Console(width=None if sys.stdout.isatty() else 120)
+# Of several processes, the first one speaks.
+console.quiet = int(os.environ.get("RANK", "0")) > 0
+errors = Console(stderr=True)
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every stage.")]
+Trusted = Annotated[
+    list[str] | None,
+    typer.Option("--trust", metavar="MODULE[:FACTORY]", help="May be imported to build the dataset's base model."),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def quiet() -> None:
+    """Keep the messages of upstream libraries that are not about the user's input out of the terminal."""
+    from datasets.utils.logging import disable_progress_bar
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def line_printer(as_json: bool) -> Callable[[str], None]:
+    """How a command says something to people; with --json, standard output is for the machine alone."""
+    target = errors if as_json else console
+    return lambda text: target.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any, as_json: bool) -> None:
+    """Print what a machine reads, if it was asked for."""
+    if as_json and not console.quiet:
+        print(json.dumps(value, indent=2))

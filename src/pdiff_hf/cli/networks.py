@@ -1,0 +1,104 @@
+"""Generated networks: draw them, judge them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
+
+
+@app.command()
+def generate(
+    pipeline: Annotated[Path, typer.Argument(help="Folder of a pipeline.")],
+    out: Annotated[Path, typer.Option(help="New folder for the networks.")],
+    num_samples: Annotated[int, typer.Option(min=1)] = 100,
+    num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
+    scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
+    truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    select: Annotated[str | None, typer.Option(metavar="val", help="Keep the best on these images only.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Number of networks to keep; 1 by default.")] = None,
+    soup: Annotated[bool, typer.Option("--soup", help="Also write the average of those that are kept.")] = False,
+    reestimate_bn: Annotated[
+        bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training images.")
+    ] = False,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Parameter dataset whose images are selected on; beside PIPELINE by default.")
+    ] = None,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate networks as safetensors files; with --select, the best of them."""
+    given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset, "--trust": trusted}
+    if select is None and (needless := [name for name, value in given.items() if value]):
+        raise ValueError(f"{needless[0]} is for selected networks; give --select val too.")
+    quiet()
+    from ..files import read_json
+    from ..generation import SelectionConfig, generate_networks, load_pipeline
+
+    loaded, selection = load_pipeline(pipeline), None
+    if select is not None:
+        dataset = dataset or pipeline.resolve().parent / "dataset"
+        if not dataset.is_dir():
+            raise ValueError(f"expected a parameter dataset at {dataset}, found none; name it with --dataset.")
+        selection = SelectionConfig(dataset, select, top or 1, soup, reestimate_bn, trusted or ())
+    generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, selection)
+    line = line_printer(as_json)
+    if selection is None:
+        line(f"{num_samples} networks → {out}")
+        print_json({"folder": str(out), "num_samples": num_samples}, as_json)
+        return
+    found = read_json(out / "index.json")["selection"]
+    best = found["val_accuracy"][0]
+    line(
+        f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} selected on "
+        f"{found['num_val']} val images in {found['seconds']['select']:.1f} s → {out}"
+    )
+    if found["num_dropped"]:
+        line(f"Dropped, because not finite: {found['num_dropped']}.")
+    line(f"Val accuracy: {', '.join(f'{accuracy:.2%}' for accuracy in found['val_accuracy'])}.")
+    if reestimate_bn:
+        before = found["val_accuracy_before_batch_norm"]
+        line(f"Before BatchNorm statistics were re-estimated: {', '.join(f'{accuracy:.2%}' for accuracy in before)}.")
+    if soup:
+        difference = found["soup_val_accuracy"] - best
+        than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
+        line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
+    line("Val accuracy of selected networks is optimistic; pdiff evaluate reports on test images.")
+    print_json({"folder": str(out), "num_samples": num_samples, "selection": found}, as_json)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run: dataset/, pipeline/ and generated/ inside.")],
+    dataset: Annotated[Path | None, typer.Option(help="Parameter dataset, when it is elsewhere.")] = None,
+    pipeline: Annotated[Path | None, typer.Option(help="Pipeline, when it is elsewhere.")] = None,
+    generated: Annotated[Path | None, typer.Option(help="Generated networks, when they are elsewhere.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/report by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the baselines' draws; the recipe's by default.")] = None,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate generated networks against originals and baselines, and write the report anew."""
+    quiet()
+    from ..evaluation import make_table
+    from ..run_evaluation import evaluate_config, evaluate_run
+    from ..run_folder import Run
+
+    run = Run(run_dir)
+    metrics = evaluate_run(
+        run,
+        evaluate_config(run, seed),
+        trusted_imports=trusted or (),
+        dataset_dir=dataset,
+        pipeline_dir=pipeline,
+        generated_dir=generated,
+        output_dir=out,
+    )
+    if not as_json:
+        console.print(make_table(metrics))
+        line_printer(as_json)(f"Report: {(out or run_dir / 'report') / 'report.html'}")
+    print_json(metrics, as_json)

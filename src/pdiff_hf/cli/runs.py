@@ -1,0 +1,115 @@
+"""A whole run, and its stages up to the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import AsJson, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
+
+
+def _run(
+    recipe: str, runs: dict[Path, int | None], overrides: list[str] | None, as_json: bool, summary: Path | None = None
+) -> None:
+    from ..recipe import load_recipe
+
+    loaded = {folder: load_recipe(recipe, overrides or (), seed) for folder, seed in runs.items()}
+    quiet()
+    from ..evaluation import aggregate_seeds, make_table
+    from ..evaluation.report import write_summary
+    from ..run import run_recipe
+    from ..run_folder import open_run
+
+    # Another run in the last folder is noticed before the first has taken its time.
+    for folder, configured in loaded.items():
+        open_run(configured, folder)
+    line, metrics = line_printer(as_json), {}
+    for folder, configured in loaded.items():
+        metrics[str(folder)] = run_recipe(configured, folder, line)
+        if not as_json:
+            console.print(make_table(metrics[str(folder)]))
+        line(f"Report: {folder / 'report' / 'report.html'}\nPipeline: {folder / 'pipeline'}")
+    if summary is None:
+        print_json(metrics[str(folder)], as_json)
+        return
+    together = aggregate_seeds({seed: metrics[str(folder)] for folder, seed in runs.items()})
+    write_summary(together, summary)
+    if not as_json:
+        console.print(make_table(together))
+    line(f"Report of all seeds: {summary / 'report.html'}")
+    print_json({"seeds": metrics, "together": together}, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole way on embedded data: a perceptron on scikit-learn's digits, about a minute."""
+    _run("digits-mlp", {out: seed}, None, as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; a begun run of the same recipe goes on.")],
+    overrides: Set = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe: collect, train both stages, generate, evaluate, report."""
+    if seeds and seed is not None:
+        raise ValueError("give --seed or --seeds, not both.")
+    if seeds and len(set(seeds)) > 1:
+        _run(recipe, {out / f"seed-{n}": n for n in seeds}, overrides, as_json, summary=out / "report")
+    else:
+        _run(recipe, {out / f"seed-{seeds[0]}": seeds[0]} if seeds else {out: seed}, overrides, as_json)
+
+
+@app.command()
+def collect(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="New folder for the parameter dataset.")],
+    overrides: Set = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a base model and collect its checkpoints into a parameter dataset."""
+    from ..recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or (), seed)
+    quiet()
+    from ..run import collect as collect_stage
+
+    summary = collect_stage(loaded, out)
+    line_printer(as_json)(
+        f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters, mean test accuracy "
+        f"{summary['test_accuracy']:.2%} → {out}"
+    )
+    print_json(summary, as_json)
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A parameter dataset.")],
+    out: Annotated[Path, typer.Option(help="Receives autoencoder/ and pipeline/; a begun training goes on.")],
+    overrides: Set = None,
+    seed: Seed = None,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
+    from ..recipe import load_training
+
+    loaded = load_training(dataset, overrides or (), seed)
+    quiet()
+    from ..run import train_stages
+
+    line = line_printer(as_json)
+    report = train_stages(loaded, out, trusted or (), line)
+    line(f"The autoencoder explains {report['explained_variance']:.2%} of the variance of held-out checkpoints.")
+    print_json(report, as_json)

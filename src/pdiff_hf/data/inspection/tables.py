@@ -1,0 +1,146 @@
+"""The report of an inspection in the terminal: the figures, what an autoencoder costs, and the advice last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"stop": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
+
+
+def make_tables(report: Mapping) -> RenderableType:
+    """Make what the terminal shows of the report of [`inspect_dataset`]."""
+    runs = len(report["runs"])
+    head = (
+        f"{report['num_rows']} checkpoints of {report['num_parameters']:,} parameters in {report['num_tensors']} "
+        f"tensors, {runs} run{'s' if runs > 1 else ''}, base model {report['base_model'] or 'unknown'}"
+    )
+    parts: list[RenderableType] = [Text(head, style="bold"), _figures(report)]
+    if report["autoencoders"] is not None:
+        parts.append(_autoencoders(report["autoencoders"]))
+    return Group(*[Padding(part, (0, 0, 1, 0)) for part in parts], _advice(report["advice"]))
+
+
+def _figures(report: Mapping) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    table.add_row("values", _values(report))
+    geometry = report["geometry"]
+    if geometry is None:
+        return table
+    shares = geometry["explained_variance"]
+    table.add_row(
+        "directions",
+        f"{' / '.join(shares)} components hold {' / '.join(f'{100 * x:.3g}' for x in shares.values())} % of the "
+        f"variance, {geometry['num_components_99']} hold 99 %; effective rank {geometry['effective_rank']:.1f}",
+    )
+    reconstruction = geometry["reconstruction"]
+    parts = [
+        f"{reconstruction[key]:.1%} of {what}"
+        for key, what in (("heldout", "the gate's held-out rows"), ("left_out_run", "a run that was left out"))
+        if reconstruction[key] is not None
+    ]
+    if parts:
+        table.add_row("reconstruction", f"a linear autoencoder explains {' and '.join(parts)}")
+    times = [entry["autocorrelation_time"] for entry in report["runs"].values() if entry["autocorrelation_time"]]
+    shortest, longest = min(times), max(times)
+    time = f"{longest:.0f}" if round(shortest) == round(longest) else f"{shortest:.0f} to {longest:.0f}"
+    table.add_row(
+        "independence",
+        f"{geometry['effective_rows']:.1f} effective checkpoints; autocorrelation time {time} checkpoints",
+    )
+    distances = geometry["distances"]
+    texts = [
+        f"{distances[key]['median']:.3g} ({distances[key]['min']:.3g} to {distances[key]['max']:.3g}){where}"
+        for key, where in (("nearest", ""), ("nearest_in_other_runs", " in another run"))
+        if distances[key] is not None
+    ]
+    table.add_row("nearest", f"L2 {', '.join(texts)}; norm {distances['median_norm']:.3g}")
+    functional = report["functional"]
+    if functional is None:
+        table.add_row("barrier", "not measured: no base model, or no images")
+        table.add_row("averaging", "not measured")
+        return table
+    texts = [
+        f"{100 * functional[kind]['mean']:.1f} points {kind.replace('_', ' ')} "
+        f"(max {100 * functional[kind]['max']:.1f}, {functional[kind]['num_pairs']} pairs)"
+        for kind in ("within_runs", "between_runs")
+        if functional[kind] is not None
+    ]
+    basins = {"one": "one basin", "many": "many basins"}[functional["basins"]]
+    table.add_row("barrier", f"{', '.join(texts)}: [bold]{basins}[/]")
+    averaging = functional["averaging"]
+    texts = [
+        f"{name} {100 * averaging[key]['difference']:+.2f} "
+        f"({' to '.join(f'{100 * end:+.2f}' for end in averaging[key]['ci95'])})"
+        for key, name in (("uniform_soup", "soup"), ("average_16", "16 averaged"))
+    ]
+    table.add_row(
+        "averaging", f"{', '.join(texts)} points over originals, {averaging['original_accuracy']:.2%} on val"
+    )
+    return table
+
+
+def _values(report: Mapping) -> str:
+    non_finite, copies = report["non_finite"], report["copies"]
+    texts = [f"{len(non_finite['rows'])} checkpoints not finite" if non_finite["rows"] else "all finite"]
+    if copies is not None:
+        share = copies["num_constant_parameters"] / report["num_parameters"]
+        counts = (
+            (len(copies["constant_tensors"]), "constant tensors"),
+            (sum(len(rows) - 1 for rows in copies["duplicate_rows"]), "copied checkpoints"),
+            (sum(len(names) - 1 for names in copies["duplicate_tensors"]), "copied tensors"),
+        )
+        texts += [f"{count or 'no'} {what}" for count, what in counts]
+        texts += [f"{share:.1%} of the parameters constant"] if share else []
+    return ", ".join(texts)
+
+
+def _autoencoders(autoencoders: Mapping) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("autoencoder")
+    for column in ("parameters", "memory", "time"):
+        table.add_column(column, justify="right")
+    for name, cost in autoencoders.items():
+        seconds = "-" if cost["seconds"] is None else _duration(cost["seconds"])
+        memory = _size(cost["bytes"]["total"])
+        table.add_row(
+            name,
+            f"{cost['num_parameters']:,}",
+            memory if cost["fits"] else f"[red]{memory}, does not fit into {_size(cost['free_bytes'])}[/]",
+            seconds,
+        )
+    return table
+
+
+def _advice(advice: list[Mapping[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    severities = {entry["severity"] for entry in advice}
+    if "stop" in severities:
+        verdict = Text("Do not train on this dataset as it is.", style="bold red")
+    elif "warning" in severities:
+        verdict = Text("It can be trained on; read the warnings first.", style="bold yellow")
+    else:
+        verdict = Text("Nothing stands in the way.", style="bold green")
+    table.add_row(Text("advice", style="bold"), verdict)
+    for entry in advice:
+        severity = entry["severity"]
+        text = f"{escape(entry['finding'])} [bold]→ {escape(entry['action'])}[/]"
+        table.add_row(Text(severity, style=STYLES[severity]), text)
+    return table
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

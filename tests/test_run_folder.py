@@ -2,11 +2,13 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from factories import make_dataset
 from pdiff_hf.files import read_json
 from pdiff_hf.recipe import load_recipe, load_training
-from pdiff_hf.run import evaluate_run, run_recipe, train_stages
+from pdiff_hf.run import run_recipe, train_stages
+from pdiff_hf.run_evaluation import evaluate_run
 from pdiff_hf.run_folder import STAGES, Run, open_run
 
 TINY = [
@@ -61,6 +63,19 @@ def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting
     assert modified(tmp_path / "run" / "dataset") == collected
     with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 3"):
         open_run(recipe(*trained, "autoencoder.latent_channels=6"), tmp_path / "run")
+
+
+def test_folder_of_a_version_without_a_key_goes_on_with_its_default(copied):
+    file = copied / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    del values["evaluate"]["fine_tune"]
+    file.write_text(yaml.safe_dump(values))
+    trained = modified(copied / "autoencoder")
+    lines = []
+    run_recipe(recipe(), copied, lines.append)
+    assert all("skipped" in line for line in lines) and modified(copied / "autoencoder") == trained
+    with pytest.raises(ValueError, match=r"its evaluate.fine_tune is True, expected False"):
+        open_run(recipe("evaluate.fine_tune=false"), copied)
 
 
 def test_stage_that_runs_again_takes_later_stages_along(copied):

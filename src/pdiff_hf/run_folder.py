@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from pydantic import BaseModel as PydanticModel
+from pydantic import ValidationError
 
 from .files import atomic_write, read_json, write_json
 
@@ -100,7 +101,7 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
     path = folder / RECIPE_FILE
     if path.is_file():
         run = Run(folder)
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _read_recipe(path, type(recipe))
         if run.is_refused():
             found = {**found, **{key: wanted[key] for key in AFTER_COLLECTION if key in wanted}}
         if found != wanted:
@@ -119,11 +120,20 @@ def begin_run(recipe: PydanticModel, run: Run) -> None:
     wanted = recipe.model_dump(mode="json")
     path = run.folder / RECIPE_FILE
     if path.is_file():
-        if yaml.safe_load(path.read_text(encoding="utf-8")) == wanted:
+        if _read_recipe(path, type(recipe)) == wanted:
             return
         shutil.rmtree(run.path("autoencoder"))
     with atomic_write(path) as temporary:
         temporary.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+
+
+def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
+    """The recipe of a run folder; keys that came later than the folder have their defaults."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return model.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return values
 
 
 def _first_difference(found: object, wanted: object, path: str = "") -> str:

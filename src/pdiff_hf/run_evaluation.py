@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from .evaluation import ParameterEvaluator, build_groups, evaluate_groups, find_permutations, write_report
 from .files import read_json
-from .network_files import load_generated, load_statistics, write_networks
 from .models import load_autoencoder
+from .network_files import load_generated, load_statistics, write_networks
 from .recipe import EvaluateConfig
 from .run_folder import GATE_FILE, RECIPE_FILE, Run, cost_since
 from .tasks import CollectConfig, ImageClassification

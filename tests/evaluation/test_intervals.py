@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from pdiff_hf.evaluation.intervals import accuracy_difference, exact_interval, mean_interval
+from pdiff_hf.evaluation.intervals import (
+    accuracy_difference,
+    exact_interval,
+    mean_interval,
+    paired_comparison,
+    sample_mean_interval,
+)
 
 
 def test_exact_interval_is_clopper_pearson():
@@ -33,3 +39,32 @@ def test_difference_is_paired_over_images():
     comparison = accuracy_difference(better, right[:1])
     assert comparison["difference"] == pytest.approx(0.1)
     assert 0 < comparison["ci95"][0] < 0.1 < comparison["ci95"][1]
+
+
+def test_paired_comparison_is_mcnemars_exact_test():
+    right = torch.zeros(100, dtype=torch.bool)
+    a, b = right.clone(), right.clone()
+    a[:50] = b[:50] = True
+    a[50:54] = True
+    # Four images against none: 2 * 0.5^4, and an interval that agrees that this is not enough.
+    found = paired_comparison(a, b)
+    assert found == {
+        "difference": 0.04,
+        "ci95": pytest.approx([0.04 * (2 * 0.025**0.25 - 1), 0.04]),
+        "p_value": pytest.approx(0.125),
+        "only_a": 4,
+        "only_b": 0,
+    }
+    assert found["ci95"][0] < 0
+    b[60:75] = True
+    other = paired_comparison(a, b)
+    assert other["difference"] == pytest.approx(-0.11) and other["ci95"][1] < 0 and other["p_value"] < 0.05
+    assert paired_comparison(a, a) == {"difference": 0, "ci95": [0, 0], "p_value": 1, "only_a": 0, "only_b": 0}
+
+
+def test_interval_of_a_small_sample_is_students():
+    # The textbook's 2.776 for four degrees of freedom.
+    low, high = sample_mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert (low, high) == pytest.approx((3 - 2.776 * 2.5**0.5 / 5**0.5, 3 + 2.776 * 2.5**0.5 / 5**0.5), abs=1e-3)
+    assert sample_mean_interval(torch.tensor([1.0])) is None
+    assert sample_mean_interval(torch.tensor([1.0, float("nan")])) is None

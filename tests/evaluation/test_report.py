@@ -1,75 +1,108 @@
 import json
+from itertools import pairwise
 
 import pytest
 import torch
-from matplotlib import image
 from rich.console import Console
-from torch import nn
 
-from pdiff_hf.evaluation import build_groups, evaluate_groups, make_table, write_report
-from pdiff_hf.layout import ParameterLayout
+from pdiff_hf.evaluation import make_table, write_report
+from pdiff_hf.evaluation.groups import GROUPS
+from small_results import evaluate
+
+PLOTS = ("accuracy_similarity", "accuracy_histograms", "latent_pca", "iou_matrix", "ensembles", "loss_curves")
 
 
 @pytest.fixture(scope="module")
 def result():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
-    layout = ParameterLayout.from_model(model)
-    originals = layout.flatten(model) + 0.1 * torch.randn(6, layout.num_parameters)
-    groups = build_groups(originals, originals.flip(0) + 0.01, layout)
-    images, labels = torch.randn(80, 3, 2, 2), torch.randint(4, (80,))
-    splits = {"val": (images[:30], labels[:30]), "test": (images[30:], labels[30:])}
-    return evaluate_groups(groups, model, layout, **splits)
+    return evaluate()
 
 
-@pytest.fixture
-def log(tmp_path):
-    path = tmp_path / "train_log.jsonl"
-    path.write_text("".join(json.dumps({"step": s, "loss": 1 / (s + 1), "lr": 1e-3}) + "\n" for s in range(50)))
-    return path
-
-
-def test_report_writes_its_files(result, log, tmp_path):
+@pytest.fixture(scope="module")
+def folder(result, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    log = folder / "train_log.jsonl"
+    log.write_text("".join(json.dumps({"step": s, "loss": 1 / (s + 1), "lr": 1e-3}) + "\n" for s in range(50)))
     written = write_report(
         result,
-        tmp_path / "report",
+        folder / "report",
         task={"dataset": "planted"},
         timings_s={"autoencoder": 3.25, "evaluate": 1.0},
         peak_rss_mb={"autoencoder": 512},
         gate={"explained_variance": 0.973, "accuracy_drop": 0.0012},
-        logs={"Autoencoder": log, "Diffusion": log},
+        logs={"autoencoder": log, "diffusion": log},
+        latents={"original": torch.randn(6, 8), "generated": torch.randn(5, 8)},
     )
-    names = {"metrics.json", "report.md", "accuracy_similarity.png", "loss_curves.png"}
-    assert {path.name for path in written} == {path.name for path in (tmp_path / "report").iterdir()} == names
-    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert {path.name for path in written} == {path.name for path in (folder / "report").iterdir()}
+    return folder / "report"
+
+
+def test_report_writes_its_files(folder):
+    names = {"metrics.json", "report.md", "report.html", *(f"{name}.png" for name in PLOTS)}
+    assert {path.name for path in folder.iterdir()} == names
+    assert all((folder / name).stat().st_size > 1000 for name in names)
+
+
+def test_metrics_are_the_results_and_where_they_come_from(result, folder):
+    metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert metrics["groups"] == result.metrics["groups"]
     assert metrics["task"] == {"dataset": "planted"}
     assert metrics["timings_s"] == {"autoencoder": 3.25, "evaluate": 1.0}
     assert metrics["versions"]["torch"] == torch.__version__.split("+")[0]
-    text = (tmp_path / "report/report.md").read_text()
+
+
+def test_markdown_is_complete(result, folder):
+    text = (folder / "report.md").read_text(encoding="utf-8")
     assert text.index(result.metrics["verdict"]) < text.index("| original |")
+    assert all(f"]({name}.png)" in text for name in PLOTS)
+    group = result.metrics["groups"]["generated"]
+    selected = result.metrics["selected_comparisons"]["original"]
+    ensemble = result.metrics["ensembles"]["generated"]["5"]["accuracy"]
     for expected in (
-        "![accuracy similarity](accuracy_similarity.png)",
-        "97.3%",
+        "97.30 %",
         "0.12 points",
-        "| autoencoder | 3.2 |",
+        "| autoencoder | 3.2 | 512 |",
+        f"{100 * ensemble['mean']:.2f} ({100 * ensemble['ci95'][0]:.2f}–{100 * ensemble['ci95'][1]:.2f})",
+        f"| {selected['p_value']:.3f} | {selected['only_generated']} | {selected['only_other']} |",
+        f"{group['test_ece']['mean']:.4f} ({group['test_ece']['ci95'][0]:.4f}–{group['test_ece']['ci95'][1]:.4f})",
+        f"| {group['spread']:.2f} |",
+        "McNemar",
+        "Gain per second",
     ):
-        assert expected in text
+        assert expected in text, expected
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    for header, row in pairwise(rows):
+        if row.startswith("| ---"):
+            assert header.count("|") == row.count("|")
 
 
-def test_plots_are_drawn(result, log, tmp_path):
-    write_report(result, tmp_path, logs={"Autoencoder": log})
-    for name in ("accuracy_similarity.png", "loss_curves.png"):
-        pixels = image.imread(tmp_path / name)
-        assert pixels.shape[0] > 300 and pixels.shape[1] > 400
-        assert pixels.std() > 0.05
+def test_report_needs_no_more_than_the_result(result, tmp_path):
+    written = {path.name for path in write_report(result, tmp_path)}
+    assert "report.html" in written and "loss_curves.png" not in written and "latent_pca.png" not in written
+    assert "loss_curves" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_terminal_table_fits_into_120_columns(result):
+    assert {"fine_tuned", "swag", "greedy_soup"} < set(GROUPS)
+    metrics = json.loads(json.dumps(result.metrics))
+    metrics["groups"] |= dict.fromkeys(GROUPS, metrics["groups"]["swag"])
+    for group in metrics["groups"].values():  # the widest that can be
+        group["test_accuracy"] |= {"mean": 1.0, "ci95": [1.0, 1.0]}
+        group["selected"] |= {"test_accuracy": 1.0, "test_ci95": [1.0, 1.0]}
+        group["difference_to_original"] = {"difference": -0.5, "ci95": [-0.6, -0.4]}
+    console = Console(width=200, record=True)
+    console.print(make_table(metrics))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    rows = [line for line in lines if line.split(" ")[0] in metrics["groups"] and "│" in line]
+    assert len(rows) == len(metrics["groups"])
+    assert max(map(len, rows)) <= 120
 
 
 def test_accuracies_are_percent_for_people(result):
-    console = Console(width=160, record=True)
+    console = Console(width=120, record=True)
     console.print(make_table(result.metrics))
     text = console.export_text()
-    mean = result.metrics["groups"]["generated"]["test_accuracy"]["mean"]
-    assert f"{100 * mean:.2f}" in text
+    group = result.metrics["groups"]["generated"]
+    low, high = group["test_accuracy"]["ci95"]
+    assert f"{100 * group['test_accuracy']['mean']:.2f} ({100 * low:.2f}–{100 * high:.2f})" in text
     assert all(name in text for name in result.metrics["groups"])
-    assert result.metrics["verdict"][:60] in text
+    assert " ".join(result.metrics["verdict"].split()[:8]) in text

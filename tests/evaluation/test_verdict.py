@@ -42,7 +42,7 @@ def judge(setting, generated):
 def test_originals_returned_are_called_copying(setting):
     finding, sentence = judge(setting, setting[1][5:25])
     assert finding == "copying"
-    assert sentence.startswith("The generator copies: 100% of its networks")
+    assert sentence.startswith("The generator copies: 100 % of its networks")
 
 
 def test_averages_returned_are_called_averaging(setting):
@@ -57,7 +57,7 @@ def test_noise_returned_is_called_worse(setting):
     noise = noised_originals(originals, layout, 20, torch.Generator().manual_seed(7), sigma=0.5)
     finding, sentence = judge(setting, noise)
     assert finding == "worse"
-    assert sentence.startswith("Generated networks are worse than the originals (-")
+    assert sentence.startswith("Generated networks are worse than the originals (−")
 
 
 def test_networks_trained_further_are_called_better(setting):
@@ -107,11 +107,11 @@ def test_finding_is_that_of_the_intervals(metrics, finding):
 def test_sentence_has_the_decisive_average_fine_tuning_and_novelty():
     metrics = planted(original=ZERO, average_16=ZERO, uniform_soup=DOWN, fine_tuned=DOWN)
     assert make_verdict(metrics)[1] == (
-        "Generated networks are not distinguishable from the originals (+0.05 points, 95 % interval -0.10 to +0.20), "
-        "but worse than the uniform soup of all originals (-0.40 points, 95 % interval -0.60 to -0.20); fine-tuning "
-        "for the same time gives more (-0.40 points, 95 % interval -0.60 to -0.20 for generation); 50% of them are "
+        "Generated networks are not distinguishable from the originals (+0.05 points, 95 % interval −0.10 to +0.20), "
+        "but worse than the uniform soup of all originals (−0.40 points, 95 % interval −0.60 to −0.20); fine-tuning "
+        "for the same time gives more (−0.40 points, 95 % interval −0.60 to −0.20 for generation); 50 % of them are "
         "both novel and performant."
     )
     assert make_verdict(planted(original=ZERO, novel=0.25))[1].endswith(
-        "; only 25% of them are farther from every original than is usual."
+        "; only 25 % of them are farther from every original than is usual."
     )

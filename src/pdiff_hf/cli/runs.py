@@ -17,8 +17,7 @@ def _run(
 
     loaded = {folder: load_recipe(recipe, overrides or (), seed) for folder, seed in runs.items()}
     quiet()
-    from ..evaluation import aggregate_seeds, make_table
-    from ..evaluation.report import write_summary
+    from ..evaluation import aggregate_seeds, make_table, write_summary
     from ..run import run_recipe
     from ..run_folder import open_run
 

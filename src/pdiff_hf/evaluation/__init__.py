@@ -4,7 +4,7 @@ from .evaluate import EvaluationResult, GroupEvaluation, evaluate_groups
 from .evaluator import EvaluatorOutput, ParameterEvaluator
 from .groups import build_groups
 from .matching import find_permutations
-from .report import make_table, write_report
+from .report import make_table, write_report, write_summary
 from .seeds import aggregate_seeds
 from .similarity import nearest_cosine, nearest_distance, wrong_iou
 
@@ -21,5 +21,6 @@ __all__ = [
     "nearest_cosine",
     "nearest_distance",
     "write_report",
+    "write_summary",
     "wrong_iou",
 ]

@@ -10,9 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .document import ReportTable, Section
 from .formats import percent, points, sign
 from .plots import COLORS, STYLES, Plot
-from .sections import ReportTable, Section
 from .verdict import AVERAGES
 
 # What a finding is called in large type, and the colour of the page's head.
@@ -24,6 +24,8 @@ HEADLINES = {
     "better": ("Better than the originals and their averages", "green"),
     "none": ("No generated networks", "grey"),
 }
+# Of a difference that is better, not distinguishable, worse.
+TONES = {1: "green", 0: "muted", -1: "vermillion"}
 
 
 @dataclass
@@ -70,11 +72,10 @@ def make_html(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plo
 
 def _kicker(metrics: Mapping) -> str:
     dataset = (metrics.get("task") or {}).get("dataset")
-    # Of a folder the name is enough.
-    parts = [
-        "pdiff evaluation",
-        *([Path(dataset).name if Path(dataset).is_absolute() else dataset] if dataset else []),
-    ]
+    parts = ["pdiff evaluation"]
+    if dataset:
+        # Of a folder the name is enough.
+        parts.append(Path(dataset).name if Path(dataset).is_absolute() else dataset)
     parts += [f"{metrics['num_parameters']:,} generated parameters", f"{metrics['num_test']:,} test images"]
     parts += [f"seeds {', '.join(map(str, metrics['seeds']))}"] if "seeds" in metrics else []
     return " · ".join(parts)
@@ -134,20 +135,20 @@ def _range(interval: Sequence[float], digits: int = 2) -> str:
 def _settings(metrics: Mapping) -> list[tuple[str, str]]:
     """What the numbers belong to, as pairs of a name and its value."""
     task = {key: value for key, value in (metrics.get("task") or {}).items() if value not in (None, [], {})}
-    values = {f"task {key.replace('_', ' ')}": value for key, value in task.items()}
-    values |= {key: metrics[key] for key in ("seed", "seeds") if key in metrics}
-    values |= metrics.get("versions", {})
-    return [
-        (key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for key, value in values.items()
-    ]
+    pairs = [(f"task {key.replace('_', ' ')}", value) for key, value in task.items()]
+    pairs += [(key, metrics[key]) for key in ("seed", "seeds") if key in metrics]
+    pairs += metrics.get("versions", {}).items()
+    return [(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for key, value in pairs]
 
 
 def _bars(table: ReportTable) -> list[dict | None]:
-    """Places of the table's intervals on a common axis from 0 to 100, with zero at 50.
+    """Places of the table's intervals on a common axis from 0 to 100, with zero at 50; empty without intervals.
 
     The axis holds three times the median reach of an interval, so that one hopeless group does not squeeze all others.
     """
     known = [bar for bar in table.intervals if bar is not None]
+    if not known:
+        return []
     reach = sorted(max(abs(value) for value in bar) for bar in known)
     limit = min(reach[-1], 3 * reach[len(reach) // 2]) or 1.0
     bars: list[dict | None] = []
@@ -157,6 +158,6 @@ def _bars(table: ReportTable) -> list[dict | None]:
             continue
         center, low, high = (round(50 + 48 * max(-1.0, min(1.0, value / limit)), 2) for value in bar)
         outside = "" if abs(bar[0]) <= limit else "◂" if bar[0] < 0 else "▸"
-        tone = {1: "green", 0: "muted", -1: "vermillion"}[sign({"ci95": bar[1:]})]
+        tone = TONES[sign({"ci95": bar[1:]})]
         bars.append({"center": center, "low": low, "width": round(high - low, 2), "outside": outside, "tone": tone})
     return bars

@@ -46,7 +46,8 @@ def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[st
 def paired_comparison(right_a: torch.Tensor, right_b: torch.Tensor) -> dict:
     """Compare two networks on the same images by McNemar's exact test.
 
-    Source: McNemar 1947; the exact version is the sign test on the images on which one of the two is right.
+    Source: McNemar 1947; the exact version is the sign test on the images on which one of the two alone is right. The
+    interval is that of the test: exact (Clopper-Pearson) for the share of a among these images.
 
     Args:
         right_a (`torch.Tensor` of shape `(N,)`, `bool`): Whether network a is right on an image.
@@ -57,9 +58,11 @@ def paired_comparison(right_a: torch.Tensor, right_b: torch.Tensor) -> dict:
         equally accurate; `only_a` and `only_b`, the numbers of images on which only one is right.
     """
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    difference = accuracy_difference(right_a[None], right_b[None])
-    return {**difference, "p_value": float(p_value), "only_a": only_a, "only_b": only_b}
+    found = {"difference": (only_a - only_b) / len(right_a), "ci95": [0.0, 0.0], "p_value": 1.0}
+    if discordant := only_a + only_b:
+        found["ci95"] = [(2 * share - 1) * discordant / len(right_a) for share in exact_interval(only_a, discordant)]
+        found["p_value"] = float(binomtest(only_a, discordant).pvalue)
+    return {**found, "only_a": only_a, "only_b": only_b}
 
 
 def sample_mean_interval(values: torch.Tensor) -> list[float] | None:

@@ -98,7 +98,8 @@ def write_summary(metrics: Mapping, output_dir: str | Path) -> list[Path]:
 
 def make_table(metrics: Mapping) -> Table:
     """Make the terminal's table of groups, with the verdict below, from `metrics.json`'s content."""
-    table = Table(caption=metrics["verdict"], caption_justify="left", caption_style="bold")
+    options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
+    table = Table(caption=metrics["verdict"], **options)
     for column, width in TERMINAL_COLUMNS.items():
         is_first = column == "group"
         table.add_column(column, justify="left" if is_first else "right", no_wrap=is_first, min_width=width)

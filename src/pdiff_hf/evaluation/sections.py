@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
+from .document import ReportTable, Section
 from .formats import MISSING, number, percent, points, signed
 
 PROTOCOL = (
@@ -12,8 +12,8 @@ PROTOCOL = (
     "the greedy soup) is chosen on the second, val, and everything reported is measured on the third, test.",
     "Every group goes through the same evaluation. Baselines have as many draws as the generator; soups are one "
     "network.",
-    "The verdict follows from these intervals: a difference counts when its interval excludes zero.",
     "Originals are compared with the other originals, never with themselves.",
+    "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
 )
 INTERVALS = (
     "Intervals are 95 %: of a mean, over test images and networks; of one network, exact (Clopper-Pearson); of a "
@@ -24,44 +24,6 @@ SEED_INTERVALS = (
     "Every number is the mean over the seeds, every interval the 95 % interval of this mean by Student's t over the "
     "seeds, so it is wide for few seeds."
 )
-
-
-@dataclass
-class ReportTable:
-    """A table of text.
-
-    Args:
-        columns (`Sequence[str]`): Headers; the first column names the row.
-        rows (`list[Sequence[str]]`): Cells.
-        title (`str`, *optional*): Its caption.
-        intervals (`list[tuple | None]`, *optional*): A value, its lower and its upper end for each row, to be drawn.
-        folded (`bool`): Whether few look at it.
-    """
-
-    columns: Sequence[str]
-    rows: list[Sequence[str]]
-    title: str = ""
-    intervals: list[tuple[float, float, float] | None] = field(default_factory=list)
-    folded: bool = False
-
-
-@dataclass
-class Section:
-    """A part of a report.
-
-    Args:
-        title (`str`): Its heading.
-        text (`Sequence[str]`): Paragraphs.
-        plots (`Sequence[str]`): Names of its figures.
-        tables (`Sequence[ReportTable]`): Its tables.
-        bullets (`bool`): Whether the paragraphs are a list.
-    """
-
-    title: str
-    text: Sequence[str] = ()
-    plots: Sequence[str] = ()
-    tables: Sequence[ReportTable] = ()
-    bullets: bool = False
 
 
 def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
@@ -88,13 +50,10 @@ def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) 
     return [section for section in sections if section.text or section.plots or section.tables]
 
 
-def group_table(metrics: Mapping) -> ReportTable:
-    """The table of the groups' accuracies."""
+def _groups(metrics: Mapping) -> Section:
     rows, intervals = [], []
     for name, group in metrics["groups"].items():
-        accuracy, selected, difference = (
-            group[key] for key in ("test_accuracy", "selected", "difference_to_original")
-        )
+        accuracy, selected, difference = group["test_accuracy"], group["selected"], group["difference_to_original"]
         minus = points(difference["difference"], difference["ci95"])
         rows.append(
             (
@@ -109,15 +68,10 @@ def group_table(metrics: Mapping) -> ReportTable:
         is_known = name != "original" and difference["ci95"] is not None
         intervals.append((difference["difference"], *difference["ci95"]) if is_known else None)
     columns = ("group", "minus originals, points (95 %)", "mean, % (95 %)", "best on val, % (95 %)", "std", "networks")
-    return ReportTable(columns, rows, "Test accuracy", intervals)
-
-
-def _groups(metrics: Mapping) -> Section:
-    text = (
-        f"{metrics['num_parameters']:,} generated parameters, {metrics['num_test']:,} test images. The best network "
-    )
-    text += "of a group is chosen on the val images; everything is reported on the test images."
-    return Section("Are they good?", [text], ["accuracy_similarity", "accuracy_histograms"], [group_table(metrics)])
+    table = ReportTable(columns, rows, "Test accuracy", intervals)
+    text = f"{metrics['num_parameters']:,} generated parameters, {metrics['num_test']:,} test images. The best "
+    text += "network of a group is chosen on the val images; everything is reported on the test images."
+    return Section("Are they good?", [text], ["accuracy_similarity", "accuracy_histograms"], [table])
 
 
 def _novelty(metrics: Mapping) -> Section:
@@ -206,17 +160,13 @@ def _comparisons(metrics: Mapping) -> Section:
             best = chosen.get(name, {})
             row.append(points(best.get("difference"), best.get("ci95")))
         if has_test:
-            row += [
-                number(best.get("p_value"), ".3f"),
-                *(number(best.get(f"only_{k}"), "d") for k in ("generated", "other")),
-            ]
+            row.append(number(best.get("p_value"), ".3f"))
+            row += [number(best.get(key), "d") for key in ("only_generated", "only_other")]
         rows.append(row)
         intervals.append((comparison["difference"], *comparison["ci95"]) if comparison["ci95"] else None)
     text = ["The generated networks against every other group, image by image."]
     if has_test:
-        text = [
-            f"{text[0]} The best on val are compared by McNemar's exact test on the images that only one gets right."
-        ]
+        text[0] += " The best on val are compared by McNemar's exact test on the images that only one gets right."
     return Section("Generated against the others", text, tables=[ReportTable(columns, rows, "Differences", intervals)])
 
 
@@ -238,12 +188,8 @@ def _ensembles(metrics: Mapping) -> Section:
         return Section("")
     text = ["Averaging the probabilities of M networks, which costs M times the inference of one."]
     columns = ("group", "M", "accuracy, % (95 %)", "NLL (95 %)", "ECE (95 %)")
-    return Section(
-        "Do they help each other? Ensembles",
-        text,
-        ["ensembles"],
-        [ReportTable(columns, rows, "Ensembles", folded=True)],
-    )
+    table = ReportTable(columns, rows, "All ensembles", folded=True)
+    return Section("Do they help each other? Ensembles", text, ["ensembles"], [table])
 
 
 def _calibration(metrics: Mapping) -> Section:
@@ -252,9 +198,8 @@ def _calibration(metrics: Mapping) -> Section:
         nll, ece = group["test_nll"], group["test_ece"]
         rows.append((name, number(nll["mean"], ".4f", nll.get("ci95")), number(ece["mean"], ".4f", ece.get("ci95"))))
     text = ["Means over the networks. ECE: expected calibration error with 15 equal bins; lower is better."]
-    return Section(
-        "Calibration", text, tables=[ReportTable(("group", "NLL (95 %)", "ECE (95 %)"), rows, "Calibration")]
-    )
+    table = ReportTable(("group", "NLL (95 %)", "ECE (95 %)"), rows, "Calibration")
+    return Section("Calibration", text, tables=[table])
 
 
 def _cost(metrics: Mapping) -> Section:
@@ -299,9 +244,8 @@ def _seeds(metrics: Mapping) -> Section:
 def _training(gate: Mapping | None) -> Section:
     text = []
     if gate:
-        text = [
-            f"The autoencoder explains {percent(gate['explained_variance'])} of the variance of held-out checkpoints"
-        ]
+        explained = percent(gate["explained_variance"])
+        text = [f"The autoencoder explains {explained} of the variance of held-out checkpoints"]
         if "accuracy_drop" in gate:
             text[0] += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
         text[0] += "."

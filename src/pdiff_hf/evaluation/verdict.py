@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .formats import percent, points, sign, signed
+
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
 AVERAGES = {
     "average_16": "averages of 16 originals",
@@ -37,15 +39,15 @@ def make_verdict(metrics: Mapping) -> tuple[str, str]:
     scores = group["novel_and_performant"]
     if scores["copied"] >= COPYING_SHARE:
         return "copying", (
-            f"The generator copies: {scores['copied']:.0%} of its networks are closer to an original than a third of "
-            "the distance that originals have from each other."
+            f"The generator copies: {_share(scores['copied'])} of its networks are closer to an original than a third "
+            "of the distance that originals have from each other."
         )
 
     # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator
-    gain = _sign(comparisons["original"])
+    gain = sign(comparisons["original"])
     averages = {name: comparisons[name] for name in AVERAGES if name in comparisons}
-    least = min(averages, key=lambda name: (_sign(averages[name]), averages[name]["difference"]), default=None)
-    over_average = _sign(averages[least]) if least else gain
+    least = min(averages, key=lambda name: (sign(averages[name]), averages[name]["difference"]), default=None)
+    over_average = sign(averages[least]) if least else gain
     sentence = f"Generated networks are {RELATIONS[gain]} the originals ({_points(comparisons['original'])})"
     if least:
         against = f"{RELATIONS[over_average]} {AVERAGES[least]} ({_points(averages[least])})"
@@ -64,20 +66,20 @@ def make_verdict(metrics: Mapping) -> tuple[str, str]:
         finding = "no_gain"
 
     # 3. What else decides about their use
-    if "fine_tuned" in comparisons and _sign(comparisons["fine_tuned"]) < 0:
+    if "fine_tuned" in comparisons and sign(comparisons["fine_tuned"]) < 0:
         sentence += f"; fine-tuning for the same time gives more ({_points(comparisons['fine_tuned'])} for generation)"
     if scores["novel"]["1x"] < 0.5:
-        sentence += f"; only {scores['novel']['1x']:.0%} of them are farther from every original than is usual"
+        sentence += f"; only {_share(scores['novel']['1x'])} of them are farther from every original than is usual"
     else:
-        sentence += f"; {scores['joint']['1x']:.0%} of them are both novel and performant"
+        sentence += f"; {_share(scores['joint']['1x'])} of them are both novel and performant"
     return finding, sentence + "."
-
-
-def _sign(comparison: Mapping) -> int:
-    low, high = comparison["ci95"]
-    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def _points(comparison: Mapping) -> str:
     low, high = comparison["ci95"]
-    return f"{100 * comparison['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
+    ends = f"{signed(100 * low, '.2f')} to {signed(100 * high, '.2f')}"
+    return f"{points(comparison['difference'])} points, 95 % interval {ends}"
+
+
+def _share(value: float) -> str:
+    return percent(value, digits=0)

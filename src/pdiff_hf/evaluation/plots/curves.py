@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ..formats import percent
 from .style import Plot, color, label, legend, new_figure, style
 
 NAMES = {"original": "originals", "swag": "SWAG"}
@@ -58,17 +59,15 @@ def plot_ensembles(ensembles: Mapping[str, Mapping]) -> Plot | None:
         for axes in panels[-1:] if narrow else panels:
             axes.set_xlabel("Networks in the ensemble")
         if handles:
-            legend(figure, handles, 2 if narrow else len(handles))
+            legend(figure, handles, loc="outside lower center", ncols=2 if narrow else len(handles))
         return figure
 
     largest = max(sizes, key=lambda size: (sum(str(size) in values for values in groups.values()), size))
     reached = {name: values[str(largest)] for name, values in groups.items() if str(largest) in values}
-    parts = [
-        f"{NAMES.get(name, label(name))} {100 * value['accuracy']['mean']:.2f} %" for name, value in reached.items()
-    ]
+    parts = [f"{NAMES.get(name, name)} {percent(value['accuracy']['mean'])}" for name, value in reached.items()]
     title = f"{'Ensembles of ' + str(largest) if largest > 1 else 'Single networks'}: {', '.join(parts)}"
     alt = "; ".join(
-        f"{label(name)} with {size}: accuracy {100 * value['accuracy']['mean']:.2f} %, NLL {_text(value, 'nll')}, "
+        f"{label(name)} with {size}: accuracy {percent(value['accuracy']['mean'])}, NLL {_text(value, 'nll')}, "
         f"ECE {_text(value, 'ece')}"
         for name, values in ensembles.items()
         for size, value in values.items()
@@ -83,7 +82,7 @@ def plot_loss_curves(logs: Mapping[str, str | Path]) -> Plot | None:
     """The training loss of every stage, as logged and smoothed over 5 % of its steps; `None` without any step.
 
     Args:
-        logs (`Mapping[str, str | Path]`): `train_log.jsonl` with lines `{"step", "loss", …}`, by the title of its panel.
+        logs (`Mapping[str, str | Path]`): `train_log.jsonl` with lines `{"step", "loss", …}`, by stage.
     """
     curves = {}
     for title, log in logs.items():
@@ -106,7 +105,8 @@ def plot_loss_curves(logs: Mapping[str, str | Path]) -> Plot | None:
             if np.nanmax(losses) > 10 * np.nanmin(losses):
                 axes.set_yscale("log")
             axes.set_xlabel("Step")
-            axes.set_title(label(title).capitalize(), loc="left", fontsize=9, color=color("text"))
+            options = {"loc": "left", "fontsize": 9, "color": color("text"), "parse_math": False}
+            axes.set_title(label(title).capitalize(), **options)
         panels[0].set_ylabel("Mean squared error")
         return figure
 

@@ -44,7 +44,7 @@ def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
         axes.set_xlabel(f"Component 1: {explained[0]:.0%} of the originals' variance")
         axes.set_ylabel(f"Component 2: {explained[1]:.0%}")
         axes.set(xlim=limits[0], ylim=limits[1])
-        legend(figure, handles, 2 if narrow else len(handles))
+        legend(figure, handles, loc="outside lower center", ncols=2 if narrow else len(handles))
         return figure
 
     title = "The originals in latent space"

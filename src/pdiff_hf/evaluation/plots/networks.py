@@ -49,10 +49,11 @@ def plot_accuracy_similarity(metrics: Mapping, groups: Mapping[str, GroupEvaluat
         return None
     reference *= 100
     clouds = {name: _networks(groups[name]) for name in CLOUDS if groups and name in means and name in groups}
+    differences = {name: metrics["groups"][name]["difference_to_original"]["ci95"] for name in means}
     intervals = {
-        name: [reference + 100 * bound for bound in metrics["groups"][name]["difference_to_original"]["ci95"]]
-        for name in means
-        if name != "original"
+        name: [reference + 100 * bound for bound in interval]
+        for name, interval in differences.items()
+        if name != "original" and interval is not None
     }
     left, right = _view([mean[0] for mean in means.values()], _core(means, clouds, 0), 0.02)
     inside = [name for name, (x, _) in means.items() if left <= x <= right]
@@ -84,13 +85,12 @@ def plot_accuracy_similarity(metrics: Mapping, groups: Mapping[str, GroupEvaluat
         axes.set_ylabel("Test accuracy")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         names = sorted(means, key=lambda name: -means[name][1])
-        legend(
-            figure,
-            {name: _key(name) for name in names},
-            2 if narrow else 1,
-            names=[f"{label(name)} {means[name][1]:.2f} %" for name in names],
-            loc="outside lower center" if narrow else "outside right upper",
-        )
+        handles = {name: _key(name) for name in names}
+        texts = [f"{label(name)} {means[name][1]:.2f} %" for name in names]
+        if narrow:
+            legend(figure, handles, texts, loc="outside lower center", ncols=2)
+        else:
+            legend(axes, handles, texts, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
         return figure
 
     note = "Large: group means, with the 95 % interval of the difference to the originals' mean (dashed line)."

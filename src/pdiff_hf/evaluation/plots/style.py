@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -70,7 +71,8 @@ class Plot:
     def save_png(self, folder: Path) -> Path:
         """Write `NAME.png`, in light colours and with the title."""
         figure = self.draw(False)
-        figure.suptitle(self.title, x=0.01, ha="left", color=color("text"), fontsize=11, fontweight="bold", wrap=True)
+        options = {"color": color("text"), "fontsize": 11, "fontweight": "bold", "wrap": True, "parse_math": False}
+        figure.suptitle(self.title, x=0.01, ha="left", **options)
         with atomic_write(folder / f"{self.name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150)
         return folder / f"{self.name}.png"
@@ -121,26 +123,13 @@ def new_figure(narrow: bool, height: float, rows: int = 1, columns: int = 1, **o
     return figure, panels
 
 
-def legend(
-    figure: Figure,
-    handles: Mapping,
-    columns: int,
-    names: Sequence[str] | None = None,
-    loc: str = "outside lower center",
-) -> None:
-    """Put a legend beside a figure, of handles by group name; original and generated are bold."""
-    texts = figure.legend(
-        list(handles.values()),
-        names or [label(name) for name in handles],
-        loc=loc,
-        ncols=columns,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=color("text"),
-        handletextpad=0.4,
-        columnspacing=1.2,
-    ).get_texts()
+def legend(owner: Figure | Axes, handles: Mapping, names: Sequence[str] | None = None, **options) -> None:
+    """Put a legend on a figure or beside its axes, of handles by group name; original and generated are bold."""
+    options = {"frameon": False, "fontsize": 8.5, "handletextpad": 0.4, "columnspacing": 1.2, **options}
+    names = names or [label(name) for name in handles]
+    texts = owner.legend(list(handles.values()), names, labelcolor=color("text"), **options).get_texts()
     for name, text in zip(handles, texts, strict=True):
+        text.set_parse_math(False)
         text.set_fontweight("bold" if name in ("original", "generated") else "normal")
 
 

@@ -1,0 +1,20 @@
+"""Evaluations of tiny networks, for tests of what is made of them."""
+
+import torch
+from torch import nn
+
+from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups
+from pdiff_hf.layout import ParameterLayout
+
+
+def evaluate(num_originals=6, num_generated=5, noise=0.1):
+    """Linear classifiers of 12 numbers; as many generated ones as asked for and every baseline."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    layout = ParameterLayout.from_model(model)
+    originals = layout.flatten(model) + noise * torch.randn(num_originals, layout.num_parameters)
+    generated = originals.mean(0) + noise * torch.randn(num_generated, layout.num_parameters)
+    images, labels = torch.randn(80, 3, 2, 2), torch.randint(4, (80,))
+    val, test = (ParameterEvaluator(model, layout, images[s], labels[s]) for s in (slice(30), slice(30, None)))
+    groups, seconds = build_groups(originals, generated, layout, originals, val.accuracy)
+    return evaluate_groups(groups, val, test, seconds={**seconds, "generated": 3.0})

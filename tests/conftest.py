@@ -1,4 +1,5 @@
 import os
+import sys
 
 # Before torch is imported: tiny models run faster on one thread, and test processes do not fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,3 +16,19 @@ def _own_caches(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+
+
+@pytest.fixture
+def pdiff(monkeypatch, capsys):
+    """Runs the command line in this process: exit code, standard output and standard error."""
+    from pdiff_hf.cli import main
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pdiff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+            sys.exit(0)
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return call

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from factories import make_dataset, make_vectors
 from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
-from pdiff_hf.cli import main
 from pdiff_hf.run_folder import STAGES
 
 TRAINING = [
@@ -36,19 +35,6 @@ TINY = [
 
 def sets(overrides):
     return [argument for override in overrides for argument in ("--set", override)]
-
-
-@pytest.fixture
-def pdiff(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pdiff", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-            sys.exit(0)
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -8,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pdiff_hf import AutoencoderPCA, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
-from pdiff_hf.cli import main
 from pdiff_hf.data.dataset import read_layout, save_parameter_dataset
 from pdiff_hf.evaluation import ParameterEvaluator
 from pdiff_hf.generation import SelectionConfig, generate_networks
@@ -211,26 +209,16 @@ def test_draws_that_are_not_finite_are_counted(made, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pdiff(made, monkeypatch, capsys):
+def pdiff_generate(made, pdiff):
     dataset, pipeline = made
     if not (dataset.parent / "pipeline").exists():
         pipeline.save_pretrained(dataset.parent / "pipeline")
-
-    def call(*arguments):
-        command = ["pdiff", "generate", dataset.parent / "pipeline", *arguments, "--num-inference-steps", 2]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
-        with pytest.raises(SystemExit) as caught:
-            main()
-            sys.exit(0)
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return call
+    return lambda *options: pdiff("generate", dataset.parent / "pipeline", *options, "--num-inference-steps", 2)
 
 
-def test_command_says_what_was_selected(pdiff, tmp_path):
+def test_command_says_what_was_selected(pdiff_generate, tmp_path):
     options = ("--num-samples", 40, "--select", "val", "--top", 2, "--soup", "--reestimate-bn", "--trust", TRUSTED[0])
-    code, out, err = pdiff("--out", tmp_path / "out", *options)
+    code, out, err = pdiff_generate("--out", tmp_path / "out", *options)
     assert code == 0, err
     selection = json.loads((tmp_path / "out" / "index.json").read_text())["selection"]
     assert "40 networks drawn in" in out and "2 selected on 200 val images" in out and "optimistic" in out
@@ -238,7 +226,7 @@ def test_command_says_what_was_selected(pdiff, tmp_path):
     assert f"Val accuracy: {', '.join(accuracies)}." in out
     assert f"Their soup: {selection['soup_val_accuracy']:.2%}" in out and "the best single one" in out
     assert "Before BatchNorm statistics were re-estimated" in out
-    code, out, err = pdiff("--out", tmp_path / "json", *options, "--json")
+    code, out, err = pdiff_generate("--out", tmp_path / "json", *options, "--json")
     assert code == 0 and json.loads(out)["selection"]["draws"] == selection["draws"]
 
 
@@ -254,8 +242,8 @@ def test_command_says_what_was_selected(pdiff, tmp_path):
         (["--select", "val"], "if you trust its code"),
     ],
 )
-def test_command_refuses(pdiff, tmp_path, options, message):
-    code, _, err = pdiff("--out", tmp_path / "out", *options)
+def test_command_refuses(pdiff_generate, tmp_path, options, message):
+    code, _, err = pdiff_generate("--out", tmp_path / "out", *options)
     lines = [line for line in err.splitlines() if line.startswith("Error:")]
     assert code == 2 and len(lines) == 1 and message in lines[0]
     assert not list(tmp_path.iterdir())

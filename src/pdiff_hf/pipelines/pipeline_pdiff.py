@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +16,9 @@ from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
 from ..files import atomic_write
+from ..hub.cards import write_pipeline_card
+from ..hub.download import download_pipeline
+from ..hub.push import push_pipeline
 from ..layout import ParameterLayout
 from ..models import AutoencoderPCA, AutoencoderPDiff
 
@@ -22,6 +26,9 @@ OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
 
 # Decoded float32 values of one chunk: 256 MB, and as much again for each wide activation.
 DECODE_CHUNK_VALUES = 2**26
+
+# Of `from_pretrained`, what is about downloading.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 SHIM = "from pdiff_hf import PDiffPipeline  # noqa: F401\n"
 
@@ -81,6 +88,13 @@ class PDiffPipeline(DiffusionPipeline):
         """The network that the generated parameters belong to, or `None` when the pipeline carries none."""
         if self.config.base_model is None:
             return None
+        component = self.unet.config.get("_name_or_path")
+        if self._base_root is None and component:
+            # Loaded by plain diffusers, which downloads components only; a folder in the cache is named by its commit.
+            self._base_root = Path(component).parent
+            weights = self.config.base_model["weights"]
+            if weights is not None and self._base_root.parent.name == "snapshots":
+                hf_hub_download(self.config._name_or_path, weights, revision=self._base_root.name)
         return BaseModel.from_dict(dict(self.config.base_model), root=self._base_root)
 
     @base_model.setter
@@ -122,19 +136,60 @@ class PDiffPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "PDiffPipeline":
-        """Load a pipeline from a folder or the Hub; keyword arguments are those of [`DiffusionPipeline`]."""
+        """Load a pipeline from a folder or the Hub, with its base model's weights.
+
+        Weights are read from safetensors only, and no code of the repository is run.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`):
+                A folder, or `user/name` on the Hub.
+            kwargs:
+                Those of [`DiffusionPipeline.from_pretrained`]: `revision`, `token`, `cache_dir`, `variant`,
+                `torch_dtype`, components by their names, and so on.
+
+        Raises:
+            ValueError: there is no such pipeline on the Hub, or a file of it is missing, damaged or not safe to load.
+        """
         source = str(pretrained_model_name_or_path)
-        pipeline = super().from_pretrained(source, **kwargs)
-        base_model = pipeline.base_model
-        if base_model is not None and Path(source).is_dir():
-            pipeline._base_root = Path(source)
-        elif base_model is not None and base_model.weights is not None:
-            download = {
-                key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs
-            }
-            weights = hf_hub_download(source, base_model.weights, **download)
-            pipeline._base_root = Path(weights).parents[len(Path(base_model.weights).parts) - 1]
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        folder = Path(source)
+        if not folder.is_dir():
+            components = [name for name in ("autoencoder", "unet", "scheduler") if name in kwargs]
+            folder = download_pipeline(source, kwargs.get("variant"), components, **options)
+        pipeline = super().from_pretrained(str(folder), **{"use_safetensors": True, **kwargs})
+        pipeline._base_root = folder
+        pipeline.register_to_config(_name_or_path=source)
         return pipeline
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        variant: str | None = None,
+        standalone: bool = False,
+    ) -> str:
+        """Push the pipeline with its base model's weights and a card in one commit, see [`push_pipeline`].
+
+        Args:
+            repo_id (`str`): `user/name`; made when it does not exist.
+            private, revision, token, create_pr, standalone: See [`push_pipeline`].
+            variant (`str`, *optional*): Save the weights as this variant, such as `"fp16"`.
+
+        Returns:
+            `str`: address of the commit or pull request.
+
+        Raises:
+            ValueError: the Hub refuses; nothing is committed then.
+        """
+        options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant)
+            write_pipeline_card(folder)
+            return push_pipeline(folder, repo_id, **options, standalone=standalone)
 
     def check_inputs(
         self,

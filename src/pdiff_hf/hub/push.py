@@ -1,0 +1,231 @@
+"""Pushing of artefacts to the Hub: large files first, then one commit with everything, or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetInfo, HfApi, ModelInfo
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from ..base_model import BaseModel
+from ..data.shards import RECORDING, check_shard, shards
+from ..files import read_json
+from ..layout import ParameterLayout
+from .download import check_config
+from .errors import hub_errors
+from .standalone import export_standalone
+
+# A card whose last commit is called otherwise was edited by a person.
+TITLE = "pdiff push"
+
+STANDALONE = "standalone"
+
+
+def push_pipeline(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    standalone: bool = False,
+) -> str:
+    """Push a saved pipeline with its base model's weights, card, figures and training config.
+
+    Args:
+        folder (`str` or `Path`): What [`PDiffPipeline.save_pretrained`] or a run wrote.
+        repo_id (`str`): `user/name`; made when it does not exist.
+        private (`bool`, *optional*, defaults to `False`): Make a new repository private.
+        revision (`str`, *optional*): A branch; made when it does not exist.
+        token (`str`, *optional*): Instead of that of `hf auth login`.
+        create_pr (`bool`, *optional*, defaults to `False`): Propose the commit as a pull request.
+        standalone (`bool`, *optional*, defaults to `False`): Also push the branch `standalone`, which plain diffusers
+            loads with `trust_remote_code=True` where this package is not installed.
+
+    Returns:
+        `str`: address of the commit or pull request.
+
+    Raises:
+        ValueError: the folder is no complete pipeline, or the Hub refuses; nothing is committed then.
+    """
+    folder = Path(folder)
+    files = pipeline_files(folder)
+    url = push_files(files, repo_id, "model", "pipeline", private, revision, token, create_pr)
+    if standalone:
+        with tempfile.TemporaryDirectory() as temporary:
+            exported = export_standalone(folder, temporary)
+            push_files(exported, repo_id, "model", "pipeline", private, STANDALONE, token, False, mirror=["*"])
+    return url
+
+
+def push_dataset(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    config: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Push a parameter dataset; shards that the Hub has already are not sent again.
+
+    Args:
+        folder (`str` or `Path`): A complete parameter dataset.
+        repo_id (`str`): `user/name`; made when it does not exist.
+        config (`str`, *optional*): Name of this dataset among several in one repository; it gets a folder of its own.
+        private, revision, token, create_pr: See [`push_pipeline`].
+
+    Returns:
+        `str`: address of the commit or pull request.
+
+    Raises:
+        ValueError: the folder is no complete dataset, the repository holds one of another layout, or the Hub refuses;
+            nothing is committed then.
+    """
+    folder = Path(folder)
+    prefix = "" if config is None else f"{check_config(config)}/"
+    layout, files = _dataset_files(folder)
+    files = {f"{prefix}{name}": path for name, path in files.items()}
+    card = DatasetCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    own = {"config_name": config or "default", "data_files": f"{prefix}data/train-*.parquet"}
+    with tempfile.TemporaryDirectory() as temporary:
+        api = _api(token)
+        with hub_errors(repo_id, revision, writing=True):
+            head = _head(api, repo_id, "dataset", revision)
+            stored = _read(api, head, f"{prefix}layout.json", temporary)
+            text = _read(api, head, "README.md", temporary)
+        if stored is not None and ParameterLayout.from_dict(read_json(stored)).fingerprint != layout.fingerprint:
+            raise ValueError(
+                f"{repo_id}: expected the layout {layout.fingerprint[:12]} of {folder}, found a dataset of another; "
+                "push it as a config of its own, or to another repository."
+            )
+        known = [] if text is None else DatasetCard(text.read_text(encoding="utf-8")).data.configs or []
+        card.data.configs = [*(c for c in known if c["config_name"] != own["config_name"]), own]
+        files.pop(f"{prefix}README.md")
+        files["README.md"] = Path(temporary) / "card.md"
+        files["README.md"].write_text(str(card), encoding="utf-8")
+        mirror = [f"{prefix}data/train-*.parquet"]
+        return push_files(files, repo_id, "dataset", "dataset", private, revision, token, create_pr, mirror)
+
+
+def pipeline_files(folder: Path) -> dict[str, Path]:
+    """The files of a pipeline folder by their names on the Hub; logs and checkpoints are none of them.
+
+    Raises:
+        ValueError: a file is missing, or the base model's weights have another hash.
+    """
+    index = read_json(folder / "model_index.json")
+    components = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    patterns = ["model_index.json", "pipeline.py", "README.md", "train_config.json", "metrics.json", "*.png"]
+    for name in components:
+        own = [*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")]
+        if not own:
+            raise ValueError(f"{folder}: expected the component {name!r} in a folder of its own, found none.")
+        patterns += [f"{name}/*.json", f"{name}/*.safetensors"]
+    base = index.get("base_model")
+    if base is not None and base["weights"] is not None:
+        # Copied onto itself: only its hash is checked.
+        patterns.append(BaseModel.from_dict(base, root=folder).copy_to(folder).weights)
+    return _select(folder, patterns)
+
+
+def _dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
+    if not (folder / "layout.json").is_file():
+        raise ValueError(f"expected a parameter dataset at {folder}, found no layout.json there.")
+    if (folder / RECORDING).exists():
+        raise ValueError(f"{folder} holds a recording that was not closed; call finish_recording first.")
+    values = read_json(folder / "layout.json")
+    layout = ParameterLayout.from_dict(values)
+    if not shards(folder):
+        raise ValueError(f"expected Parquet shards {folder / 'data' / 'train-*.parquet'}, found none.")
+    for file in shards(folder):
+        check_shard(file, layout)
+    patterns = ["layout.json", "stats.json", "README.md", "data/train-*.parquet", "*.png"]
+    if values["base_model"] is not None and values["base_model"]["weights"] is not None:
+        patterns.append(BaseModel.from_dict(values["base_model"], root=folder).copy_to(folder).weights)
+    return layout, _select(folder, patterns)
+
+
+def _select(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    found = (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found if not path.name.startswith(".")}
+
+
+def _api(token: str | None) -> HfApi:
+    return HfApi(token=token, library_name="pdiff_hf")
+
+
+def _head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> ModelInfo | DatasetInfo | None:
+    """The repository at a branch, or at the main one where that branch will begin; `None` if there is none."""
+    validate_repo_id(repo_id)
+    try:
+        return api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+    except RevisionNotFoundError:
+        return api.repo_info(repo_id, repo_type=repo_type)
+    except RepositoryNotFoundError:
+        return None
+
+
+def _read(api: HfApi, head: DatasetInfo | None, name: str, folder: str) -> Path | None:
+    """A small file of a dataset as it is on the Hub, or `None`."""
+    if head is None or name not in {sibling.rfilename for sibling in head.siblings}:
+        return None
+    return Path(api.hf_hub_download(head.id, name, repo_type="dataset", revision=head.sha, local_dir=folder))
+
+
+def push_files(
+    files: Mapping[str, Path],
+    repo_id: str,
+    repo_type: str,
+    kind: str,
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    create_pr: bool,
+    mirror: Iterable[str] = (),
+) -> str:
+    """Commit files at once; of those on the Hub that match `mirror`, only these are left."""
+    api = _api(token)
+    if create_pr and revision is not None:
+        raise ValueError(f"a pull request goes to the main branch; give create_pr or the revision {revision!r}.")
+    with hub_errors(repo_id, revision, writing=True):
+        head = _head(api, repo_id, repo_type, revision)
+        if head is None:
+            api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
+        elif private and not head.private:
+            raise ValueError(f"{repo_id} is public already; make it private in its settings, or push without.")
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        if head is None or revision is not None:
+            head = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+        stored = [sibling.rfilename for sibling in head.siblings]
+        kept = _is_edited(api, repo_id, repo_type, revision) if "README.md" in stored else False
+        if kept:
+            warnings.warn(f"{repo_id}: README.md was edited on the Hub and is kept as it is.", stacklevel=3)
+        operations = [
+            CommitOperationAdd(name, path) for name, path in files.items() if not (kept and name == "README.md")
+        ]
+        stale = [n for n in stored if n not in files and any(fnmatchcase(n, pattern) for pattern in mirror)]
+        commit = api.create_commit(
+            repo_id,
+            [*operations, *(CommitOperationDelete(name) for name in stale if name != ".gitattributes")],
+            commit_message=f"{TITLE} {kind}",
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+            # Whoever commits in the meantime makes this fail, instead of a mixture.
+            parent_commit=None if create_pr else head.sha,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def _is_edited(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> bool:
+    (card,) = api.get_paths_info(repo_id, ["README.md"], expand=True, revision=revision, repo_type=repo_type)
+    return not card.last_commit.title.startswith(TITLE)

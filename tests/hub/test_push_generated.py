@@ -1,0 +1,123 @@
+import pytest
+import timm
+import torch
+from hub_client import ClientError
+from transformers import ViTConfig, ViTForImageClassification
+
+from pdiff_hf import BaseModel, ParameterLayout, save_parameter_dataset
+from pdiff_hf.network_files import write_networks
+from pdiff_hf.tasks.networks import mlp3
+
+REPO = "user/network"
+NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}
+VIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 8}
+
+
+def make(library):
+    torch.manual_seed(0)
+    if library == "timm":
+        options = {"num_classes": 5, "in_chans": 1, "pretrained": False}
+        return BaseModel.timm("test_resnet", **options), timm.create_model("test_resnet", **options), (1, 1, 32, 32)
+    if library == "transformers":
+        config = ViTConfig(**VIT, patch_size=4, num_labels=3)
+        model = ViTForImageClassification(config)
+        return BaseModel.transformers(config, "ViTForImageClassification"), model, (1, 3, 8, 8)
+    return BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK), mlp3(**NETWORK), (1, 1, 2, 2)
+
+
+def write(tmp_path, library, selection=True):
+    """A dataset as the source, three generated heads, and the logits of the network with each."""
+    base, model, shape = make(library)
+    base, layout = base.save_weights(model.eval(), tmp_path / "source"), ParameterLayout.from_model(model, "head")
+    vectors = torch.randn(3, layout.num_parameters, generator=torch.Generator().manual_seed(1))
+    save_parameter_dataset(vectors, layout, tmp_path / "dataset", base)
+    index = {"seed": 0}
+    if selection:
+        index["selection"] = {"num_drawn": 9, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}
+    write_networks(tmp_path / "generated", layout, map(layout.unflatten, vectors), index)
+    logits = []
+    for vector in vectors:
+        layout.load_into(model, vector)
+        with torch.no_grad():
+            output = model(torch.ones(shape))
+        logits.append(output if isinstance(output, torch.Tensor) else output.logits)
+    return shape, logits
+
+
+def push(client, tmp_path, repo=REPO, **options):
+    code = (
+        "from pdiff_hf.hub.generated import push_generated; result = push_generated(folder, repo, source, **options)"
+    )
+    return client(code, folder=tmp_path / "generated", repo=repo, source=tmp_path / "dataset", options=options)
+
+
+LOADERS = {
+    "timm": 'import timm; model = timm.create_model(f"hf_hub:{repo}", pretrained=True)',
+    "transformers": "from transformers import AutoModelForImageClassification as A; model = A.from_pretrained(repo)",
+    "import": (
+        "from huggingface_hub import snapshot_download; from pdiff_hf import load_base_model\n"
+        "model = load_base_model(snapshot_download(repo)).build()"
+    ),
+}
+
+
+def logits(client, library, shape, repo=REPO):
+    code = """
+import torch
+output = model.eval()(torch.ones(shape))
+result = (output if isinstance(output, torch.Tensor) else output.logits).tolist()
+"""
+    return torch.tensor(client(LOADERS[library] + code, repo=repo, shape=shape))
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers", "import"])
+def test_best_network_loads_the_way_of_its_library(hub, client, tmp_path, library):
+    shape, expected = write(tmp_path, library)
+    push(client, tmp_path)
+    assert torch.equal(logits(client, library, shape), expected[0])
+    card = hub.files(REPO)["README.md"].decode()
+    assert ("90.00%" in card and LOADERS["timm"].partition("hf_hub")[0][:10] in card) or library != "timm"
+    assert not any(name.endswith((".bin", ".pt")) for name in hub.files(REPO))
+
+
+def test_snippet_of_the_card_runs(hub, client, tmp_path):
+    for library in LOADERS:
+        shape, expected = write(tmp_path / library, library)
+        push(client, tmp_path / library, f"user/{library}")
+        snippet = hub.files(f"user/{library}")["README.md"].decode().partition("```python\n")[2].partition("```")[0]
+        found = client(snippet + "\nimport torch\noutput = model.eval()(torch.ones(shape))\n"
+            "result = getattr(output, 'logits', output).tolist()", shape=shape)  # fmt: skip
+        assert torch.equal(torch.tensor(found), expected[0])
+
+
+def test_named_network_is_pushed_without_a_selection(hub, client, tmp_path):
+    shape, expected = write(tmp_path, "import", selection=False)
+    with pytest.raises(ClientError, match="expected the index of a network, or a selection"):
+        push(client, tmp_path)
+    with pytest.raises(ClientError, match="expected an index from 0 to 2, found 3"):
+        push(client, tmp_path, index=3)
+    assert not hub.repos
+    push(client, tmp_path, index=2)
+    assert torch.equal(logits(client, "import", shape), expected[2])
+    assert "was not chosen by its accuracy" in hub.files(REPO)["README.md"].decode()
+
+
+def test_zoo_has_all_networks_and_its_snippet_runs(hub, client, tmp_path):
+    shape, expected = write(tmp_path, "import")
+    push(client, tmp_path, zoo=True)
+    networks = {f"0000{row}.safetensors" for row in range(3)}
+    assert set(hub.files(REPO)) == networks | {"index.json", "layout.json", "base/model.safetensors", "README.md"}
+    snippet = hub.files(REPO)["README.md"].decode().partition("```python\n")[2].partition("```")[0]
+    found = client(snippet + "\nimport torch\nresult = model(torch.ones(shape)).tolist()", shape=shape)
+    assert torch.equal(torch.tensor(found), expected[0])
+
+
+def test_networks_of_another_layout_are_not_pushed(hub, client, tmp_path):
+    write(tmp_path, "import")
+    other = ParameterLayout.from_model(torch.nn.Linear(2, 2))
+    save_parameter_dataset(torch.zeros(2, 6), other, tmp_path / "other", make("import")[0])
+    (tmp_path / "dataset").rename(tmp_path / "first")
+    (tmp_path / "other").rename(tmp_path / "dataset")
+    with pytest.raises(ClientError, match="expected networks of layout"):
+        push(client, tmp_path)
+    assert not hub.repos

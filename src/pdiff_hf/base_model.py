@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from typing import Any
 import timm
 import torch
 import transformers
+from huggingface_hub import HfApi, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -45,6 +47,8 @@ class BaseModel:
         kwargs (`dict`): JSON-able arguments of the builder; for transformers `{"config": config.to_dict()}`.
         weights (`str`, *optional*): Path of a safetensors file relative to `root`, always inside it.
         sha256 (`str`, *optional*): Hash of the weights file.
+        repo (`str`, *optional*): Model repository on the Hub that has the weights file, instead of the own folder.
+        revision (`str`, *optional*): Commit of `repo`, 40 hexadecimal digits.
         root (`Path`, *optional*): Folder of the artefact; neither serialised nor compared.
 
     Raises:
@@ -56,6 +60,8 @@ class BaseModel:
     kwargs: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     sha256: str | None = None
+    repo: str | None = None
+    revision: str | None = None
     root: Path | None = field(default=None, compare=False)
 
     def __post_init__(self):
@@ -65,6 +71,12 @@ class BaseModel:
             raise ValueError(f"base model: expected a name and a dict of arguments, found {self.name!r}.")
         if (self.weights is None) != (self.sha256 is None):
             raise ValueError("base model: expected weights together with their sha256, found only one of them.")
+        if self.repo is not None or self.revision is not None:
+            if self.weights is None or not self.repo or not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
+                raise ValueError(
+                    "base model: weights on the Hub need repo, weights, sha256 and a revision, a commit of 40 digits, "
+                    f"found {self.repo!r} at {self.revision!r}."
+                )
         if self.weights is not None:
             path = PurePosixPath(str(self.weights))
             if path.is_absolute() or ".." in path.parts or set("\\:") & set(str(path)) or str(path) == ".":
@@ -157,14 +169,47 @@ class BaseModel:
         except (ImportError, KeyError) as error:
             raise ValueError(f"base model: cannot import {self.name!r} ({error!r}).") from error
 
+    @property
+    def carried_weights(self) -> str | None:
+        """Path of the weights file in the own folder; `None` when there is none, or when it is on the Hub."""
+        return self.weights if self.repo is None else None
+
+    def with_hub_weights(
+        self, repo: str, revision: str | None = None, weights: str = "model.safetensors"
+    ) -> BaseModel:
+        """This reference with the weights of a model repository on the Hub, pinned by commit and hash.
+
+        Args:
+            repo (`str`): `user/name`.
+            revision (`str`, *optional*): Branch, tag or commit; the main branch by default.
+            weights (`str`, *optional*, defaults to `"model.safetensors"`): Path of the file in the repository.
+
+        Raises:
+            ValueError: the Hub cannot be reached, or has no such file.
+        """
+        from .hub.errors import hub_errors
+
+        with hub_errors(repo, revision):
+            commit = HfApi().model_info(repo, revision=revision).sha
+            path = hf_hub_download(repo, weights, revision=commit)
+        return replace(self, weights=weights, sha256=sha256_file(Path(path)), repo=repo, revision=commit)
+
     def _checked_weights(self) -> Path:
-        """Path of the weights file, its hash checked."""
-        if self.weights is None or self.root is None:
+        """Path of the weights file, its hash checked; downloaded when it is on the Hub."""
+        if self.weights is None or (self.root is None and self.repo is None):
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
+        if self.repo is not None:
+            from .hub.errors import hub_errors
+
+            with hub_errors(self.repo, self.revision):
+                return self._check_hash(Path(hf_hub_download(self.repo, self.weights, revision=self.revision)))
         # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.
         path = Path(self.root) / self.weights
         if not path.is_file():
             raise ValueError(f"base model: expected weights at {path}, found none.")
+        return self._check_hash(path)
+
+    def _check_hash(self, path: Path) -> Path:
         found = sha256_file(path)
         if found != self.sha256:
             raise ValueError(
@@ -186,7 +231,7 @@ class BaseModel:
             raise ValueError(f"base model: {path} is not a valid safetensors file: {error}.") from error
 
     def _load_weights(self, model: nn.Module) -> None:
-        state, path = self.state_dict(), Path(self.root) / self.weights
+        state, path = self.state_dict(), self.weights
         own = model.state_dict(keep_vars=True)
         if unexpected := [name for name in state if name not in own]:
             raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
@@ -218,14 +263,16 @@ class BaseModel:
         path = Path(root) / WEIGHTS
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
-        return replace(self, weights=WEIGHTS, sha256=sha256_file(path), root=Path(root))
+        return replace(self, weights=WEIGHTS, sha256=sha256_file(path), repo=None, revision=None, root=Path(root))
 
     def copy_to(self, root: str | Path) -> BaseModel:
-        """Copy the weights file into the folder of another artefact and return a reference to it there.
+        """Copy a carried weights file into the folder of another artefact and return a reference to it there.
 
         Raises:
             ValueError: there is no weights file, or it is damaged or has another hash.
         """
+        if self.repo is not None:
+            return replace(self, root=Path(root))
         source, target = self._checked_weights(), Path(root) / self.weights
         if source.resolve() != target.resolve():
             with atomic_write(target) as temporary:
@@ -234,7 +281,7 @@ class BaseModel:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without `root`."""
-        keys = ("library", "name", "kwargs", "weights", "sha256")
+        keys = ("library", "name", "kwargs", "weights", "sha256", *(("repo", "revision") if self.repo else ()))
         return {key: vars(self)[key] for key in keys}
 
     @classmethod
@@ -245,7 +292,7 @@ class BaseModel:
             ValueError: missing or unknown keys, or a path that leaves the folder.
         """
         expected = {"library", "name", "kwargs", "weights", "sha256"}
-        if set(values) != expected:
+        if set(values) not in (expected, expected | {"repo", "revision"}):
             raise ValueError(f"base model: expected the keys {sorted(expected)}, found {sorted(values)}.")
         return cls(**values, root=None if root is None else Path(root))
 

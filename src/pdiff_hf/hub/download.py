@@ -183,7 +183,7 @@ def _open_dataset(repo_id, revision, config, token, cache_dir, local_files_only)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{snapshot}: {prefix}layout.json: {error}") from error
     wanted = [f"{prefix}stats.json"]
-    if base_model is not None and base_model.weights is not None:
+    if base_model is not None and base_model.carried_weights is not None:
         wanted.append(f"{prefix}{base_model.weights}")
     snapshot.fetch(wanted)
     return snapshot, folder, base_model
@@ -260,7 +260,7 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
         base_model = None if base is None else BaseModel.from_dict(base, root=snapshot.folder)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{snapshot}: model_index.json: {error}") from error
-    if base_model is not None and base_model.weights is not None:
+    if base_model is not None and base_model.carried_weights is not None:
         names.append(base_model.weights)
     snapshot.fetch(names)
     _check_weights(snapshot, snapshot.folder, base_model)
@@ -268,7 +268,7 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
 
 
 def _check_weights(snapshot: Snapshot, folder: Path, base_model: BaseModel | None) -> None:
-    if base_model is None or base_model.weights is None:
+    if base_model is None or base_model.carried_weights is None:
         return
     found = sha256_file(folder / base_model.weights)
     if found != base_model.sha256:

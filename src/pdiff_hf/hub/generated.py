@@ -160,13 +160,13 @@ def _write_model(model: nn.Module, layout: ParameterLayout, base_model: BaseMode
 def _write_zoo(
     folder: Path, values: dict, layout: ParameterLayout, base_model: BaseModel, output_dir: Path
 ) -> dict[str, Path]:
-    if base_model.weights is not None:
+    if base_model.carried_weights is not None:
         base_model = base_model.copy_to(output_dir)
     write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
     names = [*values["files"], *filter(None, [values.get("soup")]), "index.json"]
     files = {name: folder / name for name in names}
     files["layout.json"] = output_dir / "layout.json"
-    if base_model.weights is not None:
+    if base_model.carried_weights is not None:
         files[base_model.weights] = output_dir / base_model.weights
     return files
 

@@ -129,11 +129,7 @@ def pipeline_files(folder: Path) -> dict[str, Path]:
         if not own:
             raise ValueError(f"{folder}: expected the component {name!r} in a folder of its own, found none.")
         patterns += [f"{name}/*.json", f"{name}/*.safetensors"]
-    base = index.get("base_model")
-    if base is not None and base["weights"] is not None:
-        # Copied onto itself: only its hash is checked.
-        patterns.append(BaseModel.from_dict(base, root=folder).copy_to(folder).weights)
-    return _select(folder, patterns)
+    return _select(folder, [*patterns, *_carried_weights(index.get("base_model"), folder)])
 
 
 def _dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
@@ -148,9 +144,16 @@ def _dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
     for file in shards(folder):
         check_shard(file, layout)
     patterns = ["layout.json", "stats.json", "README.md", "data/train-*.parquet", "*.png"]
-    if values["base_model"] is not None and values["base_model"]["weights"] is not None:
-        patterns.append(BaseModel.from_dict(values["base_model"], root=folder).copy_to(folder).weights)
-    return layout, _select(folder, patterns)
+    return layout, _select(folder, [*patterns, *_carried_weights(values["base_model"], folder)])
+
+
+def _carried_weights(base: Mapping | None, folder: Path) -> list[str]:
+    """Path of the base model's weights in the folder, if they are there; their hash is checked."""
+    base_model = None if base is None else BaseModel.from_dict(base, root=folder)
+    if base_model is None or base_model.carried_weights is None:
+        return []
+    # Copied onto itself: only its hash is checked.
+    return [base_model.copy_to(folder).weights]
 
 
 def _select(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:

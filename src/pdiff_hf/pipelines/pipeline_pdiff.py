@@ -129,7 +129,7 @@ class PDiffPipeline(DiffusionPipeline):
         Keyword arguments are those of [`DiffusionPipeline.save_pretrained`].
         """
         super().save_pretrained(str(save_directory), **kwargs)
-        if self.base_model is not None and self.base_model.weights is not None:
+        if self.base_model is not None and self.base_model.carried_weights is not None:
             self.base_model.copy_to(Path(save_directory))
         with atomic_write(Path(save_directory) / "pipeline.py") as temporary:
             temporary.write_text(SHIM)

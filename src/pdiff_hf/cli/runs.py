@@ -47,7 +47,7 @@ def demo(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole way on embedded data: a perceptron on scikit-learn's digits, about a minute."""
+    """The whole way on embedded data: a perceptron on scikit-learn's digits, two minutes."""
     _run("digits-mlp", {out: seed}, None, as_json)
 
 

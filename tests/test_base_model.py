@@ -338,3 +338,11 @@ def test_files_of_others_are_read(tmp_path):
     sha256 = sha256_file(tmp_path / "base" / "w.safetensors")
     values = {**REFERENCES["imported"].to_dict(), "weights": "base/w.safetensors", "sha256": sha256}
     assert torch.equal(BaseModel.from_dict(values, tmp_path).build()[1].weight, model[1].weight)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_from_the_hub_is_refused(key):
+    config = {"model_type": "vit", "num_hidden_layers": 1}
+    with pytest.raises(ValueError, match="may not take attention from the Hub"):
+        BaseModel("transformers", "ViTModel", {"config": {**config, key: "kernels-community/flash-attn"}})
+    BaseModel("transformers", "ViTModel", {"config": {**config, key: "sdpa"}})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         load_parameter_dataset,
         save_parameter_dataset,
     )
+    from .data.import_ import import_checkpoints
     from .layout import ParameterLayout
     from .models import AutoencoderPCA, AutoencoderPDiff, make_unet_1d
     from .pipelines import PDiffPipeline, PDiffPipelineOutput
@@ -28,6 +29,7 @@ _MODULES = {
     "ParameterLayout": "layout",
     "ParameterRecorder": "data",
     "ParameterRecorderCallback": "data",
+    "import_checkpoints": "data.import_",
     "load_base_model": "data",
     "load_parameter_dataset": "data",
     "make_unet_1d": "models",
@@ -44,6 +46,7 @@ __all__ = [
     "ParameterRecorder",
     "ParameterRecorderCallback",
     "__version__",
+    "import_checkpoints",
     "load_base_model",
     "load_parameter_dataset",
     "make_unet_1d",

@@ -96,6 +96,10 @@ class BaseModel:
                 raise ValueError(
                     f"base model: {self.name!r} may not take {forbidden[0]!r}, which can name other files."
                 )
+            # Attention whose name has a slash is code on the Hub.
+            attention = [str(scope.get(name)) for name in ("attn_implementation", "_attn_implementation")]
+            if self.library == "transformers" and any("/" in name for name in attention):
+                raise ValueError(f"base model: {self.name!r} may not take attention from the Hub, found {attention}.")
 
     @classmethod
     def timm(cls, name: str, **kwargs: Any) -> BaseModel:

@@ -11,7 +11,7 @@ from .app import app, errors
 
 # The commands register themselves, in the order of the help.
 # isort: off
-from . import runs, networks, artefacts, hub  # noqa: F401
+from . import runs, datasets, networks, hub, artefacts  # noqa: F401
 # isort: on
 
 

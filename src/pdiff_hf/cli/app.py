@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -67,3 +68,13 @@ def print_json(value: Any, as_json: bool) -> None:
     """Print what a machine reads, if it was asked for."""
     if as_json and not console.quiet:
         print(json.dumps(value, indent=2))
+
+
+@contextmanager
+def warnings_as_lines(line: Callable[[str], None]) -> Iterator[None]:
+    """Say our own warnings in a line each, when the work is done."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if warning.category is UserWarning:
+            line(f"Warning: {warning.message}")

@@ -1,4 +1,4 @@
-"""What is in a folder, and what is wrong with it."""
+"""What is in a folder, and what is shipped."""
 
 from __future__ import annotations
 
@@ -8,33 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
-
-
-@app.command()
-def inspect(
-    dataset: Annotated[Path, typer.Argument(help="A parameter dataset.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and images that are drawn.")] = 0,
-    trusted: Trusted = None,
-    as_json: AsJson = False,
-) -> None:
-    """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
-    quiet()
-    from ..data.dataset import read_layout
-    from ..data.inspection import inspect_dataset, make_tables
-    from ..tasks.stored import load_stored_task, make_val_evaluator
-
-    read_layout(dataset)
-    evaluator = None
-    try:
-        evaluator = make_val_evaluator(dataset, load_stored_task(dataset), trusted_imports=trusted or ())
-    except ValueError as error:
-        # All that needs no images can still be said.
-        line_printer(as_json)(f"The networks are not evaluated: {error}")
-    report = inspect_dataset(dataset, evaluator, seed=seed)
-    if not as_json:
-        console.print(make_tables(report), highlight=False)
-    print_json(report, as_json)
+from .app import AsJson, app, console, print_json
 
 
 @app.command()

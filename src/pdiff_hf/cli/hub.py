@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import AsJson, Trusted, app, line_printer, print_json, quiet
+from .app import AsJson, Trusted, app, line_printer, print_json, quiet, warnings_as_lines
 
 push = typer.Typer(help="Share artefacts on the Hub.", no_args_is_help=True)
 app.add_typer(push, name="push")
@@ -21,12 +20,8 @@ Revision = Annotated[str | None, typer.Option("--revision", help="A branch; made
 
 def _push(function: Callable[[], str], as_json: bool) -> None:
     line = line_printer(as_json)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with warnings_as_lines(line):
         url = function()
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            line(str(warning.message))
     line(f"Pushed → {url}")
     print_json({"url": url}, as_json)
 

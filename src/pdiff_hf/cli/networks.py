@@ -12,7 +12,7 @@ from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
 
 @app.command()
 def generate(
-    pipeline: Annotated[Path, typer.Argument(help="Folder of a pipeline.")],
+    pipeline: Annotated[str, typer.Argument(help="Folder of a pipeline, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="New folder for the networks.")],
     num_samples: Annotated[int, typer.Option(min=1)] = 100,
     num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
@@ -26,7 +26,7 @@ def generate(
         bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training images.")
     ] = False,
     dataset: Annotated[
-        Path | None, typer.Option(help="Parameter dataset whose images are selected on; beside PIPELINE by default.")
+        str | None, typer.Option(help="Parameter dataset whose images are selected on; beside PIPELINE by default.")
     ] = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
@@ -38,13 +38,14 @@ def generate(
     quiet()
     from ..files import read_json
     from ..generation import SelectionConfig, generate_networks, load_pipeline
+    from ..hub.resolve import resolve_dataset, resolve_pipeline
 
-    loaded, selection = load_pipeline(pipeline), None
+    loaded, selection = load_pipeline(resolve_pipeline(pipeline)), None
     if select is not None:
-        dataset = dataset or pipeline.resolve().parent / "dataset"
-        if not dataset.is_dir():
-            raise ValueError(f"expected a parameter dataset at {dataset}, found none; name it with --dataset.")
-        selection = SelectionConfig(dataset, select, top or 1, soup, reestimate_bn, trusted or ())
+        folder = resolve_dataset(dataset or Path(pipeline).resolve().parent / "dataset")
+        if not folder.is_dir():
+            raise ValueError(f"expected a parameter dataset at {folder}, found none; name it with --dataset.")
+        selection = SelectionConfig(folder, select, top or 1, soup, reestimate_bn, trusted or ())
     generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, selection)
     line = line_printer(as_json)
     if selection is None:
@@ -74,8 +75,12 @@ def generate(
 @app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run: dataset/, pipeline/ and generated/ inside.")],
-    dataset: Annotated[Path | None, typer.Option(help="Parameter dataset, when it is elsewhere.")] = None,
-    pipeline: Annotated[Path | None, typer.Option(help="Pipeline, when it is elsewhere.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Parameter dataset, when it is elsewhere or user/name[@revision] on the Hub.")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Pipeline, when it is elsewhere or user/name[@revision] on the Hub.")
+    ] = None,
     generated: Annotated[Path | None, typer.Option(help="Generated networks, when they are elsewhere.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/report by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the baselines' draws; the recipe's by default.")] = None,
@@ -85,6 +90,7 @@ def evaluate(
     """Evaluate generated networks against originals and baselines, and write the report anew."""
     quiet()
     from ..evaluation import make_table
+    from ..hub.resolve import resolve_dataset, resolve_pipeline
     from ..run_evaluation import evaluate_config, evaluate_run
     from ..run_folder import Run
 
@@ -93,8 +99,8 @@ def evaluate(
         run,
         evaluate_config(run, seed),
         trusted_imports=trusted or (),
-        dataset_dir=dataset,
-        pipeline_dir=pipeline,
+        dataset_dir=None if dataset is None else resolve_dataset(dataset),
+        pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,
         output_dir=out,
     )

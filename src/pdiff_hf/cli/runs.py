@@ -94,7 +94,7 @@ def collect(
 
 @app.command()
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A parameter dataset.")],
+    dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="Receives autoencoder/ and pipeline/; a begun training goes on.")],
     overrides: Set = None,
     seed: Seed = None,
@@ -102,11 +102,12 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
-    from ..recipe import load_training
-
-    loaded = load_training(dataset, overrides or (), seed)
     quiet()
+    from ..hub.resolve import resolve_dataset
+    from ..recipe import load_training
     from ..run import train_stages
+
+    loaded = load_training(resolve_dataset(dataset), overrides or (), seed)
 
     line = line_printer(as_json)
     report = train_stages(loaded, out, trusted or (), line)

@@ -92,7 +92,7 @@ class PDiffPipeline(DiffusionPipeline):
         if self._base_root is None and component:
             # Loaded by plain diffusers, which downloads components only; a folder in the cache is named by its commit.
             self._base_root = Path(component).parent
-            weights = self.config.base_model["weights"]
+            weights = BaseModel.from_dict(dict(self.config.base_model), root=self._base_root).carried_weights
             if weights is not None and self._base_root.parent.name == "snapshots":
                 hf_hub_download(self.config._name_or_path, weights, revision=self._base_root.name)
         return BaseModel.from_dict(dict(self.config.base_model), root=self._base_root)

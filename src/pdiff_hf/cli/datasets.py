@@ -1,0 +1,115 @@
+"""Parameter datasets that are not collected: import, and examination before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Files of weights, folders, Trainer outputs, hub:user/name@revision,…"),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the parameter dataset.")],
+    select: Annotated[
+        list[str] | None, typer.Option(help="all (default), last_norms:K, head, or globs; repeatable")
+    ] = None,
+    buffers: Annotated[
+        bool, typer.Option("--buffers", help="Also the running statistics of the selected layers.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="timm:NAME, transformers:CLASS or import:package.module:factory; config.json by default"),
+    ] = None,
+    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of --base.")] = None,
+    base_model_json: Annotated[
+        Path | None, typer.Option(help="A base model as layout.json has it, in place of --base.")
+    ] = None,
+    metrics_pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help=r"Named groups of names, e.g. '(?P<epoch>\d+)-acc(?P<val_accuracy>[\d.]+)'"
+        ),
+    ] = None,
+    rest: Annotated[
+        str | None, typer.Option(metavar="first", help="Keep the first checkpoint's rest where it differs.")
+    ] = None,
+    revisions: Annotated[
+        str | None, typer.Option(metavar="all", help="All commits of hub: repositories that changed weights.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="One run that all rows belong to.")] = None,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a parameter dataset from checkpoints that exist already."""
+    for name, value, expected in (("--rest", rest, "first"), ("--revisions", revisions, "all")):
+        if value not in (None, expected):
+            raise ValueError(f"{name}: expected {expected!r}, found {value!r}.")
+    if base is not None and base_model_json is not None:
+        raise ValueError("give --base or --base-model-json, not both.")
+    if kwargs is not None and base is None:
+        raise ValueError("--kwargs is for --base; give it too.")
+    try:
+        arguments = json.loads(kwargs or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
+    quiet()
+    from ..data.import_ import import_checkpoints, parse_base_model, read_base_model
+
+    base_model = None if base is None else parse_base_model(base, arguments)
+    if base_model_json is not None:
+        base_model = read_base_model(base_model_json)
+    line = line_printer(as_json)
+    with warnings_as_lines(line):
+        summary = import_checkpoints(
+            sources,
+            out,
+            base_model=base_model,
+            # One selector is not a list of globs.
+            select="all" if not select else select[0] if len(select) == 1 else select,
+            buffers=buffers,
+            keep_first_rest=rest == "first",
+            all_revisions=revisions == "all",
+            metrics_pattern=metrics_pattern,
+            run=run,
+            trusted_imports=trusted or (),
+        )
+    line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
+    print_json({"folder": str(out), **summary}, as_json)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and images that are drawn.")] = 0,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
+    quiet()
+    from ..data.dataset import read_layout
+    from ..data.inspection import inspect_dataset, make_tables
+    from ..hub.resolve import resolve_dataset
+    from ..tasks.stored import load_stored_task, make_val_evaluator
+
+    folder = resolve_dataset(dataset)
+    read_layout(folder)
+    evaluator = None
+    try:
+        evaluator = make_val_evaluator(folder, load_stored_task(folder), trusted_imports=trusted or ())
+    except ValueError as error:
+        # All that needs no images can still be said.
+        line_printer(as_json)(f"The networks are not evaluated: {error}")
+    report = inspect_dataset(folder, evaluator, seed=seed)
+    if not as_json:
+        console.print(make_tables(report), highlight=False)
+    print_json(report, as_json)

@@ -1,0 +1,162 @@
+"""One checkpoint to be imported, and the numbers in its name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from ..shards import KEYS
+
+# Columns that are no metrics, and arguments of the recorder by which a column would not get its own name.
+RESERVED = ("parameters", "run", "seed", "state", "self", "loss", "accuracy")
+
+PERCENT = "_percent"
+
+# Said in a name, a number has a meaning; alone it could be anything.
+LABELS = {
+    "step": re.compile(r"(?<![a-z])(?:global[-_]?)?step[-_=]?([0-9]+)(?![.]?[0-9])", re.IGNORECASE),
+    "epoch": re.compile(r"(?<![a-z])epoch[-_=]?([0-9]+)(?![.]?[0-9])", re.IGNORECASE),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint, whose weights are not read yet.
+
+    Args:
+        where (`str`): What messages call it.
+        source (`str`): What `stats.json` calls it; a path is relative.
+        files (`Callable[[], list[Path]]`): Gives the file or the shards; from the Hub, they are downloaded then.
+        run (`str`): Checkpoints of one training run have the same.
+        revision (`str`, *optional*): Commit on the Hub.
+        config (`Path`, *optional*): Its `config.json`.
+        step (`int`, *optional*): Optimiser step.
+        epoch (`float`, *optional*): Epoch.
+        metrics (`dict[str, float]`): Further columns.
+    """
+
+    where: str
+    source: str
+    files: Callable[[], list[Path]]
+    run: str
+    revision: str | None = None
+    config: Path | None = None
+    step: int | None = None
+    epoch: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Sorts epoch_2 before epoch_10."""
+    return [int(part) if part.isdecimal() and part.isascii() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def check_number(value: object, name: str, where: str) -> float:
+    """Return a metric as a float.
+
+    Raises:
+        ValueError: it is no finite number, or an accuracy that is no fraction.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {name!r} is {value!r}, expected a finite number.")
+    if name.endswith("accuracy") and not 0 <= number <= 1:
+        raise ValueError(
+            f"{where}: {name!r} is {value!r}, expected a fraction in [0, 1]; where file names have percent, name the "
+            f"group (?P<{name}{PERCENT}>…)."
+        )
+    return number
+
+
+def _check_step(value: str, where: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise ValueError(f"{where}: step is {value!r}, expected a whole number.")
+    return int(value)
+
+
+def compile_pattern(pattern: str) -> re.Pattern:
+    """Compile `--metrics-pattern`.
+
+    Raises:
+        ValueError: it is no regular expression, or its groups have no or impossible names.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"metrics pattern {pattern!r} is no regular expression: {error}.") from error
+    if not compiled.groupindex:
+        raise ValueError(f"metrics pattern {pattern!r}: expected named groups such as (?P<epoch>[0-9]+), found none.")
+    if reserved := [name for name in compiled.groupindex if name.removesuffix(PERCENT) in RESERVED]:
+        raise ValueError(
+            f"metrics pattern {pattern!r}: a group may not be called {reserved[0]!r}; say train_loss or val_accuracy."
+        )
+    return compiled
+
+
+def read_pattern(checkpoint: Checkpoint, pattern: re.Pattern) -> Checkpoint:
+    """Take step, epoch and metrics from the name of a checkpoint.
+
+    Raises:
+        ValueError: the pattern does not match, or a group holds no number.
+    """
+    name = _name(checkpoint)
+    match = pattern.search(name)
+    if match is None:
+        raise ValueError(
+            f"{checkpoint.where}: the metrics pattern {pattern.pattern!r} does not match its name {name!r}; change "
+            "it, or import only checkpoints that it matches."
+        )
+    found, step = {}, checkpoint.step
+    for group, text in match.groupdict().items():
+        if text is None:
+            continue
+        if group == "step":
+            step = _check_step(text, checkpoint.where)
+        elif group.endswith(PERCENT):
+            column = group.removesuffix(PERCENT)
+            found[column] = check_number(check_number(text, group, checkpoint.where) / 100, column, checkpoint.where)
+        else:
+            found[group] = check_number(text, group, checkpoint.where)
+    epoch = found.pop("epoch", checkpoint.epoch)
+    return replace(checkpoint, step=step, epoch=epoch, metrics={**checkpoint.metrics, **found})
+
+
+def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Take step and epoch from names like `epoch_3` where all checkpoints of a run have one, each another."""
+    labelled: list[Checkpoint] = []
+    for _, group in groupby(checkpoints, key=lambda checkpoint: checkpoint.run):
+        run = list(group)
+        for key, label in LABELS.items():
+            found = [label.findall(_name(checkpoint)) for checkpoint in run]
+            unambiguous = all(len(numbers) == 1 and len(numbers[0]) <= 18 for numbers in found)
+            if unambiguous and len({int(numbers[0]) for numbers in found}) == len(run):
+                run = [
+                    checkpoint if vars(checkpoint)[key] is not None else replace(checkpoint, **{key: int(number)})
+                    for checkpoint, (number,) in zip(run, found, strict=True)
+                ]
+        labelled += run
+    return labelled
+
+
+def metric_columns(checkpoints: Iterable[Checkpoint]) -> list[str]:
+    """The metrics that any of the checkpoints has, in the order in which they are found.
+
+    Raises:
+        ValueError: one has the name of a column that is no metric.
+    """
+    names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
+    if reserved := [name for name in names if name in RESERVED or name in KEYS]:
+        raise ValueError(f"expected metrics with names of their own, found {reserved[0]!r}.")
+    return list(names)
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """Relative path without the suffix of the weights, or repository and revision."""
+    return re.sub(r"\.(safetensors|pth|pt|bin)$", "", checkpoint.source)

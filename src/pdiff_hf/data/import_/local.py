@@ -1,0 +1,123 @@
+"""Checkpoints on disk: files of weights, saved models and outputs of `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...files import read_json
+from .checkpoint import Checkpoint, check_number, natural_key
+from .state_dict import SUFFIXES, saved_model_files
+
+TRAINER = re.compile(r"checkpoint-([0-9]{1,18})")
+
+# What Trainer logs of a step that says nothing about the network.
+NO_METRICS = re.compile(r"eval_(runtime|model_preparation_time|jit_compilation_time|\w+_per_second|mem_\w+)")
+
+
+def find_local(sources: Sequence[str | Path]) -> list[Checkpoint]:
+    """The checkpoints in files and folders; every folder is a run, files together are one.
+
+    Args:
+        sources (`Sequence`): Files of weights; folders of such files; folders of a saved model; Trainer outputs.
+
+    Raises:
+        ValueError: a source is missing or holds no checkpoint, or what is beside the weights is malformed.
+    """
+    paths = [Path(source) for source in sources]
+    if missing := [path for path in paths if not path.exists()]:
+        raise ValueError(f"expected checkpoints at {missing[0]}, found no such file or folder.")
+    resolved = [path.resolve() for path in paths]
+    if twice := [path for path in paths if resolved.count(path.resolve()) > 1]:
+        raise ValueError(f"expected every source once, found {twice[0]} twice.")
+    # A run is a list of places, a place is a file or the folder of a saved model.
+    files = sorted((path for path in paths if path.is_file()), key=lambda path: natural_key(str(path)))
+    runs = [(None, files)] if files else []
+    for path in paths:
+        if path.is_dir():
+            # `output/checkpoint-*`, as a shell expands it, is one run too.
+            owner = path.resolve().parent if TRAINER.fullmatch(path.name) else path.resolve()
+            runs.append((owner, _places(path)))
+    root = os.path.commonpath([place.resolve().parent for _, places in runs for place in places])
+    top = os.path.commonpath([owner.parent for owner, _ in runs if owner] or [root])
+    found = []
+    for owner, places in runs:
+        run = "run-0" if owner is None else owner.relative_to(top).as_posix()
+        found += [_checkpoint(place, place.resolve().relative_to(root).as_posix(), run) for place in places]
+    return found
+
+
+def _places(folder: Path) -> list[Path]:
+    names = [path.name for path in folder.iterdir()]
+    trainer = [name for name in names if TRAINER.fullmatch(name) and (folder / name).is_dir()]
+    if trainer:
+        return [folder / name for name in sorted(trainer, key=natural_key)]
+    if "config.json" in names or any(name.endswith(".index.json") for name in names):
+        return [folder]
+    weights = [folder / name for name in sorted(names, key=natural_key) if name.endswith(SUFFIXES)]
+    if not weights:
+        raise ValueError(
+            f"{folder}: expected weights ({', '.join(SUFFIXES)}), checkpoint-* folders of a Trainer, or a saved "
+            f"model, found {', '.join(sorted(names)[:4]) or 'nothing'}."
+        )
+    return weights
+
+
+def _checkpoint(place: Path, source: str, run: str) -> Checkpoint:
+    where = str(place)
+    if place.is_file():
+        if not place.name.endswith(SUFFIXES):
+            raise ValueError(f"{where}: expected weights in one of {', '.join(SUFFIXES)}, found another kind of file.")
+        return Checkpoint(where, source, lambda: [place], run)
+    names = {path.name for path in place.iterdir()}
+    weights = saved_model_files(names, lambda name: read_json(place / name), where)
+    if weights is None:
+        hint = "; merge the adapter into its base model first" if "adapter_config.json" in names else ""
+        raise ValueError(
+            f"{where}: expected model.safetensors or pytorch_model.bin, found "
+            f"{', '.join(sorted(names)[:4]) or 'nothing'}{hint}."
+        )
+    step, epoch, metrics = None, None, {}
+    if match := TRAINER.fullmatch(place.name):
+        step = int(match[1])
+        if "trainer_state.json" in names:
+            epoch, metrics = _trainer_state(place / "trainer_state.json", step)
+    return Checkpoint(
+        where,
+        source,
+        lambda: [place / name for name in weights],
+        run,
+        config=place / "config.json" if "config.json" in names else None,
+        step=step,
+        epoch=epoch,
+        metrics=metrics,
+    )
+
+
+def _trainer_state(file: Path, step: int) -> tuple[float | None, dict[str, float]]:
+    """Epoch and metrics of a step: `loss` is `train_loss`, `eval_accuracy` is `val_accuracy`."""
+    state = read_json(file)
+    if not isinstance(state, dict) or not isinstance(history := state.get("log_history"), list):
+        raise ValueError(f"{file}: expected the state of a Trainer with a 'log_history', found none.")
+    if state.get("global_step") != step:
+        raise ValueError(
+            f"{file}: expected global_step {step}, as the folder is named, found {state.get('global_step')}."
+        )
+    metrics = {}
+    for entry in history:
+        if isinstance(entry, dict) and entry.get("step") == step:
+            for name, value in entry.items():
+                if name == "loss":
+                    metrics["train_loss"] = check_number(value, name, str(file))
+                elif name.startswith("eval_") and _is_number(value) and not NO_METRICS.fullmatch(name):
+                    metrics[f"val_{name.removeprefix('eval_')}"] = check_number(value, name, str(file))
+    epoch = state.get("epoch")
+    return (epoch if _is_number(epoch) and math.isfinite(epoch) else None), metrics
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

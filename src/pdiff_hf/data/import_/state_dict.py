@@ -1,0 +1,142 @@
+"""State dicts from files that hold weights and nothing that has to be executed."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+# Under one of these names training scripts keep the network beside optimiser, epoch and the like.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
+
+# DistributedDataParallel and torch.compile put these before every name.
+PREFIXES = ("module.", "_orig_mod.")
+
+# As `save_pretrained` and the Trainer name them, in the order in which they are looked for.
+SAVED_MODELS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], where: str | Path) -> list[str] | None:
+    """The weights of a saved model among the files of a folder, its shards if it has several; `None` without any.
+
+    Args:
+        names (`Collection[str]`): Files of the folder.
+        read_index (`Callable`): Reads a JSON file of the folder by its name.
+        where (`str` or `Path`): The folder, for messages.
+
+    Raises:
+        ValueError: the index of the shards is malformed, or names files that are not in the folder.
+    """
+    found = next((name for name in SAVED_MODELS if name in names), None)
+    if found is None or not found.endswith(".json"):
+        return None if found is None else [found]
+    index = read_index(found)
+    try:
+        shards = list(dict.fromkeys(index["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: {found}: expected a 'weight_map' of tensors to files, found none.") from error
+    for shard in shards:
+        # What is in the folder is known by its plain name: a path that leads elsewhere is not among these.
+        if not isinstance(shard, str) or shard not in names or not shard.endswith(SUFFIXES):
+            raise ValueError(f"{where}: {found} names the shard {shard!r}, found no such weights in the folder.")
+    if not shards:
+        raise ValueError(f"{where}: {found}: expected a 'weight_map' of tensors to files, found it empty.")
+    return shards
+
+
+def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor]:
+    """Read a state dict from a file or from all shards of one, without executing anything.
+
+    Raises:
+        ValueError: a file is missing, truncated, or holds anything but one state dict; the file is named.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        name = where if len(files) == 1 else f"{where}: {file.name}"
+        if not file.is_file():
+            raise ValueError(f"{name}: expected a file of weights, found no such file.")
+        tensors = _read_safetensors(file, name) if file.suffix == ".safetensors" else _read_torch(file, name)
+        if twice := [tensor for tensor in tensors if tensor in state]:
+            raise ValueError(f"{name}: tensor {twice[0]!r} is in another shard too, expected it once.")
+        state |= tensors
+    return state
+
+
+def _read_safetensors(file: Path, where: str) -> dict[str, torch.Tensor]:
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{where} is no complete safetensors file ({_first_line(error)}); remove it, or copy it again."
+        ) from error
+    return _check_state(state, where)
+
+
+def _read_torch(file: Path, where: str) -> dict[str, torch.Tensor]:
+    # Files from before torch 1.6 are no archives and cannot be mapped into memory.
+    archive = zipfile.is_zipfile(file)
+    try:
+        value = torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
+    except Exception as error:  # A damaged pickle raises whatever its bytes happen to mean.
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{where}: expected weights alone, found a pickle that executes {refused[1]}; save the state dict "
+                "alone, as safetensors."
+            ) from error
+        raise ValueError(
+            f"{where} is no complete PyTorch file of weights ({type(error).__name__}); remove it, or copy it again."
+        ) from error
+    return _check_state(_unwrap(value, where), where)
+
+
+def _unwrap(value: Any, where: str) -> Any:
+    """The state dict in a dict that holds it beside other things."""
+    if not isinstance(value, Mapping) or (value and all(isinstance(v, torch.Tensor) for v in value.values())):
+        return value
+    inner = [name for name in WRAPPERS if isinstance(value.get(name), Mapping)]
+    if len(inner) > 1:
+        raise ValueError(f"{where}: expected one state dict, found {inner[0]!r} and {inner[1]!r}; save one alone.")
+    return value[inner[0]] if inner else value
+
+
+def _check_state(state: Any, where: str) -> dict[str, torch.Tensor]:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{where}: expected a state dict, found {type(state).__name__}; save model.state_dict().")
+    if not state:
+        raise ValueError(f"{where}: expected a state dict, found no tensor at all.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(
+                f"{where}: expected a state dict of tensors, alone or under one of {', '.join(WRAPPERS)}; found "
+                f"{name!r} of type {type(tensor).__name__}."
+            )
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it sparse, quantized or empty.")
+    return dict(state)
+
+
+def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> dict[str, torch.Tensor]:
+    """Remove what DistributedDataParallel and torch.compile put before every name; `expected` are the network's."""
+    state = dict(state)
+    while True:
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
+        if prefix is None or any(name.startswith(prefix) for name in expected):
+            return state
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

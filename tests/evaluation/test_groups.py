@@ -126,7 +126,8 @@ def test_gaussian_has_mean_and_deviation_of_every_coordinate_and_positive_varian
         assert ((drawn.std(0) - scale).abs() < 0.06 * scale).all()
 
 
-def test_pca_gaussian_has_the_covariance_of_the_leading_components(layout):
+def test_pca_gaussian_has_the_covariance_of_the_leading_components():
+    layout = ParameterLayout.from_model(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)), buffers=True)
     directions = torch.linalg.qr(torch.randn(layout.num_parameters, 3, generator=generator()))[0].T
     scores = torch.randn(30, 3, generator=generator()) * torch.tensor([3.0, 2.0, 0.01])
     originals = (scores @ directions).double()

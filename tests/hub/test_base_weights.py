@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hub_client import PIPE, ClientError, one_line
+from hub_client import ClientError, one_line
 from safetensors.torch import save
 
 from factories import NETWORK, make_network
@@ -18,13 +18,13 @@ pipeline = make_pipeline()
 base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
 pipeline.base_model = base.with_hub_weights("user/base", revision)
 pipeline.save_pretrained(folder)
-push_pipeline(folder, "user/pipe")
+push_pipeline(folder, "user/elsewhere")
 result = pipeline.base_model.to_dict()
 """
 LOAD = """
 import torch
 from pdiff_hf import PDiffPipeline
-model = PDiffPipeline.from_pretrained("user/pipe").base_model.build()
+model = PDiffPipeline.from_pretrained("user/elsewhere").base_model.build()
 result = model(torch.ones(1, 1, 2, 2)).tolist()
 """
 
@@ -56,7 +56,7 @@ def test_other_weights_in_the_place_of_the_pinned_ones_are_refused(made, hub, cl
     folder, reference = made
     other = {**reference, "sha256": "0" * 64}
     text = (folder / "model_index.json").read_text().replace(reference["sha256"], other["sha256"])
-    hub.put(PIPE, {"model_index.json": text.encode()})
+    hub.put("user/elsewhere", {"model_index.json": text.encode()})
     with pytest.raises(ClientError) as caught:
         client(LOAD)
     assert "was changed or is damaged" in one_line(caught)

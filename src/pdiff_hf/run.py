@@ -57,7 +57,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
 
     def evaluate(path: Path) -> None:
         metrics = evaluate_run(run, recipe.evaluate, task, trusted)
-        write_pipeline_card(pipeline, metrics)
+        write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
 
     run.do("evaluate", evaluate, report)
     return read_json(run.path("evaluate") / "metrics.json")

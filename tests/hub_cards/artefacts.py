@@ -12,7 +12,12 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 METRICS = json.loads((GOLDEN / "metrics.json").read_text(encoding="utf-8"))
 TRAINING = {"diffusion": {"steps": 600, "learning_rate": 0.001, "seed": 0}}
 METADATA = {
-    "task": {"kind": "image_classification", "dataset": "/home/somebody/images", "test_split": "test", "image_size": 2},
+    "task": {
+        "kind": "image_classification",
+        "dataset": "/home/somebody/images",
+        "test_split": "test",
+        "image_size": 2,
+    },
     "base_training": {"epochs": 3, "learning_rate": 0.001, "weight_decay": 0.0, "train_batch_size": 16, "seed": 0},
     "collect": {"select": ["1.*", "3.*"], "num_checkpoints": 12, "every": 1, "learning_rate": None},
 }
@@ -42,7 +47,7 @@ def save_dataset(folder, metadata=METADATA, base_model=True, run="run-0"):
 
 
 def check_golden(name, text):
-    """Compare with `tests/golden/name`; `PDIFF_WRITE_GOLDEN=1` writes it instead, to be read before it is committed."""
+    """Compare with a file in `tests/golden`; `PDIFF_WRITE_GOLDEN=1` writes it anew, to be read before a commit."""
     file = GOLDEN / name
     if os.environ.get("PDIFF_WRITE_GOLDEN"):
         file.write_text(text, encoding="utf-8")

@@ -16,6 +16,7 @@ from ..base_model import BaseModel
 from ..data.shards import RECORDING, check_shard, shards
 from ..files import read_json
 from ..layout import ParameterLayout
+from .card_text import BLOCK, REPO_ID, update_card
 from .download import check_config
 from .errors import hub_errors
 from .standalone import export_standalone
@@ -93,21 +94,23 @@ def push_dataset(
     prefix = "" if config is None else f"{check_config(config)}/"
     layout, files = _dataset_files(folder)
     files = {f"{prefix}{name}": path for name, path in files.items()}
-    card = DatasetCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True)
     own = {"config_name": config or "default", "data_files": f"{prefix}data/train-*.parquet"}
     with tempfile.TemporaryDirectory() as temporary:
         api = _api(token)
         with hub_errors(repo_id, revision, writing=True):
             head = _head(api, repo_id, "dataset", revision)
             stored = _read(api, head, f"{prefix}layout.json", temporary)
-            text = _read(api, head, "README.md", temporary)
+            known = _read(api, head, "README.md", temporary)
         if stored is not None and ParameterLayout.from_dict(read_json(stored)).fingerprint != layout.fingerprint:
             raise ValueError(
                 f"{repo_id}: expected the layout {layout.fingerprint[:12]} of {folder}, found a dataset of another; "
                 "push it as a config of its own, or to another repository."
             )
-        known = [] if text is None else DatasetCard(text.read_text(encoding="utf-8")).data.configs or []
-        card.data.configs = [*(c for c in known if c["config_name"] != own["config_name"]), own]
+        # Of several datasets in one repository, the card is that of the first.
+        text = folder / "README.md" if known is None or config is None else known
+        card = DatasetCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        others = [] if known is None else DatasetCard(known.read_text(encoding="utf-8")).data.configs or []
+        card.data.configs = [*(c for c in others if c["config_name"] != own["config_name"]), own]
         files.pop(f"{prefix}README.md")
         files["README.md"] = Path(temporary) / "card.md"
         files["README.md"].write_text(str(card), encoding="utf-8")
@@ -176,11 +179,12 @@ def _head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> Mod
         return None
 
 
-def _read(api: HfApi, head: DatasetInfo | None, name: str, folder: str) -> Path | None:
-    """A small file of a dataset as it is on the Hub, or `None`."""
+def _read(api: HfApi, head: ModelInfo | DatasetInfo | None, name: str, folder: str) -> Path | None:
+    """A small file as it is on the Hub, or `None`."""
     if head is None or name not in {sibling.rfilename for sibling in head.siblings}:
         return None
-    return Path(api.hf_hub_download(head.id, name, repo_type="dataset", revision=head.sha, local_dir=folder))
+    repo_type = "dataset" if isinstance(head, DatasetInfo) else "model"
+    return Path(api.hf_hub_download(head.id, name, repo_type=repo_type, revision=head.sha, local_dir=folder))
 
 
 def push_files(
@@ -209,12 +213,13 @@ def push_files(
         if head is None or revision is not None:
             head = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         stored = [sibling.rfilename for sibling in head.siblings]
-        kept = _is_edited(api, repo_id, repo_type, revision) if "README.md" in stored else False
-        if kept:
-            warnings.warn(f"{repo_id}: README.md was edited on the Hub and is kept as it is.", stacklevel=3)
-        operations = [
-            CommitOperationAdd(name, path) for name, path in files.items() if not (kept and name == "README.md")
-        ]
+        operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"]
+        if "README.md" in files:
+            card = _merge_card(api, head, files["README.md"], revision)
+            if card is None:
+                warnings.warn(f"{repo_id}: README.md was edited on the Hub and is kept as it is.", stacklevel=3)
+            else:
+                operations.append(CommitOperationAdd("README.md", card.encode("utf-8")))
         stale = [n for n in stored if n not in files and any(fnmatchcase(n, pattern) for pattern in mirror)]
         commit = api.create_commit(
             repo_id,
@@ -229,6 +234,16 @@ def push_files(
     return commit.pr_url or commit.commit_url
 
 
-def _is_edited(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> bool:
-    (card,) = api.get_paths_info(repo_id, ["README.md"], expand=True, revision=revision, repo_type=repo_type)
-    return not card.last_commit.title.startswith(TITLE)
+def _merge_card(api: HfApi, head: ModelInfo | DatasetInfo, file: Path, revision: str | None) -> str | None:
+    """The card to be pushed, with what a person wrote on the Hub; `None` when the one there is all a person's."""
+    text = file.read_text(encoding="utf-8").replace(REPO_ID, head.id)
+    with tempfile.TemporaryDirectory() as temporary:
+        stored = _read(api, head, "README.md", temporary)
+        if stored is None:
+            return text
+        existing = stored.read_bytes().decode("utf-8")
+    if BLOCK.search(existing) is not None:
+        return update_card(existing, text)
+    repo_type = "dataset" if isinstance(head, DatasetInfo) else "model"
+    (card,) = api.get_paths_info(head.id, ["README.md"], expand=True, revision=revision, repo_type=repo_type)
+    return text if card.last_commit.title.startswith(TITLE) else None

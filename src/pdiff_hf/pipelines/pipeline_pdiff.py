@@ -15,8 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
-from ..files import atomic_write
-from ..hub.cards import write_pipeline_card
+from ..files import atomic_write, read_json
 from ..hub.download import download_pipeline
 from ..hub.push import push_pipeline
 from ..layout import ParameterLayout
@@ -185,10 +184,19 @@ class PDiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: the Hub refuses; nothing is committed then.
         """
+        # The cards need the evaluation, which is slow to import.
+        from ..hub.cards import write_pipeline_card
+
         options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant)
-            write_pipeline_card(folder)
+            # What is known of the folder that it was loaded from.
+            source = Path(self.config.get("_name_or_path") or folder)
+            metrics = source / "metrics.json"
+            if metrics.is_file():
+                write_pipeline_card(folder, read_json(metrics), report_dir=source)
+            else:
+                write_pipeline_card(folder)
             return push_pipeline(folder, repo_id, **options, standalone=standalone)
 
     def check_inputs(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import glob
-import math
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from datasets.table import InMemoryTable
 from ..base_model import BaseModel
 from ..files import atomic_write, read_json, write_json
 from ..layout import ParameterLayout
+from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
+from .configs import DEFAULT, config_folder
 from .shards import (
     KEYS,
     RECORDING,
     SHARD_BYTES,
     append_shards,
+    arrow_schema,
     check_finite,
     check_metric,
     check_shard,
@@ -31,10 +34,13 @@ from .shards import (
     metric_names,
     read_shard,
     recorded_batches,
+    recorded_runs,
     rows_table,
     shards,
+    with_columns,
     write_shard,
 )
+from .stats import compute_stats
 
 SCHEMA = 1
 
@@ -86,39 +92,54 @@ def load_base_model(path: str | Path) -> BaseModel | None:
 
 
 def load_parameter_dataset(
-    path: str | Path, streaming: bool = False
+    path: str | Path, config: str | None = None, revision: str | None = None, streaming: bool = False
 ) -> tuple[Dataset | IterableDataset, ParameterLayout]:
-    """Load a parameter dataset from a folder.
+    """Load a parameter dataset from a folder or the Hub.
 
     Rows are read into memory, not into the cache of `datasets`: a folder that was rewritten never gives old rows.
 
     Args:
         path (`str` or `Path`):
-            Folder with `layout.json` and `data/train-*.parquet`.
+            Folder with `layout.json` and `data/train-*.parquet`, or `user/name[@revision]` on the Hub.
+        config (`str`, *optional*):
+            One of several datasets in the folder or repository, each in a folder of its own.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
         streaming (`bool`, *optional*, defaults to `False`):
-            Read rows from disk as they are asked for.
+            Read rows from disk, or from the Hub without downloading them, as they are asked for.
 
     Returns:
         `tuple[Dataset | IterableDataset, ParameterLayout]`: the rows in torch format, and what their vectors are made
         of. Of a recording that was cut off, the complete rows are there, with a warning.
 
     Raises:
-        ValueError: the layout or a shard is missing, damaged or does not fit.
+        ValueError: the layout or a shard is missing, damaged or does not fit, or there is no such config.
     """
+    # Imported when it is needed: what knows the Hub loads much of diffusers.
+    if not Path(path).exists() and import_module("..hub.resolve", __package__).is_hub_id(path):
+        from ..hub.download import download_dataset, open_remote_dataset
+
+        repo_id, _, at = str(path).partition("@")
+        if at and revision not in (None, at):
+            raise ValueError(f"{path}: expected one revision, found {revision!r}, too.")
+        where = {"revision": revision or at or None, "config": None if config == DEFAULT else config}
+        if streaming:
+            folder, files = open_remote_dataset(repo_id, **where)
+            layout, _ = read_layout(folder)
+            # The others are checked when they are reached; their footers alone may take minutes.
+            return _stream(files, check_shard(files[0], layout).names, layout), layout
+        path = download_dataset(repo_id, **where)
+    elif revision is not None:
+        raise ValueError(f"{path} is no dataset on the Hub: expected no revision, found {revision!r}.")
+    else:
+        path = config_folder(path, config)
     layout, _ = read_layout(path)
-    files, recording = shards(path), Path(path) / RECORDING
+    files, recording = shards(path), path / RECORDING
     if not files and not recording.is_file():
-        raise ValueError(f"expected Parquet shards {Path(path) / 'data' / 'train-*.parquet'}, found none.")
+        raise ValueError(f"expected Parquet shards {path / 'data' / 'train-*.parquet'}, found none.")
     if streaming and not recording.is_file():
         names = dict.fromkeys(name for file in files for name in check_shard(file, layout).names)
-        dataset = load_dataset(
-            "parquet",
-            data_files=[glob.escape(str(file.resolve())) for file in files],
-            features=features(layout, metric_names(names)),
-            split="train",
-            streaming=True,
-        )
-        return dataset.with_format("torch"), layout
+        return _stream([glob.escape(str(file.absolute())) for file in files], names, layout), layout
     tables = [read_shard(file, layout) for file in files]
     if recording.is_file():
         warnings.warn(
@@ -137,22 +158,41 @@ def load_parameter_dataset(
     return dataset.to_iterable_dataset().with_format("torch") if streaming else dataset, layout
 
 
+def _stream(files: list[str], columns: Iterable[str], layout: ParameterLayout) -> IterableDataset:
+    rows = features(layout, metric_names(columns))
+    chunked = is_chunked(layout.num_parameters)
+    stored = chunk_features(rows) if chunked else rows
+    dataset = load_dataset("parquet", data_files=files, features=stored, split="train", streaming=True)
+    if chunked:
+        dataset = dataset.with_format("arrow").map(
+            join_chunks,
+            batched=True,
+            batch_size=len(chunk_lengths(layout.num_parameters)),
+            fn_kwargs={"schema": rows.arrow_schema, "layout": layout},
+            features=rows,
+            remove_columns=[*COLUMNS],
+        )
+    return dataset.with_format("torch")
+
+
 def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
     """All vectors of a dataset as one float32 tensor `(K, D)`.
 
     Raises:
         ValueError: a vector has another length, or a value is NaN or infinite; the row and the tensor are named.
     """
-    chunks = dataset.with_format("arrow")[:].column("parameters").chunks
-    vectors = np.empty((len(dataset), layout.num_parameters), dtype=np.float32)
+    size = layout.num_parameters
+    vectors = np.empty((len(dataset), size), dtype=np.float32)
     row = 0
-    for chunk in chunks:
-        if chunk.type.list_size != layout.num_parameters:
-            raise ValueError(f"expected vectors of {layout.num_parameters} values, found {chunk.type.list_size}.")
-        block = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), layout.num_parameters)
-        vectors[row : row + len(chunk)] = block
-        row += len(chunk)
-    check_finite(vectors, layout)
+    for chunk in dataset.with_format("arrow")[:].column("parameters").chunks:
+        if chunk.type.list_size != size:
+            raise ValueError(f"expected vectors of {size} values, found {chunk.type.list_size}.")
+        block = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size)
+        # Checked while they are in the processor's cache, which halves the time.
+        for part in np.array_split(block, -(-block.nbytes // 2**20) or 1):
+            vectors[row : row + len(part)] = part
+            check_finite(vectors[row : row + len(part)], layout, first=row)
+            row += len(part)
     return torch.from_numpy(vectors)
 
 
@@ -205,7 +245,7 @@ def update_columns(path: str | Path, columns: Mapping[str, Sequence[float]]) -> 
     layout, _ = read_layout(path)
     if (Path(path) / RECORDING).exists():
         raise ValueError(f"{path} holds a recording that was not closed; call finish_recording first.")
-    num_rows = sum(len(read_shard(file, layout)) for file in shards(path))
+    num_rows = recorded_runs(path).total()
     for name, values in columns.items():
         if name in KEYS or name == "parameters":
             raise ValueError(f"column {name!r} identifies rows and cannot be replaced; choose a metric's name.")
@@ -218,7 +258,7 @@ def update_columns(path: str | Path, columns: Mapping[str, Sequence[float]]) -> 
         stop = start + len(table)
         arrays = dict(zip(table.column_names, table.columns, strict=True))
         arrays |= {name: pa.array(list(values[start:stop]), pa.float32()) for name, values in columns.items()}
-        schema = features(layout, metric_names(arrays)).arrow_schema
+        schema = arrow_schema(layout, metric_names(arrays))
         write_shard(pa.table([arrays[name] for name in schema.names], schema=schema), file)
         start = stop
     finish_dataset(path)
@@ -242,47 +282,14 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     layout, base_model = read_layout(path)
     files = shards(path)
     metrics = metric_names(dict.fromkeys(name for file in files for name in check_shard(file, layout).names))
-    schema = features(layout, metrics).arrow_schema
-    runs: dict[str, None] = {}
-    values: dict[str, list[float]] = {name: [] for name in metrics}
-    # Welford's running mean and sum of squared deviations of every parameter over the rows.
-    count, mean, squares = 0, np.zeros(layout.num_parameters), np.zeros(layout.num_parameters)
+    schema = arrow_schema(layout, metrics)
+    stored = {*schema.names} - {"parameters"}
     for file in files:
-        table = read_shard(file, layout)
-        if table.column_names != schema.names:
-            table = pa.concat_tables([table, schema.empty_table()], promote_options="default").select(schema.names)
-            table = table.cast(schema)
-            write_shard(table, file)
-        runs |= dict.fromkeys(table.column("run").to_pylist())
-        for name in metrics:
-            values[name] += table.column(name).drop_null().to_pylist()
-        for chunk in table.column("parameters").chunks:
-            for vector in chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), layout.num_parameters):
-                count += 1
-                delta = vector - mean
-                mean += delta / count
-                squares += delta * (vector - mean)
-    tensors = []
-    for spec in layout.tensors:
-        own = slice(spec.offset, spec.offset + spec.numel)
-        # Pooled over the tensor's elements and the checkpoints.
-        std = math.sqrt((squares[own] / count).mean() + mean[own].var()) if spec.numel else 0.0
-        tensors.append({"name": spec.name, "mean": float(mean[own].mean()) if spec.numel else 0.0, "std": std})
-    stats_file = path / "stats.json"
-    known = read_json(stats_file)["metadata"] if stats_file.is_file() else {}
-    stats = {
-        "schema": SCHEMA,
-        "num_rows": count,
-        "runs": list(runs),
-        "columns": {
-            name: {"mean": float(np.mean(v)), "std": float(np.std(v)), "min": min(v), "max": max(v)}
-            for name, v in values.items()
-            if v
-        },
-        "tensors": tensors,
-        "metadata": {**known, **(metadata or {})},
-    }
-    write_json(stats_file, stats)
+        if stored - {*check_shard(file, layout).names}:
+            write_shard(with_columns(read_shard(file, layout), schema), file)
+    known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
+    stats = compute_stats(files, layout, metrics)
+    write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
     if not (path / "README.md").exists():
         model = "a network" if base_model is None else base_model.name
         with atomic_write(path / "README.md") as temporary:

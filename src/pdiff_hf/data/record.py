@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
-from .dataset import finish_dataset, read_layout, write_layout
-from .shards import RECORDING, append_shards, recorded_batches, recorded_runs, rows_table, shards
+from .append import check_append, finish_rows, lock_folder, unlock_folder
+from .dataset import write_layout
+from .shards import RECORDING, rows_table
 
 
 class ParameterRecorder:
@@ -66,26 +66,7 @@ class ParameterRecorder:
         self.num_recorded = 0
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._closed = False
-        self._check_folder()
-
-    def _check_folder(self) -> None:
-        if not (self.output_dir / "layout.json").exists():
-            if shards(self.output_dir):
-                raise ValueError(f"{self.output_dir} holds Parquet shards without layout.json; choose another folder.")
-            return
-        layout, base_model = read_layout(self.output_dir)
-        if layout.fingerprint != self.layout.fingerprint:
-            raise ValueError(
-                f"{self.output_dir} holds checkpoints of another layout: expected fingerprint "
-                f"{self.layout.fingerprint[:12]}, found {layout.fingerprint[:12]}; choose another folder."
-            )
-        if self.base_model is not None and self.base_model != base_model:
-            raise ValueError(f"{self.output_dir} holds checkpoints of another base model; choose another folder.")
-        runs = set(recorded_runs(self.output_dir))
-        if (self.output_dir / RECORDING).exists():
-            runs |= {batch.column("run")[0].as_py() for batch in recorded_batches(self.output_dir)}
-        if self.run in runs:
-            raise ValueError(f"{self.output_dir} already holds run {self.run!r}; choose another run name or folder.")
+        check_append(self.output_dir, layout, base_model, [run])
 
     def record(
         self,
@@ -139,16 +120,16 @@ class ParameterRecorder:
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema) -> None:
-        lock = _lock(self.output_dir)
+        lock = lock_folder(self.output_dir)
         try:
-            self._check_folder()
+            check_append(self.output_dir, self.layout, self.base_model, [self.run])
             if (self.output_dir / RECORDING).exists():
-                _finish(self.output_dir)
+                finish_rows(self.output_dir)
             if not (self.output_dir / "layout.json").exists():
                 write_layout(self.output_dir, self.layout, self.base_model)
             self._file = open(self.output_dir / RECORDING, "wb")
         except BaseException:
-            _unlock(lock)
+            unlock_folder(lock)
             raise
         self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, schema), schema, lock
 
@@ -160,9 +141,9 @@ class ParameterRecorder:
             self._file.close()
             self._stream = None
             try:
-                _finish(self.output_dir, self.metadata)
+                finish_rows(self.output_dir, self.metadata)
             finally:
-                _unlock(self._held)
+                unlock_folder(self._held)
         self._closed = True
 
     def __enter__(self) -> ParameterRecorder:
@@ -180,36 +161,11 @@ def finish_recording(path: str | Path) -> None:
     """
     if not (Path(path) / RECORDING).exists():
         raise ValueError(f"expected a recording at {Path(path) / RECORDING}, found none.")
-    lock = _lock(Path(path))
+    lock = lock_folder(Path(path))
     try:
-        _finish(Path(path))
+        finish_rows(Path(path))
     finally:
-        _unlock(lock)
-
-
-def _finish(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
-    append_shards(recorded_batches(path), path)
-    # Stopped before this line, the rows are known to be in the shards by their run and number.
-    (path / RECORDING).unlink()
-    if shards(path):
-        finish_dataset(path, metadata)
-
-
-def _lock(path: Path) -> FileLock:
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".recording.lock", timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"another recorder is writing to {path}; close it first, or choose another folder."
-        ) from error
-    return lock
-
-
-def _unlock(lock: FileLock) -> None:
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+        unlock_folder(lock)
 
 
 class ParameterRecorderCallback(TrainerCallback):

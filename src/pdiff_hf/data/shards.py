@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +13,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
+from huggingface_hub import HfFileSystem
 
 from ..files import atomic_write
 from ..layout import ParameterLayout
+from . import chunks
 
 RECORDING = "recording.arrow"
 
 # A shard stays small enough to be read, pushed and retried as one piece.
-SHARD_BYTES = 2**28
+SHARD_BYTES = 2**27
+
+# What is decoded into memory at a time, or one row if that is larger.
+ROW_GROUP_BYTES = 2**25
+
+# Key in the metadata of a shard; two layouts may have vectors of the same length.
+FINGERPRINT = b"pdiff_hf.fingerprint"
 
 # Columns beside `parameters` that say where a row comes from; all others are float32 metrics.
 KEYS = {"run": "string", "seed": "int64", "step": "int64", "epoch": "float32"}
@@ -36,9 +48,16 @@ def features(layout: ParameterLayout, metrics: Iterable[str]) -> Features:
     )
 
 
+def arrow_schema(layout: ParameterLayout, metrics: Iterable[str]) -> pa.Schema:
+    """The columns of [`features`] with the fingerprint of the layout."""
+    schema = features(layout, metrics).arrow_schema
+    return schema.with_metadata({**schema.metadata, FINGERPRINT: layout.fingerprint.encode()})
+
+
 def metric_names(columns: Iterable[str]) -> list[str]:
     """The metrics among a dataset's columns."""
-    return [name for name in columns if name not in KEYS and name != "parameters"]
+    others = {"parameters", *KEYS, *chunks.COLUMNS}
+    return [name for name in columns if name not in others]
 
 
 def check_finite(vectors: np.ndarray, layout: ParameterLayout, unit: str = "row", first: int = 0) -> None:
@@ -67,7 +86,7 @@ def rows_table(
     if vectors.ndim != 2 or vectors.shape[1] != layout.num_parameters:
         raise ValueError(f"expected vectors of shape (K, {layout.num_parameters}), found {vectors.shape}.")
     check_finite(vectors, layout, unit, first)
-    schema = features(layout, metric_names(columns)).arrow_schema
+    schema = arrow_schema(layout, metric_names(columns))
     defaults = {"run": ["run-0"] * len(vectors), "seed": [0] * len(vectors), "step": range(len(vectors))}
     values = {**defaults, "epoch": [None] * len(vectors), **columns}
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
@@ -93,70 +112,141 @@ def shards(path: str | Path) -> list[Path]:
     return sorted((Path(path) / "data").glob("train-*.parquet"))
 
 
-def check_shard(file: Path, layout: ParameterLayout) -> pa.Schema:
-    """Schema of a shard.
+def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
+    """Schema of a shard, a local one or one at `hf://`.
 
     Raises:
         ValueError: the file is no complete Parquet file of this layout; only its footer is read.
     """
     try:
-        schema = pq.read_schema(file)
+        where = {"filesystem": HfFileSystem()} if str(file).startswith("hf://") else {}
+        schema = pq.read_schema(str(file).removeprefix("hf://"), **where)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a complete Parquet file: {str(error).splitlines()[0]}") from error
-    if missing := [name for name in ("parameters", *KEYS) if name not in schema.names]:
+    size, chunked = layout.num_parameters, chunks.is_chunked(layout.num_parameters)
+    if missing := [n for n in (*(chunks.COLUMNS if chunked else ["parameters"]), *KEYS) if n not in schema.names]:
         raise ValueError(f"{file}: expected a column {missing[0]!r}, found {schema.names}.")
-    found = schema.field("parameters").type
-    fixed = pa.types.is_fixed_size_list(found) and pa.types.is_float32(found.value_type)
-    if not fixed or found.list_size != layout.num_parameters:
-        raise ValueError(f"{file}: expected 'parameters' of {layout.num_parameters} float32 values, found {found}.")
+    if chunked:
+        found = schema.field("values").type
+        if not pa.types.is_list(found) or not pa.types.is_float32(found.value_type):
+            raise ValueError(f"{file}: expected 'values' of float32 values, found {found}.")
+    else:
+        found = schema.field("parameters").type
+        fixed = pa.types.is_fixed_size_list(found) and pa.types.is_float32(found.value_type)
+        if not fixed or found.list_size != size:
+            raise ValueError(f"{file}: expected 'parameters' of {size} float32 values, found {found}.")
+    fingerprint = (schema.metadata or {}).get(FINGERPRINT, layout.fingerprint.encode()).decode(errors="replace")
+    if fingerprint != layout.fingerprint:
+        raise ValueError(f"{file}: expected the layout {layout.fingerprint[:12]}, found {fingerprint[:12]}.")
     return schema
 
 
-def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
-    """Read a shard with the columns of [`features`].
+def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
+    """Read a shard bit by bit, one row per checkpoint, with the columns of [`features`].
 
     Raises:
         ValueError: the file is damaged or has other columns.
     """
-    schema = features(layout, metric_names(check_shard(file, layout).names)).arrow_schema
+    names = check_shard(file, layout).names
+    schema = arrow_schema(layout, metric_names(names))
+    chunked = chunks.is_chunked(layout.num_parameters)
+    stored = [*schema.names[1:], *chunks.COLUMNS] if chunked else schema.names
+    step = len(chunks.chunk_lengths(layout.num_parameters))
     try:
-        table = pq.read_table(file).select(schema.names).cast(schema)
+        with pq.ParquetFile(file) as parquet:
+            pending = parquet.schema_arrow.empty_table().select(stored)
+            for group in range(parquet.num_row_groups):
+                pending = pa.concat_tables([pending, parquet.read_row_group(group, stored)])
+                # A checkpoint's chunks may lie in several row groups.
+                whole = len(pending) - (len(pending) % step if group < parquet.num_row_groups - 1 else 0)
+                table, pending = pending.slice(0, whole), pending.slice(whole)
+                if not whole:
+                    continue
+                table = chunks.join_chunks(table, schema, layout) if chunked else table.select(schema.names)
+                if table.column("parameters").null_count:
+                    raise ValueError("expected parameters in every row, found rows without.")
+                yield table.cast(schema)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-    if table.column("parameters").null_count:
-        raise ValueError(f"{file}: expected parameters in every row, found rows without.")
-    return table
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
-def write_shard(table: pa.Table, file: Path) -> None:
+def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
+    """Read a shard whole; see [`read_rows`]."""
+    schema = arrow_schema(layout, metric_names(check_shard(file, layout).names))
+    return pa.concat_tables([*read_rows(file, layout), schema.empty_table()])
+
+
+def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give rows the columns of `schema`, those that they lack as nulls."""
+    return pa.concat_tables([table, schema.empty_table()], promote_options="default").select(schema.names).cast(schema)
+
+
+def write_shard(rows: pa.Table | pa.RecordBatchReader, file: Path) -> None:
     """Write a shard without dictionary encoding, which costs size and time on float parameters."""
-    encoding = {"parameters.list.element": "BYTE_STREAM_SPLIT"}
-    with atomic_write(file) as temporary:
-        pq.write_table(table, temporary, use_dictionary=False, column_encoding=encoding, compression="zstd")
+    reader = rows.to_reader() if isinstance(rows, pa.Table) else rows
+    chunked = chunks.is_chunked(reader.schema.field("parameters").type.list_size)
+    with (
+        atomic_write(file) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            chunks.split_rows(reader.schema.empty_table()).schema if chunked else reader.schema,
+            use_dictionary=False,
+            column_encoding={f"{'values' if chunked else 'parameters'}.list.element": "BYTE_STREAM_SPLIT"},
+            compression="zstd",
+        ) as writer,
+    ):
+        for group in _take_bytes(reader, ROW_GROUP_BYTES):
+            table = pa.Table.from_batches(group)
+            table = chunks.split_rows(table) if chunked else table
+            writer.write_table(table, max(1, ROW_GROUP_BYTES * len(table) // max(1, table.nbytes)))
+
+
+def _take_bytes(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Divide batches into groups that end with the batch that makes them `size` bytes; a group is read lazily."""
+    batches = iter(batches)
+
+    def group(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        taken = 0
+        for part in itertools.chain([batch], batches):
+            taken += part.nbytes
+            yield part
+            if taken >= size:
+                return
+
+    for first in batches:
+        yield group(first)
 
 
 def append_shards(batches: Iterable[pa.RecordBatch], path: str | Path) -> None:
-    """Write batches to new shards behind those of the folder, one shard in memory at a time."""
-    number = max((int(re.findall(r"\d+", file.name)[0]) for file in shards(path)), default=-1)
-    pending: list[pa.RecordBatch] = []
-    size = 0
-    for batch in batches:
-        # The shard before is written only now, so that the last one is not empty.
-        if size >= SHARD_BYTES:
-            number += 1
-            write_shard(pa.Table.from_batches(pending), Path(path) / "data" / f"train-{number:05d}.parquet")
-            pending, size = [], 0
-        pending.append(batch)
-        size += batch.nbytes
-    if pending:
-        write_shard(pa.Table.from_batches(pending), Path(path) / "data" / f"train-{number + 1:05d}.parquet")
+    """Write batches to new shards behind those of the folder, a row group in memory at a time.
+
+    A checkpoint is never split over shards. They appear in the folder when the last one is complete.
+    """
+    last = max((int(re.findall(r"\d+", file.name)[0]) for file in shards(path)), default=-1)
+    folder, staged = Path(path) / "data", Path(path) / ".append"
+    # What an append that was killed has left there is no part of the dataset.
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        for number, group in enumerate(_take_bytes(batches, SHARD_BYTES), last + 1):
+            first = next(group)
+            rows = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], group))
+            write_shard(rows, staged / f"train-{number:05d}.parquet")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(staged.glob("*.parquet")):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def recorded_runs(path: str | Path) -> Counter[str]:
-    """Number of rows of every run in the shards of a folder."""
+    """Number of checkpoints of every run in the shards of a folder."""
     counts: Counter[str] = Counter()
     for file in shards(path):
-        counts.update(pq.read_table(file, columns=["run"]).column("run").to_pylist())
+        # Of chunk rows, the first one stands for its checkpoint.
+        first = pc.field("chunk") == 0 if "chunk" in pq.read_schema(file).names else None
+        counts.update(pq.read_table(file, columns=["run"], filters=first).column("run").to_pylist())
     return counts
 
 

@@ -1,0 +1,172 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from torch import nn
+
+from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data import ParameterRecorder, dataset_vectors, load_parameter_dataset, save_parameter_dataset, shards
+from pdiff_hf.data.append import append_dataset_folder, append_parameter_dataset
+from pdiff_hf.layout import ParameterLayout, TensorSpec
+from pdiff_hf.tasks.networks import mlp3
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
+
+
+def columns(run, rows, **metrics):
+    return {"run": [run] * rows, **{name: [value] * rows for name, value in metrics.items()}}
+
+
+def save(folder, run="a", rows=6, seed=0, **metrics):
+    save_parameter_dataset(make_vectors(rows, seed), LAYOUT, folder, columns=columns(run, rows, **metrics))
+    return folder
+
+
+def parquet(folder):
+    return {path: path.read_bytes() for path in shards.shards(folder)}
+
+
+def test_appended_rows_come_behind_in_new_shards(tmp_path):
+    before = parquet(save(tmp_path / "ds", val_accuracy=0.5))
+    new = columns("b", 4, val_accuracy=0.25)
+    append_parameter_dataset(make_vectors(4, 1), LAYOUT, tmp_path / "ds", columns=new, metadata={"x": 1})
+    after = parquet(tmp_path / "ds")
+    assert {path: after[path] for path in before} == before
+    assert [path.name for path in after] == ["train-00000.parquet", "train-00001.parquet"]
+    dataset, layout = load_parameter_dataset(tmp_path / "ds")
+    assert torch.equal(dataset_vectors(dataset, layout), torch.cat([make_vectors(), make_vectors(4, 1)]))
+    assert dataset[:]["run"] == ["a"] * 6 + ["b"] * 4
+    stats = json.loads((tmp_path / "ds" / "stats.json").read_text())
+    assert (stats["num_rows"], stats["runs"], stats["metadata"]) == (10, ["a", "b"], {"x": 1})
+    assert stats["columns"]["val_accuracy"]["mean"] == pytest.approx(0.4)
+    assert {path.name for path in (tmp_path / "ds").iterdir()} == {"data", "layout.json", "stats.json", "README.md"}
+
+
+def test_rows_that_lack_a_metric_leave_old_shards_as_they_are(tmp_path):
+    before = parquet(save(tmp_path / "ds", val_accuracy=0.5, test_accuracy=0.5))
+    append_parameter_dataset(make_vectors(1, 1), LAYOUT, tmp_path / "ds", columns=columns("b", 1))
+    after = parquet(tmp_path / "ds")
+    assert {path: after[path] for path in before} == before
+    plain = load_dataset(str(tmp_path / "ds"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert plain["test_accuracy"][:] == [0.5] * 6 + [None]
+
+
+def test_folder_is_appended_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
+    monkeypatch.setattr("pdiff_hf.data.append.SHARD_BYTES", 2 * 4 * D)
+    save(tmp_path / "ds", val_accuracy=0.5)
+    source = save(tmp_path / "source", "b", 5, 1, val_accuracy=0.25)
+    with ParameterRecorder(LAYOUT, source, run="c") as recorder:
+        recorder.record(make_vectors(1, 2)[0], step=7, accuracy=0.75)
+    before, given = parquet(tmp_path / "ds"), snapshot(source)
+    append_dataset_folder(source, tmp_path / "ds")
+    after = parquet(tmp_path / "ds")
+    assert {path: after[path] for path in before} == before
+    assert snapshot(source) == given
+    dataset, layout = load_parameter_dataset(tmp_path / "ds")
+    expected = torch.cat([make_vectors(), make_vectors(5, 1), make_vectors(1, 2)])
+    assert torch.equal(dataset_vectors(dataset, layout), expected)
+    assert dataset[:]["run"] == ["a"] * 6 + ["b"] * 5 + ["c"]
+    assert dataset[:]["val_accuracy"].tolist() == [0.5] * 6 + [0.25] * 5 + [0.75]
+
+
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_other_layout_run_or_base_model_is_refused_and_nothing_changes(tmp_path, from_folder):
+    base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
+    bases = [base.save_weights(mlp3(**NETWORK), tmp_path / name) for name in "xy"]
+    save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds", bases[0], columns("a", 6))
+    before = snapshot(tmp_path / "ds")
+    other = ParameterLayout.from_model(nn.Linear(D - 1, 1))
+    assert other.num_parameters == D
+    for index, (layout, base_model, run, message) in enumerate(
+        [
+            (other, None, "b", "holds checkpoints of another layout: expected fingerprint"),
+            (LAYOUT, bases[1], "b", "another base model"),
+            (LAYOUT, bases[0], "a", "already holds run 'a'"),
+        ]
+    ):
+        with pytest.raises(ValueError, match=message):
+            if from_folder:
+                source = tmp_path / str(index)
+                save_parameter_dataset(make_vectors(2), layout, source, base_model, columns(run, 2))
+                append_dataset_folder(source, tmp_path / "ds")
+            else:
+                append_parameter_dataset(make_vectors(2), layout, tmp_path / "ds", base_model, columns(run, 2))
+        assert snapshot(tmp_path / "ds") == before
+
+
+def test_shard_of_another_layout_with_as_many_values_is_refused(tmp_path):
+    save(tmp_path / "ds")
+    other = ParameterLayout.from_model(nn.Linear(D - 1, 1))
+    save_parameter_dataset(make_vectors(2), other, tmp_path / "other", columns=columns("b", 2))
+    os.replace(tmp_path / "other" / "data" / "train-00000.parquet", tmp_path / "ds" / "data" / "train-00001.parquet")
+    message = rf"train-00001\.parquet: expected the layout {LAYOUT.fingerprint[:12]}, found {other.fingerprint[:12]}"
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=message):
+            load_parameter_dataset(tmp_path / "ds", streaming=streaming)
+    with pytest.raises(ValueError, match=message):
+        append_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
+
+
+def test_shards_that_name_no_layout_are_read(tmp_path):
+    (file,) = parquet(save(tmp_path / "ds"))
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds")), make_vectors())
+
+
+def test_nothing_is_appended_to_a_folder_without_a_dataset(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a parameter dataset at .*nothing, found no layout\.json"):
+        append_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_folder_that_is_being_recorded_is_refused(tmp_path):
+    save(tmp_path / "ds")
+    with ParameterRecorder(LAYOUT, tmp_path / "ds", run="b") as recorder:
+        recorder.record(make_vectors()[0], step=0)
+        with pytest.raises(ValueError, match="another recorder is writing"):
+            append_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from pdiff_hf.data import shards
+from pdiff_hf.data.append import append_parameter_dataset
+from pdiff_hf.data.dataset import read_layout
+
+shards.SHARD_BYTES = 1
+write, count = shards.write_shard, 0
+def write_and_die(table, file):
+    global count
+    write(table, file)
+    count += 1
+    if count == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+shards.write_shard = write_and_die
+import pdiff_hf.data.append as append
+append.SHARD_BYTES = 1
+append_parameter_dataset(torch.zeros(5, 20), read_layout(sys.argv[1])[0], sys.argv[1], columns={"run": ["b"] * 5})
+"""
+
+
+def test_killed_append_leaves_the_old_dataset_and_can_be_repeated(tmp_path):
+    layout = ParameterLayout((TensorSpec("weight", (4, 5), 0),))
+    save_parameter_dataset(torch.ones(3, 20), layout, tmp_path / "ds", columns=columns("a", 3))
+    before = snapshot(tmp_path / "ds")
+    code = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "ds")], timeout=300).returncode
+    assert code == -signal.SIGKILL
+    assert len(list((tmp_path / "ds" / ".append").iterdir())) == 3
+    after = snapshot(tmp_path / "ds")
+    assert {path: after[path] for path in before} == before
+    assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds")), torch.ones(3, 20))
+    plain = load_dataset(str(tmp_path / "ds"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(plain) == 3
+    append_parameter_dataset(torch.zeros(5, 20), layout, tmp_path / "ds", columns=columns("b", 5))
+    assert len(load_parameter_dataset(tmp_path / "ds")[0]) == 8
+    assert not (tmp_path / "ds" / ".append").exists()

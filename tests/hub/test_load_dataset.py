@@ -1,0 +1,106 @@
+"""`load_parameter_dataset` of what is on the Hub."""
+
+import pytest
+import torch
+from hub_client import ClientError
+from torch import nn
+
+from pdiff_hf import ParameterLayout
+from pdiff_hf.data.dataset import save_parameter_dataset
+from small_datasets import LAYOUT, make_vectors, snapshot
+
+REPO = "user/params"
+OTHER = ParameterLayout.from_model(nn.Linear(2, 3))
+OTHER_VECTORS = torch.arange(18.0).reshape(2, 9)
+
+LOAD = """
+from pdiff_hf.data import load_parameter_dataset
+dataset, layout = load_parameter_dataset(repo, **options)
+result = [layout.fingerprint, [row["parameters"].tolist() for row in dataset]]
+"""
+
+
+def put(hub, folder, prefix=""):
+    files = {f"{prefix}{path.relative_to(folder).as_posix()}": data for path, data in snapshot(folder).items()}
+    hub.put(REPO, files, "dataset")
+
+
+def push(client, folder, **options):
+    code = "from pdiff_hf.hub.push import push_dataset; result = push_dataset(folder, repo, **options)"
+    return client(code, folder=folder, repo=REPO, options=options)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "a")
+    save_parameter_dataset(OTHER_VECTORS, OTHER, tmp_path / "b")
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_configs_and_revisions_are_loaded(hub, client, folders, streaming):
+    push(client, folders / "a")
+    push(client, folders / "b", config="linear")
+    save_parameter_dataset(make_vectors(seed=1), LAYOUT, folders / "c")
+    push(client, folders / "c", revision="next")
+    for repo, options, layout, vectors in (
+        (REPO, {}, LAYOUT, make_vectors()),
+        (REPO, {"config": "default"}, LAYOUT, make_vectors()),
+        (REPO, {"config": "linear"}, OTHER, OTHER_VECTORS),
+        (REPO, {"revision": "next"}, LAYOUT, make_vectors(seed=1)),
+        (f"{REPO}@next", {}, LAYOUT, make_vectors(seed=1)),
+    ):
+        found = client(LOAD, repo=repo, options={**options, "streaming": streaming})
+        assert found == [layout.fingerprint, vectors.tolist()]
+
+
+def test_appended_run_sends_its_own_shard_only(hub, client, folders):
+    push(client, folders / "a")
+    code = """
+from pdiff_hf.data.append import append_dataset_folder
+append_dataset_folder(source, folder)
+"""
+    save_parameter_dataset(make_vectors(2, 1), LAYOUT, folders / "more", columns={"run": ["b"] * 2})
+    client(code + "result = None", source=folders / "more", folder=folders / "a")
+    old = hub.files(REPO, "dataset")["data/train-00000.parquet"]
+    push(client, folders / "a")
+    assert hub.files(REPO, "dataset")["data/train-00000.parquet"] == old
+    found = client(LOAD, repo=REPO, options={"streaming": True})
+    assert found == [LAYOUT.fingerprint, torch.cat([make_vectors(), make_vectors(2, 1)]).tolist()]
+
+
+def test_chunk_rows_are_streamed(hub, client, folders, monkeypatch):
+    monkeypatch.setattr("pdiff_hf.data.chunks.CHUNK_VALUES", 13)
+    save_parameter_dataset(make_vectors(), LAYOUT, folders / "chunked")
+    push_and_load = """
+from pdiff_hf.data import chunks
+chunks.CHUNK_VALUES = 13
+from pdiff_hf.hub.push import push_dataset
+push_dataset(folder, repo)
+results = []
+for streaming in (False, True):
+    options = {"streaming": streaming}
+""" + "\n".join("    " + line for line in LOAD.strip().splitlines())
+    push_and_load += "\n    results.append(result)\nchunks.CHUNK_VALUES = 10**7\nresult = results"
+    found = client(push_and_load, repo=REPO, folder=folders / "chunked")
+    assert found == [[LAYOUT.fingerprint, make_vectors().tolist()]] * 2
+
+
+def test_two_revisions_are_refused(hub, client, folders):
+    push(client, folders / "a")
+    with pytest.raises(ClientError, match="expected one revision, found 'v2', too"):
+        client(LOAD, repo=f"{REPO}@v1", options={"revision": "v2"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shard_of_another_layout_on_the_hub_is_refused(hub, client, folders, streaming):
+    put(hub, folders / "a")
+    other = ParameterLayout.from_model(nn.Linear(LAYOUT.num_parameters - 1, 1))
+    save_parameter_dataset(make_vectors(), other, folders / "other")
+    (folders / "a" / "data" / "train-00000.parquet").write_bytes(
+        (folders / "other" / "data" / "train-00000.parquet").read_bytes()
+    )
+    put(hub, folders / "a")
+    with pytest.raises(ClientError, match=r"train-00000\.parquet: expected the layout") as caught:
+        client(LOAD, repo=REPO, options={"streaming": streaming})
+    assert caught.value.name == "ValueError"

@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.table import InMemoryTable
 
 from ..base_model import BaseModel
-from ..files import atomic_write, read_json, write_json
+from ..files import read_json, write_json
 from ..layout import ParameterLayout
 from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
 from .configs import DEFAULT, config_folder
@@ -43,26 +43,6 @@ from .shards import (
 from .stats import compute_stats
 
 SCHEMA = 1
-
-README = """---
-configs:
-- config_name: default
-  data_files: data/train-*.parquet
-tags:
-- pdiff-hf
----
-# Parameter dataset
-
-Checkpoints of `{model}`, one row each: {num_parameters} parameters as a flat float32 vector.
-`layout.json` maps a vector to the tensors of the network, `stats.json` says how the checkpoints were made.
-
-```python
-from pdiff_hf import load_parameter_dataset
-
-dataset, layout = load_parameter_dataset("path/to/this/folder")
-layout.unflatten(dataset[0]["parameters"])
-```
-"""
 
 
 def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
@@ -273,13 +253,13 @@ def write_layout(path: str | Path, layout: ParameterLayout, base_model: BaseMode
 
 
 def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write `stats.json` for the shards of a folder, and `README.md` when there is none.
+    """Write `stats.json` for the shards of a folder, and its card, `README.md`; what a person wrote there is kept.
 
     `metadata` is merged into that of `stats.json`. Shards that lack a metric get it as a column of nulls, because
     `datasets.load_dataset` wants the same columns in all shards.
     """
     path = Path(path)
-    layout, base_model = read_layout(path)
+    layout, _ = read_layout(path)
     files = shards(path)
     metrics = metric_names(dict.fromkeys(name for file in files for name in check_shard(file, layout).names))
     schema = arrow_schema(layout, metrics)
@@ -290,8 +270,7 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
     stats = compute_stats(files, layout, metrics)
     write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
-    if not (path / "README.md").exists():
-        model = "a network" if base_model is None else base_model.name
-        with atomic_write(path / "README.md") as temporary:
-            text = README.format(model=model, num_parameters=layout.num_parameters)
-            temporary.write_text(text, encoding="utf-8")
+    # What knows the cards loads much else.
+    from ..hub.cards import write_dataset_card
+
+    write_dataset_card(path)

@@ -40,7 +40,9 @@ class Repo:
     def commit(self, branch, added, deleted, title, parent, description=""):
         """Record files `{path: (data, lfs)}` on top of a branch and return the new commit's hash."""
         before = self.commits[parent]["files"] if parent else {}
-        text = f"{branch}{title}{len(self.commits)}{sorted(added)}{deleted}"
+        # As in git: clients keep what they know of a commit, so another content needs another hash.
+        contents = [(path, hashlib.sha1(data).hexdigest()) for path, (data, _) in sorted(added.items())]
+        text = f"{parent}{branch}{title}{len(self.commits)}{contents}{deleted}"
         sha = hashlib.sha1(text.encode()).hexdigest()
         kept = {
             path: entry

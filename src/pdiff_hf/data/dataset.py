@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.table import InMemoryTable
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..base_model import BaseModel
 from ..files import read_json, write_json
@@ -142,7 +143,10 @@ def _stream(files: list[str], columns: Iterable[str], layout: ParameterLayout) -
     rows = features(layout, metric_names(columns))
     chunked = is_chunked(layout.num_parameters)
     stored = chunk_features(rows) if chunked else rows
-    dataset = load_dataset("parquet", data_files=files, features=stored, split="train", streaming=True)
+    # Fetched ahead, the bytes of a shard would stay in memory while it is read.
+    scan = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=2**22)
+    options = {"features": stored, "fragment_scan_options": scan, "split": "train", "streaming": True}
+    dataset = load_dataset("parquet", data_files=files, **options)
     if chunked:
         dataset = dataset.with_format("arrow").map(
             join_chunks,

@@ -207,7 +207,7 @@ def check_config(config: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", config) or config in ("data", "base"):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", config) or config in ("data", "base", "default"):
         raise ValueError(f"expected a config of letters, digits, '-', '_' and '.', found {config!r}.")
     return config
 

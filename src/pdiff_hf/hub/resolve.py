@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..data.configs import config_folder
 from .download import download_dataset, download_pipeline
 
 
@@ -21,7 +22,7 @@ def resolve_dataset(source: str | Path, config: str | None = None) -> Path:
         ValueError: see [`download_dataset`].
     """
     if not is_hub_id(source):
-        return Path(source) if config is None else Path(source) / config
+        return config_folder(source, config)
     repo_id, _, revision = str(source).partition("@")
     return download_dataset(repo_id, revision=revision or None, config=config)
 

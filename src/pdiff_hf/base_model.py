@@ -22,6 +22,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .files import atomic_write, sha256_file
+from .hub.errors import hub_errors
 
 LIBRARIES = ("timm", "transformers", "import")
 WEIGHTS = "base/model.safetensors"
@@ -191,8 +192,6 @@ class BaseModel:
         Raises:
             ValueError: the Hub cannot be reached, or has no such file.
         """
-        from .hub.errors import hub_errors
-
         with hub_errors(repo, revision):
             commit = HfApi().model_info(repo, revision=revision).sha
             path = hf_hub_download(repo, weights, revision=commit)
@@ -203,8 +202,6 @@ class BaseModel:
         if self.weights is None or (self.root is None and self.repo is None):
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
         if self.repo is not None:
-            from .hub.errors import hub_errors
-
             with hub_errors(self.repo, self.revision):
                 return self._check_hash(Path(hf_hub_download(self.repo, self.weights, revision=self.revision)))
         # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.

@@ -212,6 +212,7 @@ def test_two_processes_evaluate_like_one(run, tmp_path):
     assert set(found["groups"]) == set(metrics["groups"])
     for name, group in found["groups"].items():
         expected = metrics["groups"][name]
-        assert group["test_accuracy"] == pytest.approx(expected["test_accuracy"])
+        for key, value in expected["test_accuracy"].items():
+            assert group["test_accuracy"][key] == pytest.approx(value), (name, key)
         assert group["selected"] == expected["selected"]
     assert found["verdict"] == metrics["verdict"]

@@ -10,6 +10,22 @@ from pdiff_hf.tasks.networks import mlp3
 NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}
 LATENTS = {"latent_channels": 4, "latent_length": 2}
 
+# Overrides that make a run of `digits-mlp` take seconds.
+TINY_RUN = [
+    "base_training.epochs=10",
+    "collect.num_checkpoints=40",
+    "autoencoder.steps=10",
+    "autoencoder.latent_channels=4",
+    "autoencoder.latent_length=2",
+    "autoencoder.min_explained_variance=0.5",
+    "autoencoder.max_accuracy_drop=0.1",
+    "diffusion.steps=20",
+    "diffusion.block_out_channels=[16, 16]",
+    "diffusion.lr_warmup_steps=0",
+    "generate.num_samples=5",
+    "generate.num_inference_steps=5",
+]
+
 
 def make_network(seed=0):
     torch.manual_seed(seed)

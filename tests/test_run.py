@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from factories import TINY_RUN
 from pdiff_hf.data import load_parameter_dataset
 from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import load_recipe
@@ -17,24 +18,9 @@ from pdiff_hf.run import run_recipe
 from pdiff_hf.run_folder import STAGES
 from processes import launch_two
 
-TINY = [
-    "base_training.epochs=10",
-    "collect.num_checkpoints=40",
-    "autoencoder.steps=10",
-    "autoencoder.latent_channels=4",
-    "autoencoder.latent_length=2",
-    "autoencoder.min_explained_variance=0.5",
-    "autoencoder.max_accuracy_drop=0.1",
-    "diffusion.steps=20",
-    "diffusion.block_out_channels=[16, 16]",
-    "diffusion.lr_warmup_steps=0",
-    "generate.num_samples=5",
-    "generate.num_inference_steps=5",
-]
-
 
 def recipe(*overrides, seed=None):
-    return load_recipe("digits-mlp", [*TINY, *overrides], seed)
+    return load_recipe("digits-mlp", [*TINY_RUN, *overrides], seed)
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,8 @@ import sys
 import pytest
 from hub_client import DATA, PIPE, TOKEN
 
+from factories import TINY_RUN
 from processes import run
-
-TINY = [
-    "base_training.epochs=10",
-    "collect.num_checkpoints=40",
-    "autoencoder.steps=10",
-    "autoencoder.latent_channels=4",
-    "autoencoder.latent_length=2",
-    "autoencoder.min_explained_variance=0.5",
-    "autoencoder.max_accuracy_drop=0.1",
-    "diffusion.steps=20",
-    "diffusion.block_out_channels=[16, 16]",
-    "diffusion.lr_warmup_steps=0",
-    "generate.num_samples=5",
-    "generate.num_inference_steps=5",
-]
 
 
 def numbers(value):
@@ -48,7 +34,7 @@ def test_what_is_shared_gives_the_same_networks_and_numbers(hub, tmp_path, monke
         return out
 
     first, second = tmp_path / "first" / "run", tmp_path / "second"
-    sets = [argument for override in TINY for argument in ("--set", override)]
+    sets = [argument for override in TINY_RUN for argument in ("--set", override)]
     pdiff("first", "run", "digits-mlp", "--out", first, *sets)
     pdiff("first", "push", "dataset", first / "dataset", DATA)
     pdiff("first", "push", "pipeline", first / "pipeline", PIPE)

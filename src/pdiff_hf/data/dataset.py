@@ -6,7 +6,6 @@ import glob
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +95,18 @@ def load_parameter_dataset(
     Raises:
         ValueError: the layout or a shard is missing, damaged or does not fit, or there is no such config.
     """
-    # Imported when it is needed: what knows the Hub loads much of diffusers.
-    if not Path(path).exists() and import_module("..hub.resolve", __package__).is_hub_id(path):
+    found = None
+    if not Path(path).exists():
+        # Imported when it is needed: what knows the Hub loads much of diffusers.
         from ..hub.download import download_dataset, open_remote_dataset
+        from ..hub.resolve import split_hub_id
 
-        repo_id, _, at = str(path).partition("@")
+        found = split_hub_id(path)
+    if found is not None:
+        repo_id, at = found
         if at and revision not in (None, at):
             raise ValueError(f"{path}: expected one revision, found {revision!r}, too.")
-        where = {"revision": revision or at or None, "config": None if config == DEFAULT else config}
+        where = {"revision": revision or at, "config": None if config == DEFAULT else config}
         if streaming:
             folder, files = open_remote_dataset(repo_id, **where)
             layout, _ = read_layout(folder)

@@ -9,10 +9,11 @@ from ..data.configs import config_folder
 from .download import download_dataset, download_pipeline
 
 
-def is_hub_id(source: str | Path) -> bool:
-    """Whether `source` is no path that exists, but has the form `user/name`, with `@revision` or without."""
-    form = r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?"
-    return not Path(source).exists() and re.fullmatch(form, str(source)) is not None
+def split_hub_id(source: str | Path) -> tuple[str, str | None] | None:
+    """`user/name` and the revision of `user/name[@revision]`; `None` for a path that exists or another form."""
+    form = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?"
+    found = None if Path(source).exists() else re.fullmatch(form, str(source))
+    return None if found is None else (found[1], found[2])
 
 
 def resolve_dataset(source: str | Path, config: str | None = None) -> Path:
@@ -21,10 +22,8 @@ def resolve_dataset(source: str | Path, config: str | None = None) -> Path:
     Raises:
         ValueError: see [`download_dataset`].
     """
-    if not is_hub_id(source):
-        return config_folder(source, config)
-    repo_id, _, revision = str(source).partition("@")
-    return download_dataset(repo_id, revision=revision or None, config=config)
+    found = split_hub_id(source)
+    return config_folder(source, config) if found is None else download_dataset(*found, config=config)
 
 
 def resolve_pipeline(source: str | Path) -> Path:
@@ -33,7 +32,5 @@ def resolve_pipeline(source: str | Path) -> Path:
     Raises:
         ValueError: see [`download_pipeline`].
     """
-    if not is_hub_id(source):
-        return Path(source)
-    repo_id, _, revision = str(source).partition("@")
-    return download_pipeline(repo_id, revision=revision or None)
+    found = split_hub_id(source)
+    return Path(source) if found is None else download_pipeline(found[0], revision=found[1])

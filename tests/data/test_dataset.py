@@ -311,7 +311,7 @@ def test_stats_are_those_of_the_rows(tmp_path, monkeypatch):
     assert (stats["schema"], stats["num_rows"], stats["runs"]) == (1, 6, ["a", "b"])
     assert stats["metadata"] == {"task": {"kind": "x"}}
     known = np.array([value for value in accuracy if value is not None], dtype=np.float32)
-    expected = {"mean": known.mean(), "std": known.std(), "min": known.min(), "max": known.max()}
+    expected = {"count": 5, "mean": known.mean(), "std": known.std(), "min": known.min(), "max": known.max()}
     assert stats["columns"] == {"val_accuracy": {k: pytest.approx(float(v), rel=1e-6) for k, v in expected.items()}}
     assert [tensor["name"] for tensor in stats["tensors"]] == list(LAYOUT.names)
     for name, values in LAYOUT.unflatten(make_vectors()).items():

@@ -239,6 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"files": [self._upload_mode(file, files) for file in wanted]})
         if verb == "commit":
             return self._commit(repo, kind, repo_id, revision, sha, body)
+        if verb == "commits":
+            return self._json(list(repo.history(sha)))
         if verb == "tree":
             return self._json(self._tree(repo, files, path))
         if verb == "paths-info":

@@ -54,5 +54,12 @@ class Repo:
         self.branches[branch] = sha
         return sha
 
+    def history(self, sha):
+        """The commits of a branch as the Hub lists them, the last one first."""
+        while sha is not None:
+            found = self.commits[sha]
+            yield {"id": sha, "authors": [], "date": DATE, "title": found["title"], "message": found["description"]}
+            sha = found["parent"]
+
     def resolve(self, revision: str) -> str | None:
         return self.branches.get(revision) or (revision if revision in self.commits else None)

@@ -59,12 +59,6 @@ def check_rows(folder, seeds):
     return dataset, json.loads((folder / "stats.json").read_text())["metadata"]["import"]["rows"]
 
 
-def list_commits(hub, *commits):
-    """The loopback Hub has no list of commits of its own; the last commit comes first."""
-    answer = [{"id": c, "authors": [], "date": "2025-01-01T00:00:00Z", "title": "", "message": ""} for c in commits]
-    hub.fault("GET", "/api/models/user/net/commits/main", status=200, body=json.dumps(answer[::-1]).encode())
-
-
 def test_fine_tunes_of_one_network_become_rows(hub, client, tmp_path):
     for seed in range(3):
         card = {"README.md": CARD.format(0.5 + seed / 10).encode()}
@@ -89,15 +83,30 @@ def test_named_revisions_become_steps(hub, client, tmp_path):
 
 def test_all_revisions_are_the_commits_that_changed_weights(hub, client, tmp_path):
     files = [saved_files(tmp_path / f"{seed}", make_network(seed)) for seed in range(2)]
-    empty = hub.put("user/net", {"README.md": b"soon"})
+    hub.put("user/net", {"README.md": b"soon"})
     first = hub.put("user/net", files[0])
-    described = hub.put("user/net", {"README.md": CARD.format(0.9).encode(), "optimizer.bin": b"1"})
+    hub.put("user/net", {"README.md": CARD.format(0.9).encode(), "optimizer.bin": b"1"})
     second = hub.put("user/net", files[1])
-    list_commits(hub, empty, first, described, second)
     run_import(client, "hub:user/net", out=tmp_path / "ds", all_revisions=True)
     dataset, rows = check_rows(tmp_path / "ds", range(2))
     assert [row["revision"] for row in rows] == [first, second]
     assert dataset.with_format(None)["test_accuracy"][:] == [None, pytest.approx(0.9)]
+
+
+def test_weights_alone_are_imported_into_a_named_network(hub, client, tmp_path):
+    for seed in range(2):
+        weights = saved_files(tmp_path / f"{seed}", make_network(seed))["model.safetensors"]
+        hub.put(f"user/net-{seed}", {"model.safetensors": weights})
+    code = """
+from transformers import ViTConfig
+from pdiff_hf import BaseModel
+from pdiff_hf.data.import_ import import_checkpoints
+base = BaseModel.transformers(ViTConfig(**config), "ViTForImageClassification")
+result = import_checkpoints(sources, out, base_model=base, progress=False)
+"""
+    sources = ["hub:user/net-0", "hub:user/net-1"]
+    client(code, sources=sources, out=tmp_path / "ds", config=CONFIG.to_diff_dict())
+    check_rows(tmp_path / "ds", range(2))
 
 
 def test_timm_repositories_are_imported(hub, client, tmp_path):
@@ -126,8 +135,8 @@ BROKEN = {
         "user/b: expected model.safetensors or pytorch_model.bin",
     ),
     "no config": (
-        lambda hub, files: hub.repos.pop(("model", "user/b")) and hub.put("user/b", {"model.safetensors": b""}),
-        "user/b: expected config.json",
+        lambda hub, files: hub.repos.pop(("model", "user/a")) and hub.put("user/a", {"model.safetensors": b""}),
+        "user/a: expected a config.json beside it, found none; name the base model with --base",
     ),
     "other architecture": (
         lambda hub, files: hub.put("user/b", {"model.safetensors": save({"a": torch.ones(2)})}),
@@ -165,7 +174,6 @@ def test_unfriendly_repository_is_refused_in_one_line(hub, client, tmp_path, nam
 
 
 def test_only_one_revision_with_weights_is_refused(hub, client, tmp_path):
-    commit = hub.put("user/net", saved_files(tmp_path / "saved", make_network(0)))
-    list_commits(hub, commit)
+    hub.put("user/net", saved_files(tmp_path / "saved", make_network(0)))
     with pytest.raises(ClientError, match="at least 2 checkpoints in hub:user/net, found 1"):
         run_import(client, "hub:user/net", out=tmp_path / "ds", all_revisions=True)

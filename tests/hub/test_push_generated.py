@@ -16,8 +16,8 @@ VIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "inte
 def make(library):
     torch.manual_seed(0)
     if library == "timm":
-        options = {"num_classes": 5, "in_chans": 1, "pretrained": False}
-        return BaseModel.timm("test_resnet", **options), timm.create_model("test_resnet", **options), (1, 1, 32, 32)
+        options = {"num_classes": 3, "pretrained": False}
+        return BaseModel.timm("test_resnet", **options), timm.create_model("test_resnet", **options), (1, 3, 32, 32)
     if library == "transformers":
         config = ViTConfig(**VIT, patch_size=4, num_labels=3)
         model = ViTForImageClassification(config)
@@ -25,12 +25,24 @@ def make(library):
     return BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK), mlp3(**NETWORK), (1, 1, 2, 2)
 
 
+TASK = {
+    "kind": "image_classification",
+    "image_size": 8,
+    "in_chans": 3,
+    "mean": [0.4, 0.5, 0.6],
+    "std": [0.1, 0.2, 0.3],
+    "interpolation": "bilinear",
+    "crop_pct": 0.8,
+    "class_names": ["cat", "dog", "ship"],
+}
+
+
 def write(tmp_path, library, selection=True):
     """A dataset as the source, three generated heads, and the logits of the network with each."""
     base, model, shape = make(library)
     base, layout = base.save_weights(model.eval(), tmp_path / "source"), ParameterLayout.from_model(model, "head")
     vectors = torch.randn(3, layout.num_parameters, generator=torch.Generator().manual_seed(1))
-    save_parameter_dataset(vectors, layout, tmp_path / "dataset", base)
+    save_parameter_dataset(vectors, layout, tmp_path / "dataset", base, metadata={"task": TASK})
     index = {"seed": 0}
     if selection:
         index["selection"] = {"num_drawn": 9, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}
@@ -68,6 +80,35 @@ output = model.eval()(torch.ones(shape))
 result = (output if isinstance(output, torch.Tensor) else output.logits).tolist()
 """
     return torch.tensor(client(LOADERS[library] + code, repo=repo, shape=shape))
+
+
+def test_pushed_network_prepares_images_as_its_task_did(hub, client, tmp_path):
+    """Not as the architecture's pretrained weights want them."""
+    pixels = torch.randint(0, 256, (12, 10, 3), generator=torch.Generator().manual_seed(0)).tolist()
+    code = """
+import numpy as np, timm, torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+image = Image.fromarray(np.array(pixels, dtype=np.uint8))
+model = timm.create_model("hf_hub:user/timm", pretrained=True)
+data = timm.data.resolve_model_data_config(model)
+first = timm.data.create_transform(**data)(image)
+second = AutoImageProcessor.from_pretrained("user/transformers")(image, return_tensors="pt")["pixel_values"][0]
+result = {"data": data, "difference": (first - second).abs().max().item(), "shape": list(first.shape),
+          "timm": model.pretrained_cfg["label_names"],
+          "transformers": list(AutoConfig.from_pretrained("user/transformers").id2label.values())}
+"""
+    for library in ("timm", "transformers"):
+        write(tmp_path / library, library)
+        push(client, tmp_path / library, f"user/{library}")
+    found = client(code, pixels=pixels)
+    assert found["data"]["input_size"] == [3, 8, 8] and found["shape"] == [3, 8, 8]
+    assert {key: found["data"][key] for key in ("mean", "std", "interpolation", "crop_pct")} == {
+        key: TASK[key] for key in ("mean", "std", "interpolation", "crop_pct")
+    }
+    # Both resize by PIL or torchvision, which round differently by a grey level of 255.
+    assert found["difference"] < 2 / 255 / min(TASK["std"])
+    assert found["timm"] == found["transformers"] == TASK["class_names"]
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers", "import"])

@@ -31,14 +31,20 @@ def push_dataset(
     path: Annotated[Path, typer.Argument(help="A parameter dataset.")],
     repo_id: RepoId,
     config: Annotated[str | None, typer.Option(help="Name among several datasets in one repository.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add its runs to those that are there.")] = False,
     private: Private = False,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Push a parameter dataset."""
     quiet()
+    if append and private:
+        raise ValueError("--append is for a dataset that is there; give it or --private, not both.")
+    from ..hub.append import append_dataset
     from ..hub.push import push_dataset
 
+    if append:
+        return _push(lambda: append_dataset(path, repo_id, config=config, revision=revision), as_json)
     _push(lambda: push_dataset(path, repo_id, config=config, private=private, revision=revision), as_json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def compute_stats(files: Sequence[Path], layout: ParameterLayout, metrics: Seque
         "num_rows": num_rows,
         "runs": list(runs),
         "columns": {
-            name: {"mean": float(np.mean(v)), "std": float(np.std(v)), "min": min(v), "max": max(v)}
+            name: {"count": len(v), "mean": float(np.mean(v)), "std": float(np.std(v)), "min": min(v), "max": max(v)}
             for name, v in values.items()
             if v
         },
@@ -55,3 +55,35 @@ def compute_stats(files: Sequence[Path], layout: ParameterLayout, metrics: Seque
             for spec, count, mean, square in zip(layout.tensors, counts, means, squares, strict=True)
         ],
     }
+
+
+def merge_stats(first: Mapping[str, Any], second: Mapping[str, Any], layout: ParameterLayout) -> dict[str, Any]:
+    """What [`compute_stats`] says of the rows of two datasets together, from what it said of each.
+
+    Args:
+        first (`Mapping`): Of the rows that come first.
+        second (`Mapping`): Of the others.
+        layout ([`ParameterLayout`]): Of both.
+    """
+    rows = first["num_rows"], second["num_rows"]
+    columns = {}
+    for name in {**first["columns"], **second["columns"]}:
+        found = [stats["columns"].get(name) for stats in (first, second)]
+        # Before counts were written, every row was taken to have the metric.
+        parts = [{"count": count, **part} for part, count in zip(found, rows, strict=True) if part is not None]
+        columns[name] = _pool(parts) | {"min": min(p["min"] for p in parts), "max": max(p["max"] for p in parts)}
+    tensors = []
+    for spec, *parts in zip(layout.tensors, first["tensors"], second["tensors"], strict=True):
+        counted = [{"count": max(1, spec.numel) * count, **part} for part, count in zip(parts, rows, strict=True)]
+        pooled = _pool(counted)
+        tensors.append({"name": spec.name, "mean": pooled["mean"], "std": pooled["std"]})
+    runs = list(dict.fromkeys([*first["runs"], *second["runs"]]))
+    return {"num_rows": sum(rows), "runs": runs, "columns": columns, "tensors": tensors}
+
+
+def _pool(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Count, mean and standard deviation of all values, from those of parts of them."""
+    total = sum(part["count"] for part in parts)
+    mean = sum(part["count"] * part["mean"] for part in parts) / total
+    square = sum(part["count"] * (part["std"] ** 2 + (part["mean"] - mean) ** 2) for part in parts) / total
+    return {"count": total, "mean": mean, "std": float(np.sqrt(square))}

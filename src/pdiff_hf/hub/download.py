@@ -31,7 +31,7 @@ class Snapshot:
 
     Args:
         repo_id (`str`): `user/name`.
-        index (`str`): The file that makes it an artefact; downloaded at once.
+        index (`str`, *optional*): The file that makes it an artefact; downloaded at once.
         repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
         revision (`str`, *optional*): Branch, tag or commit; the main branch by default.
         token (`str`, *optional*): Instead of that of `hf auth login`.
@@ -46,7 +46,7 @@ class Snapshot:
     def __init__(
         self,
         repo_id: str,
-        index: str,
+        index: str | None = None,
         repo_type: str = "model",
         revision: str | None = None,
         token: str | bool | None = None,
@@ -71,12 +71,14 @@ class Snapshot:
                     api.repo_info(repo_id, repo_type=repo_type, revision=self.commit)
             # By its exact name: a pattern could match names that leave the folder, which are only known afterwards.
             self._revision = found
-            self.folder = self._download([glob.escape(index)])
+            self.folder = self._download([] if index is None else [glob.escape(index)])
             self.files = {file.path for file in get_cached_repo_tree(**self._where, revision=self.commit)}
         for name in self.files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(name) or str(path) != name:
                 raise ValueError(f"{repo_id}: expected files inside of the repository, found the name {name!r}.")
+        if index is None:
+            return
         if index not in self.files:
             raise ValueError(
                 f"{self}: expected {index}, found {_some(self.files)}; it is no artefact of this kind, or of another "
@@ -262,6 +264,8 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
         raise ValueError(f"{snapshot}: model_index.json: {error}") from error
     if base_model is not None and base_model.carried_weights is not None:
         names.append(base_model.weights)
+    # What a card of it is made of, should it be pushed again.
+    names += snapshot.files & {"metrics.json", "train_config.json"}
     snapshot.fetch(names)
     _check_weights(snapshot, snapshot.folder, base_model)
     return snapshot.folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
@@ -16,8 +17,10 @@ from ..data.dataset import read_layout
 from ..files import read_json, write_json
 from ..layout import ParameterLayout
 from ..network_files import load_generated
+from ..run_folder import STAGES
 from .cards import make_generated_card
 from .download import download_pipeline
+from .preprocessing import class_names, make_image_processor, timm_preprocessing
 from .push import push_files
 
 
@@ -57,7 +60,7 @@ def push_generated(
             committed then.
     """
     folder = Path(folder)
-    layout, base_model = _read_source(source, token)
+    layout, base_model, task = _read_source(source, token)
     values = read_json(folder / "index.json")
     # Reads and checks every network.
     count = len(load_generated(folder, layout))
@@ -79,28 +82,39 @@ def push_generated(
         else:
             model = base_model.build(trusted_imports)
             _load(model, folder / values["files"][index])
-            _write_model(model, layout, base_model, output_dir)
+            _write_model(model, layout, base_model, task, output_dir)
             write_json(output_dir / "index.json", {**values, "files": [values["files"][index]], "index": index})
             files = {p.relative_to(output_dir).as_posix(): p for p in output_dir.rglob("*") if p.is_file()}
         files["README.md"] = output_dir / "README.md"
-        card = make_generated_card(repo_id, values, layout, base_model, index, str(source))
+        metrics = _read_metrics(folder)
+        card = make_generated_card(repo_id, values, layout, base_model, index, str(source), metrics)
         files["README.md"].write_text(card, encoding="utf-8")
         mirror = ["?????.safetensors"] if zoo else []
         return push_files(files, repo_id, "model", "generated", private, revision, token, create_pr, mirror)
 
 
-def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout, BaseModel]:
+def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout, BaseModel, dict | None]:
+    """Layout, base model, and what is known of the task."""
     folder = Path(source)
     if (folder / "layout.json").is_file():
         layout, base_model = read_layout(folder)
+        known, key = folder / "stats.json", "metadata"
     else:
         folder = folder if folder.is_dir() else download_pipeline(str(source), token=token)
         base = read_json(folder / "model_index.json").get("base_model")
         layout = ParameterLayout.from_dict(read_json(folder / "autoencoder" / "config.json")["layout"])
         base_model = None if base is None else BaseModel.from_dict(base, root=folder)
+        known, key = folder / "metrics.json", None
     if base_model is None:
         raise ValueError(f"{source} carries no base model to put the networks into.")
-    return layout, base_model
+    values = read_json(known) if known.is_file() else {}
+    return layout, base_model, (values if key is None else values.get(key) or {}).get("task")
+
+
+def _read_metrics(folder: Path) -> dict | None:
+    """What a run found out about the networks it generated; other folders of networks were not evaluated."""
+    report = folder.parent / "report" / "metrics.json"
+    return read_json(report) if folder.resolve().name == STAGES["generate"] and report.is_file() else None
 
 
 def _load(model: nn.Module, path: Path) -> None:
@@ -111,12 +125,23 @@ def _load(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from error
 
 
-def _write_model(model: nn.Module, layout: ParameterLayout, base_model: BaseModel, output_dir: Path) -> None:
+def _write_model(
+    model: nn.Module, layout: ParameterLayout, base_model: BaseModel, task: Mapping | None, output_dir: Path
+) -> None:
     if base_model.library == "timm":
         arguments = {k: v for k, v in base_model.kwargs.items() if k not in ("pretrained", "num_classes")}
-        timm.models.save_for_hf(model, str(output_dir), model_args=arguments, safe_serialization=True)
+        # The architecture's own preprocessing is that of other weights.
+        model.pretrained_cfg = {**model.pretrained_cfg, **timm_preprocessing(task)}
+        names = class_names(task, model.num_classes)
+        labels = {"label_names": names} if names else {}
+        timm.models.save_for_hf(model, str(output_dir), labels, arguments, safe_serialization=True)
     elif isinstance(model, PreTrainedModel):
+        if names := class_names(task, model.config.num_labels):
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: index for index, name in enumerate(names)}
         model.save_pretrained(output_dir)
+        if (processor := make_image_processor(task)) is not None:
+            processor.save_pretrained(output_dir)
     else:
         base_model = base_model.save_weights(model, output_dir)
         write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})

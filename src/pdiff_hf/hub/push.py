@@ -92,30 +92,42 @@ def push_dataset(
     """
     folder = Path(folder)
     prefix = "" if config is None else f"{check_config(config)}/"
-    layout, files = _dataset_files(folder)
+    layout, files = dataset_files(folder)
     files = {f"{prefix}{name}": path for name, path in files.items()}
-    own = {"config_name": config or "default", "data_files": f"{prefix}data/train-*.parquet"}
     with tempfile.TemporaryDirectory() as temporary:
-        api = _api(token)
+        api = make_api(token)
         with hub_errors(repo_id, revision, writing=True):
-            head = _head(api, repo_id, "dataset", revision)
-            stored = _read(api, head, f"{prefix}layout.json", temporary)
-            known = _read(api, head, "README.md", temporary)
+            head = repo_head(api, repo_id, "dataset", revision)
+            stored = read_remote(api, head, f"{prefix}layout.json", temporary)
+            known = read_remote(api, head, "README.md", temporary)
         if stored is not None and ParameterLayout.from_dict(read_json(stored)).fingerprint != layout.fingerprint:
             raise ValueError(
                 f"{repo_id}: expected the layout {layout.fingerprint[:12]} of {folder}, found a dataset of another; "
                 "push it as a config of its own, or to another repository."
             )
-        # Of several datasets in one repository, the card is that of the first.
-        text = folder / "README.md" if known is None or config is None else known
-        card = DatasetCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        others = [] if known is None else DatasetCard(known.read_text(encoding="utf-8")).data.configs or []
-        card.data.configs = [*(c for c in others if c["config_name"] != own["config_name"]), own]
         files.pop(f"{prefix}README.md")
-        files["README.md"] = Path(temporary) / "card.md"
-        files["README.md"].write_text(str(card), encoding="utf-8")
+        files["README.md"] = write_configs_card(folder / "README.md", known, config, Path(temporary) / "card.md")
         mirror = [f"{prefix}data/train-*.parquet"]
         return push_files(files, repo_id, "dataset", "dataset", private, revision, token, create_pr, mirror)
+
+
+def write_configs_card(own: Path, known: Path | None, config: str | None, output: Path) -> Path:
+    """Write the card of a repository of one or several datasets; of several, it is that of the first.
+
+    Args:
+        own (`Path`): The card of the dataset that is pushed.
+        known (`Path`, *optional*): The card on the Hub.
+        config (`str`, *optional*): Name of the dataset that is pushed.
+        output (`Path`): Where the card is written.
+    """
+    prefix, name = ("", "default") if config is None else (f"{config}/", config)
+    text = own if known is None or config is None else known
+    card = DatasetCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    others = [] if known is None else DatasetCard(known.read_text(encoding="utf-8")).data.configs or []
+    listed = {"config_name": name, "data_files": f"{prefix}data/train-*.parquet"}
+    card.data.configs = [*(c for c in others if c["config_name"] != name), listed]
+    output.write_text(str(card), encoding="utf-8")
+    return output
 
 
 def pipeline_files(folder: Path) -> dict[str, Path]:
@@ -135,7 +147,12 @@ def pipeline_files(folder: Path) -> dict[str, Path]:
     return _select(folder, [*patterns, *_carried_weights(index.get("base_model"), folder)])
 
 
-def _dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
+def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
+    """The layout and the files of a parameter dataset's folder by their names on the Hub.
+
+    Raises:
+        ValueError: the folder is no complete dataset.
+    """
     if not (folder / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {folder}, found no layout.json there.")
     if (folder / RECORDING).exists():
@@ -164,11 +181,12 @@ def _select(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in found if not path.name.startswith(".")}
 
 
-def _api(token: str | None) -> HfApi:
+def make_api(token: str | None) -> HfApi:
+    """A client of the Hub that says who it is."""
     return HfApi(token=token, library_name="pdiff_hf")
 
 
-def _head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> ModelInfo | DatasetInfo | None:
+def repo_head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> ModelInfo | DatasetInfo | None:
     """The repository at a branch, or at the main one where that branch will begin; `None` if there is none."""
     validate_repo_id(repo_id)
     try:
@@ -179,7 +197,7 @@ def _head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> Mod
         return None
 
 
-def _read(api: HfApi, head: ModelInfo | DatasetInfo | None, name: str, folder: str) -> Path | None:
+def read_remote(api: HfApi, head: ModelInfo | DatasetInfo | None, name: str, folder: str) -> Path | None:
     """A small file as it is on the Hub, or `None`."""
     if head is None or name not in {sibling.rfilename for sibling in head.siblings}:
         return None
@@ -197,13 +215,17 @@ def push_files(
     token: str | None,
     create_pr: bool,
     mirror: Iterable[str] = (),
+    parent: str | None = None,
 ) -> str:
-    """Commit files at once; of those on the Hub that match `mirror`, only these are left."""
-    api = _api(token)
+    """Commit files at once; of those on the Hub that match `mirror`, only these are left.
+
+    With `parent`, the commit that the files were made for, nothing is committed on top of another.
+    """
+    api = make_api(token)
     if create_pr and revision is not None:
         raise ValueError(f"a pull request goes to the main branch; give create_pr or the revision {revision!r}.")
     with hub_errors(repo_id, revision, writing=True):
-        head = _head(api, repo_id, repo_type, revision)
+        head = repo_head(api, repo_id, repo_type, revision)
         if head is None:
             api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
         elif private and not head.private:
@@ -229,7 +251,7 @@ def push_files(
             revision=revision,
             create_pr=create_pr,
             # Whoever commits in the meantime makes this fail, instead of a mixture.
-            parent_commit=None if create_pr else head.sha,
+            parent_commit=None if create_pr else parent or head.sha,
         )
     return commit.pr_url or commit.commit_url
 
@@ -238,7 +260,7 @@ def _merge_card(api: HfApi, head: ModelInfo | DatasetInfo, file: Path, revision:
     """The card to be pushed, with what a person wrote on the Hub; `None` when the one there is all a person's."""
     text = file.read_text(encoding="utf-8").replace(REPO_ID, head.id)
     with tempfile.TemporaryDirectory() as temporary:
-        stored = _read(api, head, "README.md", temporary)
+        stored = read_remote(api, head, "README.md", temporary)
         if stored is None:
             return text
         existing = stored.read_bytes().decode("utf-8")

@@ -69,7 +69,7 @@ def changed_weights(repo_id: str) -> list[str]:
 
 
 def _checkpoint(repo_id: str, revision: str | None) -> Checkpoint:
-    snapshot = Snapshot(repo_id, "config.json", revision=revision)
+    snapshot = Snapshot(repo_id, revision=revision)
 
     def read_index(name: str):
         snapshot.fetch([name])
@@ -90,8 +90,11 @@ def _checkpoint(repo_id: str, revision: str | None) -> Checkpoint:
     if "README.md" in root:
         snapshot.fetch(["README.md"])
         metrics = card_metrics(snapshot.folder / "README.md", where)
+    config = None
+    if "config.json" in root:
+        snapshot.fetch(["config.json"])
+        config = snapshot.folder / "config.json"
     source = repo_id if revision is None else f"{repo_id}@{revision}"
-    config = snapshot.folder / "config.json"
     return Checkpoint(where, source, files, repo_id, snapshot.commit, config, metrics=metrics)
 
 

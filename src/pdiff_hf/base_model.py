@@ -303,7 +303,17 @@ def _memory(tensor: torch.Tensor) -> tuple:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def forward_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`."""
-    output = model(images)
+def forward_logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`.
+
+    Args:
+        model (`nn.Module`): The network.
+        inputs (`torch.Tensor`): Images `(N, C, H, W)`, or token ids `(N, L)` int64, of which a transformers model
+            attends to all but the padding token of its configuration.
+    """
+    if isinstance(model, PreTrainedModel) and not inputs.is_floating_point():
+        mask = (inputs != model.config.pad_token_id).to(inputs.dtype)
+        output = model(input_ids=inputs, attention_mask=mask)
+    else:
+        output = model(inputs)
     return output.logits if isinstance(output, ModelOutput) else output

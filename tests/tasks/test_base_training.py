@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.tasks import BaseTrainingConfig, ImageClassification, TaskConfig, train_base_model
+from pdiff_hf.tasks import BaseTrainingConfig, ImageClassification, ImageClassificationConfig, train_base_model
 from pdiff_hf.tasks.networks import convnet3, mlp3
 
 
 @pytest.fixture(scope="module")
 def task():
-    return ImageClassification(TaskConfig(train_size=300, val_size=100, test_size=100))
+    return ImageClassification(ImageClassificationConfig(train_size=300, val_size=100, test_size=100))
 
 
 def train(task, seed=0, make=mlp3, **values):

@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from pdiff_hf.tasks import (
     BaseTrainingConfig,
     CollectConfig,
     ImageClassification,
-    TaskConfig,
+    ImageClassificationConfig,
+    check_collection,
     collect_checkpoints,
+    partial_folder,
     train_base_model,
 )
-from pdiff_hf.tasks.collect import train_selection
+from pdiff_hf.tasks.collect_runs import RunCollector
+from pdiff_hf.tasks.train_selection import share_prefix, train_selection
+from processes import launch_two, run
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:convnet3", channels=(4, 6, 8))
 BASE_TRAINING = BaseTrainingConfig(epochs=2, learning_rate=5e-3, train_batch_size=32)
@@ -40,7 +45,7 @@ class NormNet(nn.Module):
 
 @pytest.fixture(scope="module")
 def task():
-    return ImageClassification(TaskConfig(train_size=200, val_size=100, test_size=100))
+    return ImageClassification(ImageClassificationConfig(train_size=200, val_size=100, test_size=100))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,9 @@ def walk(task, network, layout, seed=0, **values):
     """Vectors of all checkpoints, and the network after them."""
     config = CollectConfig(**{"num_checkpoints": 5, "train_batch_size": 32, **values})
     network = copy.deepcopy(network)
-    return [layout.flatten(network) for _ in train_selection(task, network, layout, config, seed)], network
+    prefix = share_prefix(task, network, layout, config, [(seed, 0)])
+    steps = train_selection(task, network, layout, config, seed, prefix=prefix)
+    return [layout.flatten(network) for _ in steps], network
 
 
 def test_dataset_has_every_checkpoint_with_its_accuracies(task, model, tmp_path):
@@ -134,6 +141,127 @@ def test_independent_runs_have_a_base_of_their_own(task, model, tmp_path):
     assert (vectors[6] - start).norm() > 0.5 * start.norm()
 
 
+def test_one_checkpoint_of_independent_runs_is_the_trained_network(task, model, tmp_path):
+    collect(task, model, tmp_path / "dataset", runs=3, independent=True, num_checkpoints=1)
+    vectors, columns, layout = read(tmp_path / "dataset")
+    assert columns["run"] == ["run-0", "run-1", "run-2"]
+    assert columns["step"] == [0, 0, 0]
+    assert torch.equal(vectors[0], layout.flatten(model))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = BASE.build()
+        training = BASE_TRAINING.model_copy(update={"seed": seed})
+        train_base_model(task, network, training, device="cpu", progress=False)
+        torch.testing.assert_close(vectors[seed], layout.flatten(network), atol=1e-4, rtol=1e-4)
+
+
+def test_one_checkpoint_needs_independent_runs():
+    with pytest.raises(ValueError, match="expected num_checkpoints of 2 or more, found 1 with runs=3"):
+        CollectConfig(num_checkpoints=1, runs=3)
+
+
+def test_aligned_rows_compute_the_same(task, model, tmp_path):
+    values = {"runs": 4, "independent": True, "num_checkpoints": 1}
+    collect(task, model, tmp_path / "plain", **values)
+    collect(task, model, tmp_path / "aligned", align="permutation", **values)
+    (plain, left, _), (aligned, right, _) = (read(tmp_path / name) for name in ("plain", "aligned"))
+    assert left == {**right, "parameters": left["parameters"]}
+    assert torch.equal(plain.sort(1).values, aligned.sort(1).values)
+    assert (aligned - aligned.mean(0)).norm() < 0.95 * (plain - plain.mean(0)).norm()
+    metadata = read_json(tmp_path / "aligned" / "stats.json")["metadata"]
+    assert metadata["alignment"]["method"] == metadata["collect"]["align"] == "permutation"
+
+
+def test_alignment_of_an_unknown_network_is_refused_before_training(task, norm_net, tmp_path):
+    class Residual(NormNet):
+        def forward(self, images):
+            hidden = self.norm1(self.conv1(images))
+            return super().forward(images) + hidden.mean()
+
+    config = CollectConfig(select="all", buffers=True, align="permutation")
+    with pytest.raises(
+        ValueError, match=r"found branches that part or meet at layer 'conv1'; set collect\.align=none"
+    ):
+        check_collection(Residual(), config, tmp_path / "dataset")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_collection_goes_on_where_it_stopped(task, model, tmp_path, monkeypatch):
+    values = {"runs": 4, "learning_rate": 1e-3}
+    collect(task, model, tmp_path / "whole", **values)
+    made, whole = [], RunCollector.collect
+
+    def killed(self, runs, folder, advance):
+        made.append(list(runs))
+        whole(self, runs, folder, advance)
+        if len(made) == 3:
+            raise Killed
+
+    monkeypatch.setattr(RunCollector, "collect", killed)
+    with pytest.raises(Killed):
+        collect(task, model, tmp_path / "dataset", **values)
+    assert not (tmp_path / "dataset").exists()
+    collect(task, model, tmp_path / "dataset", **values)
+    # The third run had no name yet.
+    assert made == [[0], [1], [2], [2], [3]]
+    assert torch.equal(read(tmp_path / "dataset")[0], read(tmp_path / "whole")[0])
+    assert read(tmp_path / "dataset")[1] == read(tmp_path / "whole")[1]
+    assert not partial_folder(tmp_path / "dataset").exists()
+
+
+def test_killed_collection_of_another_plan_begins_anew(task, model, tmp_path, monkeypatch):
+    made, whole = [], RunCollector.collect
+
+    def killed(self, runs, folder, advance):
+        made.append(list(runs))
+        whole(self, runs, folder, advance)
+        if len(made) == 2:
+            raise Killed
+
+    monkeypatch.setattr(RunCollector, "collect", killed)
+    with pytest.raises(Killed):
+        collect(task, model, tmp_path / "dataset", runs=2, learning_rate=1e-3)
+    collect(task, model, tmp_path / "dataset", runs=2, learning_rate=2e-3)
+    assert made == [[0], [1], [0], [1]]
+
+
+COMMAND = """
+from pdiff_hf.cli import main
+from pdiff_hf.processes import process_state
+
+try:
+    main()
+finally:
+    print(f"processes: {process_state().num_processes}", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["runs", "seeds"])
+def test_two_processes_collect_what_one_collects(tmp_path, kind):
+    runs = ["collect.runs=3", "collect.num_checkpoints=4"]
+    seeds = ["collect.runs=120", "collect.num_checkpoints=1", "collect.independent=true", "collect.align=permutation"]
+    settings = ["base_training.epochs=2", "autoencoder.latent_channels=1", "autoencoder.holdout_every=4"]
+    settings += runs if kind == "runs" else seeds
+    arguments = [item for setting in settings for item in ("--set", setting)]
+    (tmp_path / "script.py").write_text(COMMAND)
+    command = [tmp_path / "script.py", "collect", "digits-mlp", *arguments, "--out"]
+    code, out = run(sys.executable, *command, tmp_path / "one")
+    assert code == 0 and "processes: 1" in out, out
+    code, out = launch_two(*command, tmp_path / "two")
+    assert code == 0 and out.count("processes: 2") == 2, out
+    assert out.count("checkpoints of 2,778 parameters") == 1
+    (one, left, _), (two, right, _) = (read(tmp_path / name) for name in ("one", "two"))
+    assert torch.equal(one, two)
+    assert left == right
+    files = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("one", "two")]
+    assert files[0] == files[1]
+
+
 def test_independent_runs_must_collect_every_tensor(task, model, tmp_path):
     with pytest.raises(ValueError, match=r"'0.weight' is left out; set collect.select=all"):
         collect(task, model, tmp_path / "dataset", select="head", runs=2, independent=True)
@@ -142,7 +270,7 @@ def test_independent_runs_must_collect_every_tensor(task, model, tmp_path):
 @pytest.mark.parametrize("share", [True, False])
 def test_frozen_tensors_and_statistics_stay_to_the_bit(task, norm_net, share, monkeypatch):
     if not share:
-        monkeypatch.setattr("pdiff_hf.tasks.collect.MAX_CACHE_BYTES", 0)
+        monkeypatch.setattr("pdiff_hf.tasks.train_selection.MAX_CACHE_BYTES", 0)
     layout = ParameterLayout.from_model(norm_net, "last_norms:1")
     vectors, after = walk(task, norm_net, layout)
     for name, tensor in norm_net.state_dict().items():
@@ -152,11 +280,30 @@ def test_frozen_tensors_and_statistics_stay_to_the_bit(task, norm_net, share, mo
 
 def test_shared_prefix_takes_the_steps_of_the_full_forward(task, norm_net, monkeypatch):
     layout = ParameterLayout.from_model(norm_net, ["norm2.*", "head.*"])
+    config = CollectConfig(num_checkpoints=5, train_batch_size=32)
+    assert share_prefix(task, norm_net, layout, config) is not None
     shared, _ = walk(task, norm_net, layout)
-    monkeypatch.setattr("pdiff_hf.tasks.collect.MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("pdiff_hf.tasks.train_selection.MAX_CACHE_BYTES", 0)
+    assert share_prefix(task, norm_net, layout, config) is None
     full, _ = walk(task, norm_net, layout)
     # Float32 rounding of the gradients, which AdamW's normalisation may enlarge.
     torch.testing.assert_close(torch.stack(shared), torch.stack(full), atol=1e-4, rtol=1e-4)
+
+
+def test_prefix_is_computed_for_the_images_that_are_seen(task, norm_net):
+    layout = ParameterLayout.from_model(norm_net, "head")
+    config = CollectConfig(select="head", num_checkpoints=2, train_batch_size=32)
+    prefix = share_prefix(task, norm_net, layout, config, [(0, 3), (1, 3)])
+    order = [index for seed in (0, 1) for index in task.batch_indices("train", 32, seed, 3)[:2]]
+    seen = torch.cat(order).unique()
+    assert torch.equal((prefix.rows >= 0).nonzero()[:, 0], seen)
+    assert len(prefix.labels) == len(seen) < len(task.arrays("train")[1])
+    images, labels = task.arrays("train")
+    tensors = {name: norm_net.state_dict()[name] for name in layout.names}
+    for index in order:
+        logits, targets = prefix.logits(index, tensors)
+        assert torch.equal(targets, labels[index])
+        torch.testing.assert_close(logits, forward_logits(norm_net.eval(), images[index]))
 
 
 def test_selected_statistics_follow_the_data(task, norm_net):

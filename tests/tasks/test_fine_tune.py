@@ -5,7 +5,13 @@ import torch
 
 from pdiff_hf.base_model import BaseModel, forward_logits
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks import BaseTrainingConfig, CollectConfig, ImageClassification, TaskConfig, train_base_model
+from pdiff_hf.tasks import (
+    BaseTrainingConfig,
+    CollectConfig,
+    ImageClassification,
+    ImageClassificationConfig,
+    train_base_model,
+)
 from pdiff_hf.tasks.fine_tune import fine_tune
 
 CONFIG = CollectConfig(select="all", train_batch_size=32)
@@ -14,7 +20,7 @@ CONFIG = CollectConfig(select="all", train_batch_size=32)
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     """A network that is not trained to the end."""
-    task = ImageClassification(TaskConfig(train_size=300, val_size=100, test_size=100))
+    task = ImageClassification(ImageClassificationConfig(train_size=300, val_size=100, test_size=100))
     base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3")
     torch.manual_seed(0)
     model = base.build()

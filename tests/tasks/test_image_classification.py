@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.tasks import ImageClassification, TaskConfig
+from pdiff_hf.tasks import ImageClassification, ImageClassificationConfig
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -43,11 +43,11 @@ def folder(tmp_path):
 
 
 def make_task(folder, base_model=None, **values):
-    return ImageClassification(TaskConfig(dataset=str(folder), **values), base_model)
+    return ImageClassification(ImageClassificationConfig(dataset=str(folder), **values), base_model)
 
 
 def test_digits_are_pixels_over_16_in_the_documented_splits():
-    task = ImageClassification(TaskConfig())
+    task = ImageClassification(ImageClassificationConfig())
     images = {split: task.arrays(split)[0] for split in ("train", "val", "test")}
     assert [len(images[split]) for split in images] == [997, 300, 500]
     assert all(x.shape[1:] == (1, 8, 8) and x.dtype == torch.float32 for x in images.values())
@@ -59,7 +59,7 @@ def test_digits_are_pixels_over_16_in_the_documented_splits():
 
 
 def test_digits_splits_are_disjoint_and_complete():
-    task = ImageClassification(TaskConfig())
+    task = ImageClassification(ImageClassificationConfig())
     splits = [{image.numpy().tobytes() for image in task.arrays(split)[0]} for split in ("train", "val", "test")]
     assert len(set.union(*splits)) == sum(map(len, splits)) == 1797
 
@@ -67,7 +67,7 @@ def test_digits_splits_are_disjoint_and_complete():
 @pytest.mark.parametrize("values", [{"image_size": 28}, {"in_chans": 3}, {"augment": "timm"}, {"mean": (0.5,)}])
 def test_digits_refuse_other_preprocessing(values):
     with pytest.raises(ValueError, match=f"expected the embedded digits.*{next(iter(values))}.*leave these keys out"):
-        ImageClassification(TaskConfig(**values))
+        ImageClassification(ImageClassificationConfig(**values))
 
 
 def identity(task, split):
@@ -168,7 +168,7 @@ def test_augmentation_is_seeded_and_leaves_the_global_generators_alone(folder):
 
 def test_images_too_large_for_memory_give_the_same_batches(folder, monkeypatch):
     expected = [images for images, _ in make_task(folder).batches("train", 16)]
-    monkeypatch.setattr("pdiff_hf.tasks.image_classification.MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", 0)
     task = make_task(folder)
     assert all(torch.equal(a, b) for (a, _), b in zip(task.batches("train", 16), expected, strict=True))
     assert not task._arrays
@@ -183,7 +183,7 @@ def test_images_too_large_for_memory_give_the_same_batches(folder, monkeypatch):
         ({"image_column": "img"}, r"expected columns 'img' and 'label'.*found \['image', 'label'\].*image_column"),
         ({"image_column": "label", "label_column": "image"}, "expected images in column 'label'"),
         ({"label_column": "image"}, "expected class numbers in column 'image'"),
-        ({"val_size": 60}, "expected task.val_size that divides 60 images.*found 60"),
+        ({"val_size": 60}, "expected task.val_size that divides 60 examples.*found 60"),
         ({"mean": (0.5,)}, "expected 3 values in task.mean"),
         ({"config_name": "plain"}, "expected no task.config_name"),
     ],
@@ -231,7 +231,7 @@ def test_image_that_cannot_be_decoded_is_named(folder):
 
 def test_unknown_key_is_refused():
     with pytest.raises(ValidationError, match="datset"):
-        TaskConfig(datset="digits")
+        ImageClassificationConfig(datset="digits")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real image data beside the repository is not here")

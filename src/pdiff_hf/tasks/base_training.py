@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,8 +16,12 @@ from pydantic import ConfigDict, Field
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..base_model import forward_logits
-from .image_classification import ImageClassification
+from ..base_model import BaseModel, forward_logits
+from ..files import read_json, write_json
+from ..processes import process_state
+from .task import Task
+
+RESULT_FILE = "base_training.json"
 
 
 class BaseTrainingConfig(PydanticModel):
@@ -31,7 +38,7 @@ class BaseTrainingConfig(PydanticModel):
 
 
 def train_base_model(
-    task: ImageClassification,
+    task: Task,
     model: nn.Module,
     config: BaseTrainingConfig,
     device: torch.device | str | None = None,
@@ -40,7 +47,7 @@ def train_base_model(
     """Trains a model on the train images, all parameters that require a gradient.
 
     Args:
-        task ([`ImageClassification`]): The images.
+        task ([`Task`]): The examples.
         model (`nn.Module`): Trained in place; in eval mode and on `device` in the end.
         config ([`BaseTrainingConfig`]): Hyper-parameters.
         device (`torch.device` or `str`, *optional*): Where to train; an accelerator when there is one by default.
@@ -52,7 +59,7 @@ def train_base_model(
     Raises:
         ValueError: the model does not give logits `(B, num_classes)`, or the loss is no longer finite.
     """
-    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = torch.device(device or _default_device())
     set_seed(config.seed)
     model.to(device).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -90,8 +97,65 @@ def train_base_model(
     }
 
 
+def train_base_model_once(
+    task: Task,
+    base_model: BaseModel,
+    model: nn.Module,
+    config: BaseTrainingConfig,
+    folder: str | Path,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    trusted_imports: Sequence[str] = (),
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Trains a base model unless a folder holds the result of the same training, and keeps the result there.
+
+    Of several processes of `accelerate launch`, which share the folder, the main one trains.
+
+    Args:
+        task ([`Task`]): The examples.
+        base_model ([`BaseModel`]): How `model` is built.
+        model (`nn.Module`): Initialised; trained in place.
+        config ([`BaseTrainingConfig`]): Hyper-parameters.
+        folder (`str` or `Path`): Receives `base/model.safetensors` and `base_training.json`. What another training has
+            left there is removed.
+        device (`torch.device` or `str`, *optional*): Where to train; an accelerator when there is one by default.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
+
+    Returns:
+        `tuple[nn.Module, dict]`: the trained network on `device`, and what [`train_base_model`] returns.
+
+    Raises:
+        ValueError: as [`train_base_model`], or the weights in the folder are damaged.
+    """
+    state, folder = process_state(), Path(folder)
+    file = folder / RESULT_FILE
+    plan = {
+        "task": task.config.model_dump(mode="json"),
+        "base_model": base_model.to_dict(),
+        "base_training": config.model_dump(mode="json"),
+    }
+    is_known = file.is_file() and read_json(file)["plan"] == plan
+    # The main process writes no result before all have looked.
+    state.wait_for_everyone()
+    if not is_known and state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        result = train_base_model(task, model, config, device, progress)
+        stored = base_model.save_weights(model, folder).to_dict()
+        write_json(file, {"plan": plan, "result": result, "stored": stored})
+    state.wait_for_everyone()
+    known = read_json(file)
+    if is_known or not state.is_main_process:
+        model = BaseModel.from_dict(known["stored"], root=folder).build(trusted_imports)
+    return model.to(device or _default_device()), known["result"]
+
+
+def _default_device() -> torch.device:
+    return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
 @torch.no_grad()
-def _accuracy(model: nn.Module, task: ImageClassification, split: str, batch_size: int = 500) -> float:
+def _accuracy(model: nn.Module, task: Task, split: str, batch_size: int = 500) -> float:
     images, labels = task.arrays(split)
     device = next(model.parameters()).device
     predicted = [forward_logits(model, batch.to(device)).argmax(-1).cpu() for batch in images.split(batch_size)]

@@ -11,12 +11,13 @@ import torch
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
-from .collect import CollectConfig, train_selection
-from .image_classification import ImageClassification
+from .collect_config import CollectConfig
+from .task import Task
+from .train_selection import share_prefix, train_selection
 
 
 def fine_tune(
-    task: ImageClassification,
+    task: Task,
     base_model: BaseModel,
     layout: ParameterLayout,
     vector: torch.Tensor,
@@ -33,7 +34,7 @@ def fine_tune(
     Time counts from the first step on. Networks are taken at even spaces of time, the last one at the end.
 
     Args:
-        task ([`ImageClassification`]): The images.
+        task ([`Task`]): The examples.
         base_model ([`BaseModel`]): The rest of the network.
         layout ([`ParameterLayout`]): The tensors that are trained.
         vector (`torch.Tensor` of shape `(D,)`): Where to begin.
@@ -64,7 +65,8 @@ def fine_tune(
         return 0.5 * (1 + math.cos(math.pi * progress()))
 
     networks: list[torch.Tensor] = []
-    training = train_selection(task, network, layout, steps, seed, schedule=schedule)
+    prefix = share_prefix(task, network, layout, steps)
+    training = train_selection(task, network, layout, steps, seed, schedule=schedule, prefix=prefix)
     for step in itertools.count(1):
         next(training)
         start = start or time.perf_counter()

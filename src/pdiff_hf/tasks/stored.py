@@ -8,29 +8,31 @@ from pathlib import Path
 from ..data.dataset import read_layout
 from ..evaluation.evaluator import ParameterEvaluator
 from ..files import read_json
-from .image_classification import ImageClassification, TaskConfig
+from ..processes import process_state
+from .kinds import load_task
+from .task import Task
 
 
-def load_stored_task(dataset_dir: str | Path) -> ImageClassification | None:
+def load_stored_task(dataset_dir: str | Path) -> Task | None:
     """The task named in `stats.json` of a parameter dataset, or `None` when it names none.
 
     Raises:
-        ValueError: the images are not where the dataset says.
+        ValueError: the examples are not where the dataset says.
     """
     metadata = read_json(Path(dataset_dir) / "stats.json")["metadata"]
-    if "task" not in metadata:
-        return None
-    return ImageClassification(TaskConfig.model_validate(metadata["task"]), read_layout(dataset_dir)[1])
+    return load_task(metadata["task"], read_layout(dataset_dir)[1]) if "task" in metadata else None
 
 
 def make_val_evaluator(
     dataset_dir: str | Path,
-    task: ImageClassification | None,
+    task: Task | None,
     device: str | None = None,
     trusted_imports: Sequence[str] = (),
 ) -> ParameterEvaluator | None:
-    """An evaluator on the validation images for the gate, or `None` without a task or base model."""
+    """An evaluator on the validation examples for the gate, or `None` without a task or base model."""
     layout, base_model = read_layout(dataset_dir)
     if task is None or base_model is None:
         return None
-    return ParameterEvaluator(base_model.build(trusted_imports), layout, *task.arrays("val"), device=device)
+    return ParameterEvaluator(
+        base_model.build(trusted_imports), layout, *task.arrays("val"), device=device, accelerator=process_state()
+    )

@@ -1,0 +1,155 @@
+"""Labels of a dataset, checked, and three disjoint splits of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel as PydanticModel
+from pydantic import ConfigDict, Field
+from sklearn.model_selection import train_test_split
+
+Split = Literal["train", "val", "test"]
+
+
+class SplitConfig(PydanticModel):
+    """What every kind of task says of its dataset and of the three disjoint splits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str
+    config_name: str | None = Field(None, description="configuration of a dataset on the Hub")
+    train_split: str = "train"
+    val_split: str | None = Field(None, description="null: `val_size` examples of the train split")
+    test_split: str | None = Field("test", description="null: `test_size` examples of the train split")
+    label_column: str = "label"
+    train_size: int | None = Field(None, ge=1, description="examples used, all classes in proportion; null: all")
+    val_size: int | None = Field(None, ge=1, description="null: a tenth of the train split, or the whole val split")
+    test_size: int | None = Field(None, ge=1, description="null: all")
+    seed: int = Field(0, ge=0, description="of the splits")
+    dataset_fingerprint: str | None = Field(
+        None, description="of the content of a folder; recorded, and other content is refused. null: not checked"
+    )
+
+    @property
+    def named_splits(self) -> list[str]:
+        """The splits of the dataset that are used."""
+        return [name for name in (self.train_split, self.val_split, self.test_split) if name is not None]
+
+
+def check_columns(splits: datasets.DatasetDict, columns: Mapping[str, str]) -> None:
+    """Checks that every split has the columns `{key of the recipe: column}`.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for name, rows in splits.items():
+        if any(column not in rows.column_names for column in columns.values()):
+            expected = " and ".join(map(repr, columns.values()))
+            raise ValueError(
+                f"expected columns {expected} in split {name!r}, found {rows.column_names}; name yours with "
+                f"{' and '.join(f'task.{key}' for key in columns)}"
+            )
+
+
+def class_labels(splits: datasets.DatasetDict, train: str, column: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Labels of every split as integers, and the class names, which the `train` split defines.
+
+    Labels that are stored as strings are numbered in alphabetical order.
+
+    Raises:
+        ValueError: labels are neither integers nor strings, are missing, or lie outside of the classes.
+    """
+    feature = splits[train].features[column]
+    values = {name: rows.data.column(column) for name, rows in splits.items()}
+    is_text = pa.types.is_string(values[train].type) or pa.types.is_large_string(values[train].type)
+    for name, rows in splits.items():
+        if not (values[name].type == values[train].type if is_text else pa.types.is_integer(values[name].type)):
+            raise ValueError(
+                f"expected class numbers in column {column!r} of split {name!r}, found {rows.features[column]}; "
+                "convert them with Dataset.class_encode_column or name another task.label_column"
+            )
+        if values[name].null_count:
+            raise ValueError(
+                f"expected a label in every row of split {name!r}, found {values[name].null_count} rows without; drop "
+                "them"
+            )
+    if is_text:
+        names = sorted(values[train].unique().to_pylist())
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = {}
+        for name, stored in values.items():
+            found = stored.to_pylist()
+            labels[name] = np.array([numbers.get(label, -1) for label in found], dtype=np.int64)
+            (wrong,) = np.nonzero(labels[name] < 0)
+            if len(wrong):
+                raise ValueError(
+                    f"expected the labels of split {train!r} in column {column!r}, found {found[wrong[0]]!r} in row "
+                    f"{wrong[0]} of split {name!r}; drop such rows or name another split or task.label_column"
+                )
+        return labels, names
+    labels = {name: column.to_numpy().astype(np.int64) for name, column in values.items()}
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if names is None:
+        names = [str(index) for index in range(labels[train].max() + 1)]
+    for name, split_labels in labels.items():
+        (wrong,) = np.nonzero((split_labels < 0) | (split_labels >= len(names)))
+        if len(wrong):
+            raise ValueError(
+                f"expected labels in [0, {len(names)}) in column {column!r}, found {split_labels[wrong[0]]} in row "
+                f"{wrong[0]} of split {name!r}; drop such rows or name another split or task.label_column"
+            )
+    return labels, list(names)
+
+
+def divide(config: SplitConfig, labels: Mapping[str, np.ndarray]) -> dict[Split, tuple[str, np.ndarray]]:
+    """Three disjoint splits.
+
+    Args:
+        config ([`SplitConfig`]): Names the stored splits, or sizes of what is taken of the train split.
+        labels (`Mapping[str, np.ndarray]`): Of every stored split the labels `(N,)`.
+
+    Returns:
+        `dict[str, tuple[str, np.ndarray]]`: of `train`, `val` and `test` the stored split and positions in it.
+
+    Raises:
+        ValueError: there are not enough examples.
+    """
+    train = config.train_split
+    rest = np.arange(len(labels[train]))
+    parts: dict[Split, tuple[str, np.ndarray]] = {}
+    for split, name, size in (
+        ("test", config.test_split, config.test_size),
+        ("val", config.val_split, config.val_size),
+    ):
+        key = f"task.{split}_size"
+        if name is not None:
+            index = np.arange(len(labels[name]))
+            if size is not None and size != len(index):
+                index, _ = stratified_choice(index, labels[name], size, config.seed, key)
+        else:
+            name = train
+            index, rest = stratified_choice(rest, labels[train], size or len(rest) // 10, config.seed, key)
+        parts[split] = (name, index)
+    if config.train_size is not None and config.train_size != len(rest):
+        rest, _ = stratified_choice(rest, labels[train], config.train_size, config.seed, "task.train_size")
+    return {"train": (train, rest)} | parts
+
+
+def stratified_choice(indices: np.ndarray, labels: np.ndarray, size: int, seed: int, key: str) -> list[np.ndarray]:
+    """Divides `indices` into `size` chosen ones and the rest, both with all classes in proportion and in rising order.
+
+    Raises:
+        ValueError: there are not enough examples.
+    """
+    try:
+        rest, chosen = train_test_split(indices, test_size=size, stratify=labels[indices], random_state=seed)
+    except ValueError as error:
+        raise ValueError(
+            f"expected {key} that divides {len(indices)} examples with all {len(np.unique(labels[indices]))} classes "
+            f"on both sides, found {size} ({error}); change {key}"
+        ) from error
+    return [np.sort(chosen), np.sort(rest)]

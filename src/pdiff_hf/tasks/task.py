@@ -1,0 +1,107 @@
+"""What a task is: labelled examples in three disjoint splits, ready for a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+
+from .sources import without_paths
+from .splits import Split, SplitConfig
+
+# Training inputs above this size are prepared again in every epoch; those for evaluation are always kept.
+MAX_CACHE_BYTES = 2 * 2**30
+
+
+class Task(ABC):
+    """Labelled examples of a classification in three disjoint splits.
+
+    Collection, the gate of the autoencoder, evaluation and generation know their data by this interface alone. A kind
+    of task reads its dataset in `__init__` and prepares inputs in `_prepare`.
+
+    Attributes:
+        noun (`str`): What the examples are, in the plural: `"images"` or `"texts"`.
+        config ([`SplitConfig`]): The configuration with nothing about the inputs left open.
+        class_names (`list[str]`): Names of the classes.
+    """
+
+    noun: ClassVar[str]
+    config: SplitConfig
+    class_names: list[str]
+
+    def __init__(self) -> None:
+        self._rows: dict[Split, datasets.Dataset] = {}
+        self._labels: dict[Split, torch.Tensor] = {}
+        self._arrays: dict[Split, torch.Tensor] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training inputs change from epoch to epoch."""
+        return False
+
+    @property
+    @abstractmethod
+    def bytes_per_example(self) -> int:
+        """Memory of one prepared input."""
+
+    @abstractmethod
+    def _prepare(self, split: Split) -> torch.Tensor:
+        """Inputs `(N, …)` of all examples of a split, as they are for evaluation."""
+
+    def arrays(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        """All inputs of a split as they are for evaluation, kept in memory, and their labels.
+
+        Args:
+            split (`str`): `train`, `val` or `test`.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: inputs `(N, …)` (images `(N, C, H, W)` float32, texts `(N, L)` int64)
+            and labels `(N,)` int64.
+        """
+        if split not in self._arrays:
+            self._arrays[split] = self._prepare(split)
+        return self._arrays[split], self._labels[split]
+
+    def batch_indices(self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0) -> list:
+        """Positions of the examples of every batch `(B,)`, shuffled by `(seed, epoch)`.
+
+        An incomplete last batch is left out, unless it is the only one.
+        """
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(self._labels[split])))
+        return [batch for batch in order.split(batch_size) if len(batch) == min(batch_size, len(order))]
+
+    def batches(
+        self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch of shuffled batches, the same for the same `(seed, epoch)`.
+
+        Args:
+            split (`str`, *optional*, defaults to `"train"`): `train`, `val` or `test`; only `train` is augmented.
+            batch_size (`int`, *optional*, defaults to 128): Examples in a batch.
+            seed (`int`, *optional*, defaults to 0): Of the order and the augmentation.
+            epoch (`int`, *optional*, defaults to 0): Every epoch has its own order and augmentation.
+
+        Yields:
+            `tuple[torch.Tensor, torch.Tensor]`: inputs `(B, …)` and labels `(B,)` int64.
+        """
+        inputs, labels = self.arrays(split)
+        yield from ((inputs[index], labels[index]) for index in self.batch_indices(split, batch_size, seed, epoch))
+
+    def fits_in_memory(self, split: Split) -> bool:
+        """Whether the prepared inputs of a split take no more than `MAX_CACHE_BYTES`."""
+        return len(self._labels[split]) * self.bytes_per_example <= MAX_CACHE_BYTES
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that is needed to prepare other inputs in the same way, as JSON; of folders only their names."""
+        config = without_paths(self.config.model_dump(mode="json", exclude={"num_workers"}))
+        sizes = {f"num_{split}": len(labels) for split, labels in self._labels.items()}
+        return {**config, **sizes, "num_classes": self.num_classes, "class_names": self.class_names}

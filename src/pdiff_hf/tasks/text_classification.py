@@ -1,0 +1,156 @@
+"""Text classification on any Hugging Face text dataset, with transformers' tokenizers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import datasets
+import numpy as np
+import torch
+from pydantic import Field
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from ..base_model import BaseModel
+from .sources import check_fingerprint, load_splits
+from .splits import Split, SplitConfig, check_columns, class_labels, divide
+from .task import Task
+from .text_data import load_tokenizer, make_word_tokenizer, token_ids, vocabulary_hash
+
+# The one tokenizer that is made here.
+WORDS = "words"
+# Longer texts are cut unless the configuration says otherwise.
+MAX_LENGTH = 512
+
+
+class TextClassificationConfig(SplitConfig):
+    """The recipe's `task` section for texts. What is `null` is chosen by [`TextClassification`]."""
+
+    kind: Literal["text_classification"] = "text_classification"
+    dataset: str = Field(description="a folder of Parquet, CSV or JSON lines files, or a Hub id")
+    text_column: str = "text"
+    text_pair_column: str | None = Field(None, description="a second text that the label is about")
+    tokenizer: str | None = Field(
+        None, description="a folder, a Hub id, or `words`: those of the train split; null: that of the base model"
+    )
+    vocab_size: int = Field(8192, ge=5, description="tokens of the tokenizer `words`")
+    max_length: int | None = Field(
+        None, ge=3, description="tokens; longer texts are cut. null: those of the longest train text, at most 512"
+    )
+    vocabulary_sha256: str | None = Field(
+        None, description="of the tokens; recorded, and other ones are refused. null: not checked"
+    )
+
+
+class TextClassification(Task):
+    """Texts as token ids and labels in three disjoint splits.
+
+    Inputs are `(N, L)` int64, padded on the tokenizer's side. Where the padding is, and so the attention mask, follows
+    from the ids: see [`forward_logits`]. Token types are not passed on.
+
+    The tokenizer `words` has the most frequent words of those rows of the train split that are neither val nor test,
+    whatever `train_size`; so it can be made again, and is: its vocabulary is compared by a recorded hash.
+
+    Args:
+        config ([`TextClassificationConfig`]): Where the texts are and how they are prepared.
+        base_model ([`BaseModel`], *optional*): A transformers base model; its padding token and vocabulary are
+            compared with the tokenizer's.
+
+    Attributes:
+        tokenizer (`PreTrainedTokenizerBase`): From texts to ids.
+
+    Raises:
+        ValueError: the dataset, a split or a column is missing, a file is damaged, labels are out of range, or the
+            tokenizer is missing or does not fit the base model.
+    """
+
+    noun = "texts"
+    config: TextClassificationConfig
+
+    def __init__(self, config: TextClassificationConfig, base_model: BaseModel | None = None):
+        super().__init__()
+        # 1. Rows and labels in three disjoint splits
+        stored = load_splits(config, self.noun)
+        keys = ["text_column", *(["text_pair_column"] if config.text_pair_column else []), "label_column"]
+        columns = {key: getattr(config, key) for key in keys}
+        check_columns(stored, columns)
+        labels, self.class_names = class_labels(stored, config.train_split, config.label_column)
+        stored = stored.select_columns(list(dict.fromkeys(columns.values())))
+        fingerprint = check_fingerprint(config, stored, labels)
+        self._text_columns = [columns[key] for key in keys[:-1]]
+        parts = divide(config, labels)
+        for split, (name, index) in parts.items():
+            self._rows[split] = stored[name].select(index)
+            self._labels[split] = torch.from_numpy(labels[name][index])
+
+        # 2. The tokenizer
+        held_out = [index for split, (name, index) in parts.items() if split != "train" and name == config.train_split]
+        pool = np.setdiff1d(np.arange(len(labels[config.train_split])), np.concatenate([[], *held_out]))
+        pool_texts = self._texts(stored[config.train_split].select(pool))
+        network = _network_config(base_model)
+        name = config.tokenizer or getattr(network, "name_or_path", None)
+        if not name:
+            raise ValueError("expected a tokenizer, found none that belongs to the base model; set task.tokenizer")
+        if name == WORDS:
+            self.tokenizer = make_word_tokenizer((text for column in pool_texts for text in column), config.vocab_size)
+        else:
+            self.tokenizer = load_tokenizer(name)
+        _check_network(self.tokenizer, network)
+        vocabulary = vocabulary_hash(self.tokenizer)
+        if config.vocabulary_sha256 not in (None, vocabulary):
+            raise ValueError(
+                f"expected the tokens with sha256 {config.vocabulary_sha256[:12]}…, found {vocabulary[:12]}… by "
+                f"{name!r}; the train texts or the tokenizer were changed"
+            )
+
+        # 3. The length of all inputs
+        max_length = config.max_length
+        if max_length is None:
+            limit = min(MAX_LENGTH, getattr(network, "max_position_embeddings", None) or MAX_LENGTH)
+            max_length = min(limit, max(map(len, token_ids(self.tokenizer, *pool_texts))))
+        found = {"tokenizer": name, "max_length": max_length, "vocabulary_sha256": vocabulary}
+        self.config = config.model_copy(update={**found, "dataset_fingerprint": fingerprint})
+
+    @property
+    def bytes_per_example(self) -> int:
+        """Memory of one text's token ids, int64."""
+        return 8 * self.config.max_length
+
+    def _prepare(self, split: Split) -> torch.Tensor:
+        texts = self._texts(self._rows[split])
+        return torch.from_numpy(token_ids(self.tokenizer, *texts, max_length=self.config.max_length))
+
+    def _texts(self, rows: datasets.Dataset) -> list[list[str]]:
+        """The texts, and those of the second column if there is one."""
+        found = []
+        for column in self._text_columns:
+            texts = rows.with_format("arrow")[:].column(column).to_pylist()
+            (wrong,) = np.nonzero([not isinstance(text, str) for text in texts])
+            if len(wrong):
+                raise ValueError(
+                    f"expected texts in column {column!r}, found {texts[wrong[0]]!r} in row {wrong[0]}; set "
+                    "task.text_column, or drop such rows"
+                )
+            found.append(texts)
+        return found
+
+
+def _network_config(base_model: BaseModel | None) -> PretrainedConfig | None:
+    if base_model is None or base_model.library != "transformers":
+        return None
+    values = dict(base_model.kwargs["config"])
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def _check_network(tokenizer: PreTrainedTokenizerBase, network: PretrainedConfig | None) -> None:
+    if network is None:
+        return
+    if network.pad_token_id != tokenizer.pad_token_id:
+        raise ValueError(
+            f"expected a base model that pads with the tokenizer's token {tokenizer.pad_token_id}, found "
+            f"{network.pad_token_id}; set pad_token_id in base_model.kwargs.config"
+        )
+    if network.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"expected a base model for the {len(tokenizer)} tokens of the tokenizer, found vocab_size "
+            f"{network.vocab_size}; change base_model.kwargs.config or task.vocab_size"
+        )

@@ -1,0 +1,197 @@
+"""Training of a network's selected tensors, checkpoint by checkpoint, everything else fixed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..base_model import forward_logits
+from ..evaluation.forward import FullForward, SplitForward, split_if_exportable
+from ..layout import ParameterLayout
+from .collect_config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, CollectConfig
+from .task import MAX_CACHE_BYTES, Task
+
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """What the steps of a selection have in common: activations of train images where the selection comes in.
+
+    Args:
+        forward ([`SplitForward`]): The network, cut there; the tail computes what is left.
+        activations (`tuple[torch.Tensor, ...]`): Of `n` images each.
+        labels (`torch.Tensor` of shape `(n,)`): Their classes.
+        rows (`torch.Tensor` of shape `(N,)`, `int64`): Of every train image its place among the `n`, -1 without one.
+    """
+
+    forward: SplitForward
+    activations: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    rows: torch.Tensor
+
+    def logits(self, index: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, classes)` and labels `(B,)` of the train images at positions `index` `(B,)`."""
+        rows = self.rows[index]
+        return self.forward.tail(tuple(a[rows] for a in self.activations), tensors), self.labels[rows]
+
+
+def followed_modules(layout: ParameterLayout) -> set[str]:
+    """Names of the norm layers whose running statistics are collected, so that they follow the data."""
+    return {name.rpartition(".")[0] for name in layout.names if name.endswith((".running_mean", ".running_var"))}
+
+
+@torch.no_grad()
+def share_prefix(
+    task: Task,
+    network: nn.Module,
+    layout: ParameterLayout,
+    config: CollectConfig,
+    orders: Iterable[tuple[int, int]] | None = None,
+) -> SharedPrefix | None:
+    """Compute once what does not change while a selection is trained.
+
+    Args:
+        task ([`Task`]): The examples.
+        network (`nn.Module`): The base model, on the device where it will be trained.
+        layout ([`ParameterLayout`]): The selected tensors.
+        config ([`CollectConfig`]): Batches and number of steps.
+        orders (`Iterable[tuple[int, int]]`, *optional*): Seed and first epoch of the runs: only the images that they
+            come to see are computed; all by default.
+
+    Returns:
+        [`SharedPrefix`], or `None` where everything changes: when all parameters are trained, norm layers follow the
+        data or images are augmented; also when the network cannot be cut or the activations need too much memory.
+    """
+    parameters = dict(network.named_parameters())
+    is_whole = all(name in layout.names for name in parameters)
+    if is_whole or followed_modules(layout) or task.is_augmented or not task.fits_in_memory("train"):
+        return None
+    images, labels = task.arrays("train")
+    batch_size = min(config.train_batch_size, len(images))
+    device = next(iter(parameters.values())).device
+    full = FullForward(network, device)
+    forward = split_if_exportable(full, images[:batch_size].to(device), layout.names, "step")
+    if forward is full:
+        return None
+
+    # 1. The images that will be seen
+    needed = torch.ones(len(images), dtype=torch.bool)
+    if orders is not None:
+        needed[:] = False
+        for seed, first_epoch in orders:
+            steps = batch_order(task, config, seed, first_epoch)
+            for index, _ in itertools.islice(steps, config.every * config.num_checkpoints):
+                needed[index] = True
+    positions = needed.nonzero()[:, 0]
+    rows = torch.full((len(images),), -1)
+    rows[positions] = torch.arange(len(positions))
+
+    # 2. Their activations
+    batches = []
+    for start in range(0, len(positions), batch_size):
+        # The exported graph knows one batch size only, so the last batch overlaps the one before.
+        first = min(start, len(positions) - batch_size)
+        activations = forward.prefix(images[positions[first : first + batch_size]].to(device))
+        num_bytes = sum(tensor.nbytes for tensor in activations) * len(positions) / batch_size
+        if num_bytes > MAX_CACHE_BYTES or any(len(tensor) != batch_size for tensor in activations):
+            return None
+        batches.append([tensor[start - first :] for tensor in activations])
+    activations = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    return SharedPrefix(forward, activations, labels[positions].to(device), rows)
+
+
+def batch_order(task: Task, config: CollectConfig, seed: int, first_epoch: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Positions `(B,)` of the images of every step, without an end, and the number of batches in an epoch."""
+    for epoch in itertools.count(first_epoch):
+        batches = task.batch_indices("train", config.train_batch_size, seed, epoch)
+        yield from ((index, len(batches)) for index in batches)
+
+
+def train_selection(
+    task: Task,
+    network: nn.Module,
+    layout: ParameterLayout,
+    config: CollectConfig,
+    seed: int = 0,
+    first_epoch: int = 0,
+    schedule: Callable[[int], float] | None = None,
+    prefix: SharedPrefix | None = None,
+) -> Iterator[tuple[int, float, float]]:
+    """Trains the tensors of a layout in place, everything else fixed, and stops at every checkpoint.
+
+    The network is in eval mode, except for norm layers whose running statistics are in the layout: what is not
+    collected must not change, dropout and the statistics of frozen layers included. (The authors' code trains in train
+    mode and so changes running statistics that it does not save.)
+
+    Args:
+        task ([`Task`]): The examples.
+        network (`nn.Module`): Trained in place.
+        layout ([`ParameterLayout`]): The selected tensors.
+        config ([`CollectConfig`]): Hyper-parameters.
+        seed (`int`, *optional*, defaults to 0): Of the order of the images.
+        first_epoch (`int`, *optional*, defaults to 0): Epochs that came before, so that the order is a new one.
+        schedule (`Callable`, *optional*): Factor of the learning rate by step; constant by default.
+        prefix ([`SharedPrefix`], *optional*): Of [`share_prefix`], for this network's frozen tensors; every step is a
+            full forward by default.
+
+    Yields:
+        `tuple[int, float, float]`: steps done, epochs done, and the loss of the last batch before its step.
+
+    Raises:
+        ValueError: no selected tensor is a parameter, or the loss is no longer finite.
+    """
+    # 1. What is trained, and which norm layers follow the data
+    parameters = dict(network.named_parameters())
+    trained = {name: parameter for name, parameter in parameters.items() if name in layout.names}
+    if not trained:
+        raise ValueError(f"expected a selection with parameters, found buffers only: {layout.names}; select others")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in trained)
+    network.eval()
+    followed = followed_modules(layout)
+    for name, module in network.named_modules():
+        if name in followed:
+            module.train()
+    learning_rate = config.learning_rate or (
+        WHOLE_LEARNING_RATE if len(trained) == len(parameters) else SUBSET_LEARNING_RATE
+    )
+    optimizer = OPTIMIZERS[config.optimizer](trained.values(), lr=learning_rate, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda step: 1.0))
+
+    # 2. Steps
+    device = next(iter(trained.values())).device
+    step = 0
+    for epoch in itertools.count():
+        order = ("train", config.train_batch_size, seed, first_epoch + epoch)
+        indices = task.batch_indices(*order)
+        if prefix is None:
+            batches = ((forward_logits(network, x.to(device)), y.to(device)) for x, y in task.batches(*order))
+        else:
+            batches = (prefix.logits(index, trained) for index in indices)
+        for logits, labels in batches:
+            loss = nn.functional.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            step += 1
+            if step % config.every:
+                continue
+            if not math.isfinite(loss.item()):
+                raise ValueError(
+                    f"expected a finite loss, found {loss.item()} at step {step}; lower collect.learning_rate"
+                )
+            yield step, step / len(indices), loss.item()
+            if step == config.every * config.num_checkpoints:
+                return

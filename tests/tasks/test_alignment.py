@@ -1,0 +1,175 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data.alignment import align_dataset, align_networks
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.evaluation import ParameterEvaluator
+from pdiff_hf.evaluation.baselines import uniform_soup
+from pdiff_hf.evaluation.permutations import permutation_spec
+from pdiff_hf.files import read_json
+from pdiff_hf.layout import ParameterLayout
+from pdiff_hf.tasks import BaseTrainingConfig, ImageClassification, ImageClassificationConfig
+from pdiff_hf.tasks.independent import train_networks
+from pdiff_hf.tasks.networks import mlp3
+
+BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3")
+LAYOUT = ParameterLayout.from_model(mlp3())
+NUM = 24
+
+
+@pytest.fixture(scope="module")
+def task():
+    return ImageClassification(ImageClassificationConfig(train_size=400, val_size=100, test_size=300))
+
+
+@pytest.fixture(scope="module")
+def trained(task):
+    """Vectors of perceptrons trained from initialisations of their own."""
+    networks = []
+    for seed in range(NUM):
+        torch.manual_seed(seed)
+        networks.append(mlp3())
+    config = BaseTrainingConfig(epochs=30, learning_rate=1e-2, train_batch_size=40)
+    train_networks(task, networks, range(NUM), config, "cpu")
+    return torch.stack([LAYOUT.flatten(network) for network in networks])
+
+
+@pytest.fixture(scope="module")
+def aligned(trained):
+    return align_networks(trained, permutation_spec(mlp3(), LAYOUT))
+
+
+def soup_accuracy(task, vectors):
+    return ParameterEvaluator(mlp3(), LAYOUT, *task.arrays("test")).accuracy(uniform_soup(vectors)).item()
+
+
+def test_soup_of_aligned_networks_works_and_of_others_does_not(task, trained, aligned):
+    assert soup_accuracy(task, trained) < 0.4
+    assert soup_accuracy(task, aligned[0]) > 0.75
+
+
+def test_networks_come_closer_and_nothing_moves_in_the_end(trained, aligned):
+    vectors, report = aligned
+    spread = (trained - trained.mean(0)).square().sum(1).mean().sqrt().item()
+    assert report["spread_before"] == pytest.approx(spread, rel=1e-5)
+    assert report["spread_after"] < 0.85 * report["spread_before"]
+    assert report["converged"]
+    # Weights move with their units and keep their values.
+    assert torch.equal(vectors.sort(1).values, trained.sort(1).values)
+
+
+def test_outputs_are_equal_to_rounding_and_predictions_equal(task, trained, aligned):
+    images, _ = task.arrays("test")
+    model = mlp3()
+    largest = {torch.float64: 0.0, torch.float32: 0.0}
+    for before, after in zip(trained, aligned[0], strict=True):
+        for dtype in largest:
+            outputs = []
+            for vector in (before, after):
+                LAYOUT.load_into(model.float(), vector)
+                outputs.append(copy.deepcopy(model).to(dtype)(images.to(dtype)).detach())
+            largest[dtype] = max(largest[dtype], (outputs[0] - outputs[1]).abs().max().item())
+            assert torch.equal(outputs[0].argmax(1), outputs[1].argmax(1))
+    # Sums of the same products in another order, with logits of about 30.
+    assert largest[torch.float64] < 1e-12
+    assert largest[torch.float32] < 1e-3
+
+
+def exact_logits(vector, image):
+    """Logits whose sums are rounded once, from the exact value: the order of the summands plays no part."""
+    state = {name: tensor.double().tolist() for name, tensor in LAYOUT.unflatten(vector).items()}
+    values = image.flatten().tolist()
+    for layer in (1, 3, 5):
+        # The product of two float32 is exact in float64, and fsum is exact.
+        rows = zip(state[f"{layer}.weight"], state[f"{layer}.bias"], strict=True)
+        sums = [math.fsum([bias, *(w * x for w, x in zip(row, values, strict=True))]) for row, bias in rows]
+        values = torch.tensor(sums).relu().tolist() if layer < 5 else torch.tensor(sums).tolist()
+    return values
+
+
+def test_outputs_are_the_same_to_the_bit_where_sums_are_exact(task, trained, aligned):
+    images, _ = task.arrays("test")
+    assert not torch.equal(trained[1:4], aligned[0][1:4])
+    for before, after in zip(trained[:4], aligned[0][:4], strict=True):
+        for image in images[:5]:
+            assert exact_logits(before, image) == exact_logits(after, image)
+
+
+def test_order_of_hidden_units_has_no_influence(trained, aligned):
+    shuffled = trained.clone()
+    generator = torch.Generator().manual_seed(0)
+    for vector in shuffled[1:]:
+        order, state = torch.randperm(32, generator=generator), LAYOUT.unflatten(vector)
+        for name in ("1.weight", "1.bias"):
+            state[name].copy_(state[name][order])
+        state["3.weight"].copy_(state["3.weight"][:, order])
+    assert not torch.equal(shuffled, trained)
+    again, report = align_networks(shuffled, permutation_spec(mlp3(), LAYOUT))
+    assert torch.equal(again, aligned[0])
+    assert report["rounds"] == aligned[1]["rounds"]
+
+
+def make_dataset(folder, vectors, base=True):
+    reference = BASE.save_weights(mlp3(), folder / "source") if base else None
+    columns = {
+        "run": [f"run-{i}" for i in range(len(vectors))],
+        "test_accuracy": [i / 50 for i in range(len(vectors))],
+    }
+    save_parameter_dataset(vectors, LAYOUT, folder / "dataset", reference, columns, {"collect": {"runs": 3}})
+    return folder / "dataset"
+
+
+def test_dataset_is_aligned_on_the_command_line(trained, aligned, tmp_path, pdiff):
+    source = make_dataset(tmp_path, trained)
+    code, out, err = pdiff("align", source, "--out", tmp_path / "aligned")
+    assert code == 0, err
+    assert f"{NUM} checkpoints aligned in {aligned[1]['rounds']} rounds" in out
+    (before, _), (after, layout) = load_parameter_dataset(source), load_parameter_dataset(tmp_path / "aligned")
+    assert torch.equal(dataset_vectors(after, layout), aligned[0])
+    for name in ("run", "seed", "step", "epoch", "test_accuracy"):
+        assert list(after.with_format(None)[name]) == list(before.with_format(None)[name])
+    metadata = read_json(tmp_path / "aligned" / "stats.json")["metadata"]
+    assert metadata == {"collect": {"runs": 3}, "alignment": aligned[1]}
+
+
+def test_dataset_without_base_model_or_folder_that_is_not_empty_is_refused(trained, tmp_path, pdiff):
+    source = make_dataset(tmp_path, trained[:3], base=False)
+    code, _, err = pdiff("align", source, "--out", tmp_path / "aligned")
+    assert code == 2 and "expected a base model" in err
+    make_dataset(tmp_path / "other", trained[:3])
+    with pytest.raises(ValueError, match="is not empty"):
+        align_dataset(tmp_path / "other" / "dataset", source)
+
+
+class Written(nn.Module):
+    """The chain of `convnet3` in a forward of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second, self.head = nn.Conv2d(6, 5, 3), nn.Linear(20, 4)
+
+    def forward(self, images):
+        hidden = F.max_pool2d(F.relu(self.norm(self.first(images))), 2)
+        hidden = torch.flatten(torch.tanh(self.second(hidden)), 1)
+        return self.head(F.dropout(hidden, 0.1, self.training))
+
+
+def test_networks_with_a_forward_of_their_own_are_understood():
+    models = [Written().eval() for _ in range(5)]
+    layout = ParameterLayout.from_model(models[0], buffers=True)
+    spec = permutation_spec(models[0], layout)
+    vectors = torch.stack([layout.flatten(model) for model in models])
+    moved, _ = align_networks(vectors, spec)
+    assert not torch.equal(moved, vectors)
+    images = torch.randn(7, 1, 8, 8, dtype=torch.float64)
+    for model, vector in zip(models, moved, strict=True):
+        expected = copy.deepcopy(model).double()(images)
+        layout.load_into(model, vector)
+        torch.testing.assert_close(model.double()(images), expected, atol=1e-12, rtol=0)

@@ -1,7 +1,8 @@
 import pytest
+import torch
 import yaml
 
-from pdiff_hf.recipe import load_recipe, load_training, shipped_recipes
+from pdiff_hf.recipe import BaseModelConfig, load_recipe, load_training, shipped_recipes
 
 
 def test_every_shipped_recipe_is_valid():
@@ -72,3 +73,20 @@ def test_training_sections_alone(tmp_path):
     assert recipe.autoencoder.kind == "pca" and recipe.autoencoder.seed == recipe.diffusion.seed == 4
     with pytest.raises(ValueError, match="unknown key 'collect'"):
         load_training(tmp_path, ["collect.select=all"])
+
+
+def test_transformers_network_starts_from_pretrained_weights(tmp_path):
+    config = {"model_type": "resnet", "depths": [1], "hidden_sizes": [8], "embedding_size": 8, "layer_type": "basic"}
+    base = {"library": "transformers", "name": "ResNetForImageClassification"}
+    source = BaseModelConfig(**base, kwargs={"config": {**config, "num_labels": 7}}).build()
+    source.save_pretrained(tmp_path / "source")
+    wanted = {**base, "kwargs": {"config": {**config, "num_labels": 3}}}
+    model = BaseModelConfig(**wanted, pretrained=str(tmp_path / "source")).build()
+    assert not model.training and model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3)
+    stem = "resnet.embedder.embedder.convolution.weight"
+    assert torch.equal(model.state_dict()[stem], source.state_dict()[stem])
+    with pytest.raises(ValueError, match=r"no weights under .*nowhere") as caught:
+        BaseModelConfig(**wanted, pretrained=str(tmp_path / "nowhere")).build()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"base_model.kwargs.pretrained=true"):
+        load_recipe("resnet18-last-norms", ["base_model.pretrained=microsoft/resnet-18"])

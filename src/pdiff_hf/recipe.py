@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
+import torch
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, ValidationError, model_validator
+from torch import nn
 
 from .base_model import BaseModel
+from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
+from .recipe_parts import find_part, named_recipes, read_part
 from .tasks import BaseTrainingConfig, CollectConfig, TaskConfig
+from .tasks.kinds import TASK_KINDS
 from .training import AutoencoderConfig, DiffusionConfig
 
 
@@ -25,16 +28,44 @@ class BaseModelConfig(PydanticModel):
     library: Literal["timm", "transformers", "import"]
     name: str
     kwargs: dict[str, Any] = {}
+    pretrained: str | None = Field(
+        None,
+        description="of transformers: Hub id or folder of the weights to start from; timm has kwargs.pretrained",
+    )
     trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
 
     @model_validator(mode="after")
     def _check_reference(self) -> BaseModelConfig:
         self.reference()
+        if self.pretrained is not None and self.library != "transformers":
+            raise ValueError(
+                f"expected base_model.pretrained for transformers only, found {self.pretrained!r} for {self.library}; "
+                "with timm set base_model.kwargs.pretrained=true."
+            )
         return self
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
         return BaseModel(self.library, self.name, dict(self.kwargs))
+
+    def build(self) -> nn.Module:
+        """The network that base training starts from, in eval mode; what `pretrained` lacks, such as a head, is new.
+
+        Raises:
+            ValueError: as [`BaseModel.build`], or there are no such pretrained weights.
+        """
+        model = self.reference().build(self.trusted_imports)
+        if self.pretrained is None:
+            return model
+        try:
+            return type(model).from_pretrained(
+                self.pretrained, config=model.config, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+        except OSError as error:
+            raise ValueError(
+                f"base_model.pretrained: no weights under {self.pretrained!r} ({str(error).splitlines()[0]}); correct "
+                "it, or set it to null to train from scratch."
+            ) from error
 
 
 class GenerateConfig(PydanticModel):
@@ -42,6 +73,9 @@ class GenerateConfig(PydanticModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    sampler: Literal["diffusion", "gaussian_latents"] = Field(
+        "diffusion", description="gaussian_latents: latents of a normal distribution fitted to the encoded dataset"
+    )
     num_samples: int = Field(100, ge=1)
     num_inference_steps: int = Field(20, ge=1)
     scheduler: Literal["dpmsolver++", "ddim", "ddpm"] = "dpmsolver++"
@@ -96,81 +130,82 @@ class Recipe(PydanticModel):
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    folder = resources.files("pdiff_hf") / "recipes"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    """Names of the recipes in the package that have a file of their own; see [`composition`] for all others."""
+    return named_recipes()
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
-    """Load a recipe and validate it.
+def load_recipe(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    preset: str | None = None,
+    profile: str | None = None,
+) -> Recipe:
+    """Load a recipe, compose it of its parts and validate it.
 
     Args:
-        source (`str` or `Path`): Name of a shipped recipe, or a YAML file.
+        source (`str` or `Path`): Name of a shipped recipe, `<network>-<selection>-<data>`, or a YAML file.
         overrides (`Sequence[str]`, *optional*): `"section.key=value"` with a YAML value each.
         seed (`int`, *optional*): Replaces the recipe's `seed`.
+        preset (`str`, *optional*): `"paper"` or `"fast"`, see [`composition.read_recipe`].
+        profile (`str`, *optional*): `"cpu-smoke"`.
 
     Raises:
-        ValueError: no such recipe, or an unknown key (with the nearest valid one), a missing key or a wrong value.
+        ValueError: no such recipe or part, or an unknown key (with the nearest valid one), a missing key or a wrong
+            value.
     """
-    if str(source) in shipped_recipes():
-        text = (resources.files("pdiff_hf") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
-    elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"no recipe {str(source)!r}: expected a YAML file or one of {', '.join(shipped_recipes())}.")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: expected sections such as 'task' and 'collect', found {values!r}.")
-    for override in overrides:
-        _override(values, override)
+    values = read_recipe(source, overrides, preset, profile)
     if seed is not None:
         values["seed"] = seed
-    return parse_config(Recipe, values)
+    return parse_config(Recipe, values, also=(*FACTS, *RULES))
 
 
-def load_training(dataset: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> TrainingRecipe:
-    """The training stages on a parameter dataset, from defaults and overrides.
+def load_training(
+    dataset: str | Path,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    preset: str | None = None,
+    profile: str | None = None,
+) -> TrainingRecipe:
+    """The training stages on a parameter dataset, from defaults, preset, profile and overrides, in this order.
 
     Raises:
         ValueError: as [`load_recipe`]; keys of other sections are unknown here.
     """
     values: dict[str, Any] = {"autoencoder": {}, "diffusion": {}}
+    for axis, name in (("preset", preset), ("profile", profile)):
+        if name is not None:
+            overlay = read_part(find_part(name, axis))
+            merge_into(values, {section: overlay[section] for section in values if section in overlay})
     for override in overrides:
-        _override(values, override)
+        apply_override(values, override)
     if seed is not None:
         values = {name: {"seed": seed, **section} for name, section in values.items()}
     return parse_config(TrainingRecipe, {"dataset": str(Path(dataset).resolve()), **values})
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise ValueError(f"--set {override!r}: expected section.key=value.")
-    for index, key in enumerate(keys[:-1]):
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"--set {override!r}: {'.'.join(keys[: index + 1])} is a value, not a section.")
-    try:
-        values[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {override!r}: the value is not valid YAML.") from error
+def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
+    """Validate `values` by a pydantic model; the first problem becomes a `ValueError` of one line.
 
-
-def parse_config(model: type[PydanticModel], values: Mapping[str, Any]) -> Any:
-    """Validate `values` by a pydantic model; the first problem becomes a `ValueError` of one line."""
+    Args:
+        model (`type`): The pydantic model.
+        values (`Mapping`): What is validated.
+        also (`Sequence[str]`, *optional*): Further valid keys at the top level, to be named when they are misspelt.
+    """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         problems = error.errors(include_url=False)
     # What is missing may be so because of another problem, such as a misspelt key or preset.
     problem = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
-    names = list(_valid_keys(model))
     # A union's branches stand in the location as well; they are no keys.
     keys = [str(key) for key in problem["loc"]]
+    kinds = [key for key in keys if key in TASK_KINDS]
+    keys = [key for key in keys if key not in kinds]
+    names = [*_valid_keys(model, kinds=kinds), *also]
+    if problem["type"] == "union_tag_invalid":
+        expected, found = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
+        raise ValueError(f"key '{'.'.join(keys)}.kind': expected one of {expected}, found {found!r}.")
     path = ".".join(keys)
     while path not in names and len(keys) > 1 and problem["type"] not in ("extra_forbidden", "missing"):
         keys.pop()
@@ -188,8 +223,22 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any]) -> Any:
     raise ValueError(f"key {path!r}: expected {expected}, found {problem['input']!r}.")
 
 
-def _valid_keys(model: type[PydanticModel], prefix: str = "") -> Iterator[str]:
+def recipe_keys() -> list[str]:
+    """Every key of a recipe as `section.key`, and the sections."""
+    return list(dict.fromkeys(_valid_keys(Recipe)))
+
+
+def _valid_keys(model: type[PydanticModel], prefix: str = "", kinds: Sequence[str] = ()) -> Iterator[str]:
+    """Keys of a section and of those in it; of a union's branches of these `kinds`, or of all."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, PydanticModel):
-            yield from _valid_keys(field.annotation, f"{prefix}{name}.")
+        annotations = get_args(field.annotation) or (field.annotation,)
+        branches = [a for a in map(_without_tag, annotations) if isinstance(a, type) and issubclass(a, PydanticModel)]
+        if kinds and len(branches) > 1:
+            branches = [branch for branch in branches if branch.model_fields["kind"].default in kinds]
+        for branch in branches:
+            yield from _valid_keys(branch, f"{prefix}{name}.", kinds)
+
+
+def _without_tag(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

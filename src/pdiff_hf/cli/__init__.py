@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -11,8 +12,11 @@ from .app import app, errors
 
 # The commands register themselves, in the order of the help.
 # isort: off
-from . import runs, datasets, networks, hub, artefacts  # noqa: F401
+from . import runs, ablate, datasets, networks, analysis, hub, artefacts  # noqa: F401
 # isort: on
+
+# Options that take several numbers.
+LISTS = ("--seeds", "--num-checkpoints")
 
 
 def main() -> None:
@@ -23,12 +27,12 @@ def main() -> None:
         # Progress bars in a log file: a line every ten seconds, not ten a second. Read when tqdm is imported.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     arguments: list[str] = []
-    in_seeds = False
+    listed = None
     for argument in sys.argv[1:]:
         # `--seeds 0 1 2`, as argparse would have it, is `--seeds 0 --seeds 1 --seeds 2` to typer.
-        if in_seeds and argument.isdecimal() and arguments[-1] != "--seeds":
-            arguments.append("--seeds")
-        in_seeds = argument == "--seeds" or (in_seeds and argument.isdecimal())
+        if listed and argument.isdecimal() and arguments[-1] != listed:
+            arguments.append(listed)
+        listed = argument if argument in LISTS else listed if argument.isdecimal() else None
         arguments.append(argument)
     try:
         app(arguments)
@@ -36,3 +40,8 @@ def main() -> None:
         message = escape(" ".join(str(error).split()))
         errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}; make room and start again.", highlight=False)
+        sys.exit(1)

@@ -38,6 +38,14 @@ Seeds = Annotated[
     list[int] | None,
     typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N."),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="paper|fast", help="The paper's hyper-parameters, or our training stages."),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="cpu-smoke", help="Little of everything: a minute, numbers without meaning."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

@@ -7,15 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .app import AsJson, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
+from .app import AsJson, Preset, Profile, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
+
+RECIPE_HELP = "A recipe's name, <network>-<selection>-<data>, or a YAML file; see `pdiff recipes`."
 
 
 def _run(
-    recipe: str, runs: dict[Path, int | None], overrides: list[str] | None, as_json: bool, summary: Path | None = None
+    recipe: str,
+    runs: dict[Path, int | None],
+    overrides: list[str] | None,
+    as_json: bool,
+    summary: Path | None = None,
+    preset: str | None = None,
+    profile: str | None = None,
 ) -> None:
     from ..recipe import load_recipe
 
-    loaded = {folder: load_recipe(recipe, overrides or (), seed) for folder, seed in runs.items()}
+    loaded = {folder: load_recipe(recipe, overrides or (), seed, preset, profile) for folder, seed in runs.items()}
     quiet()
     from ..evaluation import aggregate_seeds, make_table, write_summary
     from ..run import run_recipe
@@ -53,9 +61,11 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
     out: Annotated[Path, typer.Option(help="Folder of the run; a begun run of the same recipe goes on.")],
     overrides: Set = None,
+    preset: Preset = None,
+    profile: Profile = None,
     seed: Seed = None,
     seeds: Seeds = None,
     as_json: AsJson = False,
@@ -64,23 +74,26 @@ def run(
     if seeds and seed is not None:
         raise ValueError("give --seed or --seeds, not both.")
     if seeds and len(set(seeds)) > 1:
-        _run(recipe, {out / f"seed-{n}": n for n in seeds}, overrides, as_json, summary=out / "report")
+        runs, summary = {out / f"seed-{n}": n for n in seeds}, out / "report"
     else:
-        _run(recipe, {out / f"seed-{seeds[0]}": seeds[0]} if seeds else {out: seed}, overrides, as_json)
+        runs, summary = ({out / f"seed-{seeds[0]}": seeds[0]} if seeds else {out: seed}), None
+    _run(recipe, runs, overrides, as_json, summary, preset, profile)
 
 
 @app.command()
 def collect(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
     out: Annotated[Path, typer.Option(help="New folder for the parameter dataset.")],
     overrides: Set = None,
+    preset: Preset = None,
+    profile: Profile = None,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a base model and collect its checkpoints into a parameter dataset."""
     from ..recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or (), seed)
+    loaded = load_recipe(recipe, overrides or (), seed, preset, profile)
     quiet()
     from ..run import collect as collect_stage
 
@@ -97,6 +110,8 @@ def train(
     dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="Receives autoencoder/ and pipeline/; a begun training goes on.")],
     overrides: Set = None,
+    preset: Preset = None,
+    profile: Profile = None,
     seed: Seed = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
@@ -107,7 +122,7 @@ def train(
     from ..recipe import load_training
     from ..run import train_stages
 
-    loaded = load_training(resolve_dataset(dataset), overrides or (), seed)
+    loaded = load_training(resolve_dataset(dataset), overrides or (), seed, preset, profile)
 
     line = line_printer(as_json)
     report = train_stages(loaded, out, trusted or (), line)

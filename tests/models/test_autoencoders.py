@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from factories import LATENTS, make_autoencoder, make_layout, make_vectors
 from pdiff_hf import AutoencoderPCA, AutoencoderPDiff
@@ -104,7 +105,8 @@ def test_pca_equals_the_singular_value_decomposition():
     torch.testing.assert_close(
         autoencoder.decode(autoencoder.encode(vectors).latents).sample, expected, atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(autoencoder.basis @ autoencoder.basis.T, torch.eye(8), atol=1e-5, rtol=0)
+    basis = autoencoder.components.basis
+    torch.testing.assert_close(basis @ basis.T, torch.eye(8), atol=1e-5, rtol=0)
 
 
 def test_pca_in_column_blocks_equals_pca_in_one(monkeypatch):
@@ -200,3 +202,16 @@ def test_every_length_is_decoded_to_itself(kernel_size, length):
         num_parameters=length, channels=(8, 8), kernel_size=kernel_size, stride=4, linear_path=False, **LATENTS
     )
     assert autoencoder(torch.zeros(2, length)).sample.shape == (2, length)
+
+
+@pytest.mark.parametrize("cls", [AutoencoderPDiff, AutoencoderPCA])
+def test_weights_of_another_version_are_refused(tmp_path, cls):
+    """diffusers leaves missing tensors as they are initialised: every network would be the mean."""
+    model = cls(num_parameters=12, latent_channels=2, latent_length=2)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.startswith("components."))
+    save_file({"old." + key if key == name else key: tensor for key, tensor in weights.items()}, file)
+    with pytest.raises(ValueError, match="another version wrote it"):
+        cls.from_pretrained(tmp_path)

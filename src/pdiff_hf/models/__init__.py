@@ -1,14 +1,16 @@
 from pathlib import Path
 
 from ..files import read_json
+from .autoencoder_identity import AutoencoderIdentity
 from .autoencoder_pca import AutoencoderPCA
 from .autoencoder_pdiff import AutoencoderPDiff
 from .unet_1d import make_unet_1d
 
-AUTOENCODERS = {"AutoencoderPCA": AutoencoderPCA, "AutoencoderPDiff": AutoencoderPDiff}
+ParameterAutoencoder = AutoencoderPDiff | AutoencoderPCA | AutoencoderIdentity
+AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff)}
 
 
-def load_autoencoder(folder: str | Path) -> AutoencoderPCA | AutoencoderPDiff:
+def load_autoencoder(folder: str | Path) -> ParameterAutoencoder:
     """Load whichever autoencoder a local folder holds, in eval mode.
 
     Raises:
@@ -23,4 +25,11 @@ def load_autoencoder(folder: str | Path) -> AutoencoderPCA | AutoencoderPDiff:
         raise ValueError(f"{folder}: {str(error).splitlines()[0]}") from error
 
 
-__all__ = ["AutoencoderPCA", "AutoencoderPDiff", "load_autoencoder", "make_unet_1d"]
+__all__ = [
+    "AutoencoderIdentity",
+    "AutoencoderPCA",
+    "AutoencoderPDiff",
+    "ParameterAutoencoder",
+    "load_autoencoder",
+    "make_unet_1d",
+]

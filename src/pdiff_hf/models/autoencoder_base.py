@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from diffusers.utils import BaseOutput
 
 from ..layout import ParameterLayout
-from .normalizer import ParameterNormalizer
+from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
 
 @dataclass
@@ -50,7 +52,7 @@ class ParameterAutoencoderOutput(BaseOutput):
 
 
 class ParameterAutoencoderMixin:
-    """Common interface of [`AutoencoderPDiff`] and [`AutoencoderPCA`].
+    """Common interface of [`AutoencoderPDiff`], [`AutoencoderPCA`] and [`AutoencoderIdentity`].
 
     A subclass calls `_init_common` in its constructor and implements `_encode`, normalised `(B, D)` → `(B, C * L)`,
     and `_decode`, the way back.
@@ -67,6 +69,23 @@ class ParameterAutoencoderMixin:
         self.latent_shape = (config.latent_channels, config.latent_length)
         self.normalizer = ParameterNormalizer(self.vector_length, config.normalization, config.layout)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """Load an autoencoder; arguments are those of [`ModelMixin.from_pretrained`].
+
+        Raises:
+            ValueError: the file of weights lacks tensors, e.g. because another version has written it. diffusers would
+                leave them as they are initialised and go on.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: expected the weight {missing[0]!r} of an {cls.__name__}, found "
+                f"{len(missing)} missing; another version wrote it, train it again."
+            )
+        return (model, info) if wants_info else model
 
     @property
     def layout(self) -> ParameterLayout:
@@ -85,9 +104,31 @@ class ParameterAutoencoderMixin:
         return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @torch.no_grad()
-    def encode_rows(self, vectors: torch.Tensor, chunk: int = 64) -> torch.Tensor:
-        """Encode many raw vectors `(B, D)` in chunks to float32 latents `(B, C, L)` on the model's device."""
-        return torch.cat([self.encode(part.to(self.device)).latents.float() for part in vectors.split(chunk)])
+    def encode_rows(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Encode many raw vectors to float32 latents `(K, C, L)` on the model's device, in bounded memory.
+
+        Args:
+            vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw vectors.
+        """
+        size = max(1, BLOCK_VALUES // self.vector_length)
+        starts = range(0, len(vectors), size)
+        return torch.cat([self.encode(vectors[s : s + size].to(self.device)).latents.float() for s in starts])
+
+    @torch.no_grad()
+    def reconstruct_blocks(self, vectors: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+        """Encode and decode many raw vectors, block by block of bounded size.
+
+        Args:
+            vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw vectors.
+
+        Returns:
+            `Iterator`: rows, columns, and the reconstructed raw values `(rows, columns)` on the model's device; the
+            blocks are all of the `(K, D)` values.
+        """
+        size = max(1, BLOCK_VALUES // self.vector_length)
+        for start in range(0, len(vectors), size):
+            rows = slice(start, min(start + size, len(vectors)))
+            yield rows, slice(0, self.vector_length), self.decode(self.encode_rows(vectors[rows])).sample
 
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> ParameterDecoderOutput | tuple[torch.Tensor]:
         """Decode latents `(B, C, L)` to raw vectors `(B, D)` in float32."""

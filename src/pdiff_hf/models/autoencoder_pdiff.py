@@ -1,15 +1,20 @@
 """The 1-D convolutional autoencoder of p-diff, with a dense latent."""
 
+from functools import partial
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
-from .pca import principal_components
+from .normalizer import BLOCK_VALUES
+from .patches import PatchConv1d, PatchConvTranspose1d, PositionPool, PositionSpread
+from .pca import PrincipalComponents
 
-# `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: patches as matrix products instead of one-channel
-# convolutions, plus a dense linear path that starts at the principal components.
+# `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: principal components, and patches as matrix products instead
+# of one-channel convolutions for what they leave; trained weights hardly grow with D.
 PRESETS = {
     "paper": {
         "normalization": "per_tensor",
@@ -20,16 +25,18 @@ PRESETS = {
         "encoder_act": "leaky_relu",
         "decoder_act": "elu",
         "linear_path": False,
+        "max_positions": None,
     },
     "fast": {
         "normalization": "per_parameter",
-        "channels": (32, 32),
-        "kernel_size": 8,
-        "stride": 8,
+        "channels": (32,),
+        "kernel_size": 64,
+        "stride": 64,
         "norm": "none",
         "encoder_act": "silu",
         "decoder_act": "silu",
         "linear_path": True,
+        "max_positions": 64,
     },
 }
 
@@ -41,9 +48,10 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
 
     Normalised vectors, zero-padded to a multiple of the total stride, go through strided `Conv1d` layers and a dense
     layer; the decoder is the mirror. While training, Gaussian noise is added to the normalised input and to the
-    latent. (Source: Wang et al. 2024, arXiv 2402.13144, §3.) With `linear_path`, a dense linear encoder and decoder
-    run beside the convolutions; [`~AutoencoderPDiff.fit_statistics`] starts them at the principal components and the
-    convolutional path at zero, so that training begins at the best linear autoencoder.
+    latent. (Source: Wang et al. 2024, arXiv 2402.13144, §3.) With `linear_path`, the principal components run beside
+    the convolutions, fitted by [`~AutoencoderPDiff.fit_statistics`] and not trained; the convolutional path starts at
+    zero, so that training begins at the best linear autoencoder. With `max_positions`, what the convolutions leave is
+    pooled to so many positions before the dense layer, with weights of their own: it does not grow with D then.
 
     Parameters:
         num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
@@ -53,7 +61,8 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         kernel_size (`int`), stride (`int`): Of every convolution.
         norm (`str`): `"batch"` or `"none"`, after every convolution but the decoder's last.
         encoder_act (`str`), decoder_act (`str`): One of `leaky_relu`, `elu`, `silu`, `gelu`, `relu`.
-        linear_path (`bool`): Adds the dense linear encoder and decoder.
+        linear_path (`bool`): Adds the principal components.
+        max_positions (`int`, *optional*): Positions that the dense layers see at most; all of them by default.
         latent_channels (`int`), latent_length (`int`): C and L; C·L values make a latent.
         input_noise (`float`, *optional*, defaults to 1e-3): Standard deviation on the normalised input.
         latent_noise (`float`, *optional*, defaults to 1e-1): Standard deviation on the latents.
@@ -66,13 +75,14 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         num_parameters: int | None = None,
         layout: dict | None = None,
         normalization: str = "per_parameter",
-        channels: tuple[int, ...] = (32, 32),
-        kernel_size: int = 8,
-        stride: int = 8,
+        channels: tuple[int, ...] = (32,),
+        kernel_size: int = 64,
+        stride: int = 64,
         norm: str = "none",
         encoder_act: str = "silu",
         decoder_act: str = "silu",
         linear_path: bool = True,
+        max_positions: int | None = 64,
         latent_channels: int = 32,
         latent_length: int = 4,
         input_noise: float = 1e-3,
@@ -95,28 +105,35 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         padding = (kernel_size - stride + 1) // 2
         output_padding = stride - kernel_size + 2 * padding
 
+        positions = self.padded_length // total_stride
+        pooled = positions if max_positions is None else min(positions, max_positions)
+        # Patches that do not overlap are rows of a matrix.
+        convolution, transposed = nn.Conv1d, nn.ConvTranspose1d
+        if kernel_size == stride:
+            convolution, transposed = PatchConv1d, PatchConvTranspose1d
+
         # 1. Encoder
         layers, width = [], 1
         for out_channels in channels:
-            layers.append(nn.Conv1d(width, out_channels, kernel_size, stride, padding))
+            layers.append(convolution(width, out_channels, kernel_size, stride, padding))
             layers += [nn.BatchNorm1d(out_channels)] if norm == "batch" else []
             layers.append(ACTIVATIONS[encoder_act]())
             width = out_channels
-        features = width * self.padded_length // total_stride
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, latent_dim))
+        layers += [PositionPool(width, positions, pooled)] if pooled < positions else []
+        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * pooled, latent_dim))
 
         # 2. Decoder
-        layers = [nn.Linear(latent_dim, features), nn.Unflatten(1, (width, self.padded_length // total_stride))]
+        layers = [nn.Linear(latent_dim, width * pooled), nn.Unflatten(1, (width, pooled))]
+        layers += [PositionSpread(width, positions, pooled)] if pooled < positions else []
         for out_channels in (*reversed(channels[:-1]), 1):
             layers.append(ACTIVATIONS[decoder_act]())
-            layers.append(nn.ConvTranspose1d(width, out_channels, kernel_size, stride, padding, output_padding))
+            layers.append(transposed(width, out_channels, kernel_size, stride, padding, output_padding))
             layers += [nn.BatchNorm1d(out_channels)] if norm == "batch" and out_channels != 1 else []
             width = out_channels
         self.decoder = nn.Sequential(*layers)
 
         # 3. Linear path
-        self.linear_encoder = nn.Linear(self.vector_length, latent_dim) if linear_path else None
-        self.linear_decoder = nn.Linear(latent_dim, self.vector_length) if linear_path else None
+        self.components = PrincipalComponents(self.vector_length, latent_dim) if linear_path else None
 
     @classmethod
     def from_preset(cls, preset: str = "fast", **kwargs) -> "AutoencoderPDiff":
@@ -135,12 +152,7 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         self.normalizer.fit(vectors)
         if not self.config.linear_path:
             return
-        mean, basis, deviations = principal_components(vectors, self.normalizer, self.linear_encoder.out_features)
-        # Unit-variance latents make the latent noise mean the same for every direction.
-        self.linear_encoder.weight.copy_(basis / deviations[:, None])
-        self.linear_encoder.bias.copy_(-(basis @ mean) / deviations)
-        self.linear_decoder.weight.copy_(basis.T * deviations)
-        self.linear_decoder.bias.copy_(mean)
+        self.components.fit(vectors, self.normalizer)
         for layer in (self.encoder[-1], self.decoder[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -148,11 +160,15 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     def _encode(self, normalized: torch.Tensor) -> torch.Tensor:
         padded = nn.functional.pad(normalized, (0, self.padded_length - self.vector_length))
         latents = self.encoder(padded[:, None])
-        return latents if self.linear_encoder is None else latents + self.linear_encoder(normalized)
+        if self.components is None:
+            return latents
+        return latents + self.components.encode(normalized)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         normalized = self.decoder(latents)[:, 0, : self.vector_length]
-        return normalized if self.linear_decoder is None else normalized + self.linear_decoder(latents)
+        if self.components is None:
+            return normalized
+        return self.components.decode(latents).add_(normalized)
 
     def forward(
         self,
@@ -160,7 +176,8 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         input_noise: torch.Tensor | None = None,
         latent_noise: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> ParameterAutoencoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss_only: bool = False,
+    ) -> ParameterAutoencoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor] | torch.Tensor:
         """Encode and decode raw vectors.
 
         Args:
@@ -168,15 +185,32 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             input_noise (`torch.Tensor` of shape `(B, D)`, *optional*): Standard normal noise, scaled by the config.
             latent_noise (`torch.Tensor` of shape `(B, C, L)`, *optional*): The same for the latents.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
+            loss_only (`bool`, *optional*, defaults to `False`): Leave `sample` out, which takes memory of twice the
+                batch, and return the loss alone.
         """
+        rows = max(1, BLOCK_VALUES // self.vector_length)
+        if loss_only and rows < len(sample) and self.config.norm == "none":
+            return self._loss_in_chunks(rows, sample, input_noise, latent_noise)
         # 1. Normalise
         target = self.normalizer.normalize(sample)
-        hidden = target if input_noise is None else target + self.config.input_noise * input_noise
+        hidden = target if input_noise is None else torch.add(target, input_noise, alpha=self.config.input_noise)
         # 2. Encode
         latents = self._encode(hidden.to(self.dtype))
         hidden = latents if latent_noise is None else latents + self.config.latent_noise * latent_noise.flatten(1)
         # 3. Decode
         normalized = self._decode(hidden)
         loss = nn.functional.mse_loss(normalized.float(), target)
+        if loss_only:
+            return loss
         output = (self.normalizer.denormalize(normalized), latents.reshape(-1, *self.latent_shape), loss)
         return ParameterAutoencoderOutput(*output) if return_dict else output
+
+    def _loss_in_chunks(self, rows: int, *tensors: torch.Tensor | None) -> torch.Tensor:
+        """Loss of a batch of long vectors: activations of so many rows only are in memory, and computed twice."""
+        size = len(tensors[0])
+        losses = []
+        for start in range(0, size, rows):
+            chunk = [None if tensor is None else tensor[start : start + rows] for tensor in tensors]
+            loss = checkpoint(partial(self.forward, loss_only=True), *chunk, use_reentrant=False)
+            losses.append(loss * len(chunk[0]) / size)
+        return torch.stack(losses).sum()

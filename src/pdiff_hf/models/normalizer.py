@@ -10,6 +10,9 @@ LOG_FLOOR = 1e-12
 
 MODES = ("per_tensor", "per_parameter")
 
+# Values of a block of columns that is normalised or fitted at a time; some copies of them are in memory at once.
+BLOCK_VALUES = 2**21
+
 
 class ParameterNormalizer(nn.Module):
     """Maps raw parameter vectors `(B, D)` to normalised ones and back, always in float32.
@@ -49,11 +52,12 @@ class ParameterNormalizer(nn.Module):
         """Set mean and standard deviation from raw vectors `(K, D)`, K >= 2, in float64, a bounded block at a time."""
         if len(vectors) < 2:
             raise ValueError(f"the normaliser needs at least 2 checkpoints, got {len(vectors)}.")
-        columns = max(1, 2**24 // len(vectors))
+        columns = max(1, BLOCK_VALUES // len(vectors))
         for index, (start, end) in enumerate(self.spans):
             pooled = []
             for first in range(start, end, columns):
-                block = self.transform(vectors[:, first : min(first + columns, end)], first).double()
+                block = vectors[:, first : min(first + columns, end)].to(self.mean.device)
+                block = self.transform(block, first).double()
                 low, high = block.amin(0), block.amax(0)
                 mean, std = block.mean(0), block.std(0)
                 # Rounding gives a constant column a tiny deviation; only its range tells that it is constant.
@@ -96,10 +100,10 @@ class ParameterNormalizer(nn.Module):
         scale = torch.where(std > torch.finfo(std.dtype).tiny, 1 / std, 0.0)
         return (self.transform(vectors, start) - mean) * scale
 
-    def denormalize(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Normalised `(B, D)` → raw `(B, D)`, float32."""
-        mean, std = self._statistics(0, vectors.shape[1])
+    def denormalize(self, vectors: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Normalised `(B, n)` → raw `(B, n)`, float32; the n columns are coordinates `start … start + n` of the D."""
+        mean, std = self._statistics(start, vectors.shape[1])
         vectors = torch.addcmul(mean, vectors.float(), std)
-        for span in self._log_slices(0, vectors.shape[1]):
+        for span in self._log_slices(start, vectors.shape[1]):
             vectors[:, span] = vectors[:, span].exp()
         return vectors

@@ -93,7 +93,7 @@ def _basins(report: Mapping):
     )
     action = (
         "Collect along one run (collect.runs=1), or fine-tune all runs from one base model "
-        "(collect.independent=false), or align the networks by permutation first."
+        "(collect.independent=false), or align the networks first (pdiff align, collect.align=permutation)."
     )
     unseen = "" if left_out is None else f" Principal components of the others explain {left_out:.0%} of a run."
     if functional is None:

@@ -56,7 +56,7 @@ def autoencoder_costs(
         with torch.device("meta"):
             model = build_autoencoder(config, layout.to_dict())
         trained = sum(parameter.numel() for parameter in model.parameters())
-        fitted = sum(buffer.numel() for buffer in (model.mean, model.basis, model.deviations)) if name == "pca" else 0
+        fitted = sum(buffer.numel() for buffer in model.components.buffers()) if name == "pca" else 0
         state = sum(tensor.nbytes for tensor in model.state_dict().values())
         sizes = {
             "weights": state,
@@ -97,8 +97,8 @@ def activation_bytes(model: AutoencoderPDiff, batch_size: int) -> int:
     # Flattening makes no copy.
     layers = [m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Unflatten)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    sample = torch.empty(batch_size, model.vector_length, device="meta")
-    model._decode(model._encode(sample))
+    # Beside the components, which take long vectors block by block.
+    model.decoder(model.encoder(torch.empty(batch_size, 1, model.padded_length, device="meta")))
     for hook in hooks:
         hook.remove()
     return total

@@ -1,0 +1,75 @@
+"""No autoencoder: normalised parameters, folded to the shape that the denoiser takes."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
+
+# The denoiser halves the length between its resolutions: a multiple of 8 is enough for four of them.
+LENGTH_MULTIPLE = 8
+
+
+class AutoencoderIdentity(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
+    r"""Diffusion directly on the parameters: the interface of [`AutoencoderPDiff`] without anything learned.
+
+    `encode` normalises a vector `(D,)`, pads it with zeros and folds it to `(C, L)`, so that C consecutive parameters
+    become one position; `decode` is the way back, exact up to float32 rounding. The denoiser then works on C·L >= D
+    values: its memory grows with D, which is what the autoencoders are there to avoid.
+
+    Parameters:
+        num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
+        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
+        normalization (`str`, *optional*, defaults to `"per_parameter"`): `"per_parameter"` or `"per_tensor"` z-scores.
+        latent_channels (`int`, *optional*, defaults to 32): C.
+        latent_length (`int`, *optional*): L; the smallest multiple of 8 that holds all parameters by default.
+        scaling_factor (`float`), shift_factor (`float`): Set from the encoded dataset.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_parameters: int | None = None,
+        layout: dict | None = None,
+        normalization: str = "per_parameter",
+        latent_channels: int = 32,
+        latent_length: int | None = None,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ):
+        super().__init__()
+        if latent_length is None:
+            size = num_parameters or (layout or {}).get("num_parameters", 0)
+            positions = -(-size // latent_channels)
+            self.register_to_config(latent_length=-(-positions // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        self._init_common()
+        channels, length = self.latent_shape
+        if channels * length < self.vector_length:
+            raise ValueError(
+                f"expected latent_channels × latent_length of at least {self.vector_length} parameters, got "
+                f"{channels} × {length}; leave latent_length out."
+            )
+
+    @torch.no_grad()
+    def fit_statistics(self, vectors: torch.Tensor) -> None:
+        """Fit the normaliser to raw training vectors `(K, D)`."""
+        self.normalizer.fit(vectors)
+
+    def _encode(self, normalized: torch.Tensor) -> torch.Tensor:
+        channels, length = self.latent_shape
+        padded = torch.nn.functional.pad(normalized, (0, channels * length - self.vector_length))
+        return padded.reshape(-1, length, channels).mT.flatten(1)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.reshape(-1, *self.latent_shape).mT.flatten(1)[:, : self.vector_length]
+
+    def forward(
+        self, sample: torch.Tensor, return_dict: bool = True
+    ) -> ParameterAutoencoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode and decode raw vectors `(B, D)`."""
+        target = self.normalizer.normalize(sample)
+        latents = self._encode(target.to(self.dtype))
+        normalized = self._decode(latents)
+        loss = torch.nn.functional.mse_loss(normalized.float(), target)
+        output = (self.normalizer.denormalize(normalized), latents.reshape(-1, *self.latent_shape), loss)
+        return ParameterAutoencoderOutput(*output) if return_dict else output

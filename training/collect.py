@@ -13,6 +13,13 @@ Three runs from the same base model, 100 checkpoints each, another seed:
 
     python training/collect.py --recipe digits-mlp --seed 1 --set collect.runs=3 --set collect.num_checkpoints=100 \
         --output_dir runs/digits-3/dataset
+
+Many independent networks, shared by the processes of a machine; the rows are those of one process:
+
+    accelerate launch --multi_gpu --num_processes 2 training/collect.py --recipe digits-mlp-seeds \
+        --output_dir runs/seeds/dataset
+
+Stopped and started again, it keeps the trained base model and all complete runs.
 """
 
 import argparse
@@ -43,14 +50,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from pdiff_hf.processes import process_state
     from pdiff_hf.recipe import load_recipe
     from pdiff_hf.run import collect
 
     result = collect(load_recipe(args.recipe, args.set, args.seed), Path(args.output_dir))
-    print(
-        f"{result['num_checkpoints']} checkpoints of {result['num_parameters']} parameters, mean test accuracy "
-        f"{100 * result['test_accuracy']:.2f} %: {args.output_dir}"
-    )
+    if process_state().is_main_process:
+        print(
+            f"{result['num_checkpoints']} checkpoints of {result['num_parameters']} parameters, mean test accuracy "
+            f"{100 * result['test_accuracy']:.2f} %: {args.output_dir}"
+        )
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 One process:
     python training/train_autoencoder.py --dataset_dir runs/demo/dataset --output_dir runs/mine/autoencoder
 
-All GPUs of a machine:
-    accelerate launch --multi_gpu training/train_autoencoder.py --dataset_dir … --output_dir …
+All GPUs of a machine (further ways: training/README.md):
+    accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml --num_processes 4 \
+        training/train_autoencoder.py --dataset_dir … --output_dir …
 
-Two processes on a CPU (plain `--cpu --num_processes 2` silently starts one):
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 training/train_autoencoder.py …
+Two processes on a CPU (Accelerate's own `--cpu --num_processes 2` silently starts one):
+    accelerate launch --config_file training/accelerate_configs/cpu_2_processes.yaml training/train_autoencoder.py …
 
 Go on after an interruption:
     … --resume_from_checkpoint latest

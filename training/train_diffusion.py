@@ -4,11 +4,15 @@ One process:
     python training/train_diffusion.py --dataset_dir runs/demo/dataset --autoencoder_dir runs/mine/autoencoder \
         --output_dir runs/mine/pipeline
 
-All GPUs of a machine:
-    accelerate launch --multi_gpu training/train_diffusion.py --dataset_dir … --autoencoder_dir … --output_dir …
+All GPUs of a machine (further ways: training/README.md):
+    accelerate launch --config_file training/accelerate_configs/multi_gpu.yaml --num_processes 4 \
+        training/train_diffusion.py --dataset_dir … --autoencoder_dir … --output_dir …
 
 Go on after an interruption:
     … --resume_from_checkpoint latest
+
+To the Hub when it is done, with the login of `hf auth login`:
+    … --push_to_hub --hub_model_id user/name
 """
 
 import argparse
@@ -24,6 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--autoencoder_dir", required=True, help="output of train_autoencoder.py")
     parser.add_argument("--output_dir", required=True, help="receives the pipeline and the checkpoints")
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
+    parser.add_argument("--push_to_hub", action="store_true", help="push the pipeline when it is trained")
+    parser.add_argument("--hub_model_id", metavar="USER/NAME", help="where to; made when it does not exist")
+    parser.add_argument("--hub_private_repo", action="store_true", help="a new repository is private")
     add_config_arguments(parser, DiffusionConfig)
     return parser
 
@@ -32,12 +39,18 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
 
+    from huggingface_hub import get_token
+
+    from pdiff_hf.hub.cards import write_pipeline_card
+    from pdiff_hf.hub.push import push_pipeline
     from pdiff_hf.recipe import parse_config
     from pdiff_hf.training import DiffusionConfig, train_diffusion
     from pdiff_hf.training.arguments import config_values
     from pdiff_hf.training.loop import make_accelerator
 
     try:
+        if arguments.push_to_hub and (arguments.hub_model_id is None or get_token() is None):
+            raise ValueError("--push_to_hub needs --hub_model_id user/name, and a login: hf auth login.")
         config = parse_config(DiffusionConfig, config_values(arguments, DiffusionConfig))
         accelerator = make_accelerator(config, arguments.output_dir)
         train_diffusion(
@@ -48,10 +61,17 @@ def main() -> None:
             arguments.resume_from_checkpoint,
             accelerator,
         )
+        pushed = ""
+        if accelerator.is_main_process:
+            write_pipeline_card(arguments.output_dir)
+            if arguments.push_to_hub:
+                url = push_pipeline(arguments.output_dir, arguments.hub_model_id, private=arguments.hub_private_repo)
+                pushed = f" → {url}"
+        accelerator.wait_for_everyone()
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    accelerator.print(f"pipeline → {arguments.output_dir}")
+    accelerator.print(f"pipeline → {arguments.output_dir}{pushed}")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from ..data.dataset import dataset_vectors, load_parameter_dataset
-from ..evaluation.evaluator import ParameterEvaluator
+from ..data.vectors import open_vectors, take_rows
 from ..files import write_json
-from ..models import AutoencoderPCA, AutoencoderPDiff
+from ..models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff, ParameterAutoencoder
 from .batches import GlobalBatch
+from .checkpoints import replacing, writing
 from .config import AutoencoderConfig
 from .gate import check_reconstruction, measure_reconstruction
 from .loop import make_accelerator, run_steps
+
+# Evaluation loads much that training does not need.
+if TYPE_CHECKING:
+    from ..evaluation.evaluator import ParameterEvaluator
+
+MAX_FLOAT32_BASIS_BYTES = 2**30
 
 
 def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,13 +32,18 @@ def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.T
     return rows[~heldout], rows[heldout]
 
 
-def build_autoencoder(config: AutoencoderConfig, layout: dict) -> AutoencoderPDiff | AutoencoderPCA:
+def build_autoencoder(config: AutoencoderConfig, layout: dict) -> ParameterAutoencoder:
     """An untrained autoencoder for `layout` (`ParameterLayout.to_dict()`)."""
-    options = {"layout": layout, "latent_channels": config.latent_channels, "latent_length": config.latent_length}
+    options = {"layout": layout, "latent_channels": config.latent_channels}
     if config.normalization is not None:
         options["normalization"] = config.normalization
+    if config.kind == "none":
+        return AutoencoderIdentity(**options)
+    options["latent_length"] = config.latent_length
     if config.kind == "pca":
-        return AutoencoderPCA(**options)
+        size = 4 * config.latent_channels * config.latent_length * layout["num_parameters"]
+        automatic = "bfloat16" if size > MAX_FLOAT32_BASIS_BYTES else "float32"
+        return AutoencoderPCA(**options, basis_dtype=automatic if config.basis_dtype == "auto" else config.basis_dtype)
     noise = {"input_noise": config.input_noise, "latent_noise": config.latent_noise}
     return AutoencoderPDiff.from_preset(config.preset, **options, **noise)
 
@@ -42,7 +55,7 @@ def train_autoencoder(
     evaluator: ParameterEvaluator | None = None,
     resume_from_checkpoint: str | None = None,
     accelerator: Accelerator | None = None,
-) -> tuple[AutoencoderPDiff | AutoencoderPCA, dict]:
+) -> tuple[ParameterAutoencoder, dict]:
     """Train an autoencoder on a parameter dataset, measure the gate and save both.
 
     Args:
@@ -64,15 +77,16 @@ def train_autoencoder(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
-    dataset, layout = load_parameter_dataset(dataset_dir)
-    vectors = dataset_vectors(dataset, layout)
+    vectors, layout = open_vectors(dataset_dir)
     train_rows, heldout_rows = split_rows(len(vectors), config.holdout_every)
     if len(heldout_rows) == 0:
         raise ValueError(
             f"the gate holds out every {config.holdout_every}th checkpoint, but there are only {len(vectors)}. "
             "Collect more checkpoints or lower holdout_every."
         )
-    train_vectors = vectors[train_rows].to(accelerator.device)
+    train_vectors, heldout_vectors = take_rows(vectors, train_rows), take_rows(vectors, heldout_rows)
+    if isinstance(train_vectors, torch.Tensor):
+        train_vectors = train_vectors.to(accelerator.device)
 
     # 1. Statistics of the data
     torch.manual_seed(config.seed)
@@ -83,9 +97,9 @@ def train_autoencoder(
     if config.kind == "pdiff":
 
         def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
-            sample = train_vectors[batch.indices.to(train_vectors.device)]
+            sample = train_vectors[batch.indices.to(train_vectors.device)].to(accelerator.device)
             noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
-            return model(sample, *noise, return_dict=False)[2]
+            return model(sample, *noise, loss_only=True)
 
         autoencoder, _ = run_steps(
             accelerator,
@@ -103,16 +117,20 @@ def train_autoencoder(
     autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors))
 
     # 4. Gate
-    report = measure_reconstruction(autoencoder, train_vectors.cpu(), vectors[heldout_rows], evaluator)
+    report = measure_reconstruction(autoencoder, train_vectors, heldout_vectors, evaluator)
+    if accelerator.num_processes > 1:
+        # One gate for all, should they round differently.
+        report = broadcast_object_list([report])[0]
     report["passed"] = True
     try:
         check_reconstruction(report, config.model_copy(update={"allow_poor_reconstruction": False}))
     except ValueError as error:
         report.update(passed=False, problem=str(error))
-    if accelerator.is_main_process:
-        write_json(output_dir / "train_config.json", {"autoencoder": config.model_dump(mode="json")})
-        write_json(output_dir / "reconstruction.json", report)
-        autoencoder.save_pretrained(output_dir)
-    accelerator.wait_for_everyone()
+    with writing(accelerator, f"the autoencoder in {output_dir}", output_dir):
+        if accelerator.is_main_process:
+            with replacing(output_dir) as folder:
+                write_json(folder / "train_config.json", {"autoencoder": config.model_dump(mode="json")})
+                write_json(folder / "reconstruction.json", report)
+                autoencoder.save_pretrained(folder)
     check_reconstruction(report, config)
     return autoencoder, report

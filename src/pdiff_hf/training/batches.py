@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import numpy as np
 import torch
 
+# Noise is drawn in blocks of whole rows with about so many values; a process draws the blocks that hold its rows.
+BLOCK = 2**15
+
 
 class GlobalBatch:
-    """One process's share of the global batch of one step.
+    """One process's share of the global batch of one optimiser step, or of one of its accumulation steps.
 
     Rows are dealt from an endless sequence of permutations of the dataset, so that within an epoch no row is seen
-    twice; random numbers are drawn for the whole global batch and sliced. A run on n processes with batch B/n
-    therefore sees what one process with batch B sees, and a resumed run sees what an uninterrupted one would have.
+    twice; random numbers belong to rows of the global batch. A run on n processes with batch B/n, or with B/n and n
+    accumulation steps, therefore sees what one process with batch B sees, and a resumed run sees what an
+    uninterrupted one would have.
 
     Args:
         num_rows (`int`): Rows of the dataset.
-        batch_size (`int`): Rows of this process.
-        step (`int`): Number of the batch, counting gradient accumulation steps.
+        batch_size (`int`): Rows of this process in one accumulation step.
+        step (`int`): Number of the optimiser step.
         seed (`int`): Seed of the run.
         rank (`int`, *optional*, defaults to 0), world_size (`int`, *optional*, defaults to 1): This process.
         device (`torch.device`, *optional*): Where the random numbers are drawn.
+        micro_step (`int`, *optional*, defaults to 0), micro_steps (`int`, *optional*, defaults to 1): This
+            accumulation step.
+        start (`int`, *optional*): Rows dealt before this step; by default all steps were as large as this one.
     """
 
     def __init__(
@@ -31,24 +41,48 @@ class GlobalBatch:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        micro_step: int = 0,
+        micro_steps: int = 1,
+        start: int | None = None,
     ):
-        self.global_size = batch_size * world_size
-        self.own = slice(rank * batch_size, (rank + 1) * batch_size)
+        self.global_size = batch_size * world_size * micro_steps
+        first = (micro_step * world_size + rank) * batch_size
+        self.own = slice(first, first + batch_size)
         self.device = device
-        positions = np.arange(step * self.global_size, (step + 1) * self.global_size)[self.own]
+        self._seeds = [seed, step]
+        self._draws = 0
+        positions = np.arange(first, first + batch_size) + (step * self.global_size if start is None else start)
         epochs, offsets = np.divmod(positions, num_rows)
-        indices = np.empty(len(positions), dtype=np.int64)
+        indices = np.empty(batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
-            permutation = np.random.default_rng([seed, int(epoch)]).permutation(num_rows)
-            indices[epochs == epoch] = permutation[offsets[epochs == epoch]]
+            of_epoch = epochs == epoch
+            indices[of_epoch] = _permutation(num_rows, seed, int(epoch))[offsets[of_epoch]]
         self.indices = torch.from_numpy(indices)
-        state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-        self.generator = torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal values `(B, *shape)` of this process."""
-        return torch.randn(self.global_size, *shape, generator=self.generator, device=self.device)[self.own]
+        return self._draw(torch.randn, shape)
 
     def integers(self, high: int) -> torch.Tensor:
         """Integers in `[0, high)` of shape `(B,)`."""
-        return torch.randint(high, (self.global_size,), generator=self.generator, device=self.device)[self.own]
+        return self._draw(functools.partial(torch.randint, high), ())
+
+    def _draw(self, draw, shape: tuple[int, ...]) -> torch.Tensor:
+        rows = max(1, BLOCK // math.prod(shape))
+        blocks = range(self.own.start // rows, -(-self.own.stop // rows))
+        sequence = np.random.SeedSequence([*self._seeds, self._draws])
+        self._draws += 1
+        seeds = sequence.generate_state(blocks.stop, np.uint64) >> np.uint64(1)
+        generator = torch.Generator(self.device)
+        values = []
+        for block in blocks:
+            generator.manual_seed(int(seeds[block]))
+            size = min(rows, self.global_size - block * rows)
+            values.append(draw((size, *shape), generator=generator, device=self.device))
+        skipped = blocks.start * rows
+        return torch.cat(values)[self.own.start - skipped : self.own.stop - skipped]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: the same gate at a fraction of the cost.
 AUTOENCODER_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"steps": 500, "train_batch_size": 50, "learning_rate": 2e-5, "weight_decay": 1e-2, "lr_warmup_steps": 0},
-    "fast": {"steps": 200, "train_batch_size": 64, "learning_rate": 3e-4, "weight_decay": 0.0, "lr_warmup_steps": 20},
+    # Training begins at the best linear autoencoder; what is left to be learned is little.
+    "fast": {"steps": 100, "train_batch_size": 64, "learning_rate": 3e-4, "weight_decay": 0.0, "lr_warmup_steps": 10},
 }
 DIFFUSION_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -22,11 +23,11 @@ DIFFUSION_PRESETS: dict[str, dict[str, Any]] = {
         "prediction_type": "epsilon",
     },
     "fast": {
-        "steps": 1000,
-        "train_batch_size": 64,
+        "steps": 250,
+        "train_batch_size": 128,
         "learning_rate": 1e-3,
         "weight_decay": 0.0,
-        "lr_warmup_steps": 50,
+        "lr_warmup_steps": 25,
         "block_out_channels": (64, 128),
         # Predicting the noise is unstable where almost all is noise: few-step solvers then blow single samples up.
         "prediction_type": "v_prediction",
@@ -66,13 +67,16 @@ class OptimizationConfig(BaseModel):
 class AutoencoderConfig(OptimizationConfig):
     """The recipe's `autoencoder` section. What the preset names is a default; every key given wins."""
 
-    kind: Literal["pdiff", "pca"] = "pdiff"
+    kind: Literal["pdiff", "pca", "none"] = Field("pdiff", description="none: diffusion on the normalised parameters")
     preset: Literal["fast", "paper"] = "fast"
     normalization: Literal["per_tensor", "per_parameter"] | None = None
     latent_channels: int = Field(32, ge=1)
     latent_length: int = Field(4, ge=1)
     input_noise: float = Field(1e-3, ge=0)
     latent_noise: float = Field(1e-1, ge=0)
+    basis_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the stored components with kind=pca; auto: bfloat16 where float32 would take over 1 GB"
+    )
     holdout_every: int = Field(10, ge=2, description="every n-th checkpoint is kept from training for the gate")
     min_explained_variance: float = Field(0.95, le=1)
     max_accuracy_drop: float = Field(0.002, ge=0, description="fraction, on the validation images")

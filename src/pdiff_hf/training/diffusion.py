@@ -8,11 +8,14 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from ..data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from ..data.dataset import load_base_model
+from ..data.vectors import open_vectors
 from ..files import read_json, write_json
 from ..models import load_autoencoder, make_unet_1d
+from ..models.short_conv import use_short_convolutions
 from ..pipelines import PDiffPipeline
 from .batches import GlobalBatch
+from .checkpoints import replacing, writing
 from .config import DiffusionConfig
 from .loop import make_accelerator, run_steps
 
@@ -48,7 +51,7 @@ def train_diffusion(
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
     autoencoder = load_autoencoder(autoencoder_dir)
-    dataset, layout = load_parameter_dataset(dataset_dir)
+    vectors, layout = open_vectors(dataset_dir)
     if autoencoder.layout.fingerprint != layout.fingerprint:
         raise ValueError(
             f"the autoencoder has layout {autoencoder.layout.fingerprint[:12]}, the dataset "
@@ -57,11 +60,12 @@ def train_diffusion(
 
     # 1. Latents, encoded once
     autoencoder = autoencoder.to(accelerator.device)
-    latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset_vectors(dataset, layout)))
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
 
     # 2. Denoiser
     torch.manual_seed(config.seed)
     unet = make_unet_1d(*autoencoder.latent_shape, config.block_out_channels, config.layers_per_block)
+    use_short_convolutions(unet)
     scheduler = DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,
@@ -91,12 +95,13 @@ def train_diffusion(
     # 3. Pipeline
     pipeline = PDiffPipeline(autoencoder, unet, scheduler)
     pipeline.base_model = load_base_model(dataset_dir)
-    if accelerator.is_main_process:
-        pipeline.save_pretrained(output_dir)
-        trained_by = {
-            **read_json(Path(autoencoder_dir) / "train_config.json"),
-            "diffusion": config.model_dump(mode="json"),
-        }
-        write_json(output_dir / "train_config.json", trained_by)
-    accelerator.wait_for_everyone()
+    with writing(accelerator, f"the pipeline in {output_dir}", output_dir):
+        if accelerator.is_main_process:
+            trained_by = {
+                **read_json(Path(autoencoder_dir) / "train_config.json"),
+                "diffusion": config.model_dump(mode="json"),
+            }
+            with replacing(output_dir) as folder:
+                pipeline.save_pretrained(folder)
+                write_json(folder / "train_config.json", trained_by)
     return pipeline

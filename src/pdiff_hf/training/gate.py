@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from ..evaluation.evaluator import ParameterEvaluator
-from ..models import AutoencoderPCA, AutoencoderPDiff
+from ..models import ParameterAutoencoder
+from ..models.normalizer import BLOCK_VALUES
 from .config import AutoencoderConfig
+
+# Evaluation loads much that training does not need.
+if TYPE_CHECKING:
+    from ..evaluation.evaluator import ParameterEvaluator
+
+# Values of the networks that are evaluated at a time: 256 MB.
+MAX_EVALUATED_VALUES = 2**26
 
 
 class PoorReconstructionError(ValueError):
@@ -14,47 +23,61 @@ class PoorReconstructionError(ValueError):
 
 
 @torch.no_grad()
-def reconstruct(
-    autoencoder: AutoencoderPDiff | AutoencoderPCA, vectors: torch.Tensor, chunk: int = 64
-) -> torch.Tensor:
-    """Encode and decode raw vectors `(B, D)` in chunks."""
-    device = autoencoder.device
-    chunks = [autoencoder.decode(autoencoder.encode(part.to(device)).latents).sample for part in vectors.split(chunk)]
-    return torch.cat(chunks).to(vectors.device)
+def reconstruct(autoencoder: ParameterAutoencoder, vectors: torch.Tensor) -> torch.Tensor:
+    """Encode and decode raw vectors `(B, D)`."""
+    reconstructed = torch.empty(vectors.shape)
+    for rows, columns, block in autoencoder.reconstruct_blocks(vectors):
+        reconstructed[rows, columns] = block.cpu()
+    return reconstructed.to(vectors.device)
 
 
 def measure_reconstruction(
-    autoencoder: AutoencoderPDiff | AutoencoderPCA,
+    autoencoder: ParameterAutoencoder,
     train_vectors: torch.Tensor,
     heldout_vectors: torch.Tensor,
     evaluator: ParameterEvaluator | None = None,
 ) -> dict:
-    """Measure decode(encode(x)) on training and held-out rows.
+    """Measure decode(encode(x)) on training and held-out rows, in bounded memory.
 
     Explained variance is `1 - Σ(x - x̂)² / Σ(x - x̄)²` over all rows and coordinates, x̄ the mean of the training rows,
     in parameter units (`log` tensors in log units).
 
     Args:
         autoencoder: A trained autoencoder in eval mode.
-        train_vectors (`torch.Tensor` of shape `(K, D)`), heldout_vectors (`torch.Tensor` of shape `(H, D)`): Raw rows.
+        train_vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw rows.
+        heldout_vectors (`torch.Tensor` or [`StoredVectors`] of shape `(H, D)`): Raw rows.
         evaluator ([`ParameterEvaluator`], *optional*): On validation images; without it no accuracies are measured.
 
     Returns:
         `dict`: `explained_variance`, `train_explained_variance`, and with an evaluator `accuracy_original`,
         `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
     """
-    transform = autoencoder.normalizer.transform
-    mean = transform(train_vectors).mean(0)
+    transform, device = autoencoder.normalizer.transform, autoencoder.device
+    mean = torch.empty(train_vectors.shape[1], device=device)
+    width = max(1, BLOCK_VALUES // len(train_vectors))
+    for start in range(0, len(mean), width):
+        block = train_vectors[:, start : start + width].to(device)
+        mean[start : start + width] = transform(block, start).mean(0)
     report = {"num_train": len(train_vectors), "num_heldout": len(heldout_vectors)}
-    for prefix, rows in (("train_", train_vectors), ("", heldout_vectors)):
-        reconstructed = reconstruct(autoencoder, rows)
-        residual = (transform(reconstructed) - transform(rows)).double().square().sum()
-        total = (transform(rows) - mean).double().square().sum()
+    for prefix, vectors in (("train_", train_vectors), ("", heldout_vectors)):
+        residual = total = 0.0
+        for rows, columns, block in autoencoder.reconstruct_blocks(vectors):
+            start = columns.start
+            original = transform(vectors[rows, columns].to(device), start)
+            residual += (transform(block, start) - original).double().square().sum().item()
+            total += (original - mean[columns]).double().square().sum().item()
         # All rows equal: nothing to explain, and an exact copy explains it.
-        report[f"{prefix}explained_variance"] = 1 - (residual / total).item() if total > 0 else float(residual == 0)
+        report[f"{prefix}explained_variance"] = 1 - residual / total if total > 0 else float(residual == 0)
     if evaluator is not None:
-        report["accuracy_original"] = evaluator.accuracy(heldout_vectors).mean().item()
-        report["accuracy_reconstructed"] = evaluator.accuracy(reconstructed).mean().item()
+        size = max(1, MAX_EVALUATED_VALUES // heldout_vectors.shape[1])
+        parts = [heldout_vectors[start : start + size] for start in range(0, len(heldout_vectors), size)]
+        accuracies = torch.stack(
+            [
+                torch.cat([evaluator.accuracy(part) for part in parts]),
+                torch.cat([evaluator.accuracy(reconstruct(autoencoder, part)) for part in parts]),
+            ]
+        )
+        report["accuracy_original"], report["accuracy_reconstructed"] = accuracies.mean(1).tolist()
         report["accuracy_drop"] = report["accuracy_original"] - report["accuracy_reconstructed"]
     return report
 

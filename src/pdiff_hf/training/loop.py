@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import re
-import shutil
+import signal
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..files import atomic_write
+from ..processes import process_state
 from .batches import GlobalBatch
+from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint, writing
 from .config import OptimizationConfig
+from .ema import ShardedEMA, whole_tensor
+from .history import LossHistory, NonFiniteLossError
+from .interrupts import StopRequest, TrainingInterrupted
+from .trackers import check_tracker, tracking
 
 LOG_EVERY = 10
 LOG_FILE = "train_log.jsonl"
 
 
 def make_accelerator(config: OptimizationConfig, output_dir: str | Path) -> Accelerator:
-    """Make the `Accelerator` of a stage from its config; trackers write to `output_dir/logs`."""
-    return Accelerator(
+    """Make the `Accelerator` of a stage from its config; trackers write to `output_dir/logs`.
+
+    Raises:
+        ValueError: the tracker's package is missing, or FSDP is not configured as in `accelerate_configs/fsdp.yaml`.
+    """
+    check_tracker(config.report_to)
+    process_state()
+    # The stage before may have had another precision, which Accelerate keeps for the whole program.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(Path(output_dir) / "logs")),
+        # Buffers are statistics of all parameters, as large as the dataset's rows, and the same on every process.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-
-
-def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """The complete `checkpoint-N` folders in `output_dir`, by ascending N."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The complete `checkpoint-N` with the largest N in `output_dir`."""
-    return next(reversed(complete_checkpoints(output_dir)), None)
+    if is_sharded(accelerator):
+        plugin = accelerator.state.fsdp_plugin
+        # By size, Accelerate would wrap lists of modules, which are never called.
+        if plugin.fsdp_version != 2 or plugin.auto_wrap_policy is not None:
+            raise ValueError(
+                "expected fsdp_version: 2 and fsdp_auto_wrap_policy: NO_WRAP in the accelerate config, found version "
+                f"{plugin.fsdp_version} and policy {plugin.auto_wrap_policy}; take "
+                "training/accelerate_configs/fsdp.yaml."
+            )
+        # Autocast rounds products, as without FSDP; rounded inputs would lose what normalisation has to tell apart.
+        plugin.mixed_precision_policy = None
+    return accelerator
 
 
 def run_steps(
@@ -57,9 +76,11 @@ def run_steps(
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train `model` for `config.steps` optimiser steps.
 
+    SIGTERM and SIGINT write a checkpoint after the step that is being done, and end the program.
+
     Args:
         accelerator ([`accelerate.Accelerator`]): Of this stage.
-        model (`nn.Module`): Trained in place; with `use_ema` it holds the averaged weights in the end.
+        model (`nn.Module`): Trained, in place but with FSDP; with `use_ema` it holds the averaged weights in the end.
         num_rows (`int`): Rows of the training data, from which `GlobalBatch.indices` are dealt.
         loss_fn (`Callable`): Maps the prepared model and a [`GlobalBatch`] to the mean loss of this process's rows.
         config ([`OptimizationConfig`]): Hyper-parameters.
@@ -69,13 +90,19 @@ def run_steps(
             `output_dir`, if there is one.
 
     Returns:
-        `tuple`: the model without wrappers, and the loss history `[{"step", "loss", "lr"}]`.
+        `tuple`: the whole model without wrappers, the same on all processes, and the loss history
+        `[{"step", "loss", "lr"}]`.
 
     Raises:
-        ValueError: the checkpoint named does not exist.
-        FloatingPointError: the loss became NaN or infinite.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite; checkpoints are from before.
+        TrainingInterrupted: a signal has stopped the training.
+        ValueError: the checkpoint named cannot be used, or one could not be written.
     """
     set_seed(config.seed)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    # FSDP replaces the parameters; the trained ones are put together in here.
+    whole = copy.deepcopy(model).to(accelerator.device) if is_sharded(accelerator) else None
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -86,102 +113,114 @@ def run_steps(
     lr_scheduler = get_scheduler(
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
     )
+    with warnings.catch_warnings():
+        # torch has another name for the option that Accelerate passes on.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model, optimizer = accelerator.prepare(model, optimizer)
+    parameters = list(model.parameters())
     ema = None
     if config.use_ema:
-        ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        ema.to(accelerator.device)
+        ema = ShardedEMA(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         accelerator.register_for_checkpointing(ema)
     accelerator.register_for_checkpointing(lr_scheduler)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if config.report_to != "none":
-        # TensorBoard takes nothing but scalars and text.
-        values = {key: str(v) if v is None or isinstance(v, tuple) else v for key, v in config.model_dump().items()}
-        accelerator.init_trackers("pdiff", values)
 
     # 1. Resume
-    first_step, history = 0, []
-    checkpoint = latest_checkpoint(output_dir) if resume_from_checkpoint == "latest" else resume_from_checkpoint
-    if checkpoint is not None:
-        checkpoint = Path(checkpoint)
-        if not checkpoint.is_dir():
-            raise ValueError(f"resume_from_checkpoint: expected a checkpoint folder, {checkpoint} does not exist.")
-        accelerator.load_state(str(checkpoint))
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        first_step, history = state["step"], state["history"]
+    state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint) or {"step": 0, "rows": 0}
+    history = LossHistory(accelerator, state.get("history"), state.get("pending"))
+    first_step, rows = state["step"], state["rows"]
+
+    def save(step: int, pending: list[float]) -> Path:
+        state = {"step": step, "rows": rows, "history": history.entries, "pending": pending}
+        return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
     # 2. Steps
-    bar = tqdm(
-        range(first_step, config.steps),
-        desc=description,
-        total=config.steps,
-        initial=first_step,
-        disable=not accelerator.is_main_process,
-        leave=False,
-    )
     model.train()
-    losses = []
-    for step in bar:
-        for micro_step in range(config.gradient_accumulation_steps):
-            batch = GlobalBatch(
-                num_rows,
-                config.train_batch_size,
-                step * config.gradient_accumulation_steps + micro_step,
-                config.seed,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                device=accelerator.device,
-            )
-            with accelerator.accumulate(model):
-                with accelerator.autocast():
-                    loss = loss_fn(model, batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.detach())
-        lr_scheduler.step()
-        if ema is not None:
-            ema.step(accelerator.unwrap_model(model).parameters())
-
-        # 3. Log, at the same steps whether resumed or not
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == config.steps or done % config.checkpointing_steps == 0:
-            mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), reduction="mean").item()
-            losses.clear()
-            if not torch.isfinite(torch.tensor(mean_loss)):
-                raise FloatingPointError(
-                    f"{description}: the loss is {mean_loss} at step {done}; the last good checkpoint is "
-                    f"{latest_checkpoint(output_dir) or 'none'}. Lower learning_rate or set mixed_precision to no."
+    shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
+    with (
+        tracking(accelerator, config, description),
+        StopRequest(accelerator) as stop,
+        tqdm(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,
+    ):
+        for step in bar:
+            losses = []
+            for micro_step in range(config.gradient_accumulation_steps):
+                batch = GlobalBatch(
+                    num_rows,
+                    config.train_batch_size,
+                    step,
+                    config.seed,
+                    rank=accelerator.process_index,
+                    world_size=accelerator.num_processes,
+                    device=accelerator.device,
+                    micro_step=micro_step,
+                    micro_steps=config.gradient_accumulation_steps,
+                    start=rows,
                 )
-            history.append({"step": done, "loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]})
-            accelerator.log({"loss": mean_loss, "lr": history[-1]["lr"]}, step=done)
-            bar.set_postfix(loss=f"{mean_loss:.4g}", refresh=False)
-        if done % config.checkpointing_steps == 0 and done < config.steps:
-            _save_checkpoint(accelerator, output_dir, done, history, config.checkpoints_total_limit)
+                with accelerator.accumulate(model):
+                    with accelerator.autocast():
+                        loss = loss_fn(model, batch)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        norm = whole_tensor(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                    optimizer.step()
+                    optimizer.zero_grad()
+                losses.append(loss.detach())
+            # With fp16 an infinite gradient only lowers the scale of the loss.
+            history.add(losses, norm if accelerator.scaler is None else torch.zeros_like(norm))
+            lr_scheduler.step()
+            rows += batch.global_size
+            if ema is not None:
+                ema.step(parameters)
 
-    # Not end_training(), which also destroys the process group: the stage is not over.
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    model = accelerator.unwrap_model(model)
+            # 3. Log and save, at the same steps whether resumed or not; what is not finite is found before it is saved
+            done = step + 1
+            is_due = done % config.checkpointing_steps == 0 and done < config.steps
+            try:
+                if is_due or done % LOG_EVERY == 0 or done == config.steps:
+                    entry = history.log(done, lr_scheduler.get_last_lr()[0])
+                    accelerator.log({"loss": entry["loss"], "lr": entry["lr"]}, step=done)
+                    bar.set_postfix(loss=f"{entry['loss']:.4g}", refresh=False)
+                if is_due:
+                    save(done, [])
+                number = stop.agreed() if done < config.steps else None
+                if number is not None:
+                    checkpoint = save(done, history.pending(done))
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(
+                    f"{description}: {error}; the last good checkpoint is {latest_checkpoint(output_dir) or 'none'}. "
+                    "Lower learning_rate or set mixed_precision to no."
+                ) from error
+            if number is not None:
+                _stop(accelerator, number, checkpoint, description, config.steps)
+
+    # 4. The whole model, the same everywhere
     if ema is not None:
-        ema.copy_to(model.parameters())
+        ema.copy_to(parameters)
+    if whole is None:
+        model = accelerator.unwrap_model(model)
+        if accelerator.num_processes > 1:
+            # Without SyncBatchNorm, running statistics are those of each process's rows.
+            broadcast(dict(model.named_buffers()))
+    else:
+        weights = accelerator.get_state_dict(model)
+        if accelerator.is_main_process:
+            whole.load_state_dict(weights)
+        broadcast(dict(whole.state_dict()))
+        model = whole
     model.eval()
-    if accelerator.is_main_process:
-        with atomic_write(output_dir / LOG_FILE) as temporary:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    return model, history
+    with writing(accelerator, output_dir / LOG_FILE, output_dir):
+        if accelerator.is_main_process:
+            with atomic_write(output_dir / LOG_FILE) as temporary:
+                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history.entries))
+    return model, history.entries
 
 
-def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, history: list, limit: int) -> None:
-    final = output_dir / f"checkpoint-{step}"
-    partial = output_dir / f".partial-checkpoint-{step}"
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
+def _stop(accelerator: Accelerator, number: int, checkpoint: Path, description: str, steps: int) -> None:
     if accelerator.is_main_process:
-        (partial / "trainer_state.json").write_text(json.dumps({"step": step, "history": history}))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in complete_checkpoints(output_dir)[:-limit]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+        print(
+            f"{description}: stopped by {signal.Signals(number).name} after {checkpoint.name.split('-')[1]} of "
+            f"{steps} steps → {checkpoint}. To go on, start the same command again, training scripts with "
+            "--resume_from_checkpoint latest.",
+            file=sys.stderr,
+        )
+    raise TrainingInterrupted(number)

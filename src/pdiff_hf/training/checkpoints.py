@@ -1,0 +1,198 @@
+"""Checkpoints of a training stage: complete or absent, checked when they are read, shared by all processes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError
+
+from ..files import read_json, sha256_file, write_json
+
+STATE_FILE = "trainer_state.json"
+# What libraries raise when a disk is full; torch and safetensors have errors of their own for it.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)
+
+
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """The complete `checkpoint-N` folders in `output_dir`, by ascending N."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def latest_checkpoint(output_dir: Path) -> Path | None:
+    """The complete `checkpoint-N` with the largest N in `output_dir`."""
+    return next(reversed(complete_checkpoints(output_dir)), None)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether weights are sharded over the processes, by FSDP."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+@contextmanager
+def writing(accelerator: Accelerator, what: str | Path, output_dir: Path) -> Iterator[None]:
+    """All processes write, or wait for the one that does, and go on together or stop together.
+
+    Args:
+        accelerator ([`accelerate.Accelerator`]): All of its processes enter.
+        what (`str` or `Path`): What is written, for the error.
+        output_dir (`Path`): Where checkpoints are.
+
+    Raises:
+        ValueError: one of them could not write; the error of this process, if it has one, is quoted.
+    """
+    problem = None
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        problem = error
+    failed = torch.tensor(float(problem is not None), device=accelerator.device)
+    if accelerator.reduce(failed, "sum") > 0:
+        reason = str(problem).splitlines()[0] if problem is not None else "another process failed"
+        kept = latest_checkpoint(output_dir)
+        raise ValueError(
+            f"{what} could not be written: {reason}. What was complete before is still there (last checkpoint: "
+            f"{'none' if kept is None else kept.name}); make room and start the same command again."
+        ) from problem
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder, whose entries replace those of the same names in `folder` once all are written."""
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for entry in partial.iterdir():
+            if (folder / entry.name).is_dir():
+                shutil.rmtree(folder / entry.name)
+            entry.replace(folder / entry.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str, Any], limit: int) -> Path:
+    """Write `checkpoint-N`, which appears under its name when it is complete, and keep the newest `limit`.
+
+    Args:
+        accelerator ([`accelerate.Accelerator`]): All of its processes have to call.
+        output_dir (`Path`): On a file system that all processes see.
+        state (`dict`): What the training loop needs beside Accelerate's state; JSON-able; `step` is N.
+        limit (`int`): Complete checkpoints to keep.
+
+    Raises:
+        ValueError: it could not be written; older ones are untouched.
+    """
+    final = output_dir / f"checkpoint-{state['step']}"
+    partial = output_dir / f".partial-{final.name}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        with writing(accelerator, final, output_dir):
+            accelerator.save_state(str(partial))
+        with writing(accelerator, final, output_dir):
+            if accelerator.is_main_process:
+                files = sorted(path for path in partial.rglob("*") if path.is_file())
+                digests = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
+                write_json(partial / STATE_FILE, {**state, "sharded": is_sharded(accelerator), "files": digests})
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                for old in complete_checkpoints(output_dir)[:-limit]:
+                    shutil.rmtree(old)
+    except ValueError:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | None) -> dict[str, Any] | None:
+    """Load a checkpoint into what `accelerator` has prepared and registered, and return the loop's state.
+
+    The files are compared with the hashes noted when they were written. Of `"latest"`, a damaged checkpoint is passed
+    over in favour of the one before, with a line on standard error.
+
+    Args:
+        accelerator ([`accelerate.Accelerator`]): All of its processes have to call; their number may be another than
+            when the checkpoint was written.
+        output_dir (`Path`): Folder of the stage.
+        wanted (`str`, *optional*): A checkpoint folder, or `"latest"`.
+
+    Returns:
+        `dict` or `None`: `None` when there is nothing to resume from.
+
+    Raises:
+        ValueError: the checkpoint named does not exist or is damaged, or was made by another configuration.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process and wanted is not None:
+        try:
+            found[0] = _find(output_dir, wanted)
+        except ValueError as error:
+            found[1] = str(error)
+    checkpoint, problem = broadcast_object_list(found) if accelerator.num_processes > 1 else found
+    if problem is not None:
+        raise ValueError(problem)
+    if checkpoint is None:
+        return None
+    state = read_json(Path(checkpoint) / STATE_FILE)
+    if state["sharded"] != is_sharded(accelerator):
+        kinds = {True: "with FSDP", False: "without FSDP"}
+        raise ValueError(
+            f"{checkpoint} was written {kinds[state['sharded']]}, found a launch {kinds[not state['sharded']]}; use "
+            "the accelerate config of the first launch, or another output_dir."
+        )
+    try:
+        accelerator.load_state(checkpoint)
+    except READ_ERRORS as error:
+        raise ValueError(
+            f"{checkpoint} does not fit this configuration: {str(error).splitlines()[0]} Resume with the flags it was "
+            "made with, or choose another output_dir."
+        ) from error
+    # Accelerate counts accumulation steps, of which another configuration may have another number.
+    accelerator.step = 0
+    return state
+
+
+def _find(output_dir: Path, wanted: str) -> str | None:
+    if wanted != "latest":
+        if not Path(wanted).is_dir():
+            raise ValueError(f"resume_from_checkpoint: expected a checkpoint folder, {wanted} does not exist.")
+        if problem := _damage(Path(wanted)):
+            raise ValueError(f"resume_from_checkpoint: {wanted} is damaged: {problem}; choose an older one.")
+        return wanted
+    for checkpoint in reversed(complete_checkpoints(output_dir)):
+        problem = _damage(checkpoint)
+        if problem is None:
+            return str(checkpoint)
+        print(f"{checkpoint} is damaged ({problem}) and passed over.", file=sys.stderr)
+    return None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint."""
+    try:
+        state = read_json(checkpoint / STATE_FILE)
+    except ValueError as error:
+        return str(error)
+    if not isinstance(state, dict) or not {"step", "files", "sharded"} <= state.keys():
+        return f"{STATE_FILE} is not complete"
+    for name, digest in state["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if sha256_file(path) != digest:
+            return f"{name} is not what was written"
+    return None

@@ -1,0 +1,57 @@
+"""Losses of a training: kept on the device, averaged over processes, and checked when they are logged."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class LossHistory:
+    """Losses of the steps since the last entry, and the entries `{"step", "loss", "lr"}`.
+
+    Args:
+        accelerator ([`accelerate.Accelerator`]): Entries are means over its processes.
+        entries (`list[dict]`, *optional*), pending (`list[float]`, *optional*): Of a checkpoint.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, entries: list[dict] | None = None, pending: list[float] | None = None
+    ):
+        self._accelerator = accelerator
+        self.entries = entries or []
+        zero = torch.zeros((), device=accelerator.device)
+        self._steps = [torch.stack([zero + loss, zero]) for loss in pending or []]
+
+    def add(self, losses: list[torch.Tensor], gradient_norm: torch.Tensor) -> None:
+        """Note the losses of one step's accumulation steps and the norm of its gradient, without waiting for them."""
+        self._steps.append(torch.stack([torch.stack(losses).float().mean(), gradient_norm.float()]))
+
+    def pending(self, step: int) -> list[float]:
+        """Mean losses of the steps since the last entry, up to `step`.
+
+        Raises:
+            NonFiniteLossError: one of them, or a gradient, is not finite. All processes raise, and name that step.
+        """
+        if not self._steps:
+            return []
+        losses, norms = self._accelerator.reduce(torch.stack(self._steps, 1), reduction="mean").tolist()
+        for index, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            for name, value in (("loss", loss), ("norm of the gradient", norm)):
+                if value - value != 0:
+                    raise NonFiniteLossError(f"the {name} is {value} at step {step - len(losses) + 1 + index}")
+        return losses
+
+    def log(self, step: int, lr: float) -> dict[str, float]:
+        """Make an entry of the steps since the last one.
+
+        Raises:
+            NonFiniteLossError: as [`LossHistory.pending`].
+        """
+        losses = self.pending(step)
+        self.entries.append({"step": step, "loss": sum(losses) / len(losses), "lr": lr})
+        self._steps = []
+        return self.entries[-1]

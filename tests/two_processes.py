@@ -1,0 +1,143 @@
+"""What the tests of several processes do in each of them; started by `accelerate launch`."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType, gather_object
+
+from pdiff_hf.files import write_json
+from pdiff_hf.training import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    NonFiniteLossError,
+    TrainingInterrupted,
+    loop,
+    train_autoencoder,
+    train_diffusion,
+)
+from pdiff_hf.training.checkpoints import complete_checkpoints
+from small_training import train
+
+LATENTS = {"latent_channels": 4, "latent_length": 2, "min_explained_variance": -1e9}
+# Adam's first steps turn rounding into whole steps where a gradient is tiny; a low rate keeps the curves comparable.
+COMMON = {"steps": 12, "lr_warmup_steps": 3, "learning_rate": 1e-5, "checkpointing_steps": 5, "use_ema": True}
+
+
+def digest(model):
+    """One hash of all weights and buffers."""
+    state = model.state_dict()
+    return hashlib.sha256(b"".join(state[name].cpu().numpy().tobytes() for name in sorted(state))).hexdigest()
+
+
+def stages(dataset, folder, batch, resume=None, steps=12, **options):
+    """Both training stages: logs, and the hashes of the two models on this process."""
+    common = {**COMMON, "train_batch_size": batch, "steps": steps, **options}
+    autoencoder, _ = train_autoencoder(
+        dataset, folder / "ae", AutoencoderConfig(**common, **LATENTS), resume_from_checkpoint=resume
+    )
+    config = DiffusionConfig(**common, block_out_channels=(16, 16))
+    pipeline = train_diffusion(dataset, folder / "ae", folder / "p", config, resume)
+    logs = [(folder / stage / "train_log.jsonl").read_text().splitlines() for stage in ("ae", "p")]
+    return [json.loads(line) for log in logs for line in log], [digest(autoencoder), digest(pipeline.unet)]
+
+
+class ShardedOnCPU(Accelerator):
+    """Accelerate takes FSDP on GPUs only; torch shards on gloo as well, in the same code."""
+
+    wrap = "NO_WRAP"
+
+    def __init__(self, **options):
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy=self.wrap,
+            cpu_ram_efficient_loading=False,
+            state_dict_type="SHARDED_STATE_DICT",
+        )
+        super().__init__(fsdp_plugin=plugin, **options)
+        PartialState().distributed_type = self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = plugin
+
+
+def main(dataset, one, output):
+    output = Path(output)
+    state = PartialState(cpu=True)
+    assert state.num_processes == 2
+    results = {}
+
+    def note(name, *values):
+        gathered = gather_object([values])
+        results[name] = gathered
+
+    # 1. The same global batch, with and without accumulation; rows of an epoch
+    note("same", *stages(dataset, output / "same", 4))
+    note("accumulated", *stages(dataset, output / "accumulated", 2, gradient_accumulation_steps=2))
+    seen = []
+    batch_type = loop.GlobalBatch
+
+    def remember(*args, **options):
+        batch = batch_type(*args, **options)
+        seen.extend(batch.indices.tolist())
+        return batch
+
+    loop.GlobalBatch = remember
+    train(output / "epoch", steps=5, train_batch_size=2)
+    loop.GlobalBatch = batch_type
+    note("epoch", seen)
+
+    # 2. Another number of processes goes on
+    note("resumed", *stages(dataset, Path(one), 4, "latest"))
+    stages(dataset, output / "begun", 4, steps=12)
+
+    # 3. What happens to one process
+    try:
+        train(output / "nan", loss=lambda call: float("nan") if call == 3 and state.process_index == 1 else 1.0)
+    except NonFiniteLossError as error:
+        note("nan", str(error), [path.name for path in complete_checkpoints(output / "nan")])
+    try:
+        train(
+            output / "term",
+            loss=lambda call: os.kill(os.getpid(), signal.SIGTERM) or 1.0 if call == state.process_index == 1 else 1.0,
+            steps=5000,
+            checkpointing_steps=10000,
+        )
+    except TrainingInterrupted as error:
+        note("term", error.code, [path.name for path in complete_checkpoints(output / "term")])
+    save_state = Accelerator.save_state
+
+    def full(self, folder, *args, **options):
+        if folder.endswith("checkpoint-4") and state.is_main_process:
+            raise OSError(28, "No space left on device")
+        return save_state(self, folder, *args, **options)
+
+    Accelerator.save_state = full
+    try:
+        train(output / "full")
+    except ValueError as error:
+        note("full", str(error), [path.name for path in (output / "full").iterdir()])
+    Accelerator.save_state = save_state
+
+    # 4. Sharded
+    loop.Accelerator = ShardedOnCPU
+    note("sharded", *stages(dataset, output / "sharded", 4))
+    assert (output / "sharded" / "ae" / "checkpoint-10" / "pytorch_model_fsdp_0").is_dir()
+    note("sharded_resumed", *stages(dataset, output / "sharded", 4, "latest"))
+    note("sharded_clipped", *stages(dataset, output / "clipped", 4, max_grad_norm=1e-3))
+    ShardedOnCPU.wrap = "SIZE_BASED_WRAP"
+    try:
+        train(output / "wrapped")
+    except ValueError as error:
+        note("wrapped", str(error))
+    if state.is_main_process:
+        write_json(output / "results.json", results)
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

@@ -8,14 +8,20 @@ from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_group
 from pdiff_hf.evaluation.baselines import averages, noised_originals
 from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks import BaseTrainingConfig, CollectConfig, ImageClassification, TaskConfig, train_base_model
-from pdiff_hf.tasks.collect import train_selection
+from pdiff_hf.tasks import (
+    BaseTrainingConfig,
+    CollectConfig,
+    ImageClassification,
+    ImageClassificationConfig,
+    train_base_model,
+)
+from pdiff_hf.tasks.train_selection import train_selection
 
 
 @pytest.fixture(scope="module")
 def setting():
     """40 checkpoints of a briefly trained perceptron on digits, and 20 of the same one trained much longer."""
-    task = ImageClassification(TaskConfig())
+    task = ImageClassification(ImageClassificationConfig())
     torch.manual_seed(0)
     network = BaseModel.imported("pdiff_hf.tasks.networks:mlp3").build()
     train_base_model(task, network, BaseTrainingConfig(epochs=6, learning_rate=5e-3), device="cpu", progress=False)

@@ -3,10 +3,11 @@
 from .evaluate import EvaluationResult, GroupEvaluation, evaluate_groups
 from .evaluator import EvaluatorOutput, ParameterEvaluator
 from .groups import build_groups
-from .matching import find_permutations
+from .permutations import find_permutations
 from .report import make_table, write_report, write_summary
 from .seeds import aggregate_seeds
 from .similarity import nearest_cosine, nearest_distance, wrong_iou
+from .trajectory import trajectory
 
 __all__ = [
     "EvaluationResult",
@@ -20,6 +21,7 @@ __all__ = [
     "make_table",
     "nearest_cosine",
     "nearest_distance",
+    "trajectory",
     "write_report",
     "write_summary",
     "wrong_iou",

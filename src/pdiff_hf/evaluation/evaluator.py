@@ -56,7 +56,8 @@ class ParameterEvaluator:
     Args:
         model (`nn.Module`): The base model with all of its weights; it is copied and not changed.
         layout ([`ParameterLayout`]): Which tensors the vectors hold.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed images; moved to `device` as a whole.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed images, or token ids `(N, L)` of texts; moved to
+            `device` as a whole.
         labels (`torch.Tensor` of shape `(N,)`, `int64`): Their classes.
         batch_size (`int`, *optional*, defaults to 500): Images per forward pass.
         device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
@@ -85,9 +86,10 @@ class ParameterEvaluator:
         networks_at_once: int | None = None,
         accelerator: Accelerator | None = None,
     ):
-        if images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
+        expected = (4, "images (N, C, H, W)") if images.is_floating_point() else (2, "token ids (N, L)")
+        if images.ndim != expected[0] or len(images) == 0 or labels.shape != images.shape[:1]:
             raise ValueError(
-                f"expected images (N, C, H, W) with N >= 1 and labels (N,), found {tuple(images.shape)} and "
+                f"expected {expected[1]} with N >= 1 and labels (N,), found {tuple(images.shape)} and "
                 f"{tuple(labels.shape)}"
             )
         layout.check(model)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 MISSING = "–"
+
+
+# What our own sentences call images, by the kind of task.
+NOUNS = {"text_classification": {"image": "text", "images": "texts", "Images": "Texts"}}
+
+
+def name_examples(text: str, task: Mapping | None) -> str:
+    """A sentence of ours, which speaks of images, with the word for the examples of another kind of task."""
+    nouns = NOUNS.get((task or {}).get("kind"), {})
+    return re.sub(r"\b[Ii]mages?\b", lambda found: nouns.get(found[0], found[0]), text)
 
 
 def percent(value: float | None, interval: Sequence[float] | None = None, digits: int = 2, unit: str = " %") -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from .document import ReportTable, Section
-from .formats import percent, points, sign
+from .formats import name_examples, percent, points, sign
 from .plots import COLORS, STYLES, Plot
 from .verdict import AVERAGES
 
@@ -76,7 +76,10 @@ def _kicker(metrics: Mapping) -> str:
     if dataset:
         # Of a folder the name is enough.
         parts.append(Path(dataset).name if Path(dataset).is_absolute() else dataset)
-    parts += [f"{metrics['num_parameters']:,} generated parameters", f"{metrics['num_test']:,} test images"]
+    parts += [
+        f"{metrics['num_parameters']:,} generated parameters",
+        name_examples(f"{metrics['num_test']:,} test images", metrics.get("task")),
+    ]
     parts += [f"seeds {', '.join(map(str, metrics['seeds']))}"] if "seeds" in metrics else []
     return " · ".join(parts)
 

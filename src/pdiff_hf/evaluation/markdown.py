@@ -23,7 +23,7 @@ def make_markdown(metrics: Mapping, sections: Sequence[Section], plots: Sequence
         for text in section.text:
             lines += [f"- {text}"] if section.bullets else [text, ""]
         for table in section.tables:
-            lines += [*_table(table), ""]
+            lines += [*markdown_table(table), ""]
         for name in section.plots:
             plot = figures[name]
             lines += [f"![{plot.alt}]({name}.png)", "", f"{plot.note}", ""]
@@ -36,7 +36,8 @@ def make_markdown(metrics: Mapping, sections: Sequence[Section], plots: Sequence
     return "\n".join(lines)
 
 
-def _table(table: ReportTable) -> list[str]:
+def markdown_table(table: ReportTable) -> list[str]:
+    """The lines of a table, its title first."""
     return [
         f"**{table.title}**",
         "",

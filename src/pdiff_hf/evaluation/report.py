@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import torch
 from rich.table import Table
 
 from ..files import atomic_write, write_json
+from ..hardware import describe_hardware
 from .evaluate import EvaluationResult
-from .formats import number, percent, points
+from .formats import name_examples, number, percent, points
 from .html import make_html
 from .markdown import make_markdown
 from .plots import (
@@ -22,8 +25,11 @@ from .plots import (
     plot_iou_matrix,
     plot_latent_pca,
     plot_loss_curves,
+    plot_trajectory,
+    plot_trajectory_plane,
 )
 from .sections import make_sections
+from .trajectory import TRAJECTORY_FILE
 
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
 # Header and narrowest width that keeps a number and its interval on one line, so that the table fits into 120 columns.
@@ -48,6 +54,7 @@ def write_report(
     gate: Mapping | None = None,
     logs: Mapping[str, str | Path] | None = None,
     latents: Mapping[str, torch.Tensor] | None = None,
+    trajectory: Mapping | None = None,
 ) -> list[Path]:
     """Write `metrics.json`, `report.md`, `report.html` and the figures of an evaluation.
 
@@ -60,6 +67,7 @@ def write_report(
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         logs (`Mapping[str, str | Path]`, *optional*): `train_log.jsonl` files by stage.
         latents (`Mapping[str, torch.Tensor]`, *optional*): Latents `(n, C * L)` of `original` and other groups.
+        trajectory (`Mapping`, *optional*): Of [`trajectory`], to be shown and kept in `trajectory.json`.
 
     Returns:
         `list[Path]`: the files written.
@@ -70,6 +78,8 @@ def write_report(
         "timings_s": dict(timings_s or {}),
         "peak_rss_mb": dict(peak_rss_mb or {}),
         "versions": {package: version(package) for package in PACKAGES},
+        "hardware": describe_hardware(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
     }
     plots = [
         plot_accuracy_similarity(metrics, result.groups),
@@ -79,7 +89,11 @@ def write_report(
         plot_ensembles(metrics.get("ensembles", {})),
         plot_loss_curves(logs or {}),
     ]
-    return _write(metrics, [plot for plot in plots if plot is not None], gate, output_dir)
+    if trajectory is not None:
+        plots += [plot_trajectory(trajectory), plot_trajectory_plane(trajectory)]
+        write_json(Path(output_dir) / TRAJECTORY_FILE, trajectory)
+    written = _write(metrics, [plot for plot in plots if plot is not None], gate, output_dir)
+    return written if trajectory is None else [*written, Path(output_dir) / TRAJECTORY_FILE]
 
 
 def write_summary(metrics: Mapping, output_dir: str | Path) -> list[Path]:
@@ -124,6 +138,7 @@ def _write(metrics: Mapping, plots: Sequence[Plot], gate: Mapping | None, output
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sections = make_sections(metrics, gate, [plot.name for plot in plots])
+    plots = [replace(plot, note=name_examples(plot.note, metrics.get("task"))) for plot in plots]
     write_json(output_dir / "metrics.json", metrics)
     texts = {"report.md": make_markdown(metrics, sections, plots), "report.html": make_html(metrics, sections, plots)}
     for name, text in texts.items():

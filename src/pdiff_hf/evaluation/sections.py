@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .document import ReportTable, Section
-from .formats import MISSING, number, percent, points, signed
+from .formats import MISSING, name_examples, number, percent, points, signed
 
 PROTOCOL = (
     "Three disjoint sets of images: networks are trained on the first, anything chosen (the best network of a group, "
@@ -42,11 +42,13 @@ def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) 
         _calibration(metrics),
         _cost(metrics),
         _training(gate),
+        Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
         _seeds(metrics),
         Section("How it was measured", [*PROTOCOL, SEED_INTERVALS if "seeds" in metrics else INTERVALS], bullets=True),
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
+        section.text = [name_examples(text, metrics.get("task")) for text in section.text]
     return [section for section in sections if section.text or section.plots or section.tables]
 
 

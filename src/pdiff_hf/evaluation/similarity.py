@@ -73,7 +73,7 @@ def nearest_cosine(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False)
         return torch.full((len(a),), float("nan"))
     products = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     squares_a, squares_b = products.new_zeros(len(a), 1), products.new_zeros(len(b))
-    for block_a, block_b in _column_blocks(a, b):
+    for block_a, block_b in column_blocks(a, b):
         products += block_a @ block_b.T
         squares_a += block_a.square().sum(1, keepdim=True)
         squares_b += block_b.square().sum(1)
@@ -99,7 +99,7 @@ def spread(a: torch.Tensor, originals: torch.Tensor) -> float | None:
     """
     _check_pair(a, originals)
     own = reference = 0.0
-    for block_a, block_originals in _column_blocks(a, originals):
+    for block_a, block_originals in column_blocks(a, originals):
         mean = block_originals.mean(0)
         own += (block_a - mean).square().sum().item() / len(a)
         reference += (block_originals - mean).square().sum().item() / len(originals)
@@ -114,7 +114,7 @@ def squared_distances(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = Fal
     """
     _check_pair(a, b, exclude_self)
     squares = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    for block_a, block_b in _column_blocks(a, b):
+    for block_a, block_b in column_blocks(a, b):
         # Centred, because a² + b² - 2ab cancels when rows lie far from the origin and close to each other.
         center = block_b.mean(0)
         block_a, block_b = block_a - center, block_b - center
@@ -131,7 +131,7 @@ def _check_pair(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) ->
         )
 
 
-def _column_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def column_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The same columns of both in float64, as many at a time as fit into `BLOCK_VALUES`."""
     width = max(1, BLOCK_VALUES // max(len(a), len(b), 1))
     for block_a, block_b in zip(a.split(width, 1), b.split(width, 1), strict=True):

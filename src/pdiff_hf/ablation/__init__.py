@@ -1,0 +1,1 @@
+"""Ablations: one recipe, varied along axes, every point an ordinary run."""

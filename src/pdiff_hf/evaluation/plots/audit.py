@@ -1,0 +1,96 @@
+"""The figure of the memorisation audit: similarity to the checkpoints against their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter
+
+from ..formats import percent
+from .style import Plot, color, label, legend, new_figure, style
+
+UNSEEN = "unseen"
+PANELS = {
+    "iou_max": "Largest IoU of mistakes",
+    "distance": "Distance to the nearest, yardsticks",
+    "novel_and_performant": "Novel and performant",
+}
+# Those that move with the generated networks; the others stand back.
+LEADING = ("original", "generated", UNSEEN)
+
+
+def plot_audit(found: Mapping) -> Plot:
+    """Similarity of generated networks and references to the K checkpoints, and the share that is new and good.
+
+    Args:
+        found (`Mapping`): Of [`summarize_audit`].
+    """
+    rows = found["rows"]
+    counts = [row["num_checkpoints"] for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row["groups"]))
+    curves = {(name, key): _curve(rows, name, key) for name in names for key in PANELS}
+
+    def draw(narrow: bool) -> Figure:
+        figure, panels = new_figure(narrow, 2.6 if narrow else 3.5, columns=3)
+        handles = {}
+        for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
+            for shift, name in enumerate(names):
+                face, marker = _style(name)
+                centers, below, above = curves[name, key]
+                is_leading = name in LEADING
+                # Side by side, so that their bars do not hide each other.
+                x = np.arange(len(counts)) + 0.06 * (shift - (len(names) - 1) / 2)
+                handles[name] = axes.errorbar(
+                    x,
+                    centers,
+                    [below, above],
+                    color=face,
+                    marker=marker,
+                    markersize=5.5 if is_leading else 4,
+                    linewidth=1.8 if is_leading else 1,
+                    alpha=1 if is_leading else 0.75,
+                    elinewidth=1,
+                    capsize=2,
+                )
+            axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+            axes.margins(x=0.08)
+            axes.set_title(title, loc="left", fontsize=9, color=color("text"))
+            axes.set_xlabel("Checkpoints K")
+        panels[1].set_yscale("log")
+        panels[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[1].yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+        panels[2].set_ylim(-0.04, 1.04)
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        legend(figure, handles, loc="outside lower center", ncols=2 if narrow else len(handles))
+        return figure
+
+    copied = [row["groups"]["generated"]["copied"] for row in rows]
+    title = f"Copies among the generated networks: {percent(copied[0], digits=0)} with {counts[0]} checkpoints"
+    title += f", {percent(copied[-1], digits=0)} with {counts[-1]}" if len(counts) > 1 else ""
+    alt = "; ".join(
+        f"K = {count}: " + ", ".join(f"{label(name)} {_text(curves[name, 'iou_max'][0][i])}" for name in names)
+        for i, count in enumerate(counts)
+    )
+    note = "Every generator was trained on the first K checkpoints alone. Originals: each against the others; unseen: "
+    note += "later checkpoints of the same run. The largest of K similarities grows with K for every network. Copy: "
+    note += "nearer to a checkpoint than a third of a yardstick. Bars: 95 % intervals over networks."
+    return Plot("audit", title, f"Line plots against K. Largest IoU of mistakes: {alt}.", note, draw)
+
+
+def _curve(rows: list[Mapping], name: str, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and the lengths of their bars, NaN where nothing is known."""
+    center = "share" if key == "novel_and_performant" else "mean"
+    values = [row["groups"].get(name, {}).get(key) or {center: None, "ci95": None} for row in rows]
+    centers = np.array([value[center] for value in values], dtype=float)
+    ends = np.array([value["ci95"] or (value[center],) * 2 for value in values], dtype=float).T
+    return centers, np.clip(centers - ends[0], 0, None), np.clip(ends[1] - centers, 0, None)
+
+
+def _style(name: str) -> tuple[str, str]:
+    return (color("ink"), "s") if name == UNSEEN else style(name)
+
+
+def _text(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "unknown"

@@ -1,0 +1,209 @@
+"""The way of generation: what the networks are between noise and the end, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+
+from .evaluator import CHUNK_BYTES, ParameterEvaluator
+from .similarity import column_blocks, nearest_distance
+
+if TYPE_CHECKING:
+    from ..pipelines import PDiffPipeline
+
+SCHEMA = 1
+TRAJECTORY_FILE = "trajectory.json"
+# Latents of these have the variance of the diffusion process, so that `alphas_cumprod` says what is noise in them.
+SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
+# Of a thousand steps, so many are looked at.
+MAX_POINTS = 51
+
+
+@torch.no_grad()
+def trajectory(
+    pipe: PDiffPipeline,
+    evaluator: ParameterEvaluator,
+    originals: torch.Tensor,
+    num_starts: int = 5,
+    num_inference_steps: int = 20,
+    seed: int = 0,
+    max_points: int = MAX_POINTS,
+) -> dict[str, Any]:
+    """Follow networks through the reverse process of a pipeline. Source: Wang et al. 2024, arXiv 2402.13144, §4.
+
+    At every point two networks are decoded: the `noisy` one of the latents as they are, and the `predicted` one of the
+    clean latents that the UNet expects from there. At the end, both are the generated network.
+
+    Args:
+        pipe ([`PDiffPipeline`]): Trained; its scheduler is used.
+        evaluator ([`ParameterEvaluator`]): On the images that accuracies are measured on.
+        originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, at least 3.
+        num_starts (`int`, *optional*, defaults to 5): Starts B, standard normal noise each.
+        num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps S.
+        seed (`int`, *optional*, defaults to 0): Of the noise.
+        max_points (`int`, *optional*, defaults to 51): Largest number of points, evenly spread over the steps.
+
+    Returns:
+        `dict`: content of `trajectory.json`, described in `docs/analysis.md`; lists by point and start.
+
+    Raises:
+        ValueError: fewer than 3 originals or 2 points, or a scheduler whose latents are scaled in another way.
+    """
+    if not isinstance(pipe.scheduler, SCHEDULERS):
+        names = ", ".join(scheduler.__name__ for scheduler in SCHEDULERS)
+        raise ValueError(f"expected one of {names} in the pipeline, found {type(pipe.scheduler).__name__}.")
+    if len(originals) < 3 or max_points < 2:
+        raise ValueError(
+            f"expected at least 3 originals and 2 points, found {len(originals)} and {max_points}; collect more "
+            "checkpoints or raise max_points."
+        )
+
+    # 1. Latents on the way
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(num_starts, *pipe.autoencoder.latent_shape, generator=generator).to(pipe.unet.dtype)
+    steps, timesteps, latents = [], [], {"noisy": [], "predicted": []}
+    before = start.to(pipe.unet.device)
+
+    def look(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        nonlocal before
+        num_steps = len(pipe.scheduler.timesteps)
+        if step in torch.linspace(0, num_steps, min(num_steps + 1, max_points)).round().long():
+            steps.append(step)
+            timesteps.append(int(timestep))
+            latents["noisy"].append(before)
+            latents["predicted"].append(predict_clean(pipe.scheduler, tensors["noise_pred"], timestep, before))
+        before = tensors["latents"]
+        return tensors
+
+    final = pipe(
+        batch_size=num_starts,
+        num_inference_steps=num_inference_steps,
+        generator=generator,
+        latents=start,
+        output_type="latent",
+        callback_on_step_end=look,
+        callback_on_step_end_tensor_inputs=["latents", "noise_pred"],
+    ).parameters
+    steps.append(len(pipe.scheduler.timesteps))
+    timesteps.append(0)
+    latents = {name: torch.stack([*points, final]) for name, points in latents.items()}
+
+    # 2. What networks these are, and where they lie
+    plane = PrincipalPlane(originals)
+    yardstick = nearest_distance(originals, originals, exclude_self=True).mean().item()
+    mean = originals.mean(0, keepdim=True)
+    reach = nearest_distance(originals, mean).double().square().mean().sqrt().item()
+    accuracy = evaluator.accuracy(originals)
+    return {
+        "schema": SCHEMA,
+        "scheduler": type(pipe.scheduler).__name__,
+        "num_inference_steps": num_inference_steps,
+        "num_starts": num_starts,
+        "seed": seed,
+        "num_images": len(evaluator.labels),
+        "num_parameters": originals.shape[1],
+        "steps": steps,
+        "timesteps": timesteps,
+        "num_train_timesteps": pipe.scheduler.config.num_train_timesteps,
+        "noisy": _describe(pipe, evaluator, latents["noisy"], originals, plane, yardstick, reach),
+        "predicted": _describe(pipe, evaluator, latents["predicted"], originals, plane, yardstick, reach),
+        "originals": {
+            "accuracy": {"mean": accuracy.mean().item(), "min": accuracy.min().item(), "max": accuracy.max().item()},
+            "l2_nearest_mean": yardstick,
+            "l2_to_mean_rms": reach,
+            "plane": plane.project(originals).tolist(),
+            "explained_variance": plane.explained,
+        },
+        "mean_of_originals": {
+            "accuracy": evaluator.accuracy(mean).item(),
+            "distance": _json(nearest_distance(mean, originals) / yardstick)[0],
+            "plane": plane.project(mean)[0].tolist(),
+        },
+    }
+
+
+def predict_clean(
+    scheduler: SchedulerMixin, output: torch.Tensor, timestep: torch.Tensor | int, latents: torch.Tensor
+) -> torch.Tensor:
+    """The clean latents that a UNet's output means at a timestep.
+
+    Source: Ho et al. 2020, arXiv 2006.11239, eq. 15, for noise; Salimans and Ho 2022, arXiv 2202.00512, appendix D,
+    for the velocity.
+
+    Args:
+        scheduler ([`SchedulerMixin`]): One of [`SCHEDULERS`], whose config says what is predicted.
+        output (`torch.Tensor` of shape `(B, C, L)`): Of the UNet.
+        timestep (`torch.Tensor` or `int`): Of `latents`.
+        latents (`torch.Tensor` of shape `(B, C, L)`): What the UNet was given.
+    """
+    alpha = scheduler.alphas_cumprod[int(timestep)].to(latents)
+    predicted = {
+        "epsilon": lambda: (latents - (1 - alpha).sqrt() * output) / alpha.sqrt(),
+        "v_prediction": lambda: alpha.sqrt() * latents - (1 - alpha).sqrt() * output,
+        "sample": lambda: output,
+    }
+    return predicted[scheduler.config.prediction_type]()
+
+
+class PrincipalPlane:
+    """The plane of the first two principal components of parameter vectors, by their Gram matrix.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`): What spans the plane; K at least 3.
+
+    Attributes:
+        explained (`list[float]`): Shares of the variance along both components.
+    """
+
+    def __init__(self, vectors: torch.Tensor):
+        gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        for block, _ in column_blocks(vectors, vectors):
+            block = block - block.mean(0)
+            gram += block @ block.T
+        eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+        # Vectors that are all equal lie in no plane; then every point is at its origin.
+        scales = eigenvalues.clamp_min(0).flip(0)[:2].sqrt()
+        self.explained = (scales.square() / gram.trace().clamp_min(1e-30)).tolist()
+        weights = (eigenvectors.flip(1)[:, :2] / scales.clamp_min(1e-30)).T
+        self._mean = vectors.mean(0)
+        blocks = (weights @ (block - block.mean(0)) for block, _ in column_blocks(vectors, vectors))
+        self._components = torch.cat([block.float() for block in blocks], 1)
+
+    def project(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Coordinates `(n, 2)` of vectors `(n, D)`, in parameter units; 0 is the mean of the spanning ones."""
+        return (vectors - self._mean) @ self._components.T
+
+
+def _describe(
+    pipe: PDiffPipeline,
+    evaluator: ParameterEvaluator,
+    latents: torch.Tensor,
+    originals: torch.Tensor,
+    plane: PrincipalPlane,
+    yardstick: float,
+    reach: float,
+) -> Mapping[str, list]:
+    """Decode latents `(P, B, C, L)`, few at a time, and describe their networks by nested lists `(P, B, …)`."""
+    mean = originals.mean(0, keepdim=True)
+    columns: dict[str, list[torch.Tensor]] = {"accuracy": [], "distance": [], "distance_to_mean": [], "plane": []}
+    rows = max(1, CHUNK_BYTES // (4 * originals.shape[1]))
+    for part in pipe.autoencoder.unscale_latents(latents.flatten(0, 1)).split(rows):
+        networks = pipe.autoencoder.decode(part).sample.cpu()
+        columns["accuracy"].append(evaluator.accuracy(networks))
+        columns["distance"].append(nearest_distance(networks, originals) / yardstick)
+        columns["distance_to_mean"].append(nearest_distance(networks, mean) / reach)
+        columns["plane"].append(plane.project(networks))
+    return {name: _json(torch.cat(parts).unflatten(0, latents.shape[:2])) for name, parts in columns.items()}
+
+
+def _json(values: torch.Tensor) -> list:
+    """Nested lists with `None` for what is not finite, as far off networks may be."""
+    if values.isfinite().all():
+        return values.tolist()
+    if values.ndim > 1:
+        return [_json(row) for row in values]
+    return [value if math.isfinite(value) else None for value in values.tolist()]

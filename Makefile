@@ -33,5 +33,5 @@ quality: $(STAMP)  ## Check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)  ## Run the benchmarks and print their tables
-	for script in benchmarks/*.py; do OMP_WAIT_POLICY=PASSIVE $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)  ## Run the benchmarks and write benchmarks/RESULTS.md; BENCH="--images PATH" for ResNet-18 on images
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/run_all.py $(BENCH)

@@ -59,7 +59,9 @@ def make_autoencoder(kind="pdiff", **options):
     if kind == "pca":
         autoencoder = AutoencoderPCA(**options)
     else:
-        autoencoder = AutoencoderPDiff.from_preset("fast", **{"channels": (8, 8), "stride": 4, **options})
+        autoencoder = AutoencoderPDiff.from_preset(
+            "fast", **{"channels": (8, 8), "kernel_size": 4, "stride": 4, **options}
+        )
     vectors = make_vectors()
     autoencoder.fit_statistics(vectors)
     with torch.no_grad():

@@ -112,9 +112,38 @@ def test_info_says_what_a_folder_is(pdiff, run, folder, kind):
     assert code == 0 and json.loads(out)["kind"] == kind
 
 
-def test_recipes_are_listed(pdiff):
+def test_recipes_are_listed_with_the_parts_of_all_others(pdiff):
     code, out, _ = pdiff("recipes")
-    assert code == 0 and "digits-mlp" in out and "resnet18-last-norms" in out
+    assert code == 0
+    for name in ("digits-mlp", "resnet18-last-norms", "vit_tiny", "27,827,818", "last_norms", "cifar10", "cpu-smoke"):
+        assert name in out
+    code, out, _ = pdiff("recipes", "--json")
+    assert code == 0 and {"recipes", "networks", "selections", "data"} <= set(json.loads(out))
+
+
+def test_a_recipe_is_shown_as_it_is_composed(pdiff, tmp_path):
+    code, out, err = pdiff("recipes", "resnet18-last_norms-cifar10", "--profile", "cpu-smoke")
+    assert code == 0, err
+    shown = yaml.safe_load(out)
+    assert (shown["base_model"]["name"], shown["collect"]["num_checkpoints"]) == ("resnet18", 12)
+    # What is shown is a recipe itself.
+    (tmp_path / "mine.yaml").write_text(out)
+    code, again, _ = pdiff("recipes", tmp_path / "mine.yaml", "--json")
+    assert code == 0 and json.loads(again) == shown
+    assert_one_line_error(pdiff("recipes", "resnet18-last_norm-cifar10"), "'last_norm'", "'last_norms'")
+    assert_one_line_error(pdiff("run", "digits-mlp", "--out", tmp_path / "run", "--preset", "papr"), "'paper'")
+
+
+def test_smoke_profile_reaches_run_and_train(pdiff, tmp_path):
+    out_dir = tmp_path / "run"
+    code, out, err = pdiff("run", "digits-mlp", "--out", out_dir, "--profile", "cpu-smoke", "--json")
+    assert code == 0, err
+    assert json.loads(out)["groups"]["original"]["n"] == 12
+    options = ("--preset", "paper", "--profile", "cpu-smoke", *sets(["autoencoder.steps=2", "diffusion.steps=2"]))
+    code, _, err = pdiff("train", out_dir / "dataset", "--out", tmp_path / "trained", *options)
+    assert code == 0, err
+    recipe = yaml.safe_load((tmp_path / "trained" / "recipe.yaml").read_text())
+    assert (recipe["autoencoder"]["preset"], recipe["autoencoder"]["latent_length"]) == ("paper", 2)
 
 
 # Bad input: one line, exit code 2, nothing lost.

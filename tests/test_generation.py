@@ -14,7 +14,7 @@ from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import EvaluateConfig
 from pdiff_hf.run_evaluation import evaluate_run
 from pdiff_hf.run_folder import Run
-from pdiff_hf.tasks import ImageClassification, TaskConfig
+from pdiff_hf.tasks import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.stored import load_stored_task
 
 TRUSTED = ("test_generation",)
@@ -48,7 +48,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generation")
     torch.manual_seed(0)
     model = norm_network().train()
-    images, labels = ImageClassification(TaskConfig(**TASK)).arrays("train")
+    images, labels = ImageClassification(ImageClassificationConfig(**TASK)).arrays("train")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(40):
         optimizer.zero_grad()

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     )
     from .data.import_ import import_checkpoints
     from .layout import ParameterLayout
-    from .models import AutoencoderPCA, AutoencoderPDiff, make_unet_1d
+    from .models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff, make_unet_1d
     from .pipelines import PDiffPipeline, PDiffPipelineOutput
 
 # Imported on first use: `pdiff --help` need not wait for torch.
 _MODULES = {
+    "AutoencoderIdentity": "models",
     "AutoencoderPCA": "models",
     "AutoencoderPDiff": "models",
     "BaseModel": "base_model",
@@ -37,6 +38,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AutoencoderIdentity",
     "AutoencoderPCA",
     "AutoencoderPDiff",
     "BaseModel",

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors import SafetensorError
 
 from .data.dataset import read_layout
+from .data.vectors import open_vectors
 from .evaluation.baselines import uniform_soup
 from .evaluation.batch_norm import BatchNormEstimator
 from .evaluation.evaluator import CHUNK_BYTES, ParameterEvaluator
@@ -21,14 +23,19 @@ from .evaluation.selection import select_networks
 from .layout import ParameterLayout
 from .network_files import check_new, write_networks
 from .pipelines import PDiffPipeline
-from .tasks import ImageClassification
+from .processes import process_state
+from .tasks import load_task
 from .tasks.stored import load_stored_task
 
 # `dpmsolver++` is DPMSolverMultistepScheduler's default algorithm (Source: Lu et al. 2022, arXiv 2211.01095).
 SCHEDULERS = {"dpmsolver++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
-# Networks sampled at once; memory for their vectors is bounded by the pipeline's decoding.
+SAMPLERS = ("diffusion", "gaussian_latents")
+
+# Networks sampled at once, at most: of large networks no more than have so many bytes. It is what processes share, so
+# that the files do not depend on their number.
 BATCH = 256
+BATCH_BYTES = 2**28
 
 SOUP_FILE = "soup.safetensors"
 # Images on which BatchNorm statistics are re-estimated, all classes in proportion.
@@ -78,8 +85,13 @@ def generate_networks(
     truncation: float = 1.0,
     seed: int = 0,
     selection: SelectionConfig | None = None,
+    sampler: str = "diffusion",
+    dataset_dir: str | Path | None = None,
 ) -> Path:
     """Generate networks and write them to a new folder, which appears under its name when it is complete.
+
+    Started by `accelerate launch`, the processes share the batches of networks, or with `selection` their evaluation,
+    and write the files of one process.
 
     Args:
         pipeline ([`PDiffPipeline`]): Trained.
@@ -90,6 +102,10 @@ def generate_networks(
         truncation (`float`, *optional*, defaults to 1.0): See [`PDiffPipeline`].
         seed (`int`, *optional*, defaults to 0): Of the noise.
         selection ([`SelectionConfig`], *optional*): Write the best networks only, the very best first; all by default.
+        sampler (`str`, *optional*, defaults to `"diffusion"`): `"gaussian_latents"` leaves the denoiser out: latents
+            are drawn from a normal distribution with the mean and standard deviation of every latent value over the
+            encoded dataset, the paper's "VAE sampling instead of diffusion".
+        dataset_dir (`str` or `Path`, *optional*): The parameter dataset to encode, for `"gaussian_latents"`.
 
     Raises:
         ValueError: the folder is not empty, an option is invalid, or the dataset of the selection does not fit.
@@ -100,6 +116,8 @@ def generate_networks(
         raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {scheduler!r}.")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    if sampler not in SAMPLERS or (sampler == "gaussian_latents" and dataset_dir is None):
+        raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
     selector = None if selection is None else _Selector(pipeline.layout, selection, num_samples)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     index = {
@@ -108,30 +126,60 @@ def generate_networks(
         "num_inference_steps": num_inference_steps,
         "truncation": truncation,
     }
+    if sampler == "gaussian_latents":
+        index = {"seed": seed, "sampler": sampler, "truncation": truncation}
 
-    def draw(output_type: str) -> Iterator[list[dict[str, torch.Tensor]] | torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        for start in range(0, num_samples, BATCH):
+    state = process_state()
+    batch = max(1, min(BATCH, BATCH_BYTES // (4 * pipeline.layout.num_parameters)))
+    batches = torch.arange(num_samples).split(batch)
+    own = batches[state.process_index :: state.num_processes]
+
+    def draw(output_type: str, parts: Sequence[torch.Tensor]) -> Iterator[list[dict] | torch.Tensor]:
+        for rows in parts:
+            number = rows[0].item() // batch
             yield pipeline(
-                batch_size=min(BATCH, num_samples - start),
+                batch_size=len(rows),
                 num_inference_steps=num_inference_steps,
-                generator=generator,
+                generator=torch.Generator().manual_seed(_batch_seed(seed, number)),
                 truncation=truncation,
                 output_type=output_type,
             ).parameters
 
+    begin, draws = time.perf_counter(), None
+    if sampler == "gaussian_latents":
+        draws = _Draws(pipeline, _gaussian_latents(pipeline, dataset_dir, num_samples, truncation, seed))
     if selector is None:
-        states = itertools.chain.from_iterable(draw("state_dict"))
-        write_networks(output_dir, pipeline.layout, states, index)
+        states = draw("state_dict", own) if draws is None else map(draws.state_dicts, own)
+        shared = {"rows": [row for rows in own for row in rows.tolist()], "num_networks": num_samples}
+        write_networks(output_dir, pipeline.layout, itertools.chain.from_iterable(states), index, **shared)
         return output_dir
-    begin = time.perf_counter()
-    draws = _Draws(pipeline, torch.cat(list(draw("latent"))))
+    if draws is None:
+        draws = _Draws(pipeline, torch.cat(list(draw("latent", batches))))
     drawn = time.perf_counter()
     states, extra, selected = selector.select(draws)
     seconds = {"draw": drawn - begin, "select": time.perf_counter() - drawn + selector.seconds}
     selected["selection"]["seconds"] = seconds
     write_networks(output_dir, pipeline.layout, states, {**index, **selected}, extra)
     return output_dir
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    """The first batch has the seed itself, so that a pipeline called with it gives the same networks."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
+
+
+@torch.no_grad()
+def _gaussian_latents(
+    pipeline: PDiffPipeline, dataset_dir: str | Path, num_samples: int, truncation: float, seed: int
+) -> torch.Tensor:
+    """Scaled latents `(num_samples, C, L)` of a normal distribution fitted to those of a dataset, value by value."""
+    vectors, layout = open_vectors(dataset_dir)
+    autoencoder = pipeline.autoencoder
+    if layout.fingerprint != autoencoder.layout.fingerprint:
+        raise ValueError(f"{dataset_dir}: expected the layout of the pipeline, found another one.")
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
+    noise = torch.randn(num_samples, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return torch.addcmul(latents.mean(0), noise.to(latents), truncation * latents.std(0))
 
 
 class _Draws:
@@ -143,6 +191,9 @@ class _Draws:
 
     def __len__(self) -> int:
         return len(self._latents)
+
+    def state_dicts(self, rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        return [self._autoencoder.layout.unflatten(vector) for vector in self[rows]]
 
     @torch.no_grad()
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
@@ -176,7 +227,7 @@ class _Selector:
         self._estimator = None
         if config.reestimate_batch_norm:
             size = min(NUM_TRAIN_IMAGES, task.describe()["num_train"])
-            train = ImageClassification(task.config.model_copy(update={"train_size": size}), base_model)
+            train = load_task(task.config.model_copy(update={"train_size": size}), base_model)
             images = train.arrays("train")[0]
             self._estimator = BatchNormEstimator(self._model, layout, images, device=self._device)
             self._final = self._make_evaluator(self._estimator.layout, *task.arrays("val"))
@@ -186,7 +237,15 @@ class _Selector:
         self, layout: ParameterLayout, images: torch.Tensor, labels: torch.Tensor
     ) -> ParameterEvaluator:
         batch_size = min(MAX_BATCH_SIZE, -(-len(images) // 20))
-        return ParameterEvaluator(self._model, layout, images, labels, batch_size=batch_size, device=self._device)
+        return ParameterEvaluator(
+            self._model,
+            layout,
+            images,
+            labels,
+            batch_size=batch_size,
+            device=self._device,
+            accelerator=process_state(),
+        )
 
     def _finish(self, vectors: torch.Tensor) -> tuple[ParameterEvaluator, torch.Tensor]:
         """The evaluator of the last rung and what it takes."""
@@ -239,5 +298,5 @@ def load_pipeline(folder: str | Path) -> PDiffPipeline:
         pipeline = PDiffPipeline.from_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder}: {str(error).splitlines()[0]}") from error
-    pipeline.set_progress_bar_config(desc="generate", leave=False)
+    pipeline.set_progress_bar_config(desc="generate", leave=False, disable=not process_state().is_main_process)
     return pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from .files import read_json, write_json
 from .layout import ParameterLayout
+from .processes import process_state
 
 SCHEMA = 1
 
@@ -23,6 +25,9 @@ def write_networks(
     states: Iterable[Mapping[str, torch.Tensor]],
     index: Mapping[str, Any],
     extra: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    *,
+    rows: Sequence[int] | None = None,
+    num_networks: int | None = None,
 ) -> None:
     """Write networks to a new folder, which appears under its name when it is complete.
 
@@ -32,24 +37,35 @@ def write_networks(
         states (`Iterable[Mapping[str, torch.Tensor]]`): Their values, network by network; they may be made on the way.
         index (`Mapping`): What else `index.json` says; JSON-able.
         extra (`Mapping`, *optional*): Further state dicts by file name, which `index` has to mention.
+        rows (`Sequence[int]`, *optional*): Numbers of these networks, where processes of `accelerate launch` share
+            them. All processes call; without this, the main one has all networks and writes them.
+        num_networks (`int`, *optional*): Of all processes, with `rows`.
 
     Raises:
         ValueError: the folder is not empty.
     """
     output_dir = Path(output_dir)
     check_new(output_dir)
+    processes = process_state()
     partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    files = []
-    for state in states:
-        files.append(f"{len(files):05d}.safetensors")
-        _save(state, partial / files[-1])
-    for name, state in (extra or {}).items():
-        _save(state, partial / name)
-    known = {"schema": SCHEMA, "layout": layout.fingerprint, "num_parameters": layout.num_parameters}
-    write_json(partial / "index.json", {**known, **index, "files": files})
-    partial.rename(output_dir)
+    if processes.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    processes.wait_for_everyone()
+    written = 0
+    if rows is not None or processes.is_main_process:
+        for row, state in zip(itertools.count() if rows is None else rows, states, strict=rows is not None):
+            _save(state, partial / _file_name(row))
+            written += 1
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        for name, state in (extra or {}).items():
+            _save(state, partial / name)
+        known = {"schema": SCHEMA, "layout": layout.fingerprint, "num_parameters": layout.num_parameters}
+        files = [_file_name(row) for row in range(written if num_networks is None else num_networks)]
+        write_json(partial / "index.json", {**known, **index, "files": files})
+        partial.rename(output_dir)
+    processes.wait_for_everyone()
 
 
 def check_new(folder: Path) -> None:
@@ -107,6 +123,10 @@ def _states(folder: Path, index: Mapping[str, Any]) -> Iterator[tuple[Path, dict
             yield path, load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _file_name(row: int) -> str:
+    return f"{row:05d}.safetensors"
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -15,19 +15,29 @@ from .generation import generate_networks, load_pipeline
 from .hub.cards import write_pipeline_card
 from .layout import ParameterLayout
 from .models import make_unet_1d
+from .processes import process_state
 from .recipe import Recipe, TrainingRecipe
 from .run_evaluation import evaluate_run, fine_tune_run
 from .run_folder import GATE_FILE, STAGES, begin_run, open_run
-from .tasks import ImageClassification, check_collection, collect_checkpoints, train_base_model
+from .tasks import (
+    Task,
+    check_collection,
+    collect_checkpoints,
+    load_task,
+    partial_folder,
+    train_base_model_once,
+)
 from .tasks.stored import load_stored_task, make_val_evaluator
 from .training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
 from .training.autoencoder import build_autoencoder, split_rows
+from .training.unet_memory import check_unet_memory
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
     """Carry out all stages of a recipe and return the content of `metrics.json`.
 
-    What can be checked without training is checked before the folder is touched.
+    What can be checked without training is checked before the folder is touched. Started by `accelerate launch`, the
+    processes share every stage, and the main one writes.
 
     Args:
         recipe ([`Recipe`]): Validated.
@@ -38,7 +48,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
         ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
     """
     run = open_run(recipe, folder)
-    task = ImageClassification(recipe.task, recipe.base_model.reference())
+    task = load_task(recipe.task, recipe.base_model.reference())
     model = None if run.is_complete("collect") else prepare_base_model(recipe, task, run.path("collect"))
     begin_run(recipe, run)
     dataset, pipeline, trusted = run.path("collect"), run.path("diffusion"), recipe.base_model.trusted_imports
@@ -49,7 +59,9 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
 
     run.do(
         "generate",
-        lambda path: generate_networks(load_pipeline(pipeline), path, **recipe.generate.model_dump()),
+        lambda path: generate_networks(
+            load_pipeline(pipeline), path, dataset_dir=dataset, **recipe.generate.model_dump()
+        ),
         report,
     )
 
@@ -57,13 +69,14 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
 
     def evaluate(path: Path) -> None:
         metrics = evaluate_run(run, recipe.evaluate, task, trusted)
-        write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
+        if process_state().is_main_process:
+            write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
 
     run.do("evaluate", evaluate, report)
     return read_json(run.path("evaluate") / "metrics.json")
 
 
-def prepare_base_model(recipe: Recipe, task: ImageClassification, output_dir: Path) -> torch.nn.Module:
+def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn.Module:
     """Build the base model, still untrained, and try the rest of the recipe on it.
 
     Raises:
@@ -71,18 +84,19 @@ def prepare_base_model(recipe: Recipe, task: ImageClassification, output_dir: Pa
             checkpoints is invalid, or the training stages do not fit what will be collected.
     """
     set_seed(recipe.base_training.seed)
-    model = recipe.base_model.reference().build(recipe.base_model.trusted_imports)
+    model = recipe.base_model.build()
     layout = check_collection(model, recipe.collect, output_dir)
-    images = task.arrays("val")[0][:2]
+    inputs = task.arrays("val")[0][:2]
     try:
         with torch.no_grad():
-            logits = forward_logits(model, images)
-    except RuntimeError as error:
+            logits = forward_logits(model, inputs)
+    except (RuntimeError, IndexError, TypeError) as error:
+        keys = "task.image_size or task.in_chans" if task.noun == "images" else "task.max_length or task.vocab_size"
         raise ValueError(
-            f"expected a base model that takes images {tuple(images.shape[1:])}, found {recipe.base_model.name} "
-            f"({str(error).splitlines()[0]}); change base_model.kwargs, task.image_size or task.in_chans."
+            f"expected a base model that takes {task.noun} {tuple(inputs.shape[1:])}, found {recipe.base_model.name} "
+            f"({str(error).splitlines()[0]}); change base_model.kwargs, {keys}."
         ) from error
-    if logits.shape != (len(images), task.num_classes):
+    if logits.shape != (len(inputs), task.num_classes):
         raise ValueError(
             f"expected a base model for {task.num_classes} classes, found that {recipe.base_model.name} gives "
             f"{tuple(logits.shape[1:])} logits; change base_model.kwargs."
@@ -99,16 +113,19 @@ def check_training(
     Raises:
         ValueError: a network cannot be built, or there are too few checkpoints.
     """
-    channels, length = autoencoder.latent_channels, autoencoder.latent_length
     with torch.device("meta"):
         model = build_autoencoder(autoencoder, layout.to_dict())
-        make_unet_1d(channels, length, diffusion.block_out_channels, diffusion.layers_per_block)
+        channels, length = model.latent_shape
+        unet = make_unet_1d(channels, length, diffusion.block_out_channels, diffusion.layers_per_block)
     train_rows, heldout_rows = split_rows(num_rows, autoencoder.holdout_every)
     if len(heldout_rows) == 0:
         raise ValueError(
             f"expected at least {autoencoder.holdout_every // 2 + 1} checkpoints for autoencoder.holdout_every="
             f"{autoencoder.holdout_every}, found {num_rows}; collect more or lower it."
         )
+    if autoencoder.kind == "none":
+        check_unet_memory(unet, diffusion.train_batch_size, num_rows)
+        return
     has_components = autoencoder.kind == "pca" or model.config.linear_path
     if has_components and channels * length > len(train_rows) - 1:
         raise ValueError(
@@ -119,22 +136,20 @@ def check_training(
 
 def collect(recipe: Recipe, output_dir: Path) -> dict:
     """Train a base model and collect its checkpoints into a parameter dataset; returns their number and accuracy."""
-    task = ImageClassification(recipe.task, recipe.base_model.reference())
+    task = load_task(recipe.task, recipe.base_model.reference())
     return collect_stage(recipe, output_dir, task, prepare_base_model(recipe, task, output_dir))
 
 
-def collect_stage(recipe: Recipe, output_dir: Path, task: ImageClassification, model: torch.nn.Module) -> dict:
-    """Train the base model that [`prepare_base_model`] has built, and collect its checkpoints."""
-    train_base_model(task, model, recipe.base_training)
+def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.Module) -> dict:
+    """Train the base model that [`prepare_base_model`] has built, and collect its checkpoints.
+
+    What is done is kept until all is: the base model, and every complete run.
+    """
+    base_model, trusted = recipe.base_model.reference(), recipe.base_model.trusted_imports
+    training, folder = recipe.base_training, partial_folder(output_dir)
+    model, _ = train_base_model_once(task, base_model, model, training, folder, trusted_imports=trusted)
     return collect_checkpoints(
-        task,
-        recipe.base_model.reference(),
-        model,
-        recipe.base_training,
-        recipe.collect,
-        output_dir,
-        seed=recipe.seed,
-        trusted_imports=recipe.base_model.trusted_imports,
+        task, base_model, model, training, recipe.collect, output_dir, recipe.seed, trusted_imports=trusted
     )
 
 
@@ -142,7 +157,7 @@ def autoencoder_stage(
     dataset_dir: Path,
     output_dir: Path,
     config: AutoencoderConfig,
-    task: ImageClassification | None,
+    task: Task | None,
     trusted_imports: Sequence[str] = (),
 ) -> dict:
     """Train the autoencoder, from its last checkpoint if there is one, and pass the gate."""
@@ -153,7 +168,8 @@ def autoencoder_stage(
 def diffusion_stage(dataset_dir: Path, autoencoder_dir: Path, output_dir: Path, config: DiffusionConfig) -> None:
     """Train the denoiser, from its last checkpoint if there is one, and save the pipeline with its card."""
     train_diffusion(dataset_dir, autoencoder_dir, output_dir, config, resume_from_checkpoint="latest")
-    write_pipeline_card(output_dir)
+    if process_state().is_main_process:
+        write_pipeline_card(output_dir)
 
 
 def train_stages(

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
 
 from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from .evaluation import ParameterEvaluator, build_groups, evaluate_groups, find_permutations, write_report
+from .evaluation.trajectory import TRAJECTORY_FILE
 from .files import read_json
 from .models import load_autoencoder
 from .network_files import load_generated, load_statistics, write_networks
+from .processes import process_state
 from .recipe import EvaluateConfig
 from .run_folder import GATE_FILE, RECIPE_FILE, Run, cost_since
-from .tasks import CollectConfig, ImageClassification
+from .tasks import CollectConfig, Task
 from .tasks.fine_tune import fine_tune
 from .tasks.stored import load_stored_task
 from .training.gate import reconstruct
@@ -46,7 +47,7 @@ def generator_seconds(run: Run) -> float | None:
 def fine_tune_run(
     run: Run,
     config: EvaluateConfig,
-    task: ImageClassification,
+    task: Task,
     trusted_imports: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -63,17 +64,20 @@ def fine_tune_run(
 
     def stage(path: Path) -> None:
         dataset, layout = load_parameter_dataset(dataset_dir)
-        networks, steps = fine_tune(
-            task,
-            load_base_model(dataset_dir),
-            layout,
-            dataset_vectors(dataset, layout)[-1],
-            CollectConfig.model_validate(collection),
-            seconds=seconds,
-            num=len(read_json(run.path("generate") / "index.json")["files"]),
-            seed=config.seed,
-            trusted_imports=trusted_imports,
-        )
+        networks, steps = [], 0
+        # One network is trained, by one process, while the others wait.
+        if process_state().is_main_process:
+            networks, steps = fine_tune(
+                task,
+                load_base_model(dataset_dir),
+                layout,
+                dataset_vectors(dataset, layout)[-1],
+                CollectConfig.model_validate(collection),
+                seconds=seconds,
+                num=len(read_json(run.path("generate") / "index.json")["files"]),
+                seed=config.seed,
+                trusted_imports=trusted_imports,
+            )
         write_networks(path, layout, map(layout.unflatten, networks), {"seconds": seconds, "steps": steps})
 
     run.do("fine_tune", stage, report)
@@ -82,7 +86,7 @@ def fine_tune_run(
 def evaluate_run(
     run: Run,
     config: EvaluateConfig,
-    task: ImageClassification | None = None,
+    task: Task | None = None,
     trusted_imports: Sequence[str] = (),
     *,
     dataset_dir: Path | None = None,
@@ -97,7 +101,7 @@ def evaluate_run(
     Args:
         run ([`Run`]): Its folders are evaluated, and what its stages cost is reported.
         config ([`EvaluateConfig`]): Batches, memory and the seed of the baselines.
-        task ([`ImageClassification`], *optional*): That of the dataset by default.
+        task ([`Task`], *optional*): That of the dataset by default.
         trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
         dataset_dir, pipeline_dir, generated_dir, output_dir (`Path`, *optional*): Instead of the run's folders.
 
@@ -114,7 +118,8 @@ def evaluate_run(
     is_own = dataset_dir is None and pipeline_dir is None and generated_dir is None
     dataset_dir = dataset_dir or run.path("collect")
     output_dir = output_dir or run.path("evaluate")
-    is_report = (output_dir / "metrics.json").is_file()
+    followed = output_dir / TRAJECTORY_FILE
+    is_report = (output_dir / "metrics.json").is_file() or followed.is_file()
     if output_dir.exists() and not is_report and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"expected a new folder or an earlier report, found that {output_dir} is neither.")
     task = task or load_stored_task(dataset_dir)
@@ -129,13 +134,13 @@ def evaluate_run(
     model = base_model.build(trusted_imports)
 
     # 2. Groups, and what making them took
-    accelerator = Accelerator()
-    if is_own and accelerator.num_processes == 1:
+    state = process_state()
+    if is_own:
         begin = time.perf_counter()
         fine_tune_run(run, config, task, trusted_imports)
         start += time.perf_counter() - begin
     # Two evaluators share the memory for activations.
-    options = {"batch_size": config.batch_size, "device": accelerator.device, "accelerator": accelerator}
+    options = {"batch_size": config.batch_size, "device": state.device, "accelerator": state}
     options["max_cache_bytes"] = config.max_cache_mb * 2**20 // 2
     # BatchNorm statistics that belong to the generated networks come after their tensors; all others have the base's.
     reestimated = {name: values for name, values in reestimated.items() if values.is_floating_point()}
@@ -171,7 +176,7 @@ def evaluate_run(
         seed=config.seed,
     )
     result.metrics["seed"] = config.seed
-    if accelerator.is_main_process:
+    if state.is_main_process:
         costs = {**run.stages, "evaluate": cost_since(start)}
         logs = {stage: run.path(stage) / "train_log.jsonl" for stage in ("autoencoder", "diffusion")}
         gate = run.path("autoencoder") / GATE_FILE
@@ -186,8 +191,10 @@ def evaluate_run(
             gate=read_json(gate) if gate.is_file() else None,
             logs={stage: path for stage, path in logs.items() if path.is_file()},
             latents={name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in LATENT_GROUPS},
+            # Of networks from elsewhere it would be another pipeline's.
+            trajectory=read_json(followed) if is_own and followed.is_file() else None,
         )
         shutil.rmtree(output_dir, ignore_errors=True)
         partial.rename(output_dir)
-    accelerator.wait_for_everyone()
+    state.wait_for_everyone()
     return read_json(output_dir / "metrics.json")

@@ -13,7 +13,11 @@ import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
-from .files import atomic_write, read_json, write_json
+from .files import atomic_write, link_or_copy, read_json, write_json
+from .processes import process_state
+
+# Of `ru_maxrss`: kilobytes on Linux, bytes on macOS.
+RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "run.json"
@@ -56,19 +60,53 @@ class Run:
         return not self.is_complete("autoencoder") and path.is_file() and not read_json(path)["passed"]
 
     def do(self, stage: str, function: Callable[[Path], object], report: Callable[[str], None]) -> None:
-        """Run `function` on the stage's folder unless the stage is complete, and note what it cost."""
-        if self.is_complete(stage):
+        """Run `function` on the stage's folder unless the stage is complete, and note what it cost.
+
+        All processes of `accelerate launch` call it, and `function` is called by all of them.
+        """
+        state = process_state()
+        is_complete = self.is_complete(stage)
+        # The main process changes nothing before all have looked.
+        state.wait_for_everyone()
+        if is_complete:
             report(f"{stage}: complete, skipped ({self.path(stage)})")
             return
         # What later stages made of an earlier folder of this stage does not belong to its new one.
         from_here = list(STAGES)[list(STAGES).index(stage) :]
-        self._save({name: cost for name, cost in self.stages.items() if name not in from_here})
-        for later in from_here[1:]:
-            shutil.rmtree(self.path(later), ignore_errors=True)
+        if state.is_main_process:
+            self._save({name: cost for name, cost in self.stages.items() if name not in from_here})
+            for later in from_here[1:]:
+                shutil.rmtree(self.path(later), ignore_errors=True)
+        state.wait_for_everyone()
         start = time.perf_counter()
         function(self.path(stage))
-        self._save({**self.stages, stage: cost_since(start)})
+        state.wait_for_everyone()
+        if state.is_main_process:
+            self._save({**self.stages, stage: cost_since(start)})
+        state.wait_for_everyone()
+        # What a stage has cost is what it has cost the main process.
+        self.stages = read_json(self.folder / STATE_FILE)["stages"]
         report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
+
+    def note(self, stage: str, cost: dict[str, float]) -> None:
+        """Note that `stage` is complete and what it cost, when something else than [`do`] has made its folder."""
+        self._save({**self.stages, stage: cost})
+
+    def adopt(self, stage: str, other: Run) -> None:
+        """Take over a stage that another run has completed, with what it cost there.
+
+        A dataset's files are shared by hard links where the file system has them: nothing ever writes into them.
+        """
+        target = self.path(stage)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        copy = link_or_copy if stage == "collect" else shutil.copy2
+        shutil.copytree(
+            other.path(stage), partial, copy_function=copy, ignore=shutil.ignore_patterns("checkpoint-*", ".*")
+        )
+        partial.rename(target)
+        self.note(stage, other.stages[stage])
 
     def _save(self, stages: dict[str, dict[str, float]]) -> None:
         self.stages = stages
@@ -77,9 +115,7 @@ class Run:
 
 def cost_since(start: float) -> dict[str, float]:
     """Wall time since `start`, a value of `time.perf_counter()`, and peak memory of the process up to now."""
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MB
     return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak, 1)}
 
 
@@ -105,7 +141,7 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
         if run.is_refused():
             found = {**found, **{key: wanted[key] for key in AFTER_COLLECTION if key in wanted}}
         if found != wanted:
-            raise ValueError(f"{folder} holds another run: {_first_difference(found, wanted)}. Choose another --out.")
+            raise ValueError(f"{folder} holds another run: {first_difference(found, wanted)}. Choose another --out.")
         return run
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the run, {folder} is a file.")
@@ -116,6 +152,14 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
 
 
 def begin_run(recipe: PydanticModel, run: Run) -> None:
+    """Write the recipe to the run folder, see [`write_recipe`]; of processes that share the run, the main one does."""
+    # The main process changes nothing before all have opened the run.
+    process_state().wait_for_everyone()
+    if process_state().is_main_process:
+        write_recipe(recipe, run)
+
+
+def write_recipe(recipe: PydanticModel, run: Run) -> None:
     """Write the recipe to the run folder. A refused autoencoder of another recipe makes room for its successor."""
     wanted = recipe.model_dump(mode="json")
     path = run.folder / RECIPE_FILE
@@ -136,9 +180,12 @@ def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
         return values
 
 
-def _first_difference(found: object, wanted: object, path: str = "") -> str:
+def first_difference(found: object, wanted: object, path: str = "") -> str:
+    """The first key whose value differs, with both values; empty where nothing does."""
+    if found == wanted:
+        return ""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*wanted, *found]:
             if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+                return first_difference(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
     return f"its {path or 'recipe'} is {found!r}, expected {wanted!r}"

@@ -190,6 +190,18 @@ def test_push_to_hub_is_the_same_way_and_makes_a_card(hub, client, folder):
     assert client(LOAD, repo=REPO, options={})["vector"] == client(LOAD, repo=folder, options={})["vector"]
 
 
+def test_pushed_on_from_the_hub_it_keeps_its_results(hub, client, folder):
+    results = Path(__file__).parents[1] / "golden" / "metrics.json"
+    shutil.copyfile(results, folder / "metrics.json")
+    (folder / "train_config.json").write_text('{"diffusion": {"steps": 600}}')
+    push(client, folder)
+    code = "from pdiff_hf import PDiffPipeline\nresult = PDiffPipeline.from_pretrained(repo).push_to_hub(other)"
+    client(code, repo=REPO, other="user/mine")
+    card, verdict = hub.files("user/mine")["README.md"].decode(), json.loads(results.read_text())["verdict"]
+    assert verdict in card and "model-index" in card and '"steps": 600' in card
+    assert hub.files("user/mine")["metrics.json"] == results.read_bytes()
+
+
 def test_plain_diffusers_loads_the_shim_and_finds_the_base_model(hub, client, folder):
     push(client, folder)
     plain = LOAD.replace("from pdiff_hf import PDiffPipeline", "from diffusers import DiffusionPipeline")
@@ -217,6 +229,10 @@ print(json.dumps({"vector": out[0].tolist(), "logits": model(torch.ones(1, 1, 2,
 
 @pytest.mark.slow
 def test_standalone_branch_loads_without_this_package(hub, client, folder):
+    client(
+        "from pdiff_hf.hub.cards import write_pipeline_card\nimport os\nos.remove(folder + '/README.md')\n"
+        "result = str(write_pipeline_card(folder))", folder=folder
+    )  # fmt: skip
     push(client, folder, standalone=True)
     exported = hub.files(REPO, revision="standalone")
     assert {"pipeline_pdiff.py", "autoencoder/autoencoder_pdiff.py"} <= set(exported)
@@ -234,6 +250,14 @@ def test_standalone_branch_loads_without_this_package(hub, client, folder):
     alone, expected = json.loads(run.stdout.splitlines()[-1]), client(LOAD, repo=REPO, options={})
     assert alone["vector"] == expected["vector"] and alone["logits"] == expected["logits"]
     assert alone["tensors"] == len(make_layout().tensors)
+    # The card's snippet runs there as well.
+    snippet = exported["README.md"].decode().partition("```python\n")[2].partition("```")[0]
+    assert "pdiff_hf" not in snippet
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", f"{snippet}\nassert len(out.parameters) == 10"],
+        env=environment, cwd=client.folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
 
 
 def test_main_branch_class_refuses_the_standalone_branch(hub, client, folder):

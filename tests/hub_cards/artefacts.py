@@ -1,15 +1,13 @@
 """A pipeline and a parameter dataset whose cards are the same everywhere, and their results."""
 
 import json
-import os
-from pathlib import Path
 
 from factories import NETWORK, make_layout, make_network, make_pipeline, make_vectors
+from golden_files import METRICS, check_golden
 from pdiff_hf import BaseModel
 from pdiff_hf.data.dataset import save_parameter_dataset
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-METRICS = json.loads((GOLDEN / "metrics.json").read_text(encoding="utf-8"))
+__all__ = ["METRICS", "check_golden"]
 TRAINING = {"diffusion": {"steps": 600, "learning_rate": 0.001, "seed": 0}}
 METADATA = {
     "task": {
@@ -44,11 +42,3 @@ def save_dataset(folder, metadata=METADATA, base_model=True, run="run-0"):
     base = base and base.save_weights(make_network(), folder / "source")
     save_parameter_dataset(make_vectors(), make_layout(), folder / "dataset", base, columns, metadata)
     return folder / "dataset"
-
-
-def check_golden(name, text):
-    """Compare with a file in `tests/golden`; `PDIFF_WRITE_GOLDEN=1` writes it anew, to be read before a commit."""
-    file = GOLDEN / name
-    if os.environ.get("PDIFF_WRITE_GOLDEN"):
-        file.write_text(text, encoding="utf-8")
-    assert text == file.read_text(encoding="utf-8")

@@ -25,7 +25,15 @@ from ..layout import ParameterLayout
 from .dataset_card import write_dataset_card
 from .download import check_config
 from .errors import hub_errors
-from .push import dataset_files, make_api, push_files, read_remote, repo_head, write_configs_card
+from .push import (
+    dataset_files,
+    make_api,
+    publish_stats,
+    push_files,
+    read_remote,
+    repo_head,
+    write_configs_card,
+)
 
 SHARD = re.compile(r"data/train-(\d+)\.parquet")
 
@@ -77,13 +85,14 @@ def append_dataset(
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
         with hub_errors(repo_id, revision):
             metrics = metric_names(check_shard(shard, layout).names)
-        own = [path for name, path in files.items() if SHARD.fullmatch(name)]
-        _write_rows(own, layout, metrics, repo_id, Path(temporary) / "new")
+        added = [path for name, path in files.items() if SHARD.fullmatch(name)]
+        _write_rows(added, layout, metrics, repo_id, Path(temporary) / "new")
 
         # What describes all rows
         new = Path(temporary) / "new"
         merged = merge_stats(stats, compute_stats(shards(new), layout, metrics), layout)
-        metadata = {**read_json(folder / "stats.json")["metadata"], **stats["metadata"]}
+        own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
+        metadata = {**own["metadata"], **stats["metadata"]}
         write_json(new / "stats.json", {"schema": stats["schema"], **merged, "metadata": metadata})
         write_json(new / "layout.json", remote)
         pushed = {f"{prefix}stats.json": new / "stats.json"}

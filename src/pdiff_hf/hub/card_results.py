@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..evaluation.formats import MISSING, number, percent, points
+from ..evaluation.formats import MISSING, name_examples, number, percent, points
 from ..evaluation.verdict import AVERAGES
 from .card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, make_table, one_line
 
@@ -101,11 +101,11 @@ def task_lines(task: Mapping | None) -> list[str]:
         return []
     name = code(label) if repo is None else f"[{escape(label)}](https://huggingface.co/datasets/{repo})"
     config = f", configuration {code(task['config_name'])}" if task.get("config_name") else ""
-    lines = [f"Images: {name}{config}"]
+    lines = [f"{name_examples('Images', task)}: {name}{config}"]
     sizes = [f"{task[f'num_{split}']:,} {split}" for split in ("train", "val", "test") if task.get(f"num_{split}")]
     if sizes:
         classes = f", {task['num_classes']} classes" if task.get("num_classes") else ""
-        lines.append(f"Disjoint sets of images: {', '.join(sizes)}{classes}")
+        lines.append(f"Disjoint sets of {name_examples('images', task)}: {', '.join(sizes)}{classes}")
     stored = []
     for split in ("train", "val", "test"):
         if task.get(f"{split}_split"):
@@ -117,6 +117,8 @@ def task_lines(task: Mapping | None) -> list[str]:
         size = task["image_size"]
         lines.append(f"Preprocessing: {size}×{size} pixels, channels: {task['in_chans']}, augmentation "
                      f"{code(task.get('augment', 'none'))}")  # fmt: skip
+    if task.get("tokenizer") and task.get("max_length"):
+        lines.append(f"Preprocessing: tokenizer {code(task['tokenizer'])}, {task['max_length']} tokens")
     return lines
 
 
@@ -125,8 +127,8 @@ def task_dataset(task: Mapping | None) -> tuple[str | None, str | None]:
     if find(task, "dataset") is None:
         return None, None
     name = str(task["dataset"])
-    # `digits` is in scikit-learn.
-    repo = None if name == "digits" else hub_id(name)
+    # `digits` is in scikit-learn; only what was a folder has a fingerprint.
+    repo = None if name == "digits" or task.get("dataset_fingerprint") else hub_id(name)
     return one_line(name if repo else Path(name).name or name), repo
 
 

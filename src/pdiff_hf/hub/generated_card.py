@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..base_model import BaseModel
-from ..evaluation.formats import percent
+from ..evaluation.formats import name_examples, percent
 from ..layout import ParameterLayout
 from .card_results import comparison_lines, eval_results, find, generated_values, novelty_lines, task_lines
 from .card_text import MEAN_METRIC, SELECTED_METRIC, escape, fold, hub_id, literal, template
@@ -85,7 +85,7 @@ def make_generated_card(
         tensors=tensors_text(layout.to_dict()),
         pipeline=hub_id(pipeline) if pipeline else None,
         snippet=snippet,
-        selection=_selection_text(index, row),
+        selection=name_examples(_selection_text(index, row), (metrics or {}).get("task")),
         verdict=escape(metrics["verdict"]) if metrics else None,
         results=_result_lines(metrics, row),
         novelty=novelty_lines(metrics),

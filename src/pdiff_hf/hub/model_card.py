@@ -10,6 +10,7 @@ import timm
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..base_model import OWN_FACTORIES
+from ..evaluation.formats import name_examples
 from ..evaluation.sections import INTERVALS, SEED_INTERVALS
 from ..files import read_json
 from .card_results import (
@@ -95,7 +96,8 @@ def write_pipeline_card(
         verdict=escape(metrics["verdict"]) if metrics else None,
         results=results_table(metrics) if metrics else None,
         num_test=f"{metrics['num_test']:,}" if metrics else None,
-        intervals=SEED_INTERVALS if "seeds" in metrics else INTERVALS,
+        examples=name_examples("images", task),
+        intervals=name_examples(SEED_INTERVALS if "seeds" in metrics else INTERVALS, task),
         comparisons=comparison_lines(metrics),
         novelty=novelty_lines(metrics),
         ensembles=ensemble_line(metrics),

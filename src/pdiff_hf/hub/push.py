@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..base_model import BaseModel
 from ..data.shards import RECORDING, check_shard, shards
-from ..files import read_json
+from ..files import read_json, write_json
 from ..layout import ParameterLayout
 from .card_text import BLOCK, REPO_ID, update_card
 from .download import check_config
@@ -107,6 +107,7 @@ def push_dataset(
             )
         files.pop(f"{prefix}README.md")
         files["README.md"] = write_configs_card(folder / "README.md", known, config, Path(temporary) / "card.md")
+        files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", Path(temporary) / "stats.json")
         mirror = [f"{prefix}data/train-*.parquet"]
         return push_files(files, repo_id, "dataset", "dataset", private, revision, token, create_pr, mirror)
 
@@ -127,6 +128,18 @@ def write_configs_card(own: Path, known: Path | None, config: str | None, output
     listed = {"config_name": name, "data_files": f"{prefix}data/train-*.parquet"}
     card.data.configs = [*(c for c in others if c["config_name"] != name), listed]
     output.write_text(str(card), encoding="utf-8")
+    return output
+
+
+def publish_stats(file: Path, output: Path) -> Path:
+    """Write `stats.json` without paths of this machine."""
+    # The tasks load much else, and the pipeline imports this module.
+    from ..tasks.sources import without_paths
+
+    stats = read_json(file)
+    if task := stats["metadata"].get("task"):
+        stats["metadata"] = {**stats["metadata"], "task": without_paths(task)}
+    write_json(output, stats)
     return output
 
 

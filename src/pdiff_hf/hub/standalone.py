@@ -19,7 +19,7 @@ OPTIONAL = ("timm", "transformers")
 # What the one file knows under other names; each must be found exactly once.
 REPLACEMENTS = {
     "pdiff_hf.pipelines.pipeline_pdiff": {
-        "autoencoder: AutoencoderPDiff | AutoencoderPCA": "autoencoder: ModelMixin",
+        "autoencoder: AutoencoderPDiff | AutoencoderPCA | AutoencoderIdentity": "autoencoder: ModelMixin",
         "from diffusers import DiffusionPipeline,": "from diffusers import DiffusionPipeline, ModelMixin,",
     },
     "pdiff_hf.base_model": {
@@ -28,6 +28,16 @@ REPLACEMENTS = {
             "            return (_FACTORIES if own else vars(importlib.import_module(module)))[factory]"
         ),
     },
+}
+
+# The lines of a card's snippet that are others there.
+SNIPPET = {
+    r"from diffusers import (\w+)\nfrom pdiff_hf import PDiffPipeline\n": (
+        r"from diffusers import DiffusionPipeline, \1\n"
+    ),
+    r'PDiffPipeline\.from_pretrained\("([^"\n]+)"\)': (
+        r'DiffusionPipeline.from_pretrained("\1", revision="standalone", trust_remote_code=True)'
+    ),
 }
 
 FACTORIES = "pdiff_hf.tasks.networks"
@@ -56,7 +66,11 @@ def export_standalone(folder: str | Path, output_dir: str | Path) -> dict[str, P
     files = pipeline_files(folder)
     index = read_json(folder / "model_index.json")
     library, name = index["autoencoder"]
-    module = {"AutoencoderPDiff": "autoencoder_pdiff", "AutoencoderPCA": "autoencoder_pca"}.get(name)
+    module = {
+        "AutoencoderIdentity": "autoencoder_identity",
+        "AutoencoderPCA": "autoencoder_pca",
+        "AutoencoderPDiff": "autoencoder_pdiff",
+    }.get(name)
     if library != "pdiff_hf" or module is None:
         raise ValueError(f"{folder}: expected an autoencoder of pdiff_hf, found {index['autoencoder']}.")
     index["_class_name"] = ["pipeline_pdiff", "PDiffPipeline"]
@@ -69,8 +83,15 @@ def export_standalone(folder: str | Path, output_dir: str | Path) -> dict[str, P
     for path, text in code.items():
         (output_dir / path).parent.mkdir(exist_ok=True)
         (output_dir / path).write_text(text, encoding="utf-8")
+    made = ["model_index.json", *code]
+    if "README.md" in files:
+        text = files["README.md"].read_text(encoding="utf-8")
+        for pattern, replacement in SNIPPET.items():
+            text = re.sub(pattern, replacement, text)
+        (output_dir / "README.md").write_text(text, encoding="utf-8")
+        made.append("README.md")
     files.pop("pipeline.py", None)
-    return {**files, **{path: output_dir / path for path in ("model_index.json", *code)}}
+    return {**files, **{path: output_dir / path for path in made}}
 
 
 def inline_modules(root: str, factories: str | None = None) -> str:

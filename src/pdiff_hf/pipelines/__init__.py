@@ -3,7 +3,8 @@ from diffusers.pipelines import pipeline_loading_utils
 from .pipeline_pdiff import PDiffPipeline, PDiffPipelineOutput
 
 # diffusers loads components of libraries it knows; without this, pipelines would load from folders but not the Hub.
-_COMPONENTS = {name: ["save_pretrained", "from_pretrained"] for name in ("AutoencoderPCA", "AutoencoderPDiff")}
+_NAMES = ("AutoencoderIdentity", "AutoencoderPCA", "AutoencoderPDiff")
+_COMPONENTS = {name: ["save_pretrained", "from_pretrained"] for name in _NAMES}
 pipeline_loading_utils.LOADABLE_CLASSES["pdiff_hf"] = _COMPONENTS
 pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(_COMPONENTS)
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from ..files import atomic_write, read_json
 from ..hub.download import download_pipeline
 from ..hub.push import push_pipeline
 from ..layout import ParameterLayout
-from ..models import AutoencoderPCA, AutoencoderPDiff
+from ..models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff
 
 OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
 
@@ -52,7 +53,7 @@ class PDiffPipeline(DiffusionPipeline):
     library implements for all pipelines (downloading, saving, running on a particular device, etc.).
 
     Args:
-        autoencoder ([`AutoencoderPDiff`] or [`AutoencoderPCA`]):
+        autoencoder ([`AutoencoderPDiff`], [`AutoencoderPCA`] or [`AutoencoderIdentity`]):
             Decodes latents to parameter vectors; its config carries their layout.
         unet ([`UNet1DModel`]):
             Denoises the scaled latents.
@@ -63,11 +64,11 @@ class PDiffPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->autoencoder"
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "noise_pred"]
 
     def __init__(
         self,
-        autoencoder: AutoencoderPDiff | AutoencoderPCA,
+        autoencoder: AutoencoderPDiff | AutoencoderPCA | AutoencoderIdentity,
         unet: UNet1DModel,
         scheduler: SchedulerMixin,
         base_model: dict | None = None,
@@ -191,7 +192,9 @@ class PDiffPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant)
             # What is known of the folder that it was loaded from.
-            source = Path(self.config.get("_name_or_path") or folder)
+            source = Path(self._base_root or self.config.get("_name_or_path") or folder)
+            if (source / "train_config.json").is_file():
+                copyfile(source / "train_config.json", Path(folder) / "train_config.json")
             metrics = source / "metrics.json"
             if metrics.is_file():
                 write_pipeline_card(folder, read_json(metrics), report_dir=source)
@@ -263,7 +266,8 @@ class PDiffPipeline(DiffusionPipeline):
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, tensors)` after every step; may return replaced tensors.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
-                Names of the tensors the callback is given.
+                Names of the tensors the callback is given: `"latents"` after the step, and `"noise_pred"`, what the
+                UNet predicted from the latents before it (noise, velocity or sample, as the scheduler's config says).
 
         Returns:
             [`PDiffPipelineOutput`] or `tuple`:
@@ -302,7 +306,8 @@ class PDiffPipeline(DiffusionPipeline):
                 noise_pred = self.unet(model_input, t, return_dict=False)[0]
                 latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **step_kwargs)[0]
                 if callback_on_step_end is not None:
-                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    known = {"latents": latents, "noise_pred": noise_pred}
+                    tensors = {name: known[name] for name in callback_on_step_end_tensor_inputs}
                     latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
                 progress_bar.update()
 

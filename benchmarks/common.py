@@ -1,0 +1,111 @@
+"""What the benchmarks share: rates of the machine, synthetic datasets, stages measured in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdiff_hf.data import ParameterRecorder
+from pdiff_hf.layout import ParameterLayout, TensorSpec
+
+
+def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
+    """Best rate of a square float32 `torch.matmul`, in FLOP/s."""
+    a, seconds = torch.randn(size, size), []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(seconds)
+
+
+def copy_rate(num_bytes: int = 2**28, repeats: int = 5) -> float:
+    """Best rate of copying memory, in bytes/s of the source."""
+    source, target = torch.zeros(num_bytes // 4), torch.zeros(num_bytes // 4)
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - begin)
+    return num_bytes / min(seconds)
+
+
+def fastest(function, repeats: int) -> float:
+    """Seconds of the fastest of several calls, after one that does not count."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def flat_layout(values: int) -> ParameterLayout:
+    return ParameterLayout((TensorSpec("weight", (values,), 0),))
+
+
+def write_walk(folder: Path, rows: int, layout: ParameterLayout, directions: int = 8) -> None:
+    """A dataset of synthetic checkpoints: a random walk in a few directions from N(0, 0.02), and a little noise."""
+    generator = torch.Generator().manual_seed(0)
+    size = layout.num_parameters
+    start = 0.02 * torch.randn(size, generator=generator)
+    basis = 2e-3 * torch.randn(directions, size, generator=generator)
+    walk = 0.3 * torch.randn(rows, directions, generator=generator).cumsum(0)
+    with ParameterRecorder(layout, folder) as recorder:
+        for step, weights in enumerate(walk):
+            vector = torch.addmv(start, basis.T, weights)
+            recorder.record(vector.add_(torch.randn(size, generator=generator), alpha=1e-4), step=step)
+
+
+def measure(stage: str, **options: Any) -> dict[str, Any]:
+    """Run a stage in a new process: its seconds without imports, the peak of its resident memory in GB, its report."""
+    words = [sys.executable, str(Path(__file__).resolve()), stage, json.dumps(options, default=str)]
+    run = subprocess.run(words, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{stage} {options} failed:\n{run.stderr[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def peak_gb() -> float:
+    """Peak of this process's resident memory, in GB of 10^9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What [`measure`] does, in this process."""
+    # Imported here, so that a stage's memory is that of what it needs.
+    if stage == "generate":
+        from pdiff_hf.generation import generate_networks, load_pipeline
+
+        begin = time.perf_counter()
+        generate_networks(load_pipeline(options.pop("pipeline")), **options)
+        return {"seconds": time.perf_counter() - begin}
+    from pdiff_hf.training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
+
+    before = peak_gb()
+    config = options.pop("config")
+    begin = time.perf_counter()
+    report = {}
+    if stage == "autoencoder":
+        _, report = train_autoencoder(**options, config=AutoencoderConfig(**config))
+    else:
+        train_diffusion(**options, config=DiffusionConfig(**config))
+    return {"seconds": time.perf_counter() - begin, "imports_gb": before, "report": report}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["autoencoder", "diffusion", "generate"])
+    parser.add_argument("options", type=json.loads)
+    arguments = parser.parse_args()
+    found = run_stage(arguments.stage, arguments.options)
+    print(json.dumps({**found, "peak_gb": peak_gb()}))

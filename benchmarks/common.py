@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import torch
 
 from pdiff_hf.data import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
+from pdiff_hf.memory import peak_memory
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
@@ -77,7 +77,7 @@ def measure(stage: str, **options: Any) -> dict[str, Any]:
 
 def peak_gb() -> float:
     """Peak of this process's resident memory, in GB of 10^9 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return peak_memory() / 1e9
 
 
 def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ page cache. Values are random walks that begin at N(0, 0.02), which compress lik
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from rich.table import Table
 
 from pdiff_hf.data import ParameterRecorder, dataset_vectors, load_parameter_dataset, save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout, TensorSpec
+from pdiff_hf.memory import peak_memory
 
 
 def make_layout(values: int) -> ParameterLayout:
@@ -125,8 +125,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.part:
         {"write": write, "stream": stream}[args.part](args.folder, args.rows, args.values)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{peak * 1024 / 1e9:.2f}")
+        print(f"{peak_memory() / 1e9:.2f}")
         sys.exit()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as temporary:

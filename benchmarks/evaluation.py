@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import resource
 import time
 
 import timm
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pdiff_hf.evaluation import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
+from pdiff_hf.memory import peak_memory
 
 
 def make_mlp() -> nn.Module:
@@ -133,7 +133,7 @@ def main() -> None:
         )
     console = Console(width=150)
     console.print(table)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory() / 2**20
     console.print(f"matmul {matmul_rate() / 1e9:.0f} GFLOP/s, peak memory {peak:.0f} MB")
 
 

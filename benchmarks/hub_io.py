@@ -40,13 +40,13 @@ print(sum(float(row["parameters"][0]) for row in rows), file=sys.stderr)
 """,
 }
 MEASURED = """
-import json, re, sys, time
+import json, sys, time
 import pdiff_hf, torch, datasets
-def peak():  # not ru_maxrss, which a process takes over from the one that starts it
-    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
-repo, before, start = "{repo}", peak(), time.perf_counter()
+from pdiff_hf.memory import peak_memory
+repo, before, start = "{repo}", peak_memory(), time.perf_counter()
 {code}
-print(json.dumps({{"seconds": time.perf_counter() - start, "peak_mb": peak(), "imports_mb": before}}))
+found = {{"seconds": time.perf_counter() - start, "peak_mb": peak_memory() / 2**20, "imports_mb": before / 2**20}}
+print(json.dumps(found))
 """
 
 

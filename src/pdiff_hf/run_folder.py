@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +12,8 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
 from .files import atomic_write, link_or_copy, read_json, write_json
+from .memory import peak_memory
 from .processes import process_state
-
-# Of `ru_maxrss`: kilobytes on Linux, bytes on macOS.
-RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "run.json"
@@ -115,8 +111,7 @@ class Run:
 
 def cost_since(start: float) -> dict[str, float]:
     """Wall time since `start`, a value of `time.perf_counter()`, and peak memory of the process up to now."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MB
-    return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak, 1)}
+    return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_memory() / 2**20, 1)}
 
 
 def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] | None = None) -> Run:

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from ..files import atomic_write, read_json, write_json
 from ..processes import process_state
 from ..recipe import Recipe
-from ..run_folder import RECIPE_FILE, RSS_UNITS_PER_MB, Run, first_difference
+from ..run_folder import RECIPE_FILE, Run, first_difference
 from ..tasks import partial_folder
 from .plan import Job, Plan, base_model_key, make_jobs, stage_keys
 from .share import begin_job, place_base_model
@@ -25,6 +25,8 @@ from .share import begin_job, place_base_model
 PLAN_FILE = "ablation.yaml"
 PROBLEM_FILE = "problem.json"
 LOG_FILE = "log.txt"
+# Of `ru_maxrss`: kilobytes on Linux, bytes on macOS.
+RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 # What a launcher tells its processes. A run that saw it would wait for the other processes in its stages.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAUNCHER_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "FSDP_", "ACCELERATE_", "OMPI_", "PMI_", "PMIX_")

@@ -16,6 +16,7 @@ from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .config import AutoencoderConfig
 from .gate import check_reconstruction, measure_reconstruction
+from .history import write_log
 from .loop import make_accelerator, run_steps
 
 # Evaluation loads much that training does not need.
@@ -94,6 +95,7 @@ def train_autoencoder(
     autoencoder.fit_statistics(train_vectors)
 
     # 2. Gradient steps; the closed-form autoencoder needs none
+    history = []
     if config.kind == "pdiff":
 
         def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
@@ -101,7 +103,7 @@ def train_autoencoder(
             noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
             return model(sample, *noise, loss_only=True)
 
-        autoencoder, _ = run_steps(
+        autoencoder, history = run_steps(
             accelerator,
             autoencoder,
             len(train_vectors),
@@ -132,5 +134,7 @@ def train_autoencoder(
                 write_json(folder / "train_config.json", {"autoencoder": config.model_dump(mode="json")})
                 write_json(folder / "reconstruction.json", report)
                 autoencoder.save_pretrained(folder)
+                if history:
+                    write_log(folder, history)
     check_reconstruction(report, config)
     return autoencoder, report

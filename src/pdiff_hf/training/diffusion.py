@@ -17,6 +17,7 @@ from ..pipelines import PDiffPipeline
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .config import DiffusionConfig
+from .history import write_log
 from .loop import make_accelerator, run_steps
 
 
@@ -88,7 +89,7 @@ def train_diffusion(
         predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, return_dict=False)[0]
         return torch.nn.functional.mse_loss(predicted.float(), targets[config.prediction_type]())
 
-    unet, _ = run_steps(
+    unet, history = run_steps(
         accelerator, unet, len(latents), loss_fn, config, output_dir, "diffusion", resume_from_checkpoint
     )
 
@@ -104,4 +105,5 @@ def train_diffusion(
             with replacing(output_dir) as folder:
                 pipeline.save_pretrained(folder)
                 write_json(folder / "train_config.json", trained_by)
+                write_log(folder, history)
     return pipeline

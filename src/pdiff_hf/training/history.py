@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
+
+LOG_FILE = "train_log.jsonl"
 
 
 class NonFiniteLossError(ValueError):
@@ -55,3 +61,8 @@ class LossHistory:
         self.entries.append({"step": step, "loss": sum(losses) / len(losses), "lr": lr})
         self._steps = []
         return self.entries[-1]
+
+
+def write_log(folder: Path, entries: Iterable[Mapping[str, float]]) -> None:
+    """Write the entries of a history to `folder/train_log.jsonl`."""
+    (folder / LOG_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import signal
 import sys
 import warnings
@@ -18,10 +17,9 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..files import atomic_write
 from ..processes import process_state
 from .batches import GlobalBatch
-from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint, writing
+from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import OptimizationConfig
 from .ema import ShardedEMA, whole_tensor
 from .history import LossHistory, NonFiniteLossError
@@ -29,7 +27,6 @@ from .interrupts import StopRequest, TrainingInterrupted
 from .trackers import check_tracker, tracking
 
 LOG_EVERY = 10
-LOG_FILE = "train_log.jsonl"
 
 
 def make_accelerator(config: OptimizationConfig, output_dir: str | Path) -> Accelerator:
@@ -84,7 +81,7 @@ def run_steps(
         num_rows (`int`): Rows of the training data, from which `GlobalBatch.indices` are dealt.
         loss_fn (`Callable`): Maps the prepared model and a [`GlobalBatch`] to the mean loss of this process's rows.
         config ([`OptimizationConfig`]): Hyper-parameters.
-        output_dir (`Path`): Where `checkpoint-N/` and `train_log.jsonl` are written.
+        output_dir (`Path`): Where `checkpoint-N/` are written.
         description (`str`): Name on the progress bar and of the tracker.
         resume_from_checkpoint (`str`, *optional*): Folder of a checkpoint, or `"latest"` for the last complete one in
             `output_dir`, if there is one.
@@ -208,10 +205,6 @@ def run_steps(
         broadcast(dict(whole.state_dict()))
         model = whole
     model.eval()
-    with writing(accelerator, output_dir / LOG_FILE, output_dir):
-        if accelerator.is_main_process:
-            with atomic_write(output_dir / LOG_FILE) as temporary:
-                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history.entries))
     return model, history.entries
 
 

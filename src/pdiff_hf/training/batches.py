@@ -74,13 +74,18 @@ class GlobalBatch:
         self._draws += 1
         seeds = sequence.generate_state(blocks.stop, np.uint64) >> np.uint64(1)
         generator = torch.Generator(self.device)
-        values = []
+        values = None
         for block in blocks:
             generator.manual_seed(int(seeds[block]))
-            size = min(rows, self.global_size - block * rows)
-            values.append(draw((size, *shape), generator=generator, device=self.device))
-        skipped = blocks.start * rows
-        return torch.cat(values)[self.own.start - skipped : self.own.stop - skipped]
+            first = block * rows
+            size = min(rows, self.global_size - first)
+            drawn = draw((size, *shape), generator=generator, device=self.device)
+            if values is None:
+                # Put together in place: of long vectors, twice the batch would not fit beside it.
+                values = drawn.new_empty((self.own.stop - self.own.start, *shape))
+            begin, end = max(first, self.own.start), min(first + size, self.own.stop)
+            values[begin - self.own.start : end - self.own.start] = drawn[begin - first : end - first]
+        return values
 
 
 @functools.lru_cache(maxsize=2)

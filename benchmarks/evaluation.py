@@ -17,6 +17,7 @@ import time
 
 import timm
 import torch
+from common import matmul_rate
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -44,16 +45,6 @@ CASES = {
     "convnext_tiny": (lambda: timm.create_model("convnext_tiny", num_classes=10), "last_norms:2", (3, 32, 32)),
     "mlp": (make_mlp, "all", (1, 8, 8)),
 }
-
-
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Best rate of a square float32 `torch.matmul`, in FLOP/s."""
-    a, seconds = torch.randn(size, size), []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(seconds)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import platform
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import torch
 from common import copy_rate, matmul_rate
+
+from pdiff_hf.hardware import describe_hardware
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "accelerate", "datasets", "timm")
@@ -40,14 +41,6 @@ def commands(end_to_end: list[str]) -> list[list[str]]:
     ]
 
 
-def processor() -> str:
-    """Name of the processor, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="see end_to_end.py")
@@ -59,7 +52,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     parts = [
         "# What the benchmarks measured\n",
-        f"`make bench`, {datetime.date.today().isoformat()}. {processor()}, {torch.get_num_threads()} threads; "
+        f"`make bench`, {datetime.date.today().isoformat()}. {describe_hardware()['cpu']}, {torch.get_num_threads()} threads; "
         f"torch.matmul {matmul_rate() / 1e9:.0f} GFLOP/s, copy {copy_rate() / 1e9:.1f} GB/s.\n{versions}.\n",
     ]
     failed, begun = [], time.perf_counter()

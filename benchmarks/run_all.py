@@ -52,7 +52,8 @@ def main() -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     parts = [
         "# What the benchmarks measured\n",
-        f"`make bench`, {datetime.date.today().isoformat()}. {describe_hardware()['cpu']}, {torch.get_num_threads()} threads; "
+        f"`make bench`, {datetime.date.today().isoformat()}. "
+        f"{describe_hardware()['cpu']}, {torch.get_num_threads()} threads; "
         f"torch.matmul {matmul_rate() / 1e9:.0f} GFLOP/s, copy {copy_rate() / 1e9:.1f} GB/s.\n{versions}.\n",
     ]
     failed, begun = [], time.perf_counter()

@@ -105,6 +105,21 @@ def test_dataset_has_every_checkpoint_with_its_accuracies(task, model, tmp_path)
     assert metadata["base_training"]["epochs"] == 2
 
 
+def test_burn_in_leaves_the_first_checkpoints_out(task, model, tmp_path):
+    collect(task, model, tmp_path / "all", num_checkpoints=11)
+    collect(task, model, tmp_path / "late", num_checkpoints=4, every=2, burn_in=3)
+    vectors, columns, _ = read(tmp_path / "late")
+    assert columns["step"] == [5, 7, 9, 11]
+    assert torch.equal(vectors, read(tmp_path / "all")[0][4::2])
+
+
+def test_burn_in_sees_the_images_of_all_its_steps(task, norm_net):
+    layout = ParameterLayout.from_model(norm_net, "head")
+    vectors, _ = walk(task, norm_net, layout, num_checkpoints=9)
+    late, _ = walk(task, norm_net, layout, num_checkpoints=2, burn_in=7)
+    assert torch.equal(torch.stack(late), torch.stack(vectors[7:]))
+
+
 def test_same_seed_same_vectors(task, model, tmp_path):
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         collect(task, model, tmp_path / name, seed)

@@ -23,6 +23,7 @@ class CollectConfig(PydanticModel):
         300, ge=1, description="of each run; 1 with `independent`: the trained networks themselves"
     )
     every: int = Field(1, ge=1, description="steps between checkpoints")
+    burn_in: int = Field(0, ge=0, description="steps of each run before those, while the optimizer settles")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd has a momentum of 0.9")
     learning_rate: float | None = Field(None, gt=0, description="null: 3e-2 for a subset, 3e-3 for the whole network")
     weight_decay: float = Field(5e-4, ge=0)
@@ -41,6 +42,11 @@ class CollectConfig(PydanticModel):
                 f"{str(self.independent).lower()}; set independent=true and runs for one network a run"
             )
         return self
+
+    @property
+    def num_steps(self) -> int:
+        """Training steps of each run."""
+        return self.burn_in + self.every * self.num_checkpoints
 
     @property
     def takes_trained_networks(self) -> bool:

@@ -55,7 +55,7 @@ def fine_tune(
     layout.load_into(network, vector)
     network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     # One checkpoint a step, without an end: time decides.
-    steps = config.model_copy(update={"every": 1, "num_checkpoints": 2**62})
+    steps = config.model_copy(update={"every": 1, "burn_in": 0, "num_checkpoints": 2**62})
     start = None
 
     def progress() -> float:

@@ -91,7 +91,7 @@ def share_prefix(
         needed[:] = False
         for seed, first_epoch in orders:
             steps = batch_order(task, config, seed, first_epoch)
-            for index, _ in itertools.islice(steps, config.every * config.num_checkpoints):
+            for index, _ in itertools.islice(steps, config.num_steps):
                 needed[index] = True
     positions = needed.nonzero()[:, 0]
     rows = torch.full((len(images),), -1)
@@ -186,12 +186,12 @@ def train_selection(
             optimizer.step()
             scheduler.step()
             step += 1
-            if step % config.every:
+            if step <= config.burn_in or (step - config.burn_in) % config.every:
                 continue
             if not math.isfinite(loss.item()):
                 raise ValueError(
                     f"expected a finite loss, found {loss.item()} at step {step}; lower collect.learning_rate"
                 )
             yield step, step / len(indices), loss.item()
-            if step == config.every * config.num_checkpoints:
+            if step == config.num_steps:
                 return

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import timm
 import torch
 import transformers
 from huggingface_hub import HfApi, hf_hub_download
@@ -130,6 +129,9 @@ class BaseModel:
                 another hash or do not fit.
         """
         if self.library == "timm":
+            # Here, because whoever only reads a reference would wait for it, and give it 40 MB.
+            import timm
+
             if not timm.is_model(self.name):
                 raise ValueError(f"base model: timm {timm.__version__} has no model {self.name!r}.")
             # Weights of our own replace the pretrained ones, which then need not be downloaded.

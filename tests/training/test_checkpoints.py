@@ -36,6 +36,17 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys
     assert torch.equal(weights["weight"], expected["weight"]) and again == history
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_saved_as_it_was_built(tmp_path, monkeypatch):
+    expected, history = train(tmp_path / "plain")
+    # What `accelerate launch --dynamo_backend` sets; the backend that needs no compiler.
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    for resume in (None, str(tmp_path / "compiled" / "checkpoint-4")):
+        weights, again = train(tmp_path / "compiled", resume, checkpoints_total_limit=9)
+        assert list(weights) == ["weight", "bias"]
+        assert torch.equal(weights["weight"], expected["weight"]) and again == history
+
+
 def test_bits_that_turned_are_found(tmp_path):
     train(tmp_path / "run")
     path = tmp_path / "run" / "checkpoint-8" / "model.safetensors"

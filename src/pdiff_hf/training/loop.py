@@ -194,7 +194,7 @@ def run_steps(
     if ema is not None:
         ema.copy_to(parameters)
     if whole is None:
-        model = accelerator.unwrap_model(model)
+        model = accelerator.unwrap_model(model, keep_torch_compile=False)
         if accelerator.num_processes > 1:
             # Without SyncBatchNorm, running statistics are those of each process's rows.
             broadcast(dict(model.named_buffers()))

@@ -38,6 +38,10 @@ def commands(end_to_end: list[str]) -> list[list[str]]:
         ["scaling.py"],
         ["evaluation.py", "--cases", "resnet18", "mlp", "--images", "2000"],
         ["dataset_io.py", "--rows", "1000"],
+        ["processes.py"],
+        ["selection.py"],
+        ["hub_io.py"],
+        ["alignment.py"],
     ]
 
 

@@ -26,6 +26,7 @@ from .dataset_card import write_dataset_card
 from .download import check_config
 from .errors import hub_errors
 from .push import (
+    check_same_layout,
     dataset_files,
     make_api,
     publish_stats,
@@ -79,7 +80,12 @@ def append_dataset(
         if None in stored[:2] or not numbers:
             raise ValueError(f"{repo_id}: expected a parameter dataset to append to, found none; push without append.")
         remote, stats = map(read_json, stored[:2])
-        _check_same(repo_id, folder, remote, read_json(folder / "layout.json"))
+        check_same_layout(repo_id, folder, remote, layout)
+        if remote["base_model"] != read_json(folder / "layout.json")["base_model"]:
+            raise ValueError(
+                f"{repo_id}: expected the base model of {folder}, found another or other weights; push it as a config "
+                "of its own, or to another repository."
+            )
         if known := [run for run in recorded_runs(folder) if run in stats["runs"]]:
             raise ValueError(f"{repo_id} already holds run {known[0]!r}; append runs of other names.")
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
@@ -101,19 +107,6 @@ def append_dataset(
         for number, file in enumerate(shards(new), max(numbers) + 1):
             pushed[f"{prefix}data/train-{number:05d}.parquet"] = file
         return push_files(pushed, repo_id, "dataset", "runs", False, revision, token, False, parent=head.sha)
-
-
-def _check_same(repo_id: str, folder: Path, remote: dict, own: dict) -> None:
-    if ParameterLayout.from_dict(remote).fingerprint != ParameterLayout.from_dict(own).fingerprint:
-        raise ValueError(
-            f"{repo_id}: expected the layout {own['fingerprint'][:12]} of {folder}, found a dataset of another; push "
-            "it as a config of its own, or to another repository."
-        )
-    if remote["base_model"] != own["base_model"]:
-        raise ValueError(
-            f"{repo_id}: expected the base model of {folder}, found another or other weights; push it as a config of "
-            "its own, or to another repository."
-        )
 
 
 def _write_rows(own: list[Path], layout: ParameterLayout, metrics: list[str], repo_id: str, output_dir: Path) -> None:

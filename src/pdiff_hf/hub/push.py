@@ -100,16 +100,22 @@ def push_dataset(
             head = repo_head(api, repo_id, "dataset", revision)
             stored = read_remote(api, head, f"{prefix}layout.json", temporary)
             known = read_remote(api, head, "README.md", temporary)
-        if stored is not None and ParameterLayout.from_dict(read_json(stored)).fingerprint != layout.fingerprint:
-            raise ValueError(
-                f"{repo_id}: expected the layout {layout.fingerprint[:12]} of {folder}, found a dataset of another; "
-                "push it as a config of its own, or to another repository."
-            )
+        if stored is not None:
+            check_same_layout(repo_id, folder, read_json(stored), layout)
         files.pop(f"{prefix}README.md")
         files["README.md"] = write_configs_card(folder / "README.md", known, config, Path(temporary) / "card.md")
         files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", Path(temporary) / "stats.json")
         mirror = [f"{prefix}data/train-*.parquet"]
         return push_files(files, repo_id, "dataset", "dataset", private, revision, token, create_pr, mirror)
+
+
+def check_same_layout(repo_id: str, folder: Path, remote: dict, layout: ParameterLayout) -> None:
+    """Raise `ValueError` when a repository's `layout.json` is not of the layout of a folder to be pushed to it."""
+    if ParameterLayout.from_dict(remote).fingerprint != layout.fingerprint:
+        raise ValueError(
+            f"{repo_id}: expected the layout {layout.fingerprint[:12]} of {folder}, found a dataset of another; push "
+            "it as a config of its own, or to another repository."
+        )
 
 
 def write_configs_card(own: Path, known: Path | None, config: str | None, output: Path) -> Path:

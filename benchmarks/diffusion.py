@@ -16,7 +16,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdiff_hf import make_unet_1d
-from pdiff_hf.models.short_conv import use_short_convolutions
+from pdiff_hf.models.fast_layers import use_fast_layers
 from pdiff_hf.training import DiffusionConfig
 
 # Latents of the presets: C x L.
@@ -31,7 +31,7 @@ def measure_step(shape: tuple[int, int], config: DiffusionConfig, short: bool, r
     with FlopCounterMode(display=False) as counter:
         unet(latents, timesteps).sample.square().mean().backward()
     if short:
-        use_short_convolutions(unet)
+        use_fast_layers(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), foreach=True)
 
     def step() -> None:

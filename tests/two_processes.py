@@ -41,7 +41,7 @@ def stages(dataset, folder, batch, resume=None, steps=12, **options):
     autoencoder, _ = train_autoencoder(
         dataset, folder / "ae", AutoencoderConfig(**common, **LATENTS), resume_from_checkpoint=resume
     )
-    config = DiffusionConfig(**common, block_out_channels=(16, 16))
+    config = DiffusionConfig(**common, block_out_channels=(64, 64))
     pipeline = train_diffusion(dataset, folder / "ae", folder / "p", config, resume)
     logs = [(folder / stage / "train_log.jsonl").read_text().splitlines() for stage in ("ae", "p")]
     return [json.loads(line) for log in logs for line in log], [digest(autoencoder), digest(pipeline.unet)]

@@ -12,7 +12,7 @@ from ..data.dataset import load_base_model
 from ..data.vectors import open_vectors
 from ..files import read_json, write_json
 from ..models import load_autoencoder, make_unet_1d
-from ..models.short_conv import use_short_convolutions
+from ..models.fast_layers import use_fast_layers
 from ..pipelines import PDiffPipeline
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
@@ -66,7 +66,7 @@ def train_diffusion(
     # 2. Denoiser
     torch.manual_seed(config.seed)
     unet = make_unet_1d(*autoencoder.latent_shape, config.block_out_channels, config.layers_per_block)
-    use_short_convolutions(unet)
+    use_fast_layers(unet)
     scheduler = DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,

@@ -104,7 +104,7 @@ def run_steps(
         model.parameters(),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
-        foreach=True,
+        fused=True,
     )
     # Not prepared by Accelerate, which would step it once per process.
     lr_scheduler = get_scheduler(

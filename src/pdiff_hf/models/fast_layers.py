@@ -1,4 +1,4 @@
-"""Convolutions over a handful of positions as matrix products: the denoiser's latents are 1 to 8 positions long."""
+"""Layers of the denoiser computed for its shapes: many channels, and only 1 to 8 positions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import nn
 
 # Above this many output positions the convolution kernels of the libraries are faster.
 MAX_POSITIONS = 8
+# Beyond, mish(x) is x in float32.
+LINEAR_ABOVE = 20.0
 
 
 class _ShortConv1d(torch.autograd.Function):
@@ -68,8 +70,39 @@ class ShortConv1d(nn.Conv1d):
         return _ShortConv1d.apply(input, weight, bias, stride, self.padding[0])
 
 
-def use_short_convolutions(model: nn.Module) -> None:
-    """Make every `nn.Conv1d` of a model a [`ShortConv1d`], in place; parameters and state dict stay what they are."""
+class _Mish(torch.autograd.Function):
+    """x·tanh(softplus(x)) = x·n / (n + 2) with n = e^x (e^x + 2)."""
+
+    @staticmethod
+    def forward(ctx, input: torch.Tensor) -> torch.Tensor:
+        exponential = input.clamp(max=LINEAR_ABOVE).exp_()
+        product = (exponential + 2).mul_(exponential)
+        tanh = product / (product + 2)
+        ctx.save_for_backward(input, exponential, tanh)
+        return input * tanh
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        input, exponential, tanh = ctx.saved_tensors
+        # d tanh(softplus(x)) / dx = (1 - tanh²) sigmoid(x)
+        slope = (1 - tanh.square()).mul_(exponential).div_(exponential + 1)
+        return slope.mul_(input).add_(tanh).mul_(gradient)
+
+
+class FastMish(nn.Mish):
+    """`nn.Mish` with one exponential instead of an exponential, a logarithm and a hyperbolic tangent."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Apply elementwise."""
+        # In half precision the powers would overflow.
+        return _Mish.apply(input) if input.dtype == torch.float32 else super().forward(input)
+
+
+FAST = {nn.Conv1d: ShortConv1d, nn.Mish: FastMish}
+
+
+def use_fast_layers(model: nn.Module) -> None:
+    """Make every `nn.Conv1d` and `nn.Mish` of a model a fast one, in place; the state dict stays what it is."""
     for module in model.modules():
-        if type(module) is nn.Conv1d:
-            module.__class__ = ShortConv1d
+        if type(module) in FAST:
+            module.__class__ = FAST[type(module)]

@@ -6,7 +6,7 @@ from torch import nn
 
 from pdiff_hf import make_unet_1d
 from pdiff_hf.models.patches import PatchConv1d, PatchConvTranspose1d, PositionPool, PositionSpread
-from pdiff_hf.models.short_conv import ShortConv1d, use_short_convolutions
+from pdiff_hf.models.fast_layers import FastMish, ShortConv1d, use_fast_layers
 
 # Sums of some hundred float32 products in another order.
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -38,12 +38,18 @@ def test_short_convolution_equals_the_librarys(taps, stride, padding, bias, leng
     assert_same(gradients(short, inputs), gradients(plain, inputs))
 
 
-def test_denoiser_with_short_convolutions_is_the_same_denoiser():
+def test_mish_equals_the_librarys():
+    inputs = torch.cat([torch.linspace(-30, 30, 2001), torch.tensor([-1e4, -100.0, 100.0, 1e4])])
+    for one, other in zip(gradients(FastMish(), inputs), gradients(nn.Mish(), inputs), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_denoiser_with_fast_layers_is_the_same_denoiser():
     torch.manual_seed(0)
     plain = make_unet_1d(8, 4, (16, 16))
     short = copy.deepcopy(plain)
-    use_short_convolutions(short)
-    assert any(type(module) is ShortConv1d for module in short.modules())
+    use_fast_layers(short)
+    assert {ShortConv1d, FastMish} <= {type(module) for module in short.modules()}
     assert list(short.state_dict()) == list(plain.state_dict())
     latents, timesteps = torch.randn(5, 8, 4), torch.arange(5)
     found, expected = (unet(latents, timesteps).sample for unet in (short, plain))

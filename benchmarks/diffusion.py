@@ -1,4 +1,4 @@
-"""The diffusion stage: preset `fast` against preset `paper`, and a training step with and without short convolutions.
+"""The diffusion stage: preset `fast` against preset `paper`, and a training step with and without fast layers.
 
     python benchmarks/diffusion.py
 
@@ -23,16 +23,16 @@ from pdiff_hf.training import DiffusionConfig
 SHAPES = {"paper": (1, 128), "fast": (32, 4)}
 
 
-def measure_step(shape: tuple[int, int], config: DiffusionConfig, short: bool, repeats: int) -> tuple[float, float]:
+def measure_step(shape: tuple[int, int], config: DiffusionConfig, fast: bool, repeats: int) -> tuple[float, float]:
     """Seconds and floating point operations of one training step."""
     torch.manual_seed(0)
     unet = make_unet_1d(*shape, config.block_out_channels, config.layers_per_block)
     latents, timesteps = torch.randn(config.train_batch_size, *shape), torch.randint(1000, (config.train_batch_size,))
     with FlopCounterMode(display=False) as counter:
         unet(latents, timesteps).sample.square().mean().backward()
-    if short:
+    if fast:
         use_fast_layers(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), foreach=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
 
     def step() -> None:
         unet(latents, timesteps).sample.square().mean().backward()
@@ -51,14 +51,14 @@ def main() -> None:
     for column in ("preset", "steps x batch", "step (ms)", "all steps (s)", "times faster", "share of matmul rate"):
         table.add_column(column, justify="left" if column == "preset" else "right")
     reference = None
-    for preset, short in (("paper", False), ("fast", False), ("fast", True)):
+    for preset, fast in (("paper", False), ("fast", False), ("fast", True)):
         config = DiffusionConfig(preset=preset)
         repeats = 2 if preset == "paper" else arguments.repeats
-        seconds, flops = measure_step(SHAPES[preset], config, short, repeats)
+        seconds, flops = measure_step(SHAPES[preset], config, fast, repeats)
         total = config.steps * seconds
         reference = reference or total
         table.add_row(
-            f"{preset}, {'short convolutions' if short else 'library convolutions'}",
+            f"{preset}, {'fast layers' if fast else 'library layers'}",
             f"{config.steps} x {config.train_batch_size}",
             f"{1e3 * seconds:.1f}",
             f"{total:.0f}",

@@ -1,6 +1,6 @@
 """Few-step sampling against the reference: 20 DPM-Solver++ steps and 1000 DDPM steps of one pipeline, in one run.
 
-python benchmarks/sampling.py                    # makes a digits run first
+python benchmarks/sampling.py                    # trains on the digits first
 python benchmarks/sampling.py --run runs/mine    # any finished run
 """
 
@@ -18,15 +18,16 @@ from pdiff_hf.evaluation import ParameterEvaluator, evaluate_groups
 from pdiff_hf.generation import generate_networks, load_pipeline
 from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import run_recipe
+from pdiff_hf.run import collect
 from pdiff_hf.tasks.stored import load_stored_task
+from pdiff_hf.training import train_autoencoder, train_diffusion
 
 SETTINGS = {"dpmsolver++": 20, "ddim": 50, "ddpm": 1000}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="folder of a finished run; a new digits run by default")
+    parser.add_argument("--run", type=Path, help="folder of a finished run; trained on the digits by default")
     parser.add_argument("--num_samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -34,7 +35,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         run = arguments.run or Path(temporary) / "run"
         if arguments.run is None:
-            run_recipe(load_recipe("digits-mlp"), run, console.print)
+            recipe = load_recipe("digits-mlp")
+            collect(recipe, run / "dataset")
+            train_autoencoder(run / "dataset", run / "autoencoder", recipe.autoencoder)
+            train_diffusion(run / "dataset", run / "autoencoder", run / "pipeline", recipe.diffusion)
         dataset, layout = load_parameter_dataset(run / "dataset")
         originals = dataset_vectors(dataset, layout)
         groups, seconds = {"original": originals}, {}

@@ -10,7 +10,6 @@ import pyarrow as pa
 import torch
 
 from ..layout import ParameterLayout
-from ..memory import return_large_blocks
 from .configs import config_folder
 from .dataset import dataset_vectors, load_parameter_dataset, read_layout
 from .shards import RECORDING, check_finite, read_rows, recorded_runs, shards
@@ -91,7 +90,6 @@ def take_rows(vectors: torch.Tensor | StoredVectors, rows: torch.Tensor) -> torc
 
 
 def _store(files: list[Path], layout: ParameterLayout) -> StoredVectors:
-    return_large_blocks()
     size, row = layout.num_parameters, 0
     scratch = tempfile.TemporaryFile()
     for table in (table for file in files for table in read_rows(file, layout)):

@@ -9,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..data.vectors import open_vectors, take_rows
+from ..data.vectors import StoredVectors, open_vectors, take_rows
 from ..files import write_json
+from ..memory import return_large_blocks
 from ..models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff, ParameterAutoencoder
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
@@ -97,6 +98,8 @@ def train_autoencoder(
     # 2. Gradient steps; the closed-form autoencoder needs none
     history = []
     if config.kind == "pdiff":
+        if isinstance(train_vectors, StoredVectors):
+            return_large_blocks()
 
         def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
             sample = train_vectors[batch.indices.to(train_vectors.device)].to(accelerator.device)

@@ -52,7 +52,7 @@ def main() -> None:
         write_walk(folder / "short", ROWS, flat_layout(arguments.values))
         config = {"allow_poor_reconstruction": True}
         fast = measure("autoencoder", dataset_dir=folder / "short", output_dir=folder / "fast", config=config)
-        steps = PAPER_STEPS if arguments.full else 10
+        steps = PAPER_STEPS if arguments.full else 5
         config = {"preset": "paper", "allow_poor_reconstruction": True, "latent_channels": 1, "latent_length": 128}
         # A run of one step has all that is not steps.
         begun, paper = (

@@ -67,7 +67,11 @@ def write_walk(folder: Path, rows: int, layout: ParameterLayout, directions: int
 
 
 def measure(stage: str, **options: Any) -> dict[str, Any]:
-    """Run a stage in a new process: its seconds without imports, the peak of its resident memory in GB, its report."""
+    """Run a stage in a new process: its seconds without imports, the peak of its resident memory in GB, its report.
+
+    Of `stage="stages"`, `options` are those of several by name, which run one after another in the same process; peaks
+    then are up to the end of each.
+    """
     words = [sys.executable, str(Path(__file__).resolve()), stage, json.dumps(options, default=str)]
     run = subprocess.run(words, capture_output=True, text=True)
     if run.returncode:
@@ -82,6 +86,8 @@ def peak_gb() -> float:
 
 def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     """What [`measure`] does, in this process."""
+    if stage == "stages":
+        return {name: {**run_stage(name, of_stage), "peak_gb": peak_gb()} for name, of_stage in options.items()}
     # Imported here, so that a stage's memory is that of what it needs.
     if stage == "generate":
         from pdiff_hf.generation import generate_networks, load_pipeline
@@ -104,7 +110,7 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["autoencoder", "diffusion", "generate"])
+    parser.add_argument("stage", choices=["autoencoder", "diffusion", "generate", "stages"])
     parser.add_argument("options", type=json.loads)
     arguments = parser.parse_args()
     found = run_stage(arguments.stage, arguments.options)

@@ -24,6 +24,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from diffusers import DDPMScheduler
 
     from pdiff_hf.models import AutoencoderPDiff, make_unet_1d
+    from pdiff_hf.models.fast_layers import use_fast_layers
     from pdiff_hf.training import AutoencoderConfig, DiffusionConfig
     from pdiff_hf.training.loop import make_accelerator, run_steps
 
@@ -46,6 +47,7 @@ def measure(arguments: argparse.Namespace) -> None:
             model.fit_statistics(rows)
         else:
             model = make_unet_1d(32, 4, config.block_out_channels, config.layers_per_block)
+            use_fast_layers(model)
         begins = []
 
         def loss_fn(model, batch, stage=stage, begins=begins):

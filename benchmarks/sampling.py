@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         run = arguments.run or Path(temporary) / "run"
         if arguments.run is None:
-            recipe = load_recipe("digits-mlp")
+            recipe = load_recipe("digits-mlp", ["diffusion.steps=250"])
             collect(recipe, run / "dataset")
             train_autoencoder(run / "dataset", run / "autoencoder", recipe.autoencoder)
             train_diffusion(run / "dataset", run / "autoencoder", run / "pipeline", recipe.diffusion)

@@ -362,7 +362,12 @@ def test_gaussian_latents_have_mean_and_deviation_of_the_encoded_dataset(tmp_pat
 
 
 def test_optimizer_of_the_collection_is_the_one_named(collected, tmp_path):
-    once = ["collect.num_checkpoints=2", "autoencoder.holdout_every=2", "autoencoder.preset=paper"]
+    once = [
+        "collect.num_checkpoints=2",
+        "collect.burn_in=0",
+        "autoencoder.holdout_every=2",
+        "autoencoder.preset=paper",
+    ]
     steps = {}
     for name in ("sgd", "adam"):
         collect(load_recipe("digits-mlp", [*QUICK, *once, f"collect.optimizer={name}"]), tmp_path / name)

@@ -94,7 +94,10 @@ def test_pretrained_imagenet_networks_are_not_trained_first():
     for preset in (None, "paper"):
         assert load_recipe("resnet18-last_norms-imagenet1k", preset=preset).base_training.epochs == 0
         assert load_recipe("hf_resnet18-last_norms-imagenet1k", preset=preset).base_training.epochs == 0
-        assert load_recipe("resnet_mini-all-imagenet1k", preset=preset).base_training.epochs == 10
+        assert load_recipe("resnet18-all-imagenet1k", preset=preset).base_training.epochs == 0
+        assert load_recipe("resnet_mini-all-imagenet1k", preset=preset).base_training.epochs == 40
+        assert load_recipe("digits-mlp", preset=preset).base_training.epochs == 150
+        assert load_recipe("mlp3-all-mnist", preset=preset).base_training.epochs == (40 if preset is None else 10)
     scratch = load_recipe("resnet18-last_norms-imagenet1k", ["base_model.kwargs.pretrained=false"])
     assert scratch.base_training.epochs == 10
 

@@ -204,18 +204,24 @@ class Killed(BaseException):
     pass
 
 
-def test_killed_collection_goes_on_where_it_stopped(task, model, tmp_path, monkeypatch):
-    values = {"runs": 4, "learning_rate": 1e-3}
-    collect(task, model, tmp_path / "whole", **values)
+def kill_after(monkeypatch, num_parts):
+    """Once so many parts were collected, before the last one has its name; returns the runs of the parts begun."""
     made, whole = [], RunCollector.collect
 
     def killed(self, runs, folder, advance):
         made.append(list(runs))
         whole(self, runs, folder, advance)
-        if len(made) == 3:
+        if len(made) == num_parts:
             raise Killed
 
     monkeypatch.setattr(RunCollector, "collect", killed)
+    return made
+
+
+def test_killed_collection_goes_on_where_it_stopped(task, model, tmp_path, monkeypatch):
+    values = {"runs": 4, "learning_rate": 1e-3}
+    collect(task, model, tmp_path / "whole", **values)
+    made = kill_after(monkeypatch, 3)
     with pytest.raises(Killed):
         collect(task, model, tmp_path / "dataset", **values)
     assert not (tmp_path / "dataset").exists()
@@ -228,15 +234,7 @@ def test_killed_collection_goes_on_where_it_stopped(task, model, tmp_path, monke
 
 
 def test_killed_collection_of_another_plan_begins_anew(task, model, tmp_path, monkeypatch):
-    made, whole = [], RunCollector.collect
-
-    def killed(self, runs, folder, advance):
-        made.append(list(runs))
-        whole(self, runs, folder, advance)
-        if len(made) == 2:
-            raise Killed
-
-    monkeypatch.setattr(RunCollector, "collect", killed)
+    made = kill_after(monkeypatch, 2)
     with pytest.raises(Killed):
         collect(task, model, tmp_path / "dataset", runs=2, learning_rate=1e-3)
     collect(task, model, tmp_path / "dataset", runs=2, learning_rate=2e-3)

@@ -34,4 +34,4 @@ quality: $(STAMP)  ## Check lint and format
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP)  ## Run the benchmarks and write benchmarks/RESULTS.md; BENCH="--images PATH" for ResNet-18 on images
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/run_all.py $(BENCH)
+	$(BIN)/python benchmarks/run_all.py $(BENCH)

@@ -127,7 +127,8 @@ def print_scaling(console: Console, points: tuple, steps: int) -> None:
 
 def print_whole(console: Console, name: str, num_samples: int) -> None:
     model, options, rows, latents, (minutes, gigabytes) = WHOLE[name]
-    layout = ParameterLayout.from_model(timm.create_model(model, **options), "all")
+    with torch.device("meta"):
+        layout = ParameterLayout.from_model(timm.create_model(model, **options), "all")
     table = Table(title=f"{name}, whole, D = {layout.num_parameters:,}, K = {rows}, {num_samples} networks, synthetic")
     for column in ("stage", "seconds", "peak memory (GB)"):
         table.add_column(column, justify="left" if column == "stage" else "right")

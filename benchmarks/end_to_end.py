@@ -90,7 +90,7 @@ def run(dataset_dir: Path, folder: Path, num_samples: int, seed: int) -> Table:
     output = evaluator.predict(vectors)
     seconds["evaluation"] = time.perf_counter() - begin
     generated = (output.predictions[:, :num_test] == labels).float().mean(1)
-    originals = ParameterEvaluator(model, layout, images, labels).accuracy(dataset_vectors(dataset, layout))
+    originals = evaluator.predict(dataset_vectors(dataset, layout), num_test).accuracy
 
     table = Table(title=f"{layout.num_parameters:,} parameters, {len(dataset)} checkpoints, {num_samples} networks")
     for column in ("what", "measured", "must reach (ResNet-18, quiet machine)"):

@@ -39,7 +39,7 @@ def commands(end_to_end: list[str]) -> list[list[str]]:
         ["scaling.py", "--whole", "vit_base", "--num_samples", "2"],
         ["scaling.py"],
         ["evaluation.py", "--cases", "resnet18", "mlp", "--images", "2000"],
-        ["dataset_io.py", "--rows", "1000"],
+        ["dataset_io.py", "--rows", "500"],
         ["processes.py"],
     ]
 

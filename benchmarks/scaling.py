@@ -6,8 +6,8 @@
 
 Checkpoints are synthetic, a low-rank random walk with the network's real layout: time and memory are those of real
 ones, quality is not measured. The autoencoder is AutoencoderPCA, and every stage goes the ordinary way:
-`train_autoencoder`, `train_diffusion`, `generate_networks`. Of a whole network every stage is a process of its own,
-whose peak resident memory counts; of the scaling all stages of a point are one process.
+`train_autoencoder`, `train_diffusion`, `generate_networks`, all in one process for each dataset. Peaks of resident
+memory are up to the end of each stage.
 """
 
 from __future__ import annotations
@@ -50,10 +50,8 @@ WHOLE = {
 STAGES = ("autoencoder", "diffusion", "generate")
 
 
-def run(
-    folder: Path, dataset: Path, latents: dict, steps: int | None, num_samples: int, together: bool = False
-) -> dict[str, dict]:
-    """Seconds and peak memory of every stage, each in a process of its own or all in one."""
+def run(folder: Path, dataset: Path, latents: dict, steps: int | None, num_samples: int) -> dict[str, dict]:
+    """Seconds and peak memory of every stage, one after the other in one process."""
     config = {"kind": "pca", "allow_poor_reconstruction": True, **latents}
     short = {} if steps is None else {"steps": steps, "lr_warmup_steps": 0}
     autoencoder, pipeline = folder / "autoencoder", folder / "pipeline"
@@ -68,9 +66,7 @@ def run(
         },
         "generate": {"pipeline": pipeline, "output_dir": generated, "num_samples": num_samples},
     }
-    if together:
-        return measure("stages", **stages)
-    return {stage: measure(stage, **options) for stage, options in stages.items()}
+    return measure("stages", **stages)
 
 
 def exponent(x: list[float], y: list[float]) -> float:
@@ -87,7 +83,7 @@ def print_scaling(console: Console, points: tuple, steps: int) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             write_walk(folder / "dataset", rows, flat_layout(values), directions=18)
-            stages = run(folder, folder / "dataset", SMALL_LATENTS, steps, 4, together=True)
+            stages = run(folder, folder / "dataset", SMALL_LATENTS, steps, 4)
         found.append(stages)
         cells = [f"{stages[stage]['seconds']:.2f}, {stages[stage]['peak_gb']:.2f}" for stage in STAGES]
         table.add_row(f"{values:,}", str(rows), *cells)

@@ -92,7 +92,7 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name, (command, threads) in ways.items():
-            environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
             command = [*command, __file__, *sys.argv[1:], "--measure", temporary]
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             results[name] = json.loads((Path(temporary) / "result.json").read_text())

@@ -235,6 +235,30 @@ class FirstToken(nn.Module):
         return self.head(self.linear(images.flatten(2))[:, 0])
 
 
+def make_convolutions():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.LazyLinear(CLASSES))
+
+
+def test_activations_of_images_are_channels_last():
+    model, (images, _) = make_convolutions(), make_images(4)
+    model(images)
+    partial = check_equal_to_full_forward(model, "2.weight", images)
+    kept = [tensor for activations in partial._cache.values() for tensor in activations]
+    assert [tensor.shape for tensor in kept] == [(2, 8, 4, 4)] * 2
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kept)
+
+
+def test_kernel_that_meets_one_pixel_is_a_matrix_which_no_network_copies():
+    model, (images, _) = make_convolutions(), make_images(4, size=1)
+    model(images)
+    partial = check_equal_to_full_forward(model, "0.weight", images)
+    constants = [slot for slot in partial._forward._slots if isinstance(slot, torch.Tensor)]
+    assert (8, 8) in [tensor.shape for tensor in constants]
+    assert all(tensor.is_contiguous() for tensor in constants)
+
+
 def test_kept_activations_do_not_hold_larger_tensors():
     torch.manual_seed(0)
     images, _ = make_images(4)

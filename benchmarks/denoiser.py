@@ -79,7 +79,6 @@ def closed_forms(train: torch.Tensor) -> dict[str, Predictor]:
     }
 
 
-@torch.no_grad()
 def add_rows(table: Table, name: str, losses: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
     """One row for every denoiser's losses on the training and on the held-out latents."""
     reference = losses["white Gaussian"][1]

@@ -19,8 +19,9 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdiff_hf import AutoencoderPDiff
+from pdiff_hf.training import AutoencoderConfig
 
-PAPER_STEPS, PAPER_BATCH = 500, 50
+PAPER = AutoencoderConfig(preset="paper")
 PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}
 ROWS = 300
 
@@ -28,12 +29,12 @@ ROWS = 300
 def paper_step_seconds(values: int) -> float:
     """Seconds of one training step of the preset `paper`; the fastest of three."""
     model = AutoencoderPDiff.from_preset("paper", num_parameters=values, **PAPER_LATENTS)
-    sample = torch.randn(PAPER_BATCH, values)
+    sample = torch.randn(PAPER.train_batch_size, values)
     model.normalizer.fit(sample)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        noise = torch.randn_like(sample), torch.randn(PAPER_BATCH, *model.latent_shape)
+        noise = torch.randn_like(sample), torch.randn(PAPER.train_batch_size, *model.latent_shape)
         model(sample, *noise, loss_only=True).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -77,9 +78,9 @@ def main() -> None:
             seconds, explained = paper["seconds"], f"{paper['report']['explained_variance']:.4f}"
             table.add_row("paper: held-out variance explained", explained, "")
         else:
-            seconds = PAPER_STEPS * paper_step_seconds(arguments.values)
+            seconds = PAPER.steps * paper_step_seconds(arguments.values)
         note = "" if arguments.full else ", extrapolated from single ones"
-        table.add_row(f"paper, {PAPER_STEPS} steps{note}: seconds", f"{seconds:.0f}", "")
+        table.add_row(f"paper, {PAPER.steps} steps{note}: seconds", f"{seconds:.0f}", "")
         table.add_row("fast is faster by", f"{seconds / fast['seconds']:.0f} x", ">= 10 x")
         table.add_row("share of torch.matmul's rate", f"{share_of_matmul(arguments.values, 64):.0%}", "")
 

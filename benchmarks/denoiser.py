@@ -44,11 +44,11 @@ def velocity_losses(predict: Predictor, clean: torch.Tensor, scheduler: DDPMSche
     losses = torch.zeros(len(clean))
     for timestep in timesteps:
         noise = torch.randn(clean.shape, generator=generator)
-        signal, sigma = (
-            x.sqrt().item() for x in (scheduler.alphas_cumprod[timestep], 1 - scheduler.alphas_cumprod[timestep])
-        )
-        predicted = predict(signal * clean + sigma * noise, timestep, signal, sigma)
-        losses += (predicted - (signal * noise - sigma * clean)).square().flatten(1).mean(1)
+        power = scheduler.alphas_cumprod[timestep].item()
+        signal, sigma = power**0.5, (1 - power) ** 0.5
+        at = torch.tensor([timestep])
+        predicted = predict(scheduler.add_noise(clean, noise, at), timestep, signal, sigma)
+        losses += (predicted - scheduler.get_velocity(clean, noise, at)).square().flatten(1).mean(1)
     return losses / len(timesteps)
 
 
@@ -94,7 +94,7 @@ def measure_dataset(path: Path, steps: list[int], seed: int) -> dict[str, tuple[
     """Losses of all denoisers on the training and on the held-out latents of a parameter dataset."""
     dataset, layout = load_parameter_dataset(path)
     vectors = dataset_vectors(dataset, layout)
-    train_rows, heldout_rows = split_rows(len(vectors), 10)
+    train_rows, heldout_rows = split_rows(len(vectors), AutoencoderConfig().holdout_every)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_parameter_dataset(vectors[train_rows], layout, folder / "dataset", load_base_model(path))

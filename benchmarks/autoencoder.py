@@ -19,7 +19,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdiff_hf import AutoencoderPDiff
-from pdiff_hf.training import AutoencoderConfig
+from pdiff_hf.training.config import AutoencoderConfig
 
 PAPER = AutoencoderConfig(preset="paper")
 PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}

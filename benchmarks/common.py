@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pdiff_hf.data import ParameterRecorder
+from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
-from pdiff_hf.memory import peak_memory
+from pdiff_hf.machine import peak_memory
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
@@ -97,7 +97,9 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()
         generate_networks(load_pipeline(options.pop("pipeline")), **options)
         return {"seconds": time.perf_counter() - begin}
-    from pdiff_hf.training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
+    from pdiff_hf.training.autoencoder import train_autoencoder
+    from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
+    from pdiff_hf.training.diffusion import train_diffusion
 
     before = peak_gb()
     config = options.pop("config")

@@ -25,9 +25,10 @@ from common import copy_rate
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data import ParameterRecorder, dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
-from pdiff_hf.memory import peak_memory
+from pdiff_hf.machine import peak_memory
 
 
 def make_layout(values: int) -> ParameterLayout:

@@ -26,10 +26,11 @@ from diffusers import DDPMScheduler
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data import dataset_vectors, load_base_model, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset, save_parameter_dataset
 from pdiff_hf.evaluation.intervals import sample_mean_interval
-from pdiff_hf.training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
-from pdiff_hf.training.autoencoder import split_rows
+from pdiff_hf.training.autoencoder import split_rows, train_autoencoder
+from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.training.diffusion import train_diffusion
 from pdiff_hf.training.latents import fit_latents
 
 NUM_TIMESTEPS = 100

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pdiff_hf import make_unet_1d
 from pdiff_hf.models.fast_layers import use_fast_layers
-from pdiff_hf.training import DiffusionConfig
+from pdiff_hf.training.config import DiffusionConfig
 
 # Latents of the presets: C x L.
 SHAPES = {"paper": (1, 128), "fast": (32, 4)}

@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdiff_hf.evaluation import ParameterEvaluator
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.memory import peak_memory
+from pdiff_hf.machine import peak_memory
 
 
 def make_mlp() -> nn.Module:

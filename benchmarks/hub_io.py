@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data import ParameterRecorder
+from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hub"))

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from common import copy_rate, matmul_rate
 
-from pdiff_hf.hardware import describe_hardware
+from pdiff_hf.machine import describe_hardware
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "accelerate", "datasets", "timm")

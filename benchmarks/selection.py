@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf.data.dataset import read_layout
-from pdiff_hf.evaluation import EvaluatorOutput, ParameterEvaluator
+from pdiff_hf.evaluation.evaluator import EvaluatorOutput, ParameterEvaluator
 from pdiff_hf.evaluation.selection import NUM_PILOTS, Selection, make_rungs, select_networks
 from pdiff_hf.generation import load_pipeline
 from pdiff_hf.recipe import load_recipe

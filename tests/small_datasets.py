@@ -3,7 +3,7 @@
 import torch
 
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 
 NETWORK = {"in_features": 4, "hidden": (3, 2), "num_classes": 2}
 LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))

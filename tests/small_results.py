@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups
+from pdiff_hf.evaluation.evaluate import evaluate_groups
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.layout import ParameterLayout
 
 

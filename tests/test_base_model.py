@@ -10,8 +10,9 @@ from torch import nn
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from pdiff_hf.base_model import WEIGHTS, BaseModel, forward_logits
+from pdiff_hf.base_model import WEIGHTS, BaseModel
 from pdiff_hf.files import sha256_file
+from pdiff_hf.forward import forward_logits
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VIT = ViTConfig(**TINY, image_size=8, patch_size=4, num_labels=3)

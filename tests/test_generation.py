@@ -8,13 +8,13 @@ from torch import nn
 
 from pdiff_hf import AutoencoderPCA, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
 from pdiff_hf.data.dataset import read_layout, save_parameter_dataset
-from pdiff_hf.evaluation import ParameterEvaluator
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.generation import SelectionConfig, generate_networks
 from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import EvaluateConfig
 from pdiff_hf.run_evaluation import evaluate_run
 from pdiff_hf.run_folder import Run
-from pdiff_hf.tasks import ImageClassification, ImageClassificationConfig
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.stored import load_stored_task
 
 TRUSTED = ("test_generation",)

@@ -6,7 +6,7 @@ import pytest
 # Blocks of 6 MB are freed while small ones behind them stay.
 SCRIPT = """
 import pathlib, sys
-from pdiff_hf.memory import return_large_blocks
+from pdiff_hf.machine import return_large_blocks
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 import numpy as np

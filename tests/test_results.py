@@ -6,11 +6,12 @@ import yaml
 
 from factories import TINY_RUN
 from golden_files import METRICS, check_golden
-from pdiff_hf.evaluation import aggregate_seeds
-from pdiff_hf.hardware import describe_hardware
+from pdiff_hf.evaluation.seeds import aggregate_seeds
+from pdiff_hf.machine import describe_hardware
 from pdiff_hf.recipe import load_recipe
-from pdiff_hf.results import collect_results, make_page
 from pdiff_hf.results.cells import Cell, find_cell, missing_cells, paper, paper_cells, paper_numbers
+from pdiff_hf.results.page import make_page
+from pdiff_hf.results.runs import collect_results
 from pdiff_hf.run import run_recipe
 
 RECIPE = {

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from factories import TINY_RUN
-from pdiff_hf.data import load_parameter_dataset
+from pdiff_hf.data.dataset import load_parameter_dataset
 from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import load_recipe
 from pdiff_hf.run import run_recipe

@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from pdiff_hf.processes import process_state
+    from pdiff_hf.machine import process_state
     from pdiff_hf.recipe import load_recipe
     from pdiff_hf.run import collect
 

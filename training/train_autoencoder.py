@@ -36,8 +36,9 @@ def main() -> None:
 
     from pdiff_hf.recipe import parse_config
     from pdiff_hf.tasks.stored import load_stored_task, make_val_evaluator
-    from pdiff_hf.training import AutoencoderConfig, train_autoencoder
     from pdiff_hf.training.arguments import config_values
+    from pdiff_hf.training.autoencoder import train_autoencoder
+    from pdiff_hf.training.config import AutoencoderConfig
     from pdiff_hf.training.loop import make_accelerator
 
     try:

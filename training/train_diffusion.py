@@ -41,11 +41,12 @@ def main() -> None:
 
     from huggingface_hub import get_token
 
-    from pdiff_hf.hub.cards import write_pipeline_card
+    from pdiff_hf.hub.model_card import write_pipeline_card
     from pdiff_hf.hub.push import push_pipeline
     from pdiff_hf.recipe import parse_config
-    from pdiff_hf.training import DiffusionConfig, train_diffusion
     from pdiff_hf.training.arguments import config_values
+    from pdiff_hf.training.config import DiffusionConfig
+    from pdiff_hf.training.diffusion import train_diffusion
     from pdiff_hf.training.loop import make_accelerator
 
     try:

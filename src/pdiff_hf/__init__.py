@@ -7,17 +7,15 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
-    from .data import (
-        ParameterRecorder,
-        ParameterRecorderCallback,
-        load_base_model,
-        load_parameter_dataset,
-        save_parameter_dataset,
-    )
-    from .data.import_ import import_checkpoints
+    from .data.dataset import load_base_model, load_parameter_dataset, save_parameter_dataset
+    from .data.import_.importer import import_checkpoints
+    from .data.record import ParameterRecorder, ParameterRecorderCallback
     from .layout import ParameterLayout
-    from .models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff, make_unet_1d
-    from .pipelines import PDiffPipeline, PDiffPipelineOutput
+    from .models.autoencoder_identity import AutoencoderIdentity
+    from .models.autoencoder_pca import AutoencoderPCA
+    from .models.autoencoder_pdiff import AutoencoderPDiff
+    from .models.unet_1d import make_unet_1d
+    from .pipelines.pipeline_pdiff import PDiffPipeline, PDiffPipelineOutput
 
 # Imported on first use: `pdiff --help` need not wait for torch.
 _MODULES = {

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .files import atomic_write, sha256_file
 from .hub.errors import hub_errors
@@ -26,7 +25,8 @@ from .hub.errors import hub_errors
 LIBRARIES = ("timm", "transformers", "import")
 WEIGHTS = "base/model.safetensors"
 
-# A reference may come from a downloaded file: no other function of this package may be called with its arguments.
+# What files call the module `networks`. A reference may come from a downloaded file: no other function of this package
+# may be called with its arguments.
 OWN_FACTORIES = "pdiff_hf.tasks.networks"
 
 # Arguments by which a reference would name files outside of its own folder.
@@ -172,6 +172,11 @@ class BaseModel:
                 f"code, pass trusted_imports=[{self.name!r}]."
             )
         try:
+            if module == OWN_FACTORIES:
+                # Here for the reason that timm is.
+                from . import networks
+
+                return vars(networks)[factory]
             return vars(importlib.import_module(module))[factory]
         except (ImportError, KeyError) as error:
             raise ValueError(f"base model: cannot import {self.name!r} ({error!r}).") from error
@@ -303,19 +308,3 @@ class BaseModel:
 def _memory(tensor: torch.Tensor) -> tuple:
     """Equal for tensors that are the same memory, as tied parameters are."""
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def forward_logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`.
-
-    Args:
-        model (`nn.Module`): The network.
-        inputs (`torch.Tensor`): Images `(N, C, H, W)`, or token ids `(N, L)` int64, of which a transformers model
-            attends to all but the padding token of its configuration.
-    """
-    if isinstance(model, PreTrainedModel) and not inputs.is_floating_point():
-        mask = (inputs != model.config.pad_token_id).to(inputs.dtype)
-        output = model(input_ids=inputs, attention_mask=mask)
-    else:
-        output = model(inputs)
-    return output.logits if isinstance(output, ModelOutput) else output

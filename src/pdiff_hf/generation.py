@@ -21,10 +21,10 @@ from .evaluation.batch_norm import BatchNormEstimator
 from .evaluation.evaluator import CHUNK_BYTES, ParameterEvaluator
 from .evaluation.selection import select_networks
 from .layout import ParameterLayout
+from .machine import process_state
 from .network_files import check_new, write_networks
-from .pipelines import PDiffPipeline
-from .processes import process_state
-from .tasks import load_task
+from .pipelines.pipeline_pdiff import PDiffPipeline
+from .tasks.kinds import load_task
 from .tasks.stored import load_stored_task
 
 # `dpmsolver++` is DPMSolverMultistepScheduler's default algorithm (Source: Lu et al. 2022, arXiv 2211.01095).

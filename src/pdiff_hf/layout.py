@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 SCHEMA = 1
 
@@ -308,8 +307,17 @@ def _last_norms(model: nn.Module, select: str) -> list[nn.Parameter]:
     return [parameter for own in norms[-int(count) :] for parameter in own]
 
 
+def _is_transformers_model(model: nn.Module) -> bool:
+    # Asked of the name first: transformers takes seconds to import, and who has such a model has imported it.
+    if not any(cls.__module__.partition(".")[0] == "transformers" for cls in type(model).__mro__):
+        return False
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)
+
+
 def _head(model: nn.Module) -> list[nn.Parameter]:
-    if isinstance(model, PreTrainedModel):
+    if _is_transformers_model(model):
         # The head is what a model has beside its backbone.
         backbone = {id(parameter) for parameter in model.base_model.parameters()}
         output = model.get_output_embeddings()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from .files import read_json, write_json
 from .layout import ParameterLayout
-from .processes import process_state
+from .machine import process_state
 
 SCHEMA = 1
 

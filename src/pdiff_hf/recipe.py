@@ -15,9 +15,10 @@ from torch import nn
 from .base_model import BaseModel
 from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
 from .recipe_parts import find_part, named_recipes, read_part
-from .tasks import BaseTrainingConfig, CollectConfig, TaskConfig
-from .tasks.kinds import TASK_KINDS
-from .training import AutoencoderConfig, DiffusionConfig
+from .tasks.base_training import BaseTrainingConfig
+from .tasks.collect_config import CollectConfig
+from .tasks.kinds import TASK_KINDS, TaskConfig
+from .training.config import AutoencoderConfig, DiffusionConfig
 
 
 class BaseModelConfig(PydanticModel):

@@ -8,28 +8,25 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
-from .base_model import forward_logits
 from .data.dataset import dataset_vectors, load_parameter_dataset
 from .files import read_json
+from .forward import forward_logits
 from .generation import generate_networks, load_pipeline
-from .hub.cards import write_pipeline_card
+from .hub.model_card import write_pipeline_card
 from .layout import ParameterLayout
-from .models import make_unet_1d
-from .processes import process_state
+from .machine import process_state
+from .models.unet_1d import make_unet_1d
 from .recipe import Recipe, TrainingRecipe
 from .run_evaluation import evaluate_run, fine_tune_run
 from .run_folder import GATE_FILE, STAGES, begin_run, open_run
-from .tasks import (
-    Task,
-    check_collection,
-    collect_checkpoints,
-    load_task,
-    partial_folder,
-    train_base_model_once,
-)
+from .tasks.base_training import train_base_model_once
+from .tasks.collect import check_collection, collect_checkpoints, partial_folder
+from .tasks.kinds import load_task
 from .tasks.stored import load_stored_task, make_val_evaluator
-from .training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
-from .training.autoencoder import build_autoencoder, split_rows
+from .tasks.task import Task
+from .training.autoencoder import build_autoencoder, split_rows, train_autoencoder
+from .training.config import AutoencoderConfig, DiffusionConfig
+from .training.diffusion import train_diffusion
 from .training.unet_memory import check_unet_memory
 
 

@@ -13,18 +13,20 @@ import yaml
 from .composition import apply_override
 from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset, read_layout
 from .data.subset import copy_first_rows
-from .evaluation import ParameterEvaluator, evaluate_groups, write_report
 from .evaluation.audit import AUDIT_GROUPS, summarize_audit, write_audit
+from .evaluation.evaluate import evaluate_groups
+from .evaluation.evaluator import ParameterEvaluator
 from .evaluation.groups import BASELINES
+from .evaluation.report import write_report
 from .files import read_json
 from .generation import generate_networks, load_pipeline
+from .machine import process_state
 from .network_files import load_generated
-from .processes import process_state
 from .recipe import EvaluateConfig, GenerateConfig, TrainingRecipe, parse_config
 from .run import autoencoder_stage, check_training, diffusion_stage
 from .run_folder import GATE_FILE, RECIPE_FILE, Run, begin_run, open_run
-from .tasks import Task
 from .tasks.stored import load_stored_task
+from .tasks.task import Task
 from .training.latents import fit_latents
 
 

@@ -11,17 +11,22 @@ import torch
 import yaml
 
 from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from .evaluation import ParameterEvaluator, build_groups, evaluate_groups, find_permutations, write_report
+from .evaluation.evaluate import evaluate_groups
+from .evaluation.evaluator import ParameterEvaluator
+from .evaluation.groups import build_groups
+from .evaluation.permutations import find_permutations
+from .evaluation.report import write_report
 from .evaluation.trajectory import TRAJECTORY_FILE
 from .files import read_json
+from .machine import process_state
 from .models import load_autoencoder
 from .network_files import load_generated, load_statistics, write_networks
-from .processes import process_state
 from .recipe import EvaluateConfig
 from .run_folder import GATE_FILE, RECIPE_FILE, Run, cost_since
-from .tasks import CollectConfig, Task
+from .tasks.collect_config import CollectConfig
 from .tasks.fine_tune import fine_tune
 from .tasks.stored import load_stored_task
+from .tasks.task import Task
 from .training.gate import reconstruct
 
 # What has to be done before there are generated networks.

@@ -12,8 +12,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
 from .files import atomic_write, link_or_copy, read_json, write_json
-from .memory import peak_memory
-from .processes import process_state
+from .machine import peak_memory, process_state
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "run.json"

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from .evaluation import ParameterEvaluator
-from .evaluation.plots import plot_trajectory, plot_trajectory_plane
+from .evaluation.evaluator import ParameterEvaluator
+from .evaluation.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from .evaluation.trajectory import TRAJECTORY_FILE, trajectory
 from .files import write_json
 from .generation import SCHEDULERS, load_pipeline

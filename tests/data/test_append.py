@@ -11,10 +11,12 @@ from datasets import load_dataset
 from torch import nn
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data import ParameterRecorder, dataset_vectors, load_parameter_dataset, save_parameter_dataset, shards
+from pdiff_hf.data import shards
 from pdiff_hf.data.append import append_dataset_folder, append_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
 

@@ -11,16 +11,16 @@ from datasets import IterableDataset, List, Value, load_dataset
 from torch import nn
 
 from pdiff_hf.base_model import WEIGHTS, BaseModel
-from pdiff_hf.data import (
+from pdiff_hf.data import shards
+from pdiff_hf.data.dataset import (
     dataset_vectors,
     load_base_model,
     load_parameter_dataset,
     save_parameter_dataset,
-    shards,
     update_columns,
 )
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
 

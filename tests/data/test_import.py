@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data import dataset_vectors, load_base_model, load_parameter_dataset
-from pdiff_hf.data.import_ import import_checkpoints, parse_base_model, read_base_model
+from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.import_.architecture import parse_base_model, read_base_model
+from pdiff_hf.data.import_.importer import import_checkpoints
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, snapshot
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)

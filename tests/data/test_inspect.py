@@ -10,14 +10,16 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data import save_parameter_dataset
-from pdiff_hf.data.inspection import cost, inspect_dataset, make_tables
+from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.inspection import cost
 from pdiff_hf.data.inspection.cost import CONFIGS, activation_bytes, autoencoder_costs
+from pdiff_hf.data.inspection.report import inspect_dataset
+from pdiff_hf.data.inspection.tables import make_tables
 from pdiff_hf.data.shards import features, shards, write_shard
-from pdiff_hf.evaluation import ParameterEvaluator
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import TensorSpec
-from pdiff_hf.models import AutoencoderPCA
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
+from pdiff_hf.networks import mlp3
 from pdiff_hf.training.autoencoder import build_autoencoder, split_rows
 from pdiff_hf.training.config import AutoencoderConfig
 

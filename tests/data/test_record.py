@@ -13,19 +13,17 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data import (
-    ParameterRecorder,
-    ParameterRecorderCallback,
+from pdiff_hf.data import shards
+from pdiff_hf.data.dataset import (
     dataset_vectors,
-    finish_recording,
     load_base_model,
     load_parameter_dataset,
     save_parameter_dataset,
-    shards,
     update_columns,
 )
+from pdiff_hf.data.record import ParameterRecorder, ParameterRecorderCallback, finish_recording
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
 

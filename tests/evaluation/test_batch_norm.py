@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation import ParameterEvaluator
 from pdiff_hf.evaluation.batch_norm import BatchNormEstimator, dependent_batch_norms
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
 
 

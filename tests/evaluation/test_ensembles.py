@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pdiff_hf.evaluation import ParameterEvaluator
 from pdiff_hf.evaluation.ensembles import evaluate_ensembles
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
 
 CLASSES, FEATURES = 4, 12

@@ -6,8 +6,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups, find_permutations
+from pdiff_hf.evaluation.evaluate import evaluate_groups
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.evaluation.intervals import exact_interval
+from pdiff_hf.evaluation.permutations import find_permutations
 from pdiff_hf.layout import ParameterLayout
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 from transformers import ViTConfig, ViTForImageClassification
 
-from pdiff_hf.base_model import forward_logits
-from pdiff_hf.evaluation import ParameterEvaluator, evaluator
-from pdiff_hf.evaluation.forward import SplitForward
+from pdiff_hf.evaluation import evaluator
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.forward import SplitForward, forward_logits
 from pdiff_hf.layout import ParameterLayout
 from processes import launch_two
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation import build_groups
 from pdiff_hf.evaluation.baselines import (
     averages,
     gaussian,
@@ -13,6 +12,7 @@ from pdiff_hf.evaluation.baselines import (
     swag,
     uniform_soup,
 )
+from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.layout import ParameterLayout
 
 

@@ -4,11 +4,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pdiff_hf.evaluation import aggregate_seeds, write_report
 from pdiff_hf.evaluation.html import HEADLINES, make_html
-from pdiff_hf.evaluation.plots import COLORS, plot_accuracy_similarity
-from pdiff_hf.evaluation.report import write_summary
+from pdiff_hf.evaluation.plots.networks import plot_accuracy_similarity
+from pdiff_hf.evaluation.plots.style import COLORS
+from pdiff_hf.evaluation.report import write_report, write_summary
 from pdiff_hf.evaluation.sections import make_sections
+from pdiff_hf.evaluation.seeds import aggregate_seeds
 from small_results import evaluate
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}

@@ -6,11 +6,11 @@ import timm
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation import nearest_distance
 from pdiff_hf.evaluation.matching import match, nearest_matched_distance
 from pdiff_hf.evaluation.permutations import find_permutations
+from pdiff_hf.evaluation.similarity import nearest_distance
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.networks import convnet3, mlp3
+from pdiff_hf.networks import convnet3, mlp3
 
 
 def convnet_with_columns():

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from factories import TINY_RUN
-from pdiff_hf.data import load_parameter_dataset
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model
+from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from pdiff_hf.data.subset import copy_first_rows
 from pdiff_hf.evaluation.audit import audit_tables
 from pdiff_hf.files import read_json
@@ -14,7 +13,7 @@ from pdiff_hf.network_files import write_networks
 from pdiff_hf.recipe import load_recipe
 from pdiff_hf.run import collect
 from pdiff_hf.run_audit import audit, audit_recipe
-from pdiff_hf.training import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
 from pdiff_hf.training.latents import fit_latents
 
 TINY = [override for override in TINY_RUN if override.split(".")[0] in ("autoencoder", "diffusion", "generate")]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation import ParameterEvaluator
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.selection import RUNGS, make_rungs, select_networks
 from pdiff_hf.layout import ParameterLayout
 

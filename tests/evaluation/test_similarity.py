@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pdiff_hf.evaluation import nearest_distance, similarity, wrong_iou
-from pdiff_hf.evaluation.similarity import nearest_cosine, spread
+from pdiff_hf.evaluation import similarity
+from pdiff_hf.evaluation.similarity import nearest_cosine, nearest_distance, spread, wrong_iou
 
 
 def test_wrong_iou_follows_the_definition_for_every_pair():

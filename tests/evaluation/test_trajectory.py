@@ -5,9 +5,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from factories import LATENTS, make_network, make_pipeline, make_vectors
-from pdiff_hf.evaluation import ParameterEvaluator, nearest_distance, trajectory
-from pdiff_hf.evaluation.plots import plot_trajectory, plot_trajectory_plane
-from pdiff_hf.evaluation.trajectory import PrincipalPlane, predict_clean
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.plots.trajectory import plot_trajectory, plot_trajectory_plane
+from pdiff_hf.evaluation.similarity import nearest_distance
+from pdiff_hf.evaluation.trajectory import PrincipalPlane, predict_clean, trajectory
 
 SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
 

@@ -4,17 +4,15 @@ import pytest
 import torch
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.evaluation import ParameterEvaluator, build_groups, evaluate_groups
 from pdiff_hf.evaluation.baselines import averages, noised_originals
+from pdiff_hf.evaluation.evaluate import evaluate_groups
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks import (
-    BaseTrainingConfig,
-    CollectConfig,
-    ImageClassification,
-    ImageClassificationConfig,
-    train_base_model,
-)
+from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.collect_config import CollectConfig
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.train_selection import train_selection
 
 

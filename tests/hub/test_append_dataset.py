@@ -9,7 +9,7 @@ from pdiff_hf import BaseModel, ParameterLayout
 from pdiff_hf.data.dataset import save_parameter_dataset
 from pdiff_hf.data.shards import shards
 from pdiff_hf.data.stats import compute_stats
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, make_vectors
 
 REPO = "user/params"

@@ -6,7 +6,7 @@ from hub_client import ClientError
 
 from pdiff_hf import BaseModel, ParameterLayout
 from pdiff_hf.data.dataset import save_parameter_dataset
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
 REPO = "user/params"

@@ -6,7 +6,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from pdiff_hf import BaseModel, ParameterLayout, save_parameter_dataset
 from pdiff_hf.network_files import write_networks
-from pdiff_hf.tasks.networks import mlp3
+from pdiff_hf.networks import mlp3
 
 REPO = "user/network"
 NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}

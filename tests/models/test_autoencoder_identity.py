@@ -8,7 +8,9 @@ from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.models import load_autoencoder
 from pdiff_hf.run import check_training
-from pdiff_hf.training import AutoencoderConfig, DiffusionConfig, train_autoencoder, train_diffusion
+from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.training.diffusion import train_diffusion
 from pdiff_hf.training.unet_memory import unet_training_bytes
 
 UNET = {"steps": 2, "block_out_channels": (16, 16), "lr_warmup_steps": 0}

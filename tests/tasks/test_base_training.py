@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.tasks import BaseTrainingConfig, ImageClassification, ImageClassificationConfig, train_base_model
-from pdiff_hf.tasks.networks import convnet3, mlp3
+from pdiff_hf.networks import convnet3, mlp3
+from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.base_model import BaseModel, forward_logits
-from pdiff_hf.data import load_base_model, load_parameter_dataset
-from pdiff_hf.data.dataset import dataset_vectors
+from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from pdiff_hf.files import read_json
+from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks import (
-    BaseTrainingConfig,
-    CollectConfig,
-    ImageClassification,
-    ImageClassificationConfig,
-    check_collection,
-    collect_checkpoints,
-    partial_folder,
-    train_base_model,
-)
+from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.collect import check_collection, collect_checkpoints, partial_folder
+from pdiff_hf.tasks.collect_config import CollectConfig
 from pdiff_hf.tasks.collect_runs import RunCollector
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.train_selection import share_prefix, train_selection
 from processes import launch_two, run
 

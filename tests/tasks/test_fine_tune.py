@@ -3,16 +3,13 @@ import time
 import pytest
 import torch
 
-from pdiff_hf.base_model import BaseModel, forward_logits
+from pdiff_hf.base_model import BaseModel
+from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks import (
-    BaseTrainingConfig,
-    CollectConfig,
-    ImageClassification,
-    ImageClassificationConfig,
-    train_base_model,
-)
+from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.collect_config import CollectConfig
 from pdiff_hf.tasks.fine_tune import fine_tune
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
 CONFIG = CollectConfig(select="all", train_batch_size=32)
 

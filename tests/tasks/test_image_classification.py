@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.tasks import ImageClassification, ImageClassificationConfig
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.tasks import BaseTrainingConfig, ImageClassification, ImageClassificationConfig, train_base_model
+from pdiff_hf.networks import convnet3, mlp3
+from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.independent import _train_stacked, networks_at_once, train_networks
-from pdiff_hf.tasks.networks import convnet3, mlp3
 
 CONFIG = BaseTrainingConfig(epochs=2, learning_rate=5e-3, train_batch_size=32)
 

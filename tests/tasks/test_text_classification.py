@@ -6,20 +6,18 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertConfig, DistilBertConfig, PreTrainedTokenizerFast
 
-from pdiff_hf.base_model import BaseModel, forward_logits
+from pdiff_hf.base_model import BaseModel
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.recipe import load_recipe
-from pdiff_hf.tasks import (
-    BaseTrainingConfig,
-    CollectConfig,
-    TextClassificationConfig,
-    collect_checkpoints,
-    load_task,
-    train_base_model,
-)
+from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.collect import collect_checkpoints
+from pdiff_hf.tasks.collect_config import CollectConfig
+from pdiff_hf.tasks.kinds import load_task
 from pdiff_hf.tasks.sources import without_paths
 from pdiff_hf.tasks.stored import load_stored_task
+from pdiff_hf.tasks.text_classification import TextClassificationConfig
 from small_texts import make_reviews
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from factories import make_dataset
-from pdiff_hf.training import AutoencoderConfig, NonFiniteLossError, train_autoencoder
 from pdiff_hf.training import checkpoints as training_checkpoints
+from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.training.config import AutoencoderConfig
+from pdiff_hf.training.history import NonFiniteLossError
 from pdiff_hf.training.loop import make_accelerator, run_steps
 from small_training import CONFIG, ROWS, names, train
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from factories import make_dataset
-from pdiff_hf.training import TrainingInterrupted
+from pdiff_hf.training.interrupts import TrainingInterrupted
 from small_training import names, train
 
 SCRIPT = """

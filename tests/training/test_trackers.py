@@ -54,7 +54,7 @@ def test_trackio_gets_the_losses_of_the_log(tmp_path):
 
 @pytest.mark.skipif(not installed["tensorboard"], reason="tensorboard is not installed")
 def test_a_tracker_is_finished_when_training_fails(tmp_path):
-    from pdiff_hf.training import NonFiniteLossError
+    from pdiff_hf.training.history import NonFiniteLossError
 
     with pytest.raises(NonFiniteLossError):
         train(

@@ -8,15 +8,12 @@ from factories import LATENTS, make_autoencoder, make_dataset, make_vectors
 from pdiff_hf import ParameterLayout, PDiffPipeline
 from pdiff_hf.data.dataset import save_parameter_dataset
 from pdiff_hf.files import write_json
-from pdiff_hf.tasks.networks import mlp3
-from pdiff_hf.training import (
-    AutoencoderConfig,
-    DiffusionConfig,
-    PoorReconstructionError,
-    train_autoencoder,
-    train_diffusion,
-)
+from pdiff_hf.networks import mlp3
 from pdiff_hf.training import loop as training_loop
+from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.training.diffusion import train_diffusion
+from pdiff_hf.training.gate import PoorReconstructionError
 
 OPEN_GATE = {"min_explained_variance": -1e9, "max_accuracy_drop": 1.0}
 SMALL_UNET = {"block_out_channels": (16, 16), "train_batch_size": 8, "lr_warmup_steps": 0}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..recipe import load_recipe
 from ..run import prepare_base_model
-from ..tasks import load_task
 from ..tasks.base_training import train_base_model_once
+from ..tasks.kinds import load_task
 
 
 def main(recipe_file: str, folder: str) -> None:

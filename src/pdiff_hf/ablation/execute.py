@@ -15,10 +15,10 @@ import yaml
 from accelerate import PartialState
 
 from ..files import atomic_write, read_json, write_json
-from ..processes import process_state
+from ..machine import process_state
 from ..recipe import Recipe
 from ..run_folder import RECIPE_FILE, Run, first_difference
-from ..tasks import partial_folder
+from ..tasks.collect import partial_folder
 from .plan import Job, Plan, base_model_key, make_jobs, stage_keys
 from .share import begin_job, place_base_model
 

@@ -78,7 +78,8 @@ def results(
     """Write the page of all results: what was run, beside the paper's numbers, and what was not."""
     quiet()
     from ..files import atomic_write
-    from ..results import collect_results, make_page
+    from ..results.page import make_page
+    from ..results.runs import collect_results
 
     found = collect_results(runs)
     with atomic_write(out) as temporary:

@@ -63,7 +63,8 @@ def import_(
     if not isinstance(arguments, dict):
         raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
     quiet()
-    from ..data.import_ import import_checkpoints, parse_base_model, read_base_model
+    from ..data.import_.architecture import parse_base_model, read_base_model
+    from ..data.import_.importer import import_checkpoints
 
     base_model = None if base is None else parse_base_model(base, arguments)
     if base_model_json is not None:
@@ -97,7 +98,8 @@ def inspect(
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
     quiet()
     from ..data.dataset import read_layout
-    from ..data.inspection import inspect_dataset, make_tables
+    from ..data.inspection.report import inspect_dataset
+    from ..data.inspection.tables import make_tables
     from ..hub.resolve import resolve_dataset
     from ..tasks.stored import load_stored_task, make_val_evaluator
 

@@ -25,7 +25,8 @@ def _run(
 
     loaded = {folder: load_recipe(recipe, overrides or (), seed, preset, profile) for folder, seed in runs.items()}
     quiet()
-    from ..evaluation import aggregate_seeds, make_table, write_summary
+    from ..evaluation.report import make_table, write_summary
+    from ..evaluation.seeds import aggregate_seeds
     from ..run import run_recipe
     from ..run_folder import open_run
 

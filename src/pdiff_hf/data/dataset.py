@@ -278,6 +278,6 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     stats = compute_stats(files, layout, metrics)
     write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
     # What knows the cards loads much else.
-    from ..hub.cards import write_dataset_card
+    from ..hub.dataset_card import write_dataset_card
 
     write_dataset_card(path)

@@ -12,7 +12,7 @@ from ..files import atomic_write, write_json
 from .document import ReportTable
 from .formats import MISSING, name_examples, number, percent, points
 from .markdown import markdown_table
-from .plots import plot_audit
+from .plots.audit import plot_audit
 
 SCHEMA = 1
 # Of the table, what fits into 120 columns: header, and width that keeps a number and its interval on one line.

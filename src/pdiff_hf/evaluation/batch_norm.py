@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..base_model import forward_logits
+from ..forward import FullForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
-from .forward import FullForward, split_if_exportable
 
 STATISTICS = ("running_mean", "running_var")
 

@@ -11,7 +11,8 @@ import torch
 from .ensembles import evaluate_ensembles
 from .evaluator import EvaluatorOutput, ParameterEvaluator
 from .intervals import accuracy_difference, mean_interval, paired_comparison
-from .matching import PermutationSpec, nearest_matched_distance
+from .matching import nearest_matched_distance
+from .permutations import PermutationSpec
 from .similarity import nearest_cosine, nearest_distance, spread, wrong_iou
 from .summary import summarize_group
 from .verdict import make_verdict

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..forward import FullForward, SplitForward, split_if_exportable
 from ..layout import ParameterLayout
-from .forward import FullForward, SplitForward, split_if_exportable
 
 # Bins of the expected calibration error; torchmetrics' default.
 NUM_BINS = 15

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from .document import ReportTable, Section
 from .formats import name_examples, percent, points, sign
-from .plots import COLORS, STYLES, Plot
+from .plots.style import COLORS, STYLES, Plot
 from .verdict import AVERAGES
 
 # What a finding is called in large type, and the colour of the page's head.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .document import ReportTable, Section
-from .plots import Plot
+from .plots.style import Plot
 
 
 def make_markdown(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plot]) -> str:

@@ -12,22 +12,16 @@ import torch
 from rich.table import Table
 
 from ..files import atomic_write, write_json
-from ..hardware import describe_hardware
+from ..machine import describe_hardware
 from .evaluate import EvaluationResult
 from .formats import name_examples, number, percent, points
 from .html import make_html
 from .markdown import make_markdown
-from .plots import (
-    Plot,
-    plot_accuracy_histograms,
-    plot_accuracy_similarity,
-    plot_ensembles,
-    plot_iou_matrix,
-    plot_latent_pca,
-    plot_loss_curves,
-    plot_trajectory,
-    plot_trajectory_plane,
-)
+from .plots.curves import plot_ensembles, plot_loss_curves
+from .plots.maps import plot_iou_matrix, plot_latent_pca
+from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
+from .plots.style import Plot
+from .plots.trajectory import plot_trajectory, plot_trajectory_plane
 from .sections import make_sections
 from .trajectory import TRAJECTORY_FILE
 

@@ -13,7 +13,7 @@ from .evaluator import CHUNK_BYTES, ParameterEvaluator
 from .similarity import column_blocks, nearest_distance
 
 if TYPE_CHECKING:
-    from ..pipelines import PDiffPipeline
+    from ..pipelines.pipeline_pdiff import PDiffPipeline
 
 SCHEMA = 1
 TRAJECTORY_FILE = "trajectory.json"

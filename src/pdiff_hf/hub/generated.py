@@ -18,8 +18,8 @@ from ..files import read_json, write_json
 from ..layout import ParameterLayout
 from ..network_files import load_generated
 from ..run_folder import STAGES
-from .cards import make_generated_card
 from .download import download_pipeline
+from .generated_card import make_generated_card
 from .preprocessing import class_names, make_image_processor, timm_preprocessing
 from .push import push_files
 

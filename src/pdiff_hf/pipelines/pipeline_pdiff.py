@@ -20,7 +20,9 @@ from ..files import atomic_write, read_json
 from ..hub.download import download_pipeline
 from ..hub.push import push_pipeline
 from ..layout import ParameterLayout
-from ..models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff
+from ..models.autoencoder_identity import AutoencoderIdentity
+from ..models.autoencoder_pca import AutoencoderPCA
+from ..models.autoencoder_pdiff import AutoencoderPDiff
 
 OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
 
@@ -186,7 +188,7 @@ class PDiffPipeline(DiffusionPipeline):
             ValueError: the Hub refuses; nothing is committed then.
         """
         # The cards need the evaluation, which is slow to import.
-        from ..hub.cards import write_pipeline_card
+        from ..hub.model_card import write_pipeline_card
 
         options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
         with TemporaryDirectory() as folder:

@@ -16,9 +16,10 @@ from pydantic import ConfigDict, Field
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..base_model import BaseModel, forward_logits
+from ..base_model import BaseModel
 from ..files import read_json, write_json
-from ..processes import process_state
+from ..forward import forward_logits
+from ..machine import process_state
 from .task import Task
 
 RESULT_FILE = "base_training.json"

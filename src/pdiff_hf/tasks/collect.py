@@ -19,7 +19,7 @@ from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.permutations import permutation_spec
 from ..files import read_json, write_json
 from ..layout import ParameterLayout
-from ..processes import process_state
+from ..machine import process_state
 from .base_training import BaseTrainingConfig
 from .collect_config import CollectConfig
 from .collect_runs import RunCollector

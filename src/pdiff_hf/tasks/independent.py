@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from ..base_model import forward_logits
+from ..forward import forward_logits
 from .base_training import BaseTrainingConfig, train_base_model
 from .task import Task
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.dataset import read_layout
 from ..evaluation.evaluator import ParameterEvaluator
 from ..files import read_json
-from ..processes import process_state
+from ..machine import process_state
 from .kinds import load_task
 from .task import Task
 

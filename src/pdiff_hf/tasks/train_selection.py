@@ -11,8 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..base_model import forward_logits
-from ..evaluation.forward import FullForward, SplitForward, split_if_exportable
+from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
 from .collect_config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, CollectConfig
 from .task import MAX_CACHE_BYTES, Task

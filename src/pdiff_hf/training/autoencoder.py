@@ -11,8 +11,11 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.vectors import StoredVectors, open_vectors, take_rows
 from ..files import write_json
-from ..memory import return_large_blocks
-from ..models import AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff, ParameterAutoencoder
+from ..machine import return_large_blocks
+from ..models import ParameterAutoencoder
+from ..models.autoencoder_identity import AutoencoderIdentity
+from ..models.autoencoder_pca import AutoencoderPCA
+from ..models.autoencoder_pdiff import AutoencoderPDiff
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .config import AutoencoderConfig

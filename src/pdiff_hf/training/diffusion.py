@@ -11,9 +11,10 @@ from diffusers import DDPMScheduler
 from ..data.dataset import load_base_model
 from ..data.vectors import open_vectors
 from ..files import read_json, write_json
-from ..models import load_autoencoder, make_unet_1d
+from ..models import load_autoencoder
 from ..models.fast_layers import use_fast_layers
-from ..pipelines import PDiffPipeline
+from ..models.unet_1d import make_unet_1d
+from ..pipelines.pipeline_pdiff import PDiffPipeline
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .config import DiffusionConfig

@@ -17,7 +17,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..processes import process_state
+from ..machine import process_state
 from .batches import GlobalBatch
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import OptimizationConfig

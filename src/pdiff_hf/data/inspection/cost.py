@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...layout import ParameterLayout
-from ...models import AutoencoderPDiff
+from ...models.autoencoder_pdiff import AutoencoderPDiff
 from ...training.autoencoder import build_autoencoder
 from ...training.config import AutoencoderConfig
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.passes.split_module import split_module
-
-from ..base_model import forward_logits
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 # Parts of the graph, in the order in which they run.
 CONSTANT, PREFIX, TAIL = range(3)
@@ -224,3 +224,19 @@ def split_if_exportable(
             stacklevel=3,
         )
         return full
+
+
+def forward_logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`.
+
+    Args:
+        model (`nn.Module`): The network.
+        inputs (`torch.Tensor`): Images `(N, C, H, W)`, or token ids `(N, L)` int64, of which a transformers model
+            attends to all but the padding token of its configuration.
+    """
+    if isinstance(model, PreTrainedModel) and not inputs.is_floating_point():
+        mask = (inputs != model.config.pad_token_id).to(inputs.dtype)
+        output = model(input_ids=inputs, attention_mask=mask)
+    else:
+        output = model(inputs)
+    return output.logits if isinstance(output, ModelOutput) else output

@@ -1,0 +1,78 @@
+"""The machine a program runs on: processes of `accelerate launch`, accelerator, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import resource
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+# Others wait while the main process does what cannot be shared, such as training the base model.
+TIMEOUT = timedelta(days=7)
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in GiB, and the accelerator, if there is one."""
+    cpu = platform.processor()
+    # On Linux, platform knows the architecture only.
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else psutil.cpu_count()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": cores,
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "accelerator": None if accelerator is None else _name(accelerator),
+    }
+
+
+def _name(accelerator: torch.device) -> str:
+    name = torch.cuda.get_device_name() if accelerator.type == "cuda" else accelerator.type
+    return f"{torch.accelerator.device_count()} × {name}"
+
+
+def peak_memory() -> int:
+    """Peak of this process's resident memory up to now, in bytes.
+
+    On Linux not by `ru_maxrss`, which a new program takes over from the process that has started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))):
+        return int(found[1]) * 2**10
+    # Kilobytes, on macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+
+
+def return_large_blocks(size: int = 2**22) -> None:
+    """Let freed blocks of `size` bytes or more go back to the system, with glibc.
+
+    By default, once blocks of up to 32 MB have been freed, the next ones come from the heap, where what lies between
+    them keeps them for ever: a few hundred MB of a training whose tensors are a few MB each (`M_MMAP_THRESHOLD` in
+    mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, size)
+
+
+def process_state() -> PartialState:
+    """The processes of `accelerate launch`, or this one alone. Where there is no accelerator, they speak over gloo.
+
+    Not an `Accelerator`, whose first one fixes the precision of all later ones of the program.
+    """
+    # Without this, Accelerate would take every process of a launch for one alone.
+    has_no_accelerator = torch.accelerator.current_accelerator(check_available=True) is None
+    return PartialState(cpu=has_no_accelerator or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)

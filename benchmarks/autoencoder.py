@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import fastest, flat_layout, matmul_rate, measure, write_walk
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import fastest, flat_layout, matmul_rate, measure, write_walk
 from pdiff_hf import AutoencoderPDiff
 from pdiff_hf.training.config import AutoencoderConfig
 

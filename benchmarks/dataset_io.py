@@ -21,10 +21,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from common import copy_rate
 from rich.console import Console
 from rich.table import Table
 
+from common import copy_rate
 from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import fastest, matmul_rate
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import fastest, matmul_rate
 from pdiff_hf import make_unet_1d
 from pdiff_hf.models.fast_layers import use_fast_layers
 from pdiff_hf.training.config import DiffusionConfig

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from common import measure
 from rich.console import Console
 from rich.table import Table
 
+from common import measure
 from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.network_files import load_generated

@@ -17,12 +17,12 @@ import time
 
 import timm
 import torch
-from common import matmul_rate
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import matmul_rate
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.machine import peak_memory

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 import torch
-from common import copy_rate, matmul_rate
 
+from common import copy_rate, matmul_rate
 from pdiff_hf.machine import describe_hardware
 
 FOLDER = Path(__file__).resolve().parent

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from common import flat_layout, measure, write_walk
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
+from common import flat_layout, measure, write_walk
 from pdiff_hf.layout import ParameterLayout
 
 # (D, K)

@@ -14,11 +14,11 @@ from pdiff_hf.ablation.plan import make_jobs, make_plan
 from pdiff_hf.ablation.results import collect_results, make_tables, make_terminal_table, write_results
 from pdiff_hf.ablation.share import begin_job, place_base_model
 from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
-from pdiff_hf.evaluation.plots.ablation import plot_ablation
 from pdiff_hf.files import read_json
 from pdiff_hf.generation import generate_networks
 from pdiff_hf.network_files import load_generated
 from pdiff_hf.recipe import load_recipe
+from pdiff_hf.report.plots.ablation import plot_ablation
 from pdiff_hf.run import collect, run_recipe
 from pdiff_hf.tasks.collect import partial_folder
 from processes import launch_two

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 # Imported on first use: `pdiff --help` need not wait for torch.
 _MODULES = {
-    "AutoencoderIdentity": "models",
-    "AutoencoderPCA": "models",
-    "AutoencoderPDiff": "models",
+    "AutoencoderIdentity": "models.autoencoder_identity",
+    "AutoencoderPCA": "models.autoencoder_pca",
+    "AutoencoderPDiff": "models.autoencoder_pdiff",
     "BaseModel": "base_model",
-    "PDiffPipeline": "pipelines",
-    "PDiffPipelineOutput": "pipelines",
+    "PDiffPipeline": "pipelines.pipeline_pdiff",
+    "PDiffPipelineOutput": "pipelines.pipeline_pdiff",
     "ParameterLayout": "layout",
-    "ParameterRecorder": "data",
-    "ParameterRecorderCallback": "data",
-    "import_checkpoints": "data.import_",
-    "load_base_model": "data",
-    "load_parameter_dataset": "data",
-    "make_unet_1d": "models",
-    "save_parameter_dataset": "data",
+    "ParameterRecorder": "data.record",
+    "ParameterRecorderCallback": "data.record",
+    "import_checkpoints": "data.import_.importer",
+    "load_base_model": "data.dataset",
+    "load_parameter_dataset": "data.dataset",
+    "make_unet_1d": "models.unet_1d",
+    "save_parameter_dataset": "data.dataset",
 }
 
 __all__ = [

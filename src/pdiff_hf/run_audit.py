@@ -17,12 +17,12 @@ from .evaluation.audit import AUDIT_GROUPS, summarize_audit, write_audit
 from .evaluation.evaluate import evaluate_groups
 from .evaluation.evaluator import ParameterEvaluator
 from .evaluation.groups import BASELINES
-from .evaluation.report import write_report
 from .files import read_json
 from .generation import generate_networks, load_pipeline
 from .machine import process_state
 from .network_files import load_generated
 from .recipe import EvaluateConfig, GenerateConfig, TrainingRecipe, parse_config
+from .report.write import write_report
 from .run import autoencoder_stage, check_training, diffusion_stage
 from .run_folder import GATE_FILE, RECIPE_FILE, Run, begin_run, open_run
 from .tasks.stored import load_stored_task

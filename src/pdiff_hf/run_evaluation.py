@@ -15,13 +15,13 @@ from .evaluation.evaluate import evaluate_groups
 from .evaluation.evaluator import ParameterEvaluator
 from .evaluation.groups import build_groups
 from .evaluation.permutations import find_permutations
-from .evaluation.report import write_report
-from .evaluation.trajectory import TRAJECTORY_FILE
 from .files import read_json
 from .machine import process_state
 from .models import load_autoencoder
 from .network_files import load_generated, load_statistics, write_networks
 from .recipe import EvaluateConfig
+from .report.write import write_report
+from .results.metrics import TRAJECTORY_FILE
 from .run_folder import GATE_FILE, RECIPE_FILE, Run, cost_since
 from .tasks.collect_config import CollectConfig
 from .tasks.fine_tune import fine_tune

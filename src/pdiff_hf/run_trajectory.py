@@ -11,11 +11,12 @@ import yaml
 
 from .data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from .evaluation.evaluator import ParameterEvaluator
-from .evaluation.plots.trajectory import plot_trajectory, plot_trajectory_plane
-from .evaluation.trajectory import TRAJECTORY_FILE, trajectory
+from .evaluation.trajectory import trajectory
 from .files import write_json
 from .generation import SCHEDULERS, load_pipeline
 from .recipe import GenerateConfig, parse_config
+from .report.plots.trajectory import plot_trajectory, plot_trajectory_plane
+from .results.metrics import TRAJECTORY_FILE
 from .run_evaluation import evaluate_config
 from .run_folder import RECIPE_FILE, Run
 from .tasks.stored import load_stored_task

@@ -216,7 +216,9 @@ def test_non_finite_chunk_of_others_is_refused_by_row_and_tensor(folder):
 MEMORY = """
 import resource, sys
 import numpy as np, torch
-from pdiff_hf.data import ParameterRecorder, load_parameter_dataset, shards
+from pdiff_hf.data.record import ParameterRecorder
+from pdiff_hf.data.dataset import load_parameter_dataset
+from pdiff_hf.data import shards
 from pdiff_hf.data import chunks
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 

@@ -91,7 +91,7 @@ def test_memory_stays_constant_while_recording_and_closing(tmp_path, monkeypatch
 KILLED = """
 import os, signal, sys
 import torch
-from pdiff_hf.data import ParameterRecorder
+from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 
 layout = ParameterLayout((TensorSpec("weight", (4, 5), 0),))

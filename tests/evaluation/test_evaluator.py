@@ -366,7 +366,7 @@ TWO_PROCESSES = """
 import sys
 import torch
 from accelerate import Accelerator
-from pdiff_hf.evaluation import ParameterEvaluator
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 
 accelerator = Accelerator()
 assert accelerator.num_processes == 2

@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pdiff_hf.evaluation.html import HEADLINES, make_html
-from pdiff_hf.evaluation.plots.networks import plot_accuracy_similarity
-from pdiff_hf.evaluation.plots.style import COLORS
-from pdiff_hf.evaluation.report import write_report, write_summary
-from pdiff_hf.evaluation.sections import make_sections
 from pdiff_hf.evaluation.seeds import aggregate_seeds
+from pdiff_hf.report.plots.networks import plot_accuracy_similarity
+from pdiff_hf.report.plots.style import COLORS
+from pdiff_hf.report.render import HEADLINES, make_html
+from pdiff_hf.report.sections import make_sections
+from pdiff_hf.report.write import write_report, write_summary
 from small_results import evaluate
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}

@@ -9,10 +9,10 @@ import torch
 from matplotlib import image
 
 from pdiff_hf.evaluation.groups import GROUPS
-from pdiff_hf.evaluation.plots.curves import plot_ensembles, plot_loss_curves
-from pdiff_hf.evaluation.plots.maps import plot_iou_matrix, plot_latent_pca
-from pdiff_hf.evaluation.plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
-from pdiff_hf.evaluation.plots.style import COLORS, STYLES
+from pdiff_hf.report.plots.curves import plot_ensembles, plot_loss_curves
+from pdiff_hf.report.plots.maps import plot_iou_matrix, plot_latent_pca
+from pdiff_hf.report.plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
+from pdiff_hf.report.plots.style import COLORS, STYLES
 from small_results import evaluate
 
 

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from pdiff_hf.evaluation.groups import GROUPS
-from pdiff_hf.evaluation.report import make_table, write_report
+from pdiff_hf.report.write import make_table, write_report
 from small_results import evaluate
 
 PLOTS = ("accuracy_similarity", "accuracy_histograms", "latent_pca", "iou_matrix", "ensembles", "loss_curves")

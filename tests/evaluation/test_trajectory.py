@@ -6,9 +6,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from factories import LATENTS, make_network, make_pipeline, make_vectors
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.evaluation.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from pdiff_hf.evaluation.similarity import nearest_distance
 from pdiff_hf.evaluation.trajectory import PrincipalPlane, predict_clean, trajectory
+from pdiff_hf.report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 
 SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
 

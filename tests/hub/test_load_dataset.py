@@ -14,7 +14,7 @@ OTHER = ParameterLayout.from_model(nn.Linear(2, 3))
 OTHER_VECTORS = torch.arange(18.0).reshape(2, 9)
 
 LOAD = """
-from pdiff_hf.data import load_parameter_dataset
+from pdiff_hf.data.dataset import load_parameter_dataset
 dataset, layout = load_parameter_dataset(repo, **options)
 result = [layout.fingerprint, [row["parameters"].tolist() for row in dataset]]
 """

@@ -128,7 +128,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 FULL = """
 import resource, signal, sys
-from pdiff_hf.training import AutoencoderConfig, train_autoencoder
+from pdiff_hf.training.config import AutoencoderConfig; from pdiff_hf.training.autoencoder import train_autoencoder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))

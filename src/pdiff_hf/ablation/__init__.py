@@ -1,1 +1,0 @@
-"""Ablations: one recipe, varied along axes, every point an ordinary run."""

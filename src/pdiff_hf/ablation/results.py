@@ -9,14 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from ..evaluation.document import ReportTable
-from ..evaluation.formats import MISSING, number, percent, points
-from ..evaluation.markdown import markdown_table
-from ..evaluation.plots.ablation import plot_ablation
-from ..evaluation.report import PACKAGES
 from ..evaluation.seeds import aggregate_seeds
 from ..evaluation.verdict import make_verdict
 from ..files import atomic_write, read_json, write_json
+from ..report.plots.ablation import plot_ablation
+from ..report.write import PACKAGES
+from ..results.text import MISSING, ReportTable, markdown_table, number, percent, points
 from ..run_folder import GATE_FILE, Run
 from .axes import AXES
 from .execute import problem_of

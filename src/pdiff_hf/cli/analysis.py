@@ -69,25 +69,6 @@ def audit(
     print_json(found, as_json)
 
 
-@app.command()
-def results(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs, or of their seeds.")],
-    out: Annotated[Path, typer.Option(help="The page, Markdown.")] = Path("docs/results.md"),
-    as_json: AsJson = False,
-) -> None:
-    """Write the page of all results: what was run, beside the paper's numbers, and what was not."""
-    quiet()
-    from ..files import atomic_write
-    from ..results.page import make_page
-    from ..results.runs import collect_results
-
-    found = collect_results(runs)
-    with atomic_write(out) as temporary:
-        temporary.write_text(make_page(found), encoding="utf-8")
-    line_printer(as_json)(f"{len(found)} results → {out}")
-    print_json(found, as_json)
-
-
 def _mean(values: list[float | None]) -> float:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else float("nan")

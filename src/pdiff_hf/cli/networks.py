@@ -89,8 +89,8 @@ def evaluate(
 ) -> None:
     """Evaluate generated networks against originals and baselines, and write the report anew."""
     quiet()
-    from ..evaluation.report import make_table
     from ..hub.resolve import resolve_dataset, resolve_pipeline
+    from ..report.write import make_table
     from ..run_evaluation import evaluate_config, evaluate_run
     from ..run_folder import Run
 

@@ -25,8 +25,8 @@ def _run(
 
     loaded = {folder: load_recipe(recipe, overrides or (), seed, preset, profile) for folder, seed in runs.items()}
     quiet()
-    from ..evaluation.report import make_table, write_summary
     from ..evaluation.seeds import aggregate_seeds
+    from ..report.write import make_table, write_summary
     from ..run import run_recipe
     from ..run_folder import open_run
 

@@ -1,28 +1,20 @@
 """Evaluation of parameter vectors: fast, under one fixed protocol, with intervals."""
 
-from .evaluate import EvaluationResult, GroupEvaluation, evaluate_groups
-from .evaluator import EvaluatorOutput, ParameterEvaluator
-from .groups import build_groups
-from .permutations import find_permutations
-from .report import make_table, write_report, write_summary
-from .seeds import aggregate_seeds
-from .similarity import nearest_cosine, nearest_distance, wrong_iou
-from .trajectory import trajectory
+from importlib import import_module
 
-__all__ = [
-    "EvaluationResult",
-    "EvaluatorOutput",
-    "GroupEvaluation",
-    "ParameterEvaluator",
-    "aggregate_seeds",
-    "build_groups",
-    "evaluate_groups",
-    "find_permutations",
-    "make_table",
-    "nearest_cosine",
-    "nearest_distance",
-    "trajectory",
-    "write_report",
-    "write_summary",
-    "wrong_iou",
-]
+# Imported on first use, so that a file of this package never loads its neighbours.
+_MODULES = {
+    "ParameterEvaluator": "evaluator",
+    "aggregate_seeds": "seeds",
+    "build_groups": "groups",
+    "evaluate_groups": "evaluate",
+    "find_permutations": "permutations",
+}
+
+__all__ = ["ParameterEvaluator", "aggregate_seeds", "build_groups", "evaluate_groups", "find_permutations"]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -9,7 +9,7 @@ import torch
 from .intervals import exact_interval, mean_interval, sample_mean_interval
 
 if TYPE_CHECKING:
-    from .evaluate import GroupEvaluation
+    from ..results.metrics import GroupEvaluation
 
 # A network is novel at m x when it is farther from its nearest original than m times what is usual among originals,
 # and a copy when it is closer than a third of it. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_pdiff import PDiffPipeline
 
 SCHEMA = 1
-TRAJECTORY_FILE = "trajectory.json"
 # Latents of these have the variance of the diffusion process, so that `alphas_cumprod` says what is noise in them.
 SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
 # Of a thousand steps, so many are looked at.

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .formats import percent, points, sign, signed
+from ..results.metrics import AVERAGES
+from ..results.text import percent, points, sign, signed
 
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
-AVERAGES = {
-    "average_16": "averages of 16 originals",
-    "uniform_soup": "the uniform soup of all originals",
-    "greedy_soup": "the greedy soup of originals",
-}
 # Share of copies from which a generator is called a copying one.
 COPYING_SHARE = 0.5
 # Averages of 4 independent originals lie half as far from the originals' mean as originals do.

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..evaluation.formats import MISSING, name_examples, number, percent, points
-from ..evaluation.verdict import AVERAGES
+from ..results.metrics import AVERAGES
+from ..results.text import MISSING, name_examples, number, percent, points
 from .card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, make_table, one_line
 
 # What a generator has to beat, by the names of groups.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..base_model import BaseModel
-from ..evaluation.formats import name_examples, percent
 from ..layout import ParameterLayout
+from ..results.text import name_examples, percent
 from .card_results import comparison_lines, eval_results, find, generated_values, novelty_lines, task_lines
 from .card_text import MEAN_METRIC, SELECTED_METRIC, escape, fold, hub_id, literal, template
 from .model_card import TAGS, base_model_id, base_model_text, build_arguments, short_name, tensors_text

@@ -10,9 +10,9 @@ import timm
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..base_model import OWN_FACTORIES
-from ..evaluation.formats import name_examples
-from ..evaluation.sections import INTERVALS, SEED_INTERVALS
 from ..files import read_json
+from ..results.metrics import INTERVALS, SEED_INTERVALS
+from ..results.text import name_examples
 from .card_results import (
     comparison_lines,
     ensemble_line,

@@ -1,15 +1,64 @@
-"""Numbers as people read them: accuracies in %, differences in points, each with its interval."""
+"""Numbers as people read them, each with its interval, and the tables that hold them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 MISSING = "–"
 
-
 # What our own sentences call images, by the kind of task.
 NOUNS = {"text_classification": {"image": "text", "images": "texts", "Images": "Texts"}}
+
+
+@dataclass
+class ReportTable:
+    """A table of text.
+
+    Args:
+        columns (`Sequence[str]`): Headers; the first column names the row.
+        rows (`list[Sequence[str]]`): Cells.
+        title (`str`, *optional*): Its caption.
+        intervals (`list[tuple | None]`, *optional*): A value, its lower and its upper end for each row, to be drawn.
+        folded (`bool`): Whether few look at it.
+    """
+
+    columns: Sequence[str]
+    rows: list[Sequence[str]]
+    title: str = ""
+    intervals: list[tuple[float, float, float] | None] = field(default_factory=list)
+    folded: bool = False
+
+
+@dataclass
+class Section:
+    """A part of a report.
+
+    Args:
+        title (`str`): Its heading.
+        text (`Sequence[str]`): Paragraphs.
+        plots (`Sequence[str]`): Names of its figures.
+        tables (`Sequence[ReportTable]`): Its tables.
+        bullets (`bool`): Whether the paragraphs are a list.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    plots: Sequence[str] = ()
+    tables: Sequence[ReportTable] = ()
+    bullets: bool = False
+
+
+def markdown_table(table: ReportTable) -> list[str]:
+    """The lines of a table, its title first."""
+    return [
+        f"**{table.title}**",
+        "",
+        "| " + " | ".join(table.columns) + " |",
+        "|" + " --- |" + " ---: |" * (len(table.columns) - 1),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows),
+    ]
 
 
 def name_examples(text: str, task: Mapping | None) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.formats import name_examples
-from ..files import read_json
-from ..run_folder import GATE_FILE, RECIPE_FILE, Run
+from pdiff_hf.files import read_json
+from pdiff_hf.results.text import name_examples
+from pdiff_hf.run_folder import GATE_FILE, RECIPE_FILE, Run
+
 from .cells import Cell, find_cell, order_of, paper, paper_numbers
 
 # Groups of `metrics.json` that the page shows.

@@ -13,17 +13,15 @@ from rich.table import Table
 
 from ..files import atomic_write, write_json
 from ..machine import describe_hardware
-from .evaluate import EvaluationResult
-from .formats import name_examples, number, percent, points
-from .html import make_html
-from .markdown import make_markdown
+from ..results.metrics import TRAJECTORY_FILE, EvaluationResult
+from ..results.text import name_examples, number, percent, points
 from .plots.curves import plot_ensembles, plot_loss_curves
 from .plots.maps import plot_iou_matrix, plot_latent_pca
 from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
 from .plots.style import Plot
 from .plots.trajectory import plot_trajectory, plot_trajectory_plane
+from .render import make_html, make_markdown
 from .sections import make_sections
-from .trajectory import TRAJECTORY_FILE
 
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
 # Header and narrowest width that keeps a number and its interval on one line, so that the table fits into 120 columns.

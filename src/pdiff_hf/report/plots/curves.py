@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ..formats import percent
+from ...results.text import percent
 from .style import Plot, color, label, legend, new_figure, style
 
 NAMES = {"original": "originals", "swag": "SWAG"}

@@ -10,10 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from .document import ReportTable, Section
-from .formats import name_examples, percent, points, sign
+from ..results.metrics import AVERAGES
+from ..results.text import ReportTable, Section, markdown_table, name_examples, percent, points, sign
 from .plots.style import COLORS, STYLES, Plot
-from .verdict import AVERAGES
 
 # What a finding is called in large type, and the colour of the page's head.
 HEADLINES = {
@@ -164,3 +163,35 @@ def _bars(table: ReportTable) -> list[dict | None]:
         tone = TONES[sign({"ci95": bar[1:]})]
         bars.append({"center": center, "low": low, "width": round(high - low, 2), "outside": outside, "tone": tone})
     return bars
+
+
+def make_markdown(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
+    """Write the text of `report.md`.
+
+    Args:
+        metrics (`Mapping`): Content of `metrics.json`.
+        sections (`Sequence[Section]`): Of [`make_sections`].
+        plots (`Sequence[Plot]`): Figures, whose PNGs lie beside it.
+    """
+    figures = {plot.name: plot for plot in plots}
+    lines = ["# Evaluation", "", f"**{metrics['verdict']}**", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for text in section.text:
+            lines += [f"- {text}"] if section.bullets else [text, ""]
+        for table in section.tables:
+            lines += [*markdown_table(table), ""]
+        for name in section.plots:
+            plot = figures[name]
+            lines += [f"![{plot.alt}]({name}.png)", "", f"{plot.note}", ""]
+        if section.bullets:
+            lines.append("")
+    for name in ("seeds", "seed"):
+        if name in metrics:
+            lines += [f"{name.capitalize()}: {_list(metrics[name])}", ""]
+    lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in metrics["versions"].items()), ""]
+    return "\n".join(lines)
+
+
+def _list(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,5 +1,8 @@
 import copy
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,11 +12,12 @@ from golden_files import METRICS, check_golden
 from pdiff_hf.evaluation.seeds import aggregate_seeds
 from pdiff_hf.machine import describe_hardware
 from pdiff_hf.recipe import load_recipe
-from pdiff_hf.results.cells import Cell, find_cell, missing_cells, paper, paper_cells, paper_numbers
-from pdiff_hf.results.page import make_page
-from pdiff_hf.results.runs import collect_results
 from pdiff_hf.run import run_recipe
+from results_page.cells import Cell, find_cell, missing_cells, paper, paper_cells, paper_numbers
+from results_page.page import make_page
+from results_page.runs import collect_results
 
+ROOT = Path(__file__).parents[1]
 RECIPE = {
     "seed": 0,
     "task": {"dataset": "digits"},
@@ -27,6 +31,11 @@ RECIPE = {
 TASK = {"num_train": 1000, "num_val": 300, "num_test": 50, "image_size": 32}
 HARDWARE = {"cpu": "Example CPU", "cores": 2, "memory_gb": 16.0, "accelerator": None}
 TIMES = {"collect": 60.5, "autoencoder": 12.25, "diffusion": 30.0, "generate": 1.0, "evaluate": 9.0}
+
+
+def write_page(*arguments):
+    command = [sys.executable, ROOT / "benchmarks" / "results.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def changed(values, **changes):
@@ -184,11 +193,12 @@ def test_what_differs_from_the_paper_is_said(folders):
 
 
 @pytest.mark.parametrize("missing", ["report/metrics.json", "recipe.yaml"])
-def test_unfinished_run_is_named(pdiff, tmp_path, missing):
+def test_unfinished_run_is_named(tmp_path, missing):
     run = make_run(tmp_path / "run")
     (run / missing).unlink()
-    code, _, err = pdiff("results", run, "--out", tmp_path / "results.md")
-    assert code == 2 and f"found no {missing} there" in err and not (tmp_path / "results.md").exists()
+    found = write_page(run, "--out", tmp_path / "results.md")
+    assert found.returncode == 2 and f"found no {missing} there" in found.stderr
+    assert "Traceback" not in found.stderr and not (tmp_path / "results.md").exists()
 
 
 def test_run_given_twice_is_refused(folders):
@@ -196,14 +206,14 @@ def test_run_given_twice_is_refused(folders):
         collect_results([*folders, folders[1]])
 
 
-def test_a_real_run_is_on_the_page(pdiff, tmp_path):
+def test_a_real_run_is_on_the_page(tmp_path):
     run = tmp_path / "run"
     metrics = run_recipe(load_recipe("digits-mlp", [*TINY_RUN, "evaluate.fine_tune=false"]), run)
     assert metrics["hardware"] == describe_hardware() and metrics["date"].startswith("20")
     page = tmp_path / "docs" / "results.md"
-    code, out, err = pdiff("results", run, "--out", page, "--json")
-    assert code == 0, err
-    result, text = json.loads(out)[0], page.read_text(encoding="utf-8")
+    written = write_page(run, "--out", page)
+    assert written.returncode == 0, written.stderr
+    result, text = collect_results([run])[0], page.read_text(encoding="utf-8")
     assert result["groups"]["generated"]["mean"] == metrics["groups"]["generated"]["test_accuracy"]["mean"]
     assert result["reconstruction"]["explained_variance"] > 0.5 and result["timings_s"]["diffusion"] > 0
     low, high = metrics["groups"]["generated"]["test_accuracy"]["ci95"]

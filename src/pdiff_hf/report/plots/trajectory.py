@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
-from ..formats import percent
+from ...results.text import percent
 from .style import Plot, color, legend, new_figure
 
 # Name of a path in the data → colour, and what people call it.

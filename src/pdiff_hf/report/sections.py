@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .document import ReportTable, Section
-from .formats import MISSING, name_examples, number, percent, points, signed
+from ..results.metrics import INTERVALS, SEED_INTERVALS
+from ..results.text import MISSING, ReportTable, Section, name_examples, number, percent, points, signed
 
 PROTOCOL = (
     "Three disjoint sets of images: networks are trained on the first, anything chosen (the best network of a group, "
@@ -14,15 +14,6 @@ PROTOCOL = (
     "network.",
     "Originals are compared with the other originals, never with themselves.",
     "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
-)
-INTERVALS = (
-    "Intervals are 95 %: of a mean, over test images and networks; of one network, exact (Clopper-Pearson); of a "
-    "share, exact, over networks; of similarities and ECE, Student's t over networks. Differences are paired on the "
-    "same test images, so they are surer than two separate intervals suggest."
-)
-SEED_INTERVALS = (
-    "Every number is the mean over the seeds, every interval the 95 % interval of this mean by Student's t over the "
-    "seeds, so it is wide for few seeds."
 )
 
 

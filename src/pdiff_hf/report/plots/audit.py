@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
-from ..formats import percent
+from ...results.text import percent
 from .style import Plot, color, label, legend, new_figure, style
 
 UNSEEN = "unseen"

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from ..formats import percent, points, sign
+from ...results.text import percent, points, sign
 from .style import Plot, color, label, legend, new_figure, style
 
 if TYPE_CHECKING:
-    from ..evaluate import GroupEvaluation
+    from ...results.metrics import GroupEvaluation
 
 HISTOGRAMS = ("original", "generated", "average_16", "swag", "fine_tuned")
 # Groups of which single networks are shown.

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ..formats import percent
+from ...results.text import percent
 from .style import Plot, color, label, legend, new_figure, style
 
 # Points of accuracy below the lowest originals from which on generated networks are only named.

@@ -29,9 +29,10 @@ style: $(STAMP)  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(STAMP)  ## Check lint and format
+quality: $(STAMP)  ## Check lint, format and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## Run the benchmarks and write benchmarks/RESULTS.md; BENCH="--images PATH" for ResNet-18 on images
 	$(BIN)/python benchmarks/run_all.py $(BENCH)

@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf import AutoencoderPCA
-from pdiff_hf.data.alignment import align_networks
 from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, read_layout
+from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.evaluation.baselines import gaussian, pca_gaussian, uniform_soup
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.matching import align_networks
 from pdiff_hf.evaluation.permutations import permutation_spec
-from pdiff_hf.generation import load_pipeline
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.stored import load_stored_task
-from pdiff_hf.training.autoencoder import split_rows
+from pdiff_hf.pipelines.sampling import load_pipeline
+from pdiff_hf.tasks.evaluators import load_stored_task
 
 
 def figures(

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import fastest, flat_layout, matmul_rate, measure, write_walk
 from pdiff_hf import AutoencoderPDiff
-from pdiff_hf.training.config import AutoencoderConfig
+from pdiff_hf.models.config import AutoencoderConfig
 
 PAPER = AutoencoderConfig(preset="paper")
 PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}

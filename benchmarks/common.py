@@ -92,13 +92,14 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
         return {name: {**run_stage(name, of_stage), "peak_gb": peak_gb()} for name, of_stage in options.items()}
     # Imported here, so that a stage's memory is that of what it needs.
     if stage == "generate":
-        from pdiff_hf.generation import generate_networks, load_pipeline
+        from pdiff_hf.pipelines.sampling import load_pipeline
+        from pdiff_hf.runs.generate import generate_networks
 
         begin = time.perf_counter()
         generate_networks(load_pipeline(options.pop("pipeline")), **options)
         return {"seconds": time.perf_counter() - begin}
+    from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
     from pdiff_hf.training.autoencoder import train_autoencoder
-    from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
     from pdiff_hf.training.diffusion import train_diffusion
 
     before = peak_gb()

@@ -26,12 +26,13 @@ from diffusers import DDPMScheduler
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.intervals import sample_mean_interval
-from pdiff_hf.training.autoencoder import split_rows, train_autoencoder
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_latents
+from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
-from pdiff_hf.training.latents import fit_latents
 
 NUM_TIMESTEPS = 100
 # x_t, t, and the scheduler's square roots of alpha-bar and 1 - alpha-bar at t; gives the velocity.
@@ -100,7 +101,7 @@ def measure_dataset(path: Path, steps: list[int], seed: int) -> dict[str, tuple[
         folder = Path(temporary)
         save_parameter_dataset(vectors[train_rows], layout, folder / "dataset", load_base_model(path))
         config = AutoencoderConfig(seed=seed, allow_poor_reconstruction=True)
-        config = fit_latents(config, DiffusionConfig(), len(train_rows))
+        config = fit_latents(config, DiffusionConfig(), len(split_rows(len(train_rows), config.holdout_every)[0]))
         autoencoder, _ = train_autoencoder(folder / "dataset", folder / "autoencoder", config)
         train, heldout = (
             autoencoder.scale_latents(autoencoder.encode_rows(vectors[rows])) for rows in (train_rows, heldout_rows)

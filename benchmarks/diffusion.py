@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import fastest, matmul_rate
 from pdiff_hf import make_unet_1d
-from pdiff_hf.models.fast_layers import use_fast_layers
-from pdiff_hf.training.config import DiffusionConfig
+from pdiff_hf.models.config import DiffusionConfig
+from pdiff_hf.models.unet_1d import use_fast_layers
 
 # Latents of the presets: C x L.
 SHAPES = {"paper": (1, 128), "fast": (32, 4)}

@@ -23,12 +23,12 @@ from rich.table import Table
 from common import measure
 from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.network_files import load_generated
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import collect
-from pdiff_hf.tasks.stored import load_stored_task
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import collect
+from pdiff_hf.tasks.evaluators import load_stored_task
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
 
 NUM_IMAGES = 10_000
 PUBLISHED_SECONDS, PUBLISHED_PARAMETERS = 1200, 2048

@@ -31,7 +31,7 @@ from loopback import LoopbackHub
 REPO, TOKEN = "user/params", "hf_TokenOfTheBenchmark"
 
 STEPS = {
-    "push": "from pdiff_hf.hub.push import push_dataset; push_dataset(sys.argv[1], repo)",
+    "push": "from pdiff_hf.data.push import push_dataset; push_dataset(sys.argv[1], repo)",
     "load": "from pdiff_hf import load_parameter_dataset; ds, _ = load_parameter_dataset(repo); ds['parameters'][:]",
     "stream": """
 from pdiff_hf import load_parameter_dataset

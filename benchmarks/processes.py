@@ -24,9 +24,8 @@ def measure(arguments: argparse.Namespace) -> None:
     from diffusers import DDPMScheduler
 
     from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff
-    from pdiff_hf.models.fast_layers import use_fast_layers
-    from pdiff_hf.models.unet_1d import make_unet_1d
-    from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
+    from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+    from pdiff_hf.models.unet_1d import make_unet_1d, use_fast_layers
     from pdiff_hf.training.loop import make_accelerator, run_steps
 
     generator = torch.Generator().manual_seed(0)

@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf.data.dataset import read_layout
+from pdiff_hf.evaluation.choice import NUM_PILOTS, Selection, make_rungs, select_networks
 from pdiff_hf.evaluation.evaluator import EvaluatorOutput, ParameterEvaluator
-from pdiff_hf.evaluation.selection import NUM_PILOTS, Selection, make_rungs, select_networks
-from pdiff_hf.generation import load_pipeline
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import run_recipe
-from pdiff_hf.tasks.stored import load_stored_task
+from pdiff_hf.pipelines.sampling import load_pipeline
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import run_recipe
+from pdiff_hf.tasks.evaluators import load_stored_task
 
 
 def ranking(accuracy: torch.Tensor, nll: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from rich.table import Table
 from pdiff_hf import PDiffPipeline
 from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.tasks.stored import load_stored_task
+from pdiff_hf.tasks.evaluators import load_stored_task
 
 TRUNCATIONS = (1.0, 0.8, 0.6, 0.4)
 

@@ -4,7 +4,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from pdiff_hf import AutoencoderPCA, AutoencoderPDiff, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
-from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3
 
 NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}

@@ -6,9 +6,10 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
-from pdiff_hf.generation import SelectionConfig, generate_networks, load_pipeline
-from pdiff_hf.recipe import Recipe
-from pdiff_hf.run import run_recipe
+from pdiff_hf.pipelines.sampling import load_pipeline
+from pdiff_hf.runs.generate import SelectionConfig, generate_networks
+from pdiff_hf.runs.recipe import Recipe
+from pdiff_hf.runs.stages import run_recipe
 
 
 def generate(run, output):

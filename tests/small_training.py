@@ -2,7 +2,7 @@
 
 import torch
 
-from pdiff_hf.training.config import AutoencoderConfig
+from pdiff_hf.models.config import AutoencoderConfig
 from pdiff_hf.training.loop import make_accelerator, run_steps
 
 CONFIG = {"steps": 9, "train_batch_size": 4, "lr_warmup_steps": 0, "checkpointing_steps": 2, "learning_rate": 1e-2}

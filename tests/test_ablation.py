@@ -7,19 +7,19 @@ import torch
 import yaml
 
 from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline
-from pdiff_hf.ablation import base_model
-from pdiff_hf.ablation.axes import axis_changes, current_value, parse_axes
-from pdiff_hf.ablation.execute import execute, launcher_free, open_ablation, problem_in
-from pdiff_hf.ablation.plan import make_jobs, make_plan
-from pdiff_hf.ablation.results import collect_results, make_tables, make_terminal_table, write_results
-from pdiff_hf.ablation.share import begin_job, place_base_model
 from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
 from pdiff_hf.files import read_json
-from pdiff_hf.generation import generate_networks
-from pdiff_hf.network_files import load_generated
-from pdiff_hf.recipe import load_recipe
+from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.report.plots.ablation import plot_ablation
-from pdiff_hf.run import collect, run_recipe
+from pdiff_hf.runs.ablation import base_model
+from pdiff_hf.runs.ablation.axes import axis_changes, current_value, parse_axes
+from pdiff_hf.runs.ablation.execute import execute, launcher_free, open_ablation, problem_in
+from pdiff_hf.runs.ablation.plan import make_jobs, make_plan
+from pdiff_hf.runs.ablation.results import collect_results, make_tables, make_terminal_table, write_results
+from pdiff_hf.runs.ablation.share import begin_job, place_base_model
+from pdiff_hf.runs.generate import generate_networks
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import collect, run_recipe
 from pdiff_hf.tasks.collect import partial_folder
 from processes import launch_two
 
@@ -43,7 +43,7 @@ class InThisProcess:
     def __call__(self, arguments, log):
         self.commands.append([Path(argument).name for argument in arguments])
         try:
-            if arguments[0] == "pdiff_hf.ablation.base_model":
+            if arguments[0] == "pdiff_hf.runs.ablation.base_model":
                 base_model.main(*arguments[1:])
             elif arguments[1] == "collect":
                 collect(load_recipe(arguments[2]), Path(arguments[4]))
@@ -229,7 +229,7 @@ def test_every_point_is_an_ordinary_run_and_what_is_shared_is_done_once(ablation
     assert complete == {"base", "sampling-vae", "optimizer-sgd"}
     done = [command[:2] for command in commands]
     assert done.count(["pdiff_hf", "collect"]) == 2, "adamw and sgd"
-    assert len([command for command in commands if command[0] == "pdiff_hf.ablation.base_model"]) == 1
+    assert len([command for command in commands if command[0] == "pdiff_hf.runs.ablation.base_model"]) == 1
     for point in plan.points:
         # The same recipe finds its own run.
         own = folder / "points" / point.name

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from factories import make_dataset, make_vectors
 from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
-from pdiff_hf.run_folder import STAGES
+from pdiff_hf.runs.folder import STAGES
 
 TRAINING = [
     "autoencoder.steps=5",
@@ -39,8 +39,8 @@ def sets(overrides):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    from pdiff_hf.recipe import load_recipe
-    from pdiff_hf.run import run_recipe
+    from pdiff_hf.runs.recipe import load_recipe
+    from pdiff_hf.runs.stages import run_recipe
 
     folder = tmp_path_factory.mktemp("cli") / "run"
     run_recipe(load_recipe("digits-mlp", TINY), folder)

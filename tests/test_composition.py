@@ -1,10 +1,10 @@
 import pytest
 import yaml
 
-from pdiff_hf.composition import list_parts, read_recipe
-from pdiff_hf.recipe import load_recipe, load_training
-from pdiff_hf.recipe_parts import find_part, part_names, read_part
-from pdiff_hf.training.config import AUTOENCODER_PRESETS, DIFFUSION_PRESETS
+from pdiff_hf.models.config import AUTOENCODER_PRESETS, DIFFUSION_PRESETS
+from pdiff_hf.runs.composition import list_parts, read_recipe
+from pdiff_hf.runs.recipe import load_recipe, load_training
+from pdiff_hf.runs.recipe_parts import find_part, part_names, read_part
 
 
 def write(path, values):

@@ -7,15 +7,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pdiff_hf import AutoencoderPCA, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
-from pdiff_hf.data.dataset import read_layout, save_parameter_dataset
+from pdiff_hf.data.dataset import read_layout
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.generation import SelectionConfig, generate_networks
-from pdiff_hf.network_files import load_generated
-from pdiff_hf.recipe import EvaluateConfig
-from pdiff_hf.run_evaluation import evaluate_run
-from pdiff_hf.run_folder import Run
+from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.runs.evaluate import evaluate_run
+from pdiff_hf.runs.folder import Run
+from pdiff_hf.runs.generate import SelectionConfig, generate_networks
+from pdiff_hf.runs.recipe import EvaluateConfig
+from pdiff_hf.tasks.evaluators import load_stored_task
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
-from pdiff_hf.tasks.stored import load_stored_task
 
 TRUSTED = ("test_generation",)
 TASK = {"dataset": "digits", "val_size": 200}

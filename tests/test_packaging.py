@@ -63,7 +63,8 @@ def test_wheel_works_without_the_repository(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
-        "import pdiff_hf; from importlib import resources; from pdiff_hf.recipe import load_recipe, shipped_recipes; "
+        "import pdiff_hf; from importlib import resources; "
+        "from pdiff_hf.runs.recipe import load_recipe, shipped_recipes; "
         "print(pdiff_hf.__file__); [load_recipe(name) for name in shipped_recipes()]; "
         "load_recipe('vit_tiny-last_norms-cifar10', preset='paper', profile='cpu-smoke'); "
         "print((resources.files('pdiff_hf') / 'hub_cards' / 'model_card.md').is_file(), len(shipped_recipes()))"

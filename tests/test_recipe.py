@@ -2,7 +2,7 @@ import pytest
 import torch
 import yaml
 
-from pdiff_hf.recipe import BaseModelConfig, load_recipe, load_training, shipped_recipes
+from pdiff_hf.runs.recipe import BaseModelConfig, load_recipe, load_training, shipped_recipes
 
 
 def test_every_shipped_recipe_is_valid():

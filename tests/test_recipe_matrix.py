@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.composition import list_parts
 from pdiff_hf.forward import forward_logits
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.recipe_parts import find_part, named_recipes, part_names, read_part
-from pdiff_hf.run import check_training
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.runs.composition import list_parts
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.recipe_parts import find_part, named_recipes, part_names, read_part
+from pdiff_hf.runs.stages import check_training
 from pdiff_hf.tasks.collect import check_collection
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
 
 NETWORKS = {network["name"]: network for network in list_parts()["networks"]}
 DATA = {name: read_part(find_part(name, "data set")) for name in part_names("data set")}

@@ -9,10 +9,10 @@ import yaml
 
 from factories import TINY_RUN
 from golden_files import METRICS, check_golden
-from pdiff_hf.evaluation.seeds import aggregate_seeds
+from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.machine import describe_hardware
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import run_recipe
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import run_recipe
 from results_page.cells import Cell, find_cell, missing_cells, paper, paper_cells, paper_numbers
 from results_page.page import make_page
 from results_page.runs import collect_results

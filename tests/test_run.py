@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from factories import TINY_RUN
 from pdiff_hf.data.dataset import load_parameter_dataset
-from pdiff_hf.network_files import load_generated
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import run_recipe
-from pdiff_hf.run_folder import STAGES
+from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.runs.folder import STAGES
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import run_recipe
 from processes import launch_two
 
 
@@ -126,8 +126,8 @@ def test_missing_images_leave_no_trace(tmp_path):
 KILLED = """
 import os, signal, sys
 import yaml
-from pdiff_hf.recipe import Recipe
-from pdiff_hf.run import run_recipe
+from pdiff_hf.runs.recipe import Recipe
+from pdiff_hf.runs.stages import run_recipe
 from pdiff_hf.training import loop
 
 stage, folder, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -172,7 +172,7 @@ def test_kill_9_while_collecting_leaves_a_run_that_can_go_on(tmp_path):
     wanted = recipe("collect.num_checkpoints=4000")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
     code = (
-        "import sys, yaml; from pdiff_hf.recipe import Recipe; from pdiff_hf.run import run_recipe;"
+        "import sys, yaml; from pdiff_hf.runs.recipe import Recipe; from pdiff_hf.runs.stages import run_recipe;"
         "run_recipe(Recipe.model_validate(yaml.safe_load(open(sys.argv[1]))), sys.argv[2])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(tmp_path / "run")])

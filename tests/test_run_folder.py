@@ -6,10 +6,10 @@ import yaml
 
 from factories import make_dataset
 from pdiff_hf.files import read_json
-from pdiff_hf.recipe import load_recipe, load_training
-from pdiff_hf.run import run_recipe, train_stages
-from pdiff_hf.run_evaluation import evaluate_run
-from pdiff_hf.run_folder import STAGES, Run, open_run
+from pdiff_hf.runs.evaluate import evaluate_run
+from pdiff_hf.runs.folder import STAGES, Run, open_run
+from pdiff_hf.runs.recipe import load_recipe, load_training
+from pdiff_hf.runs.stages import run_recipe, train_stages
 
 TINY = [
     "base_training.epochs=1",

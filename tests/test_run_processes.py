@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from factories import TINY_RUN
 from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
-from pdiff_hf.network_files import load_generated
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import run_recipe
+from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import run_recipe
 from processes import launch_two
 from run_two_processes import generate
 

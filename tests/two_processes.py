@@ -12,13 +12,13 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 
 from pdiff_hf.files import write_json
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
 from pdiff_hf.training import loop
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.checkpoints import complete_checkpoints
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
 from pdiff_hf.training.diffusion import train_diffusion
-from pdiff_hf.training.history import NonFiniteLossError
 from pdiff_hf.training.interrupts import TrainingInterrupted
+from pdiff_hf.training.logs import NonFiniteLossError
 from small_training import train
 
 LATENTS = {"latent_channels": 4, "latent_length": 2, "min_explained_variance": -1e9}

@@ -51,8 +51,8 @@ def main(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from pdiff_hf.machine import process_state
-    from pdiff_hf.recipe import load_recipe
-    from pdiff_hf.run import collect
+    from pdiff_hf.runs.recipe import load_recipe
+    from pdiff_hf.runs.stages import collect
 
     result = collect(load_recipe(args.recipe, args.set, args.seed), Path(args.output_dir))
     if process_state().is_main_process:

@@ -19,8 +19,8 @@ import sys
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from pdiff_hf.training.arguments import add_config_arguments
-    from pdiff_hf.training.config import AutoencoderConfig
+    from pdiff_hf.models.config import AutoencoderConfig
+    from pdiff_hf.runs.recipe import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="a parameter dataset")
@@ -34,11 +34,10 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
 
-    from pdiff_hf.recipe import parse_config
-    from pdiff_hf.tasks.stored import load_stored_task, make_val_evaluator
-    from pdiff_hf.training.arguments import config_values
+    from pdiff_hf.models.config import AutoencoderConfig
+    from pdiff_hf.runs.recipe import config_values, parse_config
+    from pdiff_hf.tasks.evaluators import load_stored_task, make_val_evaluator
     from pdiff_hf.training.autoencoder import train_autoencoder
-    from pdiff_hf.training.config import AutoencoderConfig
     from pdiff_hf.training.loop import make_accelerator
 
     try:

@@ -20,8 +20,8 @@ import sys
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from pdiff_hf.training.arguments import add_config_arguments
-    from pdiff_hf.training.config import DiffusionConfig
+    from pdiff_hf.models.config import DiffusionConfig
+    from pdiff_hf.runs.recipe import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="the parameter dataset the autoencoder was trained on")
@@ -41,11 +41,10 @@ def main() -> None:
 
     from huggingface_hub import get_token
 
-    from pdiff_hf.hub.model_card import write_pipeline_card
-    from pdiff_hf.hub.push import push_pipeline
-    from pdiff_hf.recipe import parse_config
-    from pdiff_hf.training.arguments import config_values
-    from pdiff_hf.training.config import DiffusionConfig
+    from pdiff_hf.models.config import DiffusionConfig
+    from pdiff_hf.pipelines.card import write_pipeline_card
+    from pdiff_hf.pipelines.push import push_pipeline
+    from pdiff_hf.runs.recipe import config_values, parse_config
     from pdiff_hf.training.diffusion import train_diffusion
     from pdiff_hf.training.loop import make_accelerator
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pdiff_hf.recipe_parts import find_part, part_names, read_part
+from pdiff_hf.runs.recipe_parts import find_part, part_names, read_part
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pdiff_hf.results.text import MISSING, ReportTable, markdown_table, name_examples, number, percent, points
-from pdiff_hf.run_folder import STAGES
+from pdiff_hf.runs.folder import STAGES
 
 from .cells import Cell, missing_cells, paper, paper_cells, paper_numbers
 

@@ -11,7 +11,7 @@ import yaml
 
 from pdiff_hf.files import read_json
 from pdiff_hf.results.text import name_examples
-from pdiff_hf.run_folder import GATE_FILE, RECIPE_FILE, Run
+from pdiff_hf.runs.folder import GATE_FILE, RECIPE_FILE, Run
 
 from .cells import Cell, find_cell, order_of, paper, paper_numbers
 

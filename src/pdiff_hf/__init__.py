@@ -7,9 +7,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
-    from .data.dataset import load_base_model, load_parameter_dataset, save_parameter_dataset
-    from .data.import_.importer import import_checkpoints
+    from .data.dataset import load_base_model, load_parameter_dataset
+    from .data.importing.importer import import_checkpoints
     from .data.record import ParameterRecorder, ParameterRecorderCallback
+    from .data.writer import save_parameter_dataset
     from .layout import ParameterLayout
     from .models.autoencoder_identity import AutoencoderIdentity
     from .models.autoencoder_pca import AutoencoderPCA
@@ -28,11 +29,11 @@ _MODULES = {
     "ParameterLayout": "layout",
     "ParameterRecorder": "data.record",
     "ParameterRecorderCallback": "data.record",
-    "import_checkpoints": "data.import_.importer",
+    "import_checkpoints": "data.importing.importer",
     "load_base_model": "data.dataset",
     "load_parameter_dataset": "data.dataset",
     "make_unet_1d": "models.unet_1d",
-    "save_parameter_dataset": "data.dataset",
+    "save_parameter_dataset": "data.writer",
 }
 
 __all__ = [

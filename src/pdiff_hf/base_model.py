@@ -9,18 +9,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from huggingface_hub import HfApi, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from .files import atomic_write, sha256_file
 from .hub.errors import hub_errors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 LIBRARIES = ("timm", "transformers", "import")
 WEIGHTS = "base/model.safetensors"
@@ -129,7 +130,7 @@ class BaseModel:
                 another hash or do not fit.
         """
         if self.library == "timm":
-            # Here, because whoever only reads a reference would wait for it, and give it 40 MB.
+            # These libraries here, because whoever only reads a reference would wait for them, and give them memory.
             import timm
 
             if not timm.is_model(self.name):
@@ -138,11 +139,13 @@ class BaseModel:
             kwargs = self.kwargs if self.weights is None else {**self.kwargs, "pretrained": False}
             model = timm.create_model(self.name, **kwargs)
         elif self.library == "transformers":
+            import transformers
+
             architecture = getattr(transformers, self.name, None)
-            if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+            if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
                 raise ValueError(f"base model: transformers {transformers.__version__} has no model {self.name!r}.")
             config = dict(self.kwargs["config"])
-            config = AutoConfig.for_model(config.pop("model_type"), **config)
+            config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
             if not isinstance(config, architecture.config_class):
                 raise ValueError(
                     f"base model: {self.name} expects a {architecture.config_class.__name__}, "
@@ -173,7 +176,6 @@ class BaseModel:
             )
         try:
             if module == OWN_FACTORIES:
-                # Here for the reason that timm is.
                 from . import networks
 
                 return vars(networks)[factory]
@@ -216,6 +218,17 @@ class BaseModel:
         if not path.is_file():
             raise ValueError(f"base model: expected weights at {path}, found none.")
         return self._check_hash(path)
+
+    def carried_files(self) -> list[str]:
+        """Names of the files that this reference has in its own folder, their hashes checked; at most one.
+
+        Raises:
+            ValueError: the weights are missing, damaged or have another hash.
+        """
+        if self.carried_weights is None:
+            return []
+        self._checked_weights()
+        return [self.weights]
 
     def _check_hash(self, path: Path) -> Path:
         found = sha256_file(path)

@@ -12,9 +12,9 @@ from torch import nn
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data import shards
-from pdiff_hf.data.append import append_dataset_folder, append_parameter_dataset
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
+from pdiff_hf.data.writer import append_dataset_folder, append_parameter_dataset, save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
@@ -60,7 +60,7 @@ def test_rows_that_lack_a_metric_leave_old_shards_as_they_are(tmp_path):
 
 def test_folder_is_appended_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.append.SHARD_BYTES", 2 * 4 * D)
+    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 2 * 4 * D)
     save(tmp_path / "ds", val_accuracy=0.5)
     source = save(tmp_path / "source", "b", 5, 1, val_accuracy=0.25)
     with ParameterRecorder(LAYOUT, source, run="c") as recorder:
@@ -139,7 +139,7 @@ KILLED = """
 import os, signal, sys
 import torch
 from pdiff_hf.data import shards
-from pdiff_hf.data.append import append_parameter_dataset
+from pdiff_hf.data.writer import append_parameter_dataset
 from pdiff_hf.data.dataset import read_layout
 
 shards.SHARD_BYTES = 1

@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset, IterableDataset, List, Value, load_dataset
 
 from pdiff_hf.data import shards
-from pdiff_hf.data.append import append_parameter_dataset
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset, update_columns
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
+from pdiff_hf.data.writer import append_parameter_dataset, save_parameter_dataset, update_columns
 from small_datasets import LAYOUT, D, make_vectors
 
 LENGTH = 13

@@ -4,8 +4,9 @@ from datasets import get_dataset_config_names, load_dataset
 from huggingface_hub import DatasetCard
 from torch import nn
 
-from pdiff_hf.data.configs import dataset_configs, write_configs
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.hub import dataset_configs, write_configs
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout
 from small_datasets import LAYOUT, make_vectors, snapshot
 

@@ -12,13 +12,8 @@ from torch import nn
 
 from pdiff_hf.base_model import WEIGHTS, BaseModel
 from pdiff_hf.data import shards
-from pdiff_hf.data.dataset import (
-    dataset_vectors,
-    load_base_model,
-    load_parameter_dataset,
-    save_parameter_dataset,
-    update_columns,
-)
+from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset, update_columns
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot

@@ -1,7 +1,7 @@
 import pytest
 
-from pdiff_hf.data.import_.hub import card_metrics, parse_hub_source
-from pdiff_hf.data.import_.importer import import_checkpoints
+from pdiff_hf.data.importing.importer import import_checkpoints
+from pdiff_hf.data.importing.sources import card_metrics, parse_hub_source
 
 RESULT = """
   - task: {{type: image-classification}}

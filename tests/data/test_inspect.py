@@ -10,18 +10,19 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.dataset import save_parameter_dataset
-from pdiff_hf.data.inspection import cost
-from pdiff_hf.data.inspection.cost import CONFIGS, activation_bytes, autoencoder_costs
-from pdiff_hf.data.inspection.report import inspect_dataset
-from pdiff_hf.data.inspection.tables import make_tables
 from pdiff_hf.data.shards import features, shards, write_shard
+from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.inspection import cost
+from pdiff_hf.evaluation.inspection.cost import CONFIGS, activation_bytes, autoencoder_costs
+from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
+from pdiff_hf.evaluation.inspection.tables import make_tables
 from pdiff_hf.layout import TensorSpec
+from pdiff_hf.models.auto import build_autoencoder
 from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
+from pdiff_hf.models.config import AutoencoderConfig
 from pdiff_hf.networks import mlp3
-from pdiff_hf.training.autoencoder import build_autoencoder, split_rows
-from pdiff_hf.training.config import AutoencoderConfig
 
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
 LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pdiff_hf import ParameterLayout
-from pdiff_hf.data.inspection import geometry
-from pdiff_hf.data.inspection.geometry import (
+from pdiff_hf.evaluation.inspection import geometry
+from pdiff_hf.evaluation.inspection.geometry import (
     autocorrelation,
     autocorrelation_time,
     gram_matrix,

@@ -3,8 +3,8 @@ import torch
 import pdiff_hf.data.vectors as vectors_module
 from factories import make_dataset, make_vectors
 from pdiff_hf.data.vectors import StoredVectors, open_vectors, take_rows
+from pdiff_hf.models.config import AutoencoderConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.config import AutoencoderConfig
 
 
 def test_small_dataset_is_a_tensor(tmp_path):

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pdiff_hf.evaluation.seeds import aggregate_seeds
+from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.report.plots.networks import plot_accuracy_similarity
 from pdiff_hf.report.plots.style import COLORS
 from pdiff_hf.report.render import HEADLINES, make_html

@@ -6,15 +6,15 @@ import torch
 
 from factories import TINY_RUN
 from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from pdiff_hf.data.subset import copy_first_rows
-from pdiff_hf.evaluation.audit import audit_tables
+from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.data.writer import copy_first_rows
 from pdiff_hf.files import read_json
-from pdiff_hf.network_files import write_networks
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.run import collect
-from pdiff_hf.run_audit import audit, audit_recipe
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
-from pdiff_hf.training.latents import fit_latents
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_latents
+from pdiff_hf.pipelines.network_folder import write_networks
+from pdiff_hf.runs.audit import audit, audit_recipe
+from pdiff_hf.runs.audit_tables import audit_tables
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.stages import collect
 
 TINY = [override for override in TINY_RUN if override.split(".")[0] in ("autoencoder", "diffusion", "generate")]
 GROUPS = {"original", "generated", "unseen", "average_16", "noise_0.05", "noise_0.1"}
@@ -134,7 +134,7 @@ def test_command_takes_several_numbers(pdiff, dataset, audited, tmp_path):
 )
 def test_latents_are_as_many_as_the_checkpoints_allow(num_rows, latents, options, expected):
     config = AutoencoderConfig(latent_channels=latents[0], latent_length=latents[1], **options)
-    found = fit_latents(config, DiffusionConfig(), num_rows)
+    found = fit_latents(config, DiffusionConfig(), len(split_rows(num_rows, config.holdout_every)[0]))
     assert (found.latent_channels, found.latent_length) == expected
 
 

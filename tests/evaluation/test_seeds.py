@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pdiff_hf.evaluation.seeds import aggregate_seeds
+from pdiff_hf.evaluation.summary import aggregate_seeds
 
 
 def run(gain, num_test=100, nll=0.5):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from pdiff_hf.evaluation.choice import RUNGS, make_rungs, select_networks
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.evaluation.selection import RUNGS, make_rungs, select_networks
 from pdiff_hf.layout import ParameterLayout
 
 NUM_IMAGES = 400
@@ -96,7 +96,7 @@ class DecodedRows:
 
 def test_rows_are_asked_for_in_chunks(drawn, monkeypatch):
     evaluator, vectors, _ = drawn
-    monkeypatch.setattr("pdiff_hf.evaluation.selection.CHUNK_BYTES", 100 * 4 * vectors.shape[1])
+    monkeypatch.setattr("pdiff_hf.evaluation.choice.CHUNK_BYTES", 100 * 4 * vectors.shape[1])
     decoded = DecodedRows(vectors)
     assert torch.equal(select_networks(evaluator, decoded, 3).rows, select_networks(evaluator, vectors, 3).rows)
     assert decoded.largest == 100

@@ -10,8 +10,8 @@ from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
-from pdiff_hf.tasks.collect_config import CollectConfig
+from pdiff_hf.tasks.base_training import train_base_model
+from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.train_selection import train_selection
 

@@ -5,7 +5,7 @@ from loopback import LoopbackHub
 
 from factories import NETWORK, make_layout, make_network, make_pipeline
 from pdiff_hf import BaseModel
-from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from small_datasets import snapshot
 
 

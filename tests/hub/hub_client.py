@@ -69,12 +69,12 @@ def load(client, repo=PIPE, **options):
 
 
 def download(client, repo=DATA, **options):
-    code = "from pdiff_hf.hub.download import download_dataset; result = str(download_dataset(repo, **options))"
+    code = "from pdiff_hf.data.hub import download_dataset; result = str(download_dataset(repo, **options))"
     return client(code, repo=repo, options=options)
 
 
 def push(client, artefacts, repo=DATA, **options):
-    code = "from pdiff_hf.hub.push import push_dataset; result = push_dataset(folder, repo, **options)"
+    code = "from pdiff_hf.data.push import push_dataset; result = push_dataset(folder, repo, **options)"
     return client(code, folder=artefacts["folder"] / "dataset", repo=repo, options=options)
 
 

@@ -6,9 +6,9 @@ import torch
 from hub_client import ClientError
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.dataset import save_parameter_dataset
 from pdiff_hf.data.shards import shards
 from pdiff_hf.data.stats import compute_stats
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, make_vectors
 
@@ -113,7 +113,7 @@ def test_two_who_append_at_once_do_not_overwrite_each_other(hub, client, tmp_pat
     push(client, save(tmp_path / "a", "run-0"))
     code = """
 import pdiff_hf.hub.append as module
-from pdiff_hf.hub.append import append_dataset
+from pdiff_hf.data.push import append_dataset
 write = module.write_dataset_card
 def meanwhile(folder):
     module.write_dataset_card = write

@@ -13,7 +13,7 @@ BASE = "user/base"
 MAKE = """
 from factories import NETWORK, make_pipeline
 from pdiff_hf import BaseModel
-from pdiff_hf.hub.push import push_pipeline
+from pdiff_hf.pipelines.push import push_pipeline
 pipeline = make_pipeline()
 base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
 pipeline.base_model = base.with_hub_weights("user/base", revision)

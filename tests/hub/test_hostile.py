@@ -62,12 +62,12 @@ def change_base(artefacts, **changes):
         (lambda a: change_index(a, unet=["diffusers"]), "component 'unet' should come from one of"),
         (lambda a: change_base(a, weights="../../../etc/passwd"), "weights must be a path inside its own folder"),
         (lambda a: change_base(a, weights="/etc/passwd"), "weights must be a path inside its own folder"),
-        (lambda a: change_base(a, weights="unet/config.json"), "is not the file that it should be"),
+        (lambda a: change_base(a, weights="unet/config.json"), "was changed or is damaged"),
         (lambda a: change_base(a, weights="base/none.safetensors"), "expected a file 'base/none.safetensors'"),
-        (lambda a: change_base(a, sha256="0" * 64), "is not the file that it should be"),
+        (lambda a: change_base(a, sha256="0" * 64), "was changed or is damaged"),
         (lambda a: change_base(a, extra=1), "expected the keys"),
         (lambda a: change_index(a, base_model="os:system"), "model_index.json"),
-        (lambda a: {"base/model.safetensors": b"../../../../etc/passwd"}, "is not the file that it should be"),
+        (lambda a: {"base/model.safetensors": b"../../../../etc/passwd"}, "was changed or is damaged"),
     ],
 )
 def test_malformed_and_hostile_pipelines_are_refused(repos, client, artefacts, make, message):
@@ -119,8 +119,8 @@ def dataset_base(artefacts, **changes):
         (lambda a: dataset_base(a, weights="../../../../etc/passwd"), "weights must be a path inside its own folder"),
         (lambda a: dataset_base(a, weights="~root/../x"), "weights must be a path inside its own folder"),
         (lambda a: dataset_base(a, library="pickle"), "library must be one of"),
-        (lambda a: dataset_base(a, sha256="0" * 64), "is not the file that it should be"),
-        (lambda a: {"base/model.safetensors": b"\0" * 64}, "is not the file that it should be"),
+        (lambda a: dataset_base(a, sha256="0" * 64), "was changed or is damaged"),
+        (lambda a: {"base/model.safetensors": b"\0" * 64}, "was changed or is damaged"),
     ],
 )
 def test_malformed_and_hostile_datasets_are_refused_before_their_data(repos, client, artefacts, make, message):

@@ -46,7 +46,7 @@ def saved_files(folder, network):
 
 def run_import(client, *sources, out, **options):
     code = """
-from pdiff_hf.data.import_.importer import import_checkpoints
+from pdiff_hf.data.importing.importer import import_checkpoints
 result = import_checkpoints(sources, out, progress=False, **options)
 """
     return client(code, sources=sources, out=out, options=options)
@@ -100,7 +100,7 @@ def test_weights_alone_are_imported_into_a_named_network(hub, client, tmp_path):
     code = """
 from transformers import ViTConfig
 from pdiff_hf import BaseModel
-from pdiff_hf.data.import_.importer import import_checkpoints
+from pdiff_hf.data.importing.importer import import_checkpoints
 base = BaseModel.transformers(ViTConfig(**config), "ViTForImageClassification")
 result = import_checkpoints(sources, out, base_model=base, progress=False)
 """

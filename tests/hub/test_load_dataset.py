@@ -6,7 +6,7 @@ from hub_client import ClientError
 from torch import nn
 
 from pdiff_hf import ParameterLayout
-from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from small_datasets import LAYOUT, make_vectors, snapshot
 
 REPO = "user/params"
@@ -26,7 +26,7 @@ def put(hub, folder, prefix=""):
 
 
 def push(client, folder, **options):
-    code = "from pdiff_hf.hub.push import push_dataset; result = push_dataset(folder, repo, **options)"
+    code = "from pdiff_hf.data.push import push_dataset; result = push_dataset(folder, repo, **options)"
     return client(code, folder=folder, repo=REPO, options=options)
 
 
@@ -57,7 +57,7 @@ def test_configs_and_revisions_are_loaded(hub, client, folders, streaming):
 def test_appended_run_sends_its_own_shard_only(hub, client, folders):
     push(client, folders / "a")
     code = """
-from pdiff_hf.data.append import append_dataset_folder
+from pdiff_hf.data.writer import append_dataset_folder
 append_dataset_folder(source, folder)
 """
     save_parameter_dataset(make_vectors(2, 1), LAYOUT, folders / "more", columns={"run": ["b"] * 2})
@@ -75,7 +75,7 @@ def test_chunk_rows_are_streamed(hub, client, folders, monkeypatch):
     push_and_load = """
 from pdiff_hf.data import chunks
 chunks.CHUNK_VALUES = 13
-from pdiff_hf.hub.push import push_dataset
+from pdiff_hf.data.push import push_dataset
 push_dataset(folder, repo)
 results = []
 for streaming in (False, True):

@@ -5,7 +5,7 @@ import torch
 from hub_client import ClientError
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
 
@@ -26,12 +26,12 @@ def folder(tmp_path):
 
 
 def push(client, folder, repo=REPO, **options):
-    code = "from pdiff_hf.hub.push import push_dataset; result = push_dataset(folder, repo, **options)"
+    code = "from pdiff_hf.data.push import push_dataset; result = push_dataset(folder, repo, **options)"
     return client(code, folder=folder, repo=repo, options=options)
 
 
 def download(client, repo=REPO, **options):
-    code = "from pdiff_hf.hub.download import download_dataset; result = str(download_dataset(repo, **options))"
+    code = "from pdiff_hf.data.hub import download_dataset; result = str(download_dataset(repo, **options))"
     return client(code, repo=repo, options=options)
 
 
@@ -81,7 +81,7 @@ def test_addresses_for_streaming_download_no_shard(hub, client, folder):
     push(client, folder)
     hub.log.clear()
     code = """
-from pdiff_hf.hub.download import open_remote_dataset
+from pdiff_hf.data.hub import open_remote_dataset
 folder, files = open_remote_dataset(repo)
 import datasets
 rows = None if not stream else datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)

@@ -5,8 +5,8 @@ from hub_client import ClientError
 from transformers import ViTConfig, ViTForImageClassification
 
 from pdiff_hf import BaseModel, ParameterLayout, save_parameter_dataset
-from pdiff_hf.network_files import write_networks
 from pdiff_hf.networks import mlp3
+from pdiff_hf.pipelines.network_folder import write_networks
 
 REPO = "user/network"
 NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}
@@ -57,9 +57,8 @@ def write(tmp_path, library, selection=True):
 
 
 def push(client, tmp_path, repo=REPO, **options):
-    code = (
-        "from pdiff_hf.hub.generated import push_generated; result = push_generated(folder, repo, source, **options)"
-    )
+    code = "from pdiff_hf.pipelines.push_generated import push_generated\n"
+    code += "result = push_generated(folder, repo, source, **options)"
     return client(code, folder=tmp_path / "generated", repo=repo, source=tmp_path / "dataset", options=options)
 
 

@@ -14,7 +14,7 @@ from pdiff_hf import BaseModel
 
 REPO = "user/pdiff-tiny"
 
-PUSH = "from pdiff_hf.hub.push import push_pipeline; result = push_pipeline(folder, repo, **options)"
+PUSH = "from pdiff_hf.pipelines.push import push_pipeline; result = push_pipeline(folder, repo, **options)"
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ print(json.dumps({"vector": out[0].tolist(), "logits": model(torch.ones(1, 1, 2,
 @pytest.mark.slow
 def test_standalone_branch_loads_without_this_package(hub, client, folder):
     client(
-        "from pdiff_hf.hub.model_card import write_pipeline_card\nimport os\nos.remove(folder + '/README.md')\n"
+        "from pdiff_hf.pipelines.card import write_pipeline_card\nimport os\nos.remove(folder + '/README.md')\n"
         "result = str(write_pipeline_card(folder))", folder=folder
     )  # fmt: skip
     push(client, folder, standalone=True)

@@ -6,8 +6,9 @@ import socket
 import pytest
 from hub_client import DATA, PIPE, READ_TOKEN, TOKEN, Client, ClientError, download, load, one_line, push
 
-from pdiff_hf.hub.download import download_dataset, download_pipeline
-from pdiff_hf.hub.push import push_dataset
+from pdiff_hf.data.hub import download_dataset
+from pdiff_hf.data.push import push_dataset
+from pdiff_hf.pipelines.hub import download_pipeline
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 from factories import NETWORK, make_layout, make_network, make_pipeline, make_vectors
 from golden_files import METRICS, check_golden
 from pdiff_hf import BaseModel
-from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 
 __all__ = ["METRICS", "check_golden"]
 TRAINING = {"diffusion": {"steps": 600, "learning_rate": 0.001, "seed": 0}}

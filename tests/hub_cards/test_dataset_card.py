@@ -10,8 +10,8 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import metadata_load
 
 from factories import make_network, make_vectors
+from pdiff_hf.data.card import size_category, write_dataset_card
 from pdiff_hf.hub.card_text import REPO_ID
-from pdiff_hf.hub.dataset_card import size_category, write_dataset_card
 
 
 def render(folder, **options):

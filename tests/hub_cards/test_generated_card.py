@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 
 from factories import NETWORK, make_layout
 from pdiff_hf import BaseModel
-from pdiff_hf.hub.generated_card import make_generated_card
+from pdiff_hf.pipelines.generated_card import make_generated_card
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
 SELECTION = {"num_drawn": 1000, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}

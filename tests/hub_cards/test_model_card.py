@@ -9,9 +9,9 @@ from huggingface_hub.repocard import metadata_load
 
 from factories import NETWORK
 from pdiff_hf import BaseModel
-from pdiff_hf.evaluation.seeds import aggregate_seeds
+from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.hub.card_text import REPO_ID
-from pdiff_hf.hub.model_card import write_pipeline_card
+from pdiff_hf.pipelines.card import write_pipeline_card
 from small_results import evaluate
 
 

@@ -3,9 +3,9 @@ import yaml
 from artefacts import METRICS, save_dataset, save_pipeline
 from huggingface_hub import ModelCard
 
+from pdiff_hf.data.card import write_dataset_card
 from pdiff_hf.hub.card_text import update_card, write_card
-from pdiff_hf.hub.dataset_card import write_dataset_card
-from pdiff_hf.hub.model_card import write_pipeline_card
+from pdiff_hf.pipelines.card import write_pipeline_card
 
 OLD = """---
 library_name: diffusers

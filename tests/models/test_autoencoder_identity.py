@@ -6,12 +6,11 @@ from factories import make_dataset, make_layout, make_vectors
 from pdiff_hf import AutoencoderIdentity, PDiffPipeline, make_unet_1d
 from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout, TensorSpec
-from pdiff_hf.models import load_autoencoder
-from pdiff_hf.run import check_training
+from pdiff_hf.models.auto import load_autoencoder
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.runs.stages import check_training
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
-from pdiff_hf.training.diffusion import train_diffusion
-from pdiff_hf.training.unet_memory import unet_training_bytes
+from pdiff_hf.training.diffusion import train_diffusion, unet_training_bytes
 
 UNET = {"steps": 2, "block_out_channels": (16, 16), "lr_warmup_steps": 0}
 

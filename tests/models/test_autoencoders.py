@@ -4,7 +4,7 @@ from safetensors.torch import load_file, save_file
 
 from factories import LATENTS, make_autoencoder, make_layout, make_vectors
 from pdiff_hf import AutoencoderPCA, AutoencoderPDiff
-from pdiff_hf.models.pca import principal_components
+from pdiff_hf.models.autoencoder_pca import principal_components
 
 KINDS = {"pdiff": AutoencoderPDiff, "pca": AutoencoderPCA}
 
@@ -112,7 +112,7 @@ def test_pca_equals_the_singular_value_decomposition():
 def test_pca_in_column_blocks_equals_pca_in_one(monkeypatch):
     autoencoder = make_autoencoder("pca")
     whole = principal_components(make_vectors(), autoencoder.normalizer, 8)
-    monkeypatch.setattr("pdiff_hf.models.pca.BLOCK_VALUES", 24 * 7)
+    monkeypatch.setattr("pdiff_hf.models.autoencoder_pca.BLOCK_VALUES", 24 * 7)
     for blocked, expected in zip(principal_components(make_vectors(), autoencoder.normalizer, 8), whole, strict=True):
         torch.testing.assert_close(blocked, expected, atol=1e-5, rtol=1e-4)
 

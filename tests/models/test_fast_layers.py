@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pdiff_hf import make_unet_1d
-from pdiff_hf.models.fast_layers import FastMish, ShortConv1d, use_fast_layers
-from pdiff_hf.models.patches import PatchConv1d, PatchConvTranspose1d, PositionPool, PositionSpread
+from pdiff_hf.models.autoencoder_pdiff import PatchConv1d, PatchConvTranspose1d, PositionPool, PositionSpread
+from pdiff_hf.models.unet_1d import FastMish, ShortConv1d, use_fast_layers
 
 # Sums of some hundred float32 products in another order.
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}

@@ -98,7 +98,7 @@ def test_truncation_0_gives_the_decoded_mean_and_a_half_the_middle(pipeline):
 
 def test_decoding_in_chunks_equals_decoding_at_once(pipeline, monkeypatch):
     at_once = sample(pipeline, batch_size=5)
-    monkeypatch.setattr("pdiff_hf.pipelines.pipeline_pdiff.DECODE_CHUNK_VALUES", 2 * make_layout().num_parameters)
+    monkeypatch.setattr("pdiff_hf.models.autoencoder_base.DECODED_VALUES", 2 * make_layout().num_parameters)
     torch.testing.assert_close(sample(pipeline, batch_size=5), at_once, atol=2e-5, rtol=0)
 
 

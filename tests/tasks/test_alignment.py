@@ -7,17 +7,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data.alignment import align_dataset, align_networks
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.baselines import uniform_soup
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.matching import align_networks
 from pdiff_hf.evaluation.permutations import permutation_spec
 from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
-from pdiff_hf.tasks.base_training import BaseTrainingConfig
+from pdiff_hf.tasks.collect import align_dataset
+from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
-from pdiff_hf.tasks.independent import train_networks
+from pdiff_hf.tasks.zoo import train_networks
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3")
 LAYOUT = ParameterLayout.from_model(mlp3())

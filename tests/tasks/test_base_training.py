@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from pdiff_hf.networks import convnet3, mlp3
-from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.base_training import train_base_model
+from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
 

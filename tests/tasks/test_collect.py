@@ -10,10 +10,10 @@ from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_paramet
 from pdiff_hf.files import read_json
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import check_collection, collect_checkpoints, partial_folder
-from pdiff_hf.tasks.collect_config import CollectConfig
 from pdiff_hf.tasks.collect_runs import RunCollector
+from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.train_selection import share_prefix, train_selection
 from processes import launch_two, run

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.recipe_parts import find_part, part_names, read_part
-from pdiff_hf.tasks.kinds import load_task
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.runs.recipe_parts import find_part, part_names, read_part
+from pdiff_hf.tasks.auto import load_task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 IMAGENET = (0.485, 0.456, 0.406)

@@ -6,10 +6,10 @@ import torch
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
-from pdiff_hf.tasks.collect_config import CollectConfig
-from pdiff_hf.tasks.fine_tune import fine_tune
+from pdiff_hf.tasks.base_training import train_base_model
+from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
+from pdiff_hf.tasks.train_selection import fine_tune
 
 CONFIG = CollectConfig(select="all", train_batch_size=32)
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from pdiff_hf.networks import convnet3, mlp3
-from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.tasks.base_training import train_base_model
+from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
-from pdiff_hf.tasks.independent import _train_stacked, networks_at_once, train_networks
+from pdiff_hf.tasks.zoo import _train_stacked, networks_at_once, train_networks
 
 CONFIG = BaseTrainingConfig(epochs=2, learning_rate=5e-3, train_batch_size=32)
 

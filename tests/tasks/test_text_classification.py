@@ -9,14 +9,14 @@ from transformers import BertConfig, DistilBertConfig, PreTrainedTokenizerFast
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.forward import forward_logits
+from pdiff_hf.hub.snapshot import without_paths
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.recipe import load_recipe
-from pdiff_hf.tasks.base_training import BaseTrainingConfig, train_base_model
+from pdiff_hf.runs.recipe import load_recipe
+from pdiff_hf.tasks.auto import load_task
+from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
-from pdiff_hf.tasks.collect_config import CollectConfig
-from pdiff_hf.tasks.kinds import load_task
-from pdiff_hf.tasks.sources import without_paths
-from pdiff_hf.tasks.stored import load_stored_task
+from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
+from pdiff_hf.tasks.evaluators import load_stored_task
 from pdiff_hf.tasks.text_classification import TextClassificationConfig
 from small_texts import make_reviews
 

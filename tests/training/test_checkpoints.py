@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from factories import make_dataset
+from pdiff_hf.models.config import AutoencoderConfig
 from pdiff_hf.training import checkpoints as training_checkpoints
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.config import AutoencoderConfig
-from pdiff_hf.training.history import NonFiniteLossError
+from pdiff_hf.training.logs import NonFiniteLossError
 from pdiff_hf.training.loop import make_accelerator, run_steps
 from small_training import CONFIG, ROWS, names, train
 
@@ -128,7 +128,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 FULL = """
 import resource, signal, sys
-from pdiff_hf.training.config import AutoencoderConfig; from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.models.config import AutoencoderConfig; from pdiff_hf.training.autoencoder import train_autoencoder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))

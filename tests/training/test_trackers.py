@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pdiff_hf.training import trackers
+from pdiff_hf.training import logs as trackers
 from small_training import train
 
 installed = {name: importlib.util.find_spec(name) is not None for name in ("tensorboard", "wandb", "trackio")}
@@ -54,7 +54,7 @@ def test_trackio_gets_the_losses_of_the_log(tmp_path):
 
 @pytest.mark.skipif(not installed["tensorboard"], reason="tensorboard is not installed")
 def test_a_tracker_is_finished_when_training_fails(tmp_path):
-    from pdiff_hf.training.history import NonFiniteLossError
+    from pdiff_hf.training.logs import NonFiniteLossError
 
     with pytest.raises(NonFiniteLossError):
         train(

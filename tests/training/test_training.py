@@ -6,12 +6,12 @@ from safetensors.torch import load_file
 
 from factories import LATENTS, make_autoencoder, make_dataset, make_vectors
 from pdiff_hf import ParameterLayout, PDiffPipeline
-from pdiff_hf.data.dataset import save_parameter_dataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.files import write_json
+from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.training import loop as training_loop
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.config import AutoencoderConfig, DiffusionConfig
 from pdiff_hf.training.diffusion import train_diffusion
 from pdiff_hf.training.gate import PoorReconstructionError
 

@@ -12,7 +12,7 @@ from .app import app, errors
 
 # The commands register themselves, in the order of the help.
 # isort: off
-from . import runs, ablate, datasets, networks, analysis, hub, artefacts  # noqa: F401
+from . import runs, datasets, networks, artefacts  # noqa: F401
 # isort: on
 
 # Options that take several numbers.

@@ -63,8 +63,8 @@ def import_(
     if not isinstance(arguments, dict):
         raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
     quiet()
-    from ..data.import_.architecture import parse_base_model, read_base_model
-    from ..data.import_.importer import import_checkpoints
+    from ..data.importing.architecture import parse_base_model, read_base_model
+    from ..data.importing.importer import import_checkpoints
 
     base_model = None if base is None else parse_base_model(base, arguments)
     if base_model_json is not None:
@@ -98,10 +98,10 @@ def inspect(
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
     quiet()
     from ..data.dataset import read_layout
-    from ..data.inspection.report import inspect_dataset
-    from ..data.inspection.tables import make_tables
-    from ..hub.resolve import resolve_dataset
-    from ..tasks.stored import load_stored_task, make_val_evaluator
+    from ..data.hub import resolve_dataset
+    from ..evaluation.inspection.inspect_dataset import inspect_dataset
+    from ..evaluation.inspection.tables import make_tables
+    from ..tasks.evaluators import load_stored_task, make_val_evaluator
 
     folder = resolve_dataset(dataset)
     read_layout(folder)
@@ -126,8 +126,8 @@ def align(
 ) -> None:
     """Bring the hidden units of independent networks into a common order, without changing what they compute."""
     quiet()
-    from ..data.alignment import align_dataset
-    from ..hub.resolve import resolve_dataset
+    from ..data.hub import resolve_dataset
+    from ..tasks.collect import align_dataset
 
     summary = align_dataset(resolve_dataset(dataset), out, trusted or ())
     line_printer(as_json)(

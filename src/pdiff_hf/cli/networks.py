@@ -1,4 +1,4 @@
-"""Generated networks: draw them, judge them."""
+"""Generated networks: drawn, judged, and followed on their way out of noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
+from .app import AsJson, Seed, Set, Trusted, app, console, line_printer, print_json, quiet
 
 
 @app.command()
@@ -36,9 +36,11 @@ def generate(
     if select is None and (needless := [name for name, value in given.items() if value]):
         raise ValueError(f"{needless[0]} is for selected networks; give --select val too.")
     quiet()
+    from ..data.hub import resolve_dataset
     from ..files import read_json
-    from ..generation import SelectionConfig, generate_networks, load_pipeline
-    from ..hub.resolve import resolve_dataset, resolve_pipeline
+    from ..pipelines.hub import resolve_pipeline
+    from ..pipelines.sampling import load_pipeline
+    from ..runs.generate import SelectionConfig, generate_networks
 
     loaded, selection = load_pipeline(resolve_pipeline(pipeline)), None
     if select is not None:
@@ -89,10 +91,11 @@ def evaluate(
 ) -> None:
     """Evaluate generated networks against originals and baselines, and write the report anew."""
     quiet()
-    from ..hub.resolve import resolve_dataset, resolve_pipeline
+    from ..data.hub import resolve_dataset
+    from ..pipelines.hub import resolve_pipeline
     from ..report.write import make_table
-    from ..run_evaluation import evaluate_config, evaluate_run
-    from ..run_folder import Run
+    from ..runs.evaluate import evaluate_config, evaluate_run
+    from ..runs.folder import Run
 
     run = Run(run_dir)
     metrics = evaluate_run(
@@ -108,3 +111,67 @@ def evaluate(
         console.print(make_table(metrics))
         line_printer(as_json)(f"Report: {(out or run_dir / 'report') / 'report.html'}")
     print_json(metrics, as_json)
+
+
+@app.command()
+def trajectory(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run: dataset/ and pipeline/ inside.")],
+    num_starts: Annotated[int, typer.Option(min=1, help="Networks to follow.")] = 5,
+    num_inference_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's by default.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="dpmsolver++, ddim or ddpm; the recipe's by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; the recipe's by default.")] = None,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow networks from noise to the end: their accuracy, and where they lie among the originals."""
+    quiet()
+    from ..runs.evaluate import generate_config, trajectory_run
+    from ..runs.folder import Run
+
+    run = Run(run_dir)
+    given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
+    config = generate_config(run, {key: value for key, value in given.items() if value is not None})
+    found, files = trajectory_run(run, config, num_starts, trusted or ())
+    line = line_printer(as_json)
+    ends = {key: _mean(found["noisy"][key][-1]) for key in ("accuracy", "distance", "distance_to_mean")}
+    line(
+        f"{num_starts} networks, {config.num_inference_steps} steps: test accuracy from "
+        f"{_mean(found['noisy']['accuracy'][0]):.2%} to {ends['accuracy']:.2%} (originals "
+        f"{found['originals']['accuracy']['mean']:.2%}); they end {ends['distance']:.3g} yardsticks from the nearest "
+        f"original and {ends['distance_to_mean']:.2f} times as far from the originals' mean as originals do."
+    )
+    for file in files:
+        line(f"→ {file}")
+    line("The next pdiff evaluate puts both figures into report.html.")
+    print_json(found, as_json)
+
+
+@app.command()
+def audit(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a parameter dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder of the audit; a begun one goes on.")],
+    num_checkpoints: Annotated[
+        list[int], typer.Option("--num-checkpoints", min=1, metavar="K K …", help="Train on the first K checkpoints.")
+    ] = (10, 50, 200, 300),  # type: ignore[assignment]
+    overrides: Set = None,
+    seed: Seed = None,
+    trusted: Trusted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does the generator memorise? Its similarity to its checkpoints, against their number."""
+    quiet()
+    from ..runs.audit import audit as audit_run
+    from ..runs.audit import audit_recipe
+    from ..runs.audit_tables import make_audit_table
+
+    line = line_printer(as_json)
+    found = audit_run(audit_recipe(source, overrides or (), seed), num_checkpoints, out, trusted or (), line)
+    if not as_json:
+        console.print(make_audit_table(found))
+    line(f"→ {out / 'audit.md'}, audit.json, audit.png; a report of every K in {out / 'K-…' / 'report'}")
+    print_json(found, as_json)
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else float("nan")

@@ -1,4 +1,4 @@
-"""A whole run, and its stages up to the pipeline."""
+"""Runs: a whole one, its stages up to the pipeline, and many along the axes of an ablation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _run(
     preset: str | None = None,
     profile: str | None = None,
 ) -> None:
-    from ..recipe import load_recipe
+    from ..runs.recipe import load_recipe
 
     loaded = {folder: load_recipe(recipe, overrides or (), seed, preset, profile) for folder, seed in runs.items()}
     quiet()
-    from ..evaluation.seeds import aggregate_seeds
+    from ..evaluation.summary import aggregate_seeds
     from ..report.write import make_table, write_summary
-    from ..run import run_recipe
-    from ..run_folder import open_run
+    from ..runs.folder import open_run
+    from ..runs.stages import run_recipe
 
     # Another run in the last folder is noticed before the first has taken its time.
     for folder, configured in loaded.items():
@@ -92,11 +92,11 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """Train a base model and collect its checkpoints into a parameter dataset."""
-    from ..recipe import load_recipe
+    from ..runs.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or (), seed, preset, profile)
     quiet()
-    from ..run import collect as collect_stage
+    from ..runs.stages import collect as collect_stage
 
     summary = collect_stage(loaded, out)
     line_printer(as_json)(
@@ -119,9 +119,9 @@ def train(
 ) -> None:
     """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
     quiet()
-    from ..hub.resolve import resolve_dataset
-    from ..recipe import load_training
-    from ..run import train_stages
+    from ..data.hub import resolve_dataset
+    from ..runs.recipe import load_training
+    from ..runs.stages import train_stages
 
     loaded = load_training(resolve_dataset(dataset), overrides or (), seed, preset, profile)
 
@@ -129,3 +129,48 @@ def train(
     report = train_stages(loaded, out, trusted or (), line)
     line(f"The autoencoder explains {report['explained_variance']:.2%} of the variance of held-out checkpoints.")
     print_json(report, as_json)
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    axis: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=VALUE,…",
+            help="num_checkpoints, noise, timesteps, layer, sampling, optimizer, autoencoder, or any recipe key.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the ablation; a begun one goes on, also with further axes.")],
+    overrides: Set = None,
+    seeds: Seeds = None,
+    grid: Annotated[bool, typer.Option("--grid", help="All combinations instead of each axis alone.")] = False,
+    preset: Preset = None,
+    profile: Profile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Vary a recipe along axes; every point is an ordinary run. accelerate launch -m pdiff_hf ablate shares them."""
+    quiet()
+    from ..runs.ablation.axes import parse_axes
+    from ..runs.ablation.execute import execute, open_ablation
+    from ..runs.ablation.plan import make_plan
+    from ..runs.ablation.results import collect_results, list_problems, make_terminal_table, write_results
+
+    options = {"seeds": list(dict.fromkeys(seeds or ())), "grid": grid, "preset": preset, "profile": profile}
+    plan = make_plan(recipe, parse_axes(axis), overrides or (), **options)
+    axes = open_ablation(plan, out)
+    if axes != plan.axes:
+        plan = make_plan(recipe, axes, overrides or (), **options)
+    line = line_printer(as_json)
+    execute(plan, out, line)
+    if console.quiet:
+        return
+    results = collect_results(plan, out)
+    files = write_results(results, out)
+    if not as_json:
+        console.print(make_terminal_table(results))
+    for problem in list_problems(results):
+        line(f"Failed: {problem}")
+    for file in files:
+        line(f"→ {file}")
+    print_json(results, as_json)

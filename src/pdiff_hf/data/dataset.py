@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,30 +16,11 @@ from datasets.table import InMemoryTable
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..base_model import BaseModel
-from ..files import read_json, write_json
+from ..files import read_json
 from ..layout import ParameterLayout
 from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
-from .configs import DEFAULT, config_folder
-from .shards import (
-    KEYS,
-    RECORDING,
-    SHARD_BYTES,
-    append_shards,
-    arrow_schema,
-    check_finite,
-    check_metric,
-    check_shard,
-    features,
-    metric_names,
-    read_shard,
-    recorded_batches,
-    recorded_runs,
-    rows_table,
-    shards,
-    with_columns,
-    write_shard,
-)
-from .stats import compute_stats
+from .hub import DEFAULT, config_folder
+from .shards import RECORDING, check_finite, check_shard, features, metric_names, read_shard, recorded_batches, shards
 
 SCHEMA = 1
 
@@ -98,8 +78,8 @@ def load_parameter_dataset(
     found = None
     if not Path(path).exists():
         # Imported when it is needed: what knows the Hub loads much of diffusers.
-        from ..hub.download import download_dataset, open_remote_dataset
-        from ..hub.resolve import split_hub_id
+        from ..hub.snapshot import split_hub_id
+        from .hub import download_dataset, open_remote_dataset
 
         found = split_hub_id(path)
     if found is not None:
@@ -181,103 +161,3 @@ def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
             check_finite(vectors[row : row + len(part)], layout, first=row)
             row += len(part)
     return torch.from_numpy(vectors)
-
-
-def save_parameter_dataset(
-    vectors: torch.Tensor,
-    layout: ParameterLayout,
-    output_dir: str | Path,
-    base_model: BaseModel | None = None,
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Write vectors as a new parameter dataset.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`):
-            Raw parameter values, one row per checkpoint.
-        layout ([`ParameterLayout`]):
-            What a vector is made of.
-        output_dir (`str` or `Path`):
-            A folder that holds no dataset yet.
-        base_model ([`BaseModel`], *optional*):
-            Copied into the folder, with its weights.
-        columns (`Mapping[str, Sequence]`, *optional*):
-            `run`, `seed`, `step`, `epoch` and float metrics, K values each.
-        metadata (`Mapping`, *optional*):
-            JSON-able, goes into `stats.json`.
-
-    Raises:
-        ValueError: the folder holds a dataset already, shapes do not fit, or a value is NaN or infinite.
-    """
-    output_dir = Path(output_dir)
-    if (output_dir / "layout.json").exists() or shards(output_dir):
-        raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
-    table = rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
-    write_layout(output_dir, layout, base_model)
-    append_shards(table.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * layout.num_parameters))), output_dir)
-    finish_dataset(output_dir, metadata)
-
-
-def update_columns(path: str | Path, columns: Mapping[str, Sequence[float]]) -> None:
-    """Add or replace metrics of a dataset folder; every shard is rewritten whole or not at all.
-
-    Args:
-        path (`str` or `Path`): Folder of the dataset.
-        columns (`Mapping[str, Sequence[float]]`): One value for every row, in the order of the dataset.
-
-    Raises:
-        ValueError: a column identifies rows, has another length than the dataset, or holds a NaN or an infinity.
-    """
-    layout, _ = read_layout(path)
-    if (Path(path) / RECORDING).exists():
-        raise ValueError(f"{path} holds a recording that was not closed; call finish_recording first.")
-    num_rows = recorded_runs(path).total()
-    for name, values in columns.items():
-        if name in KEYS or name == "parameters":
-            raise ValueError(f"column {name!r} identifies rows and cannot be replaced; choose a metric's name.")
-        if len(values) != num_rows:
-            raise ValueError(f"column {name!r}: expected {num_rows} values, found {len(values)}.")
-        check_metric(name, values)
-    start = 0
-    for file in shards(path):
-        table = read_shard(file, layout)
-        stop = start + len(table)
-        arrays = dict(zip(table.column_names, table.columns, strict=True))
-        arrays |= {name: pa.array(list(values[start:stop]), pa.float32()) for name, values in columns.items()}
-        schema = arrow_schema(layout, metric_names(arrays))
-        write_shard(pa.table([arrays[name] for name in schema.names], schema=schema), file)
-        start = stop
-    finish_dataset(path)
-
-
-def write_layout(path: str | Path, layout: ParameterLayout, base_model: BaseModel | None) -> None:
-    """Write `layout.json`, and the base model's weights beside it when it has any."""
-    if base_model is not None and base_model.weights is not None:
-        base_model = base_model.copy_to(path)
-    base = None if base_model is None else base_model.to_dict()
-    write_json(Path(path) / "layout.json", {**layout.to_dict(), "base_model": base})
-
-
-def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write `stats.json` for the shards of a folder, and its card, `README.md`; what a person wrote there is kept.
-
-    `metadata` is merged into that of `stats.json`. Shards that lack a metric get it as a column of nulls, because
-    `datasets.load_dataset` wants the same columns in all shards.
-    """
-    path = Path(path)
-    layout, _ = read_layout(path)
-    files = shards(path)
-    metrics = metric_names(dict.fromkeys(name for file in files for name in check_shard(file, layout).names))
-    schema = arrow_schema(layout, metrics)
-    stored = {*schema.names} - {"parameters"}
-    for file in files:
-        if stored - {*check_shard(file, layout).names}:
-            write_shard(with_columns(read_shard(file, layout), schema), file)
-    known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
-    stats = compute_stats(files, layout, metrics)
-    write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
-    # What knows the cards loads much else.
-    from ..hub.dataset_card import write_dataset_card
-
-    write_dataset_card(path)

@@ -14,9 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
-from .append import check_append, finish_rows, lock_folder, unlock_folder
-from .dataset import write_layout
 from .shards import RECORDING, rows_table
+from .writer import check_append, finish_rows, lock_folder, unlock_folder, write_layout
 
 
 class ParameterRecorder:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from ..layout import ParameterLayout
-from .configs import config_folder
 from .dataset import dataset_vectors, load_parameter_dataset, read_layout
+from .hub import config_folder
 from .shards import RECORDING, check_finite, read_rows, recorded_runs, shards
 
 # Datasets up to this size are kept in memory.
@@ -101,3 +101,10 @@ def _store(files: list[Path], layout: ParameterLayout) -> StoredVectors:
     scratch.flush()
     pa.default_memory_pool().release_unused()
     return StoredVectors(scratch, size, torch.arange(row))
+
+
+def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the training rows and of every `holdout_every`-th row, which the autoencoder never sees."""
+    rows = torch.arange(num_rows)
+    heldout = rows % holdout_every == holdout_every // 2
+    return rows[~heldout], rows[heldout]

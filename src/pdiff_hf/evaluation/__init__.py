@@ -5,7 +5,7 @@ from importlib import import_module
 # Imported on first use, so that a file of this package never loads its neighbours.
 _MODULES = {
     "ParameterEvaluator": "evaluator",
-    "aggregate_seeds": "seeds",
+    "aggregate_seeds": "summary",
     "build_groups": "groups",
     "evaluate_groups": "evaluate",
     "find_permutations": "permutations",

@@ -7,12 +7,16 @@ al. 2022, arXiv 2110.06296; Ainsworth et al. 2023, "Git Re-Basin", arXiv 2209.04
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from .permutations import PermutationSpec, PermutedTensor
 from .similarity import nearest_distance, squared_distances
+
+# Every round brings the networks closer to their mean, so it ends; for 400 small perceptrons after some 40 rounds.
+MAX_ALIGNMENT_ROUNDS = 200
 
 # Float64 values of the networks that are matched at once, 2 MB: more would leave the processor's caches.
 CHUNK_VALUES = 2**18
@@ -181,3 +185,38 @@ def _permute(vectors: torch.Tensor, order: torch.Tensor, layer: int, spec: Permu
             view.copy_(view.gather(1, order[:, :, None, None].expand_as(view)))
         if tensor.input == layer:
             view.copy_(view.gather(2, order[:, None, :, None].expand_as(view)))
+
+
+def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Permute the hidden units of networks so that they come close to each other, without changing what they compute.
+
+    All are matched with the first one, then with the mean of all, until no unit changes its place. Matching by
+    weights: Ainsworth et al. 2023, arXiv 2209.04836, §3.2; that the mean of all takes the place of one network is the
+    simplest of their ways to merge many. How the units of a network are ordered before has no influence on the others,
+    and for the first one none but on the order that all get.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
+        spec ([`PermutationSpec`]): Of [`permutation_spec`].
+
+    Returns:
+        `tuple[torch.Tensor, dict]`: vectors `(K, D)`, each with the values of its row in another order, and how it
+        went: `method`, `rounds`, `converged`, and the root of the mean squared distance to the mean in parameter
+        units, `spread_before` and `spread_after`.
+
+    Raises:
+        ValueError: vectors of another length than the specification's.
+    """
+    aligned = align(vectors, vectors[0], spec)
+    rounds, converged = 0, False
+    while not converged and rounds < MAX_ALIGNMENT_ROUNDS:
+        moved = match(aligned, aligned.double().mean(0), spec)
+        converged = torch.equal(moved, aligned)
+        aligned, rounds = moved, rounds + 1
+    report = {"method": "permutation", "rounds": rounds, "converged": converged}
+    return aligned, report | {"spread_before": _spread(vectors), "spread_after": _spread(aligned)}
+
+
+def _spread(vectors: torch.Tensor) -> float:
+    mean = vectors.double().mean(0)
+    return torch.stack([(row - mean).square().sum() for row in vectors]).mean().sqrt().item()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 
-from .evaluator import CHUNK_BYTES, ParameterEvaluator
+from .evaluator import ParameterEvaluator
 from .similarity import column_blocks, nearest_distance
-
-if TYPE_CHECKING:
-    from ..pipelines.pipeline_pdiff import PDiffPipeline
 
 SCHEMA = 1
 # Latents of these have the variance of the diffusion process, so that `alphas_cumprod` says what is noise in them.
@@ -24,7 +21,7 @@ MAX_POINTS = 51
 
 @torch.no_grad()
 def trajectory(
-    pipe: PDiffPipeline,
+    pipe: DiffusionPipeline,
     evaluator: ParameterEvaluator,
     originals: torch.Tensor,
     num_starts: int = 5,
@@ -67,7 +64,7 @@ def trajectory(
     steps, timesteps, latents = [], [], {"noisy": [], "predicted": []}
     before = start.to(pipe.unet.device)
 
-    def look(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+    def look(pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         nonlocal before
         num_steps = len(pipe.scheduler.timesteps)
         if step in torch.linspace(0, num_steps, min(num_steps + 1, max_points)).round().long():
@@ -178,7 +175,7 @@ class PrincipalPlane:
 
 
 def _describe(
-    pipe: PDiffPipeline,
+    pipe: DiffusionPipeline,
     evaluator: ParameterEvaluator,
     latents: torch.Tensor,
     originals: torch.Tensor,
@@ -189,9 +186,8 @@ def _describe(
     """Decode latents `(P, B, C, L)`, few at a time, and describe their networks by nested lists `(P, B, …)`."""
     mean = originals.mean(0, keepdim=True)
     columns: dict[str, list[torch.Tensor]] = {"accuracy": [], "distance": [], "distance_to_mean": [], "plane": []}
-    rows = max(1, CHUNK_BYTES // (4 * originals.shape[1]))
-    for part in pipe.autoencoder.unscale_latents(latents.flatten(0, 1)).split(rows):
-        networks = pipe.autoencoder.decode(part).sample.cpu()
+    for decoded in pipe.autoencoder.decode_rows(pipe.autoencoder.unscale_latents(latents.flatten(0, 1))):
+        networks = decoded.cpu()
         columns["accuracy"].append(evaluator.accuracy(networks))
         columns["distance"].append(nearest_distance(networks, originals) / yardstick)
         columns["distance_to_mean"].append(nearest_distance(networks, mean) / reach)

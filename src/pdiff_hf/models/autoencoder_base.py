@@ -13,6 +13,9 @@ from diffusers.utils import BaseOutput
 from ..layout import ParameterLayout
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
+# Decoded float32 values of one block: 256 MB, and as much again for each wide activation.
+DECODED_VALUES = 2**26
+
 
 @dataclass
 class ParameterEncoderOutput(BaseOutput):
@@ -138,6 +141,16 @@ class ParameterAutoencoderMixin:
             )
         sample = self.normalizer.denormalize(self._decode(z.to(self.dtype).flatten(1)))
         return ParameterDecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    def decode_rows(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Decode many latents: raw vectors `(rows, D)` on the model's device, block by block of bounded size.
+
+        Args:
+            latents (`torch.Tensor` of shape `(K, C, L)`): On the model's device.
+        """
+        for part in latents.split(max(1, DECODED_VALUES // self.vector_length)):
+            yield self.decode(part, return_dict=False)[0]
 
     @torch.no_grad()
     def set_latent_statistics(self, latents: torch.Tensor) -> None:

@@ -1,14 +1,17 @@
 """The closed-form linear autoencoder, for whole networks of millions of parameters."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from torch import nn
 
 from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
-from .normalizer import BLOCK_VALUES
-from .pca import PrincipalComponents
+from .normalizer import BLOCK_VALUES, ParameterNormalizer
+
+BASIS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
@@ -96,3 +99,122 @@ class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         loss = torch.nn.functional.mse_loss(normalized.float(), target)
         output = (self.normalizer.denormalize(normalized), latents.reshape(-1, *self.latent_shape), loss)
         return ParameterAutoencoderOutput(*output) if return_dict else output
+
+
+class PrincipalComponents(nn.Module):
+    """Mean and orthonormal directions of normalised vectors; scores have variance 1 along each of them.
+
+    Buffers, not parameters: nothing here is trained. Products are accumulated in the type of the input over blocks of
+    columns, whatever the basis is stored in.
+
+    Args:
+        num_parameters (`int`): Length D of a vector.
+        num_components (`int`): Number of directions k.
+        dtype (`str`, *optional*, defaults to `"float32"`): Of the stored basis: `float32`, `bfloat16` or `float16`.
+    """
+
+    def __init__(self, num_parameters: int, num_components: int, dtype: str = "float32"):
+        super().__init__()
+        if dtype not in BASIS_DTYPES:
+            raise ValueError(f"basis_dtype must be one of {sorted(BASIS_DTYPES)}, got {dtype!r}.")
+        self.register_buffer("mean", torch.zeros(num_parameters))
+        self.register_buffer("basis", torch.zeros(num_components, num_parameters, dtype=BASIS_DTYPES[dtype]))
+        self.register_buffer("deviations", torch.ones(num_components))
+
+    @torch.no_grad()
+    def fit(self, vectors: torch.Tensor, normalizer: ParameterNormalizer) -> None:
+        """Fit to raw vectors `(K, D)`, see [`principal_components`]."""
+        # Freed first: there would be two of them.
+        components, dtype = len(self.basis), self.basis.dtype
+        self.basis = None
+        self.mean, self.basis, self.deviations = principal_components(vectors, normalizer, components, dtype)
+
+    def encode(self, normalized: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Contribution of columns `start … start + n`, `(B, n)`, to the scores `(B, k)`: the sum over all is they."""
+        scores = normalized.new_zeros(len(normalized), len(self.deviations))
+        with _without_autocast(normalized.device):
+            for first in range(0, normalized.shape[1], self._width):
+                columns = slice(start + first, min(start + first + self._width, start + normalized.shape[1]))
+                block = normalized[:, first : first + self._width] - self.mean[columns].to(normalized.dtype)
+                scores += block @ self.basis[:, columns].to(normalized.dtype).T
+        return scores / self.deviations.to(scores.dtype)
+
+    def decode(self, scores: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Columns `start … stop`, `(B, stop - start)`, of the normalised vectors with scores `(B, k)`."""
+        scores = scores * self.deviations.to(scores.dtype)
+        stop = len(self.mean) if stop is None else stop
+        width = stop - start if self.basis.dtype == scores.dtype else self._width
+        blocks = [slice(first, min(first + width, stop)) for first in range(start, stop, width)]
+        with _without_autocast(scores.device):
+            parts = [
+                torch.addmm(self.mean[columns].to(scores.dtype), scores, self.basis[:, columns].to(scores.dtype))
+                for columns in blocks
+            ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    @property
+    def _width(self) -> int:
+        return max(1, BLOCK_VALUES // len(self.deviations))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    # Half precision would lose the later components, which are small. The device `meta` knows no autocast.
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+@torch.no_grad()
+def principal_components(
+    vectors: torch.Tensor, normalizer: ParameterNormalizer, num_components: int, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Exact PCA of normalised vectors by the K×K Gram matrix ("method of snapshots", Sirovich 1987).
+
+    Args:
+        vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`):
+            Raw parameter vectors; read block of columns by block of columns, twice.
+        normalizer ([`ParameterNormalizer`]):
+            Fitted normaliser.
+        num_components (`int`):
+            Number of components k, at most K - 1.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Type in which the basis is kept.
+
+    Returns:
+        `tuple`: mean `(D,)`, basis with orthonormal rows `(k, D)`, and the standard deviation of the data along each
+        component `(k,)`, all of the normalised vectors, on the normaliser's device.
+
+    Raises:
+        ValueError: there are not more checkpoints than components, or the checkpoints span fewer directions.
+    """
+    num_rows, num_columns = vectors.shape
+    if num_components > num_rows - 1:
+        raise ValueError(
+            f"{num_components} latent values need at least {num_components + 1} training checkpoints, got {num_rows}. "
+            "Collect more checkpoints or lower latent_channels × latent_length."
+        )
+    device = normalizer.mean.device
+    width = max(1, BLOCK_VALUES // num_rows)
+    starts = range(0, num_columns, width)
+    mean = torch.empty(num_columns, device=device)
+    gram = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device)
+    for start in starts:
+        block = normalizer.normalize(vectors[:, start : start + width].to(device), start)
+        mean[start : start + width] = block.mean(0)
+        block = (block - mean[start : start + width]).double()
+        gram += block @ block.T
+    # 1. Eigenvectors of the Gram matrix, largest first
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    eigenvalues, eigenvectors = eigenvalues.flip(0)[:num_components], eigenvectors.flip(1)[:, :num_components]
+    if eigenvalues[-1] <= 1e-10 * eigenvalues[0]:
+        rank = int((eigenvalues > 1e-10 * eigenvalues[0]).sum())
+        raise ValueError(
+            f"the checkpoints span only {rank} directions, fewer than the {num_components} latent values asked for. "
+            "Lower latent_channels × latent_length or collect more varied checkpoints."
+        )
+    # 2. Basis rows: right singular vectors
+    projection = (eigenvectors / eigenvalues.sqrt()).T.float()
+    basis = torch.empty(num_components, num_columns, dtype=dtype, device=device)
+    for start in starts:
+        block = normalizer.normalize(vectors[:, start : start + width].to(device), start) - mean[start : start + width]
+        basis[:, start : start + width] = (projection @ block).to(dtype)
+    return mean, basis, (eigenvalues / (num_rows - 1)).sqrt().float()

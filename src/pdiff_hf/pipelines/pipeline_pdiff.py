@@ -10,24 +10,17 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin, UNet1DModel
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
 from ..files import atomic_write, read_json
-from ..hub.download import download_pipeline
-from ..hub.push import push_pipeline
 from ..layout import ParameterLayout
-from ..models.autoencoder_identity import AutoencoderIdentity
-from ..models.autoencoder_pca import AutoencoderPCA
-from ..models.autoencoder_pdiff import AutoencoderPDiff
+from .hub import download_pipeline
 
 OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
-
-# Decoded float32 values of one chunk: 256 MB, and as much again for each wide activation.
-DECODE_CHUNK_VALUES = 2**26
 
 # Of `from_pretrained`, what is about downloading.
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -55,8 +48,9 @@ class PDiffPipeline(DiffusionPipeline):
     library implements for all pipelines (downloading, saving, running on a particular device, etc.).
 
     Args:
-        autoencoder ([`AutoencoderPDiff`], [`AutoencoderPCA`] or [`AutoencoderIdentity`]):
-            Decodes latents to parameter vectors; its config carries their layout.
+        autoencoder ([`ModelMixin`]):
+            One of `pdiff_hf.models.auto.AUTOENCODERS`: decodes latents to parameter vectors; its config carries their
+            layout.
         unet ([`UNet1DModel`]):
             Denoises the scaled latents.
         scheduler ([`SchedulerMixin`]):
@@ -70,8 +64,8 @@ class PDiffPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        autoencoder: AutoencoderPDiff | AutoencoderPCA | AutoencoderIdentity,
-        unet: UNet1DModel,
+        autoencoder: ModelMixin,
+        unet: ModelMixin,
         scheduler: SchedulerMixin,
         base_model: dict | None = None,
     ):
@@ -187,8 +181,9 @@ class PDiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: the Hub refuses; nothing is committed then.
         """
-        # The cards need the evaluation, which is slow to import.
-        from ..hub.model_card import write_pipeline_card
+        # Here, because a stand-alone export carries neither.
+        from .card import write_pipeline_card
+        from .push import push_pipeline
 
         options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
         with TemporaryDirectory() as folder:
@@ -321,9 +316,7 @@ class PDiffPipeline(DiffusionPipeline):
         if output_type == "latent":
             parameters = latents
         else:
-            rows = max(1, DECODE_CHUNK_VALUES // self.autoencoder.vector_length)
-            parts = self.autoencoder.unscale_latents(latents).split(rows)
-            parameters = torch.cat([self.autoencoder.decode(part, return_dict=False)[0] for part in parts])
+            parameters = torch.cat([*self.autoencoder.decode_rows(self.autoencoder.unscale_latents(latents))])
         if output_type == "np":
             parameters = parameters.cpu().numpy()
         elif output_type == "state_dict":

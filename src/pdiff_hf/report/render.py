@@ -52,7 +52,7 @@ def make_html(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plo
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"bars": _bars, "tied": lambda text: text.replace(" %", "\u00a0%")}
     template = environment.from_string(
-        (resources.files("pdiff_hf.evaluation") / "report.html.j2").read_text(encoding="utf-8")
+        (resources.files("pdiff_hf.report") / "report.html.j2").read_text(encoding="utf-8")
     )
     headline, tone = HEADLINES.get(metrics.get("finding"), ("Evaluation", "grey"))
     return template.render(

@@ -6,13 +6,11 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
-from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -20,22 +18,10 @@ from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..forward import forward_logits
 from ..machine import process_state
+from .config import BaseTrainingConfig
 from .task import Task
 
 RESULT_FILE = "base_training.json"
-
-
-class BaseTrainingConfig(PydanticModel):
-    """The recipe's `base_training` section; AdamW with a cosine schedule, the defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    epochs: int = Field(10, ge=0, description="0: the base model is already trained")
-    learning_rate: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
-    train_batch_size: int = Field(128, ge=1)
-    mixed_precision: Literal["no", "bf16"] = "no"
-    seed: int = Field(0, ge=0)
 
 
 def train_base_model(

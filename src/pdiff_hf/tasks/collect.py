@@ -13,16 +13,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..base_model import BaseModel
-from ..data.alignment import align_networks
-from ..data.dataset import dataset_vectors, load_parameter_dataset, save_parameter_dataset
+from ..data.dataset import dataset_vectors, load_parameter_dataset, read_layout
+from ..data.writer import save_parameter_dataset
 from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.matching import align_networks
 from ..evaluation.permutations import permutation_spec
 from ..files import read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import process_state
-from .base_training import BaseTrainingConfig
-from .collect_config import CollectConfig
 from .collect_runs import RunCollector
+from .config import BaseTrainingConfig, CollectConfig
 from .task import Task
 
 PLAN_FILE = "plan.json"
@@ -182,3 +182,43 @@ def _read_parts(folders: Iterable[Path], layout: ParameterLayout) -> tuple[torch
             columns.setdefault(name, []).extend(values)
     # Of one part, the rows need not be copied.
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors), columns
+
+
+def align_dataset(
+    dataset_dir: str | Path, output_dir: str | Path, trusted_imports: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write a parameter dataset whose networks are those of another one, their hidden units in a common order.
+
+    Metrics and all other columns stay, and `stats.json` says under `metadata.alignment` what was done.
+
+    Args:
+        dataset_dir (`str` or `Path`): Folder of a parameter dataset with a base model.
+        output_dir (`str` or `Path`): New folder.
+        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
+
+    Returns:
+        `dict`: the report of [`align_networks`], and `num_checkpoints` and `num_parameters`.
+
+    Raises:
+        ValueError: the dataset has no base model, its network has a layer that is not understood, or `output_dir` is
+            not new.
+    """
+    layout, base_model = read_layout(dataset_dir)
+    if base_model is None:
+        raise ValueError(
+            f"expected a base model in {Path(dataset_dir) / 'layout.json'}, found none; import it with one"
+        )
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"expected a new folder for the aligned dataset, found that {output_dir} is not empty")
+    spec = permutation_spec(base_model.build(trusted_imports), layout)
+    dataset, layout = load_parameter_dataset(dataset_dir)
+    aligned, report = align_networks(dataset_vectors(dataset, layout), spec)
+    table = dataset.with_format("arrow")[:]
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "parameters"}
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    metadata = {**read_json(Path(dataset_dir) / "stats.json")["metadata"], "alignment": report}
+    save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)
+    partial.rename(output_dir)
+    return {**report, "num_checkpoints": len(aligned), "num_parameters": layout.num_parameters}

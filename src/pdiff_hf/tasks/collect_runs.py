@@ -13,14 +13,13 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..base_model import BaseModel
-from ..data.dataset import save_parameter_dataset
 from ..data.record import ParameterRecorder
+from ..data.writer import save_parameter_dataset
 from ..layout import ParameterLayout
-from .base_training import BaseTrainingConfig
-from .collect_config import CollectConfig
-from .independent import networks_at_once, train_networks
+from .config import BaseTrainingConfig, CollectConfig
 from .task import Task
 from .train_selection import SharedPrefix, share_prefix, train_selection
+from .zoo import networks_at_once, train_networks
 
 
 @dataclass(frozen=True)

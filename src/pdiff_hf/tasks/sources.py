@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from ..hub.snapshot import local_folder
 from .splits import SplitConfig
 
 # What a folder may hold beside images of their own, by the builder that reads it.
@@ -21,13 +20,6 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "jso
 TABLES = {"images": (".parquet",), "texts": tuple(FORMATS)}
 # Examples of every split that tell one folder from another of the same name.
 FINGERPRINT_ROWS = 256
-
-
-def local_folder(dataset: str) -> Path | None:
-    """The folder that a dataset is, or should be; `None` for one on the Hub."""
-    folder = Path(dataset).expanduser()
-    is_path = folder.exists() or dataset.startswith((".", "~", os.sep)) or dataset.count("/") > 1
-    return folder if is_path else None
 
 
 def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
@@ -157,14 +149,3 @@ def check_fingerprint(
             "was changed, or is another folder of the same name"
         )
     return found
-
-
-def without_paths(task: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's configuration or description with folders of this machine by their names only, to be published."""
-    kept = dict(task)
-    # Names that are no folders: what is embedded or made here.
-    keys = [key for key in ("dataset", "tokenizer") if kept.get(key) not in (None, "digits", "words")]
-    for key in keys:
-        if (folder := local_folder(kept[key])) is not None:
-            kept[key] = folder.resolve().name
-    return kept

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 
-from .sources import without_paths
+from ..hub.snapshot import without_paths
 from .splits import Split, SplitConfig
 
 # Training inputs above this size are prepared again in every epoch; those for evaluation are always kept.

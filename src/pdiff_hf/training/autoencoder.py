@@ -9,48 +9,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..data.vectors import StoredVectors, open_vectors, take_rows
+from ..data.vectors import StoredVectors, open_vectors, split_rows, take_rows
 from ..files import write_json
 from ..machine import return_large_blocks
-from ..models import ParameterAutoencoder
-from ..models.autoencoder_identity import AutoencoderIdentity
-from ..models.autoencoder_pca import AutoencoderPCA
-from ..models.autoencoder_pdiff import AutoencoderPDiff
+from ..models.auto import ParameterAutoencoder, build_autoencoder
+from ..models.config import AutoencoderConfig
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
-from .config import AutoencoderConfig
 from .gate import check_reconstruction, measure_reconstruction
-from .history import write_log
+from .logs import write_log
 from .loop import make_accelerator, run_steps
 
 # Evaluation loads much that training does not need.
 if TYPE_CHECKING:
     from ..evaluation.evaluator import ParameterEvaluator
-
-MAX_FLOAT32_BASIS_BYTES = 2**30
-
-
-def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the training rows and of every `holdout_every`-th row, which the autoencoder never sees."""
-    rows = torch.arange(num_rows)
-    heldout = rows % holdout_every == holdout_every // 2
-    return rows[~heldout], rows[heldout]
-
-
-def build_autoencoder(config: AutoencoderConfig, layout: dict) -> ParameterAutoencoder:
-    """An untrained autoencoder for `layout` (`ParameterLayout.to_dict()`)."""
-    options = {"layout": layout, "latent_channels": config.latent_channels}
-    if config.normalization is not None:
-        options["normalization"] = config.normalization
-    if config.kind == "none":
-        return AutoencoderIdentity(**options)
-    options["latent_length"] = config.latent_length
-    if config.kind == "pca":
-        size = 4 * config.latent_channels * config.latent_length * layout["num_parameters"]
-        automatic = "bfloat16" if size > MAX_FLOAT32_BASIS_BYTES else "float32"
-        return AutoencoderPCA(**options, basis_dtype=automatic if config.basis_dtype == "auto" else config.basis_dtype)
-    noise = {"input_noise": config.input_noise, "latent_noise": config.latent_noise}
-    return AutoencoderPDiff.from_preset(config.preset, **options, **noise)
 
 
 def train_autoencoder(

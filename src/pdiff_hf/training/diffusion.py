@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet1DModel
 
 from ..data.dataset import load_base_model
 from ..data.vectors import open_vectors
 from ..files import read_json, write_json
-from ..models import load_autoencoder
-from ..models.fast_layers import use_fast_layers
-from ..models.unet_1d import make_unet_1d
+from ..models.auto import load_autoencoder
+from ..models.config import DiffusionConfig
+from ..models.unet_1d import make_unet_1d, use_fast_layers
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
-from .config import DiffusionConfig
-from .history import write_log
+from .logs import write_log
 from .loop import make_accelerator, run_steps
+
+# Values of the training data that are there at the same time: the table, its rows as vectors, latents, batches.
+COPIES_OF_DATASET = 4
+
+# Weights, gradients, two moments of AdamW and the moving average.
+COPIES_OF_WEIGHTS = 5
 
 
 def train_diffusion(
@@ -108,3 +114,54 @@ def train_diffusion(
                 write_json(folder / "train_config.json", trained_by)
                 write_log(folder, history)
     return pipeline
+
+
+def unet_training_bytes(unet: UNet1DModel, batch_size: int, num_rows: int) -> int:
+    """Bytes that training a denoiser takes at least, beside Python and its libraries.
+
+    Activations that the backward pass needs are counted on a forward pass without values; they are the larger part.
+    What the libraries' kernels take on top depends on sizes: on CPUs it was measured to be 0 to 70 %.
+
+    Args:
+        unet ([`UNet1DModel`]): On the device `meta`.
+        batch_size (`int`): Rows of a batch.
+        num_rows (`int`): Rows of the dataset.
+    """
+    # Views of one tensor are one; kept alive, no other takes its address.
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage
+        return tensor
+
+    shape = (unet.config.in_channels, unet.config.sample_size)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet(torch.empty(batch_size, *shape, device="meta"), torch.zeros((), device="meta")).sample
+    weights = sum(parameter.nbytes for parameter in unet.parameters())
+    for parameter in unet.parameters():
+        saved.pop(parameter.untyped_storage()._cdata, None)
+    sizes = [storage.nbytes() for storage in saved.values()]
+    # The gradient of the widest activation, and the noise, the noisy latents and the prediction of the batch.
+    activations = sum(sizes) + max(sizes) + 4 * output.nbytes
+    return activations + COPIES_OF_WEIGHTS * weights + COPIES_OF_DATASET * num_rows * 4 * shape[0] * shape[1]
+
+
+def check_unet_memory(unet: UNet1DModel, batch_size: int, num_rows: int) -> None:
+    """Compare what training the denoiser takes with the memory that is free.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and device.type == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available
+    needed = unet_training_bytes(unet, batch_size, num_rows)
+    if needed > free:
+        raise ValueError(
+            f"autoencoder.kind=none: a denoiser of {unet.config.in_channels} × {unet.config.sample_size} values needs "
+            f"at least {needed / 2**30:.1f} GB with diffusion.train_batch_size={batch_size}, found {free / 2**30:.1f} "
+            "GB free; lower it, select fewer tensors, or use an autoencoder."
+        )

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..models import ParameterAutoencoder
+from ..models.auto import ParameterAutoencoder
+from ..models.config import AutoencoderConfig
 from ..models.normalizer import BLOCK_VALUES
-from .config import AutoencoderConfig
 
 # Evaluation loads much that training does not need.
 if TYPE_CHECKING:

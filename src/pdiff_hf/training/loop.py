@@ -18,13 +18,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..machine import process_state
+from ..models.config import OptimizationConfig
 from .batches import GlobalBatch
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
-from .config import OptimizationConfig
 from .ema import ShardedEMA, whole_tensor
-from .history import LossHistory, NonFiniteLossError
 from .interrupts import StopRequest, TrainingInterrupted
-from .trackers import check_tracker, tracking
+from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
 
 LOG_EVERY = 10
 

@@ -1,0 +1,244 @@
+"""The network that imported checkpoints belong to, and whether they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ...base_model import BaseModel
+from ...files import read_json
+from ...hub.snapshot import some_of
+from ...layout import ParameterLayout
+from .state_dict import strip_prefixes
+
+# What fine-tunes of one network may differ in without computing anything else.
+NAMES = (
+    "_name_or_path",
+    "dtype",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "task_specific_params",
+    "transformers_version",
+    "use_cache",
+)
+
+
+def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> BaseModel:
+    """Read `"timm:resnet18"`, `"transformers:BertForMaskedLM"` or `"import:package.module:factory"`.
+
+    Args:
+        text (`str`): Library and name.
+        kwargs (`Mapping`, *optional*): Arguments of the builder; of transformers, the values of the config.
+
+    Raises:
+        ValueError: the library or the class is unknown, or does not take the arguments.
+    """
+    library, _, name = text.partition(":")
+    kwargs = dict(kwargs or {})
+    if library not in ("timm", "transformers", "import") or not name:
+        raise ValueError(
+            f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
+        )
+    if library != "transformers":
+        return BaseModel(library, name, kwargs)
+    architecture = getattr(transformers, name, None)
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+        raise ValueError(f"base model: transformers {transformers.__version__} has no model {name!r}.")
+    return _transformers_base(architecture.config_class.model_type, kwargs, name, text)
+
+
+def read_base_model(file: Path) -> BaseModel:
+    """Read a JSON file of [`BaseModel.to_dict`].
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a base model, found {type(values).__name__}.")
+    try:
+        return BaseModel.from_dict(values, root=file.parent)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def read_config(file: Path, where: str) -> BaseModel:
+    """The base model of a `config.json`, as transformers or timm write it.
+
+    Raises:
+        ValueError: it is malformed, or of an unknown architecture.
+    """
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: config.json: expected an object, found {type(values).__name__}.")
+    if isinstance(name := values.get("architecture"), str):
+        return _timm_base(name, values, where)
+    architectures, model_type = values.pop("architectures", None), values.pop("model_type", None)
+    if not model_type or not isinstance(architectures, list) or len(architectures) != 1:
+        raise ValueError(
+            f"{where}: config.json: expected one of 'architectures' with a 'model_type' (transformers), or an "
+            "'architecture' (timm), found neither; name the base model with --base."
+        )
+    return _transformers_base(model_type, values, architectures[0], f"{where}: config.json")
+
+
+def _transformers_base(model_type: str, values: dict[str, Any], architecture: str, where: str) -> BaseModel:
+    try:
+        config = AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # Configs check their values each in their own way.
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}: transformers does not take this config of a {model_type!r}: {reason}") from error
+    return BaseModel.transformers(config, architecture)
+
+
+def _timm_base(name: str, values: Mapping[str, Any], where: str) -> BaseModel:
+    # The same way as timm.create_model("hf_hub:…") takes it.
+    pretrained = values.get("pretrained_cfg", values)
+    kwargs = values.get("model_args", {})
+    if not isinstance(pretrained, dict) or not isinstance(kwargs, dict):
+        raise ValueError(f"{where}: config.json: expected 'pretrained_cfg' and 'model_args' to be objects.")
+    num_classes = values.get("num_classes", pretrained.get("num_classes"))
+    found = {} if num_classes is None else {"num_classes": num_classes}
+    size = pretrained.get("input_size")
+    if isinstance(size, list) and len(size) == 3:
+        found["in_chans"] = size[0]
+        if pretrained.get("fixed_input_size"):
+            found["img_size"] = size[1:]
+    return BaseModel.timm(name, **{**found, **kwargs})
+
+
+def config_difference(first: BaseModel, other: BaseModel) -> str | None:
+    """What two configs of the same tensors may compute differently, e.g. the number of heads; `None` for nothing."""
+    a, b = (base.kwargs.get("config", base.kwargs) for base in (first, other))
+    if first.name != other.name:
+        return f"{first.name} and {other.name}"
+    for key in sorted(a.keys() & b.keys()):
+        if key not in NAMES and "drop" not in key and a[key] != b[key]:
+            return f"{key!r}: {a[key]} and {b[key]}"
+    return None
+
+
+class Architecture:
+    """Gives the tensors of checkpoints the names of the network, and refuses those of another one.
+
+    Args:
+        base_model ([`BaseModel`]): The network; of its own weights no use is made.
+        trusted_imports (`Sequence[str]`, *optional*): Passed to [`BaseModel.build`].
+
+    Raises:
+        ValueError: the network cannot be built.
+    """
+
+    def __init__(self, base_model: BaseModel, trusted_imports: Sequence[str] = ()):
+        self.base_model = base_model
+        try:
+            self._model = base_model.build(trusted_imports)
+        except (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"base model {base_model.name!r} cannot be built with its arguments: {reason}") from error
+        state = self._model.state_dict(keep_vars=True)
+        self.buffers = {name for name, _ in self._model.named_buffers()}
+        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
+        # The first name of every tensor; tied ones have several.
+        first: dict[int, str] = {}
+        self._first_name = {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
+
+    def layout(self, state: Mapping[str, torch.Tensor], select: str | Sequence[str], buffers: bool) -> ParameterLayout:
+        """The selected tensors in the types of the first checkpoint; the network is let go."""
+        model = self._model
+        del self._model
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            tensor.data = state[name]
+        return ParameterLayout.from_model(model, select, buffers)
+
+    def named(self, state: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+        """All tensors of a checkpoint by the network's names; tied ones are one tensor.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected, or of another shape or kind; file and tensor are named.
+        """
+        state = strip_prefixes(state, self._shapes)
+        for name in state.keys() & self._shapes.keys():
+            if state[name].is_floating_point() != (name in self._floats):
+                kinds = ("floating-point", "integer")
+                expected, found = kinds if name in self._floats else kinds[::-1]
+                self._refuse(where, f"tensor {name!r}: expected {expected} values, found {found} ones")
+        if self.base_model.library == "transformers":
+            return self._converted(state, where)
+        if unexpected := [name for name in state if name not in self._shapes]:
+            self._refuse(where, f"tensor {unexpected[0]!r} is unexpected, the network has {some_of(self._shapes)}")
+        tied: dict[str, torch.Tensor] = {}
+        for name, tensor in state.items():
+            if tensor.shape != self._shapes[name]:
+                self._refuse_shape(where, name, self._shapes[name], tensor.shape)
+            known = tied.setdefault(self._first_name[name], tensor)
+            if known is not tensor and not torch.equal(known, tensor):
+                self._refuse(where, f"tensor {name!r}: expected {self._first_name[name]!r}, which it is tied to")
+        if missing := [name for name, first in self._first_name.items() if first not in tied]:
+            self._refuse(where, f"tensor {missing[0]!r} is missing, found {some_of(state)}")
+        return {name: tied[first] for name, first in self._first_name.items()}
+
+    def _converted(self, state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+        """As [`named`], by transformers, whose names in files are not always those of the network."""
+        dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+        if len(dtypes) != 1:
+            found = " and ".join(sorted(map(str, dtypes))) or "none"
+            raise ValueError(f"{where}: expected one floating-point dtype, found {found}; convert it first.")
+        # transformers would take the codes of quantized weights for the weights.
+        if codes := [name for name, tensor in state.items() if tensor.dtype in (torch.int8, torch.uint8)]:
+            raise ValueError(
+                f"{where}: tensor {codes[0]!r}: expected floating-point values, found {state[codes[0]].dtype}; "
+                "quantized networks cannot be imported."
+            )
+        architecture = getattr(transformers, self.base_model.name)
+        config = dict(self.base_model.kwargs["config"])
+        try:
+            with _silent_transformers():
+                model, found = architecture.from_pretrained(
+                    None,
+                    config=AutoConfig.for_model(config.pop("model_type"), **config),
+                    state_dict=state,
+                    dtype=dtypes.pop(),
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
+        except (RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
+            raise ValueError(f"{where}: transformers cannot load it: {' '.join(str(error).split())[:200]}") from error
+        for name, size, expected in sorted(found["mismatched_keys"]):
+            self._refuse_shape(where, name, expected, size)
+        if unexpected := sorted(found["unexpected_keys"]):
+            self._refuse(where, f"tensor {unexpected[0]!r} is unexpected, the network has {some_of(self._shapes)}")
+        if missing := sorted(found["missing_keys"]):
+            self._refuse(where, f"tensor {missing[0]!r} is missing, found {some_of(state)}")
+        return model.state_dict()
+
+    def _refuse_shape(self, where: str, name: str, expected: Sequence[int], found: Sequence[int]) -> None:
+        self._refuse(where, f"tensor {name!r}: expected shape {tuple(expected)}, found {tuple(found)}")
+
+    def _refuse(self, where: str, what: str) -> None:
+        raise ValueError(f"{where}: {what}; it belongs to another architecture than {self.base_model.name}.")
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Without the report and the progress bar of loading: what does not fit is said in one line."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

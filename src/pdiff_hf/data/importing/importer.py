@@ -1,0 +1,239 @@
+"""A parameter dataset from checkpoints that exist already."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from tqdm.auto import tqdm
+
+from ...base_model import WEIGHTS, BaseModel
+from ...layout import ParameterLayout
+from ..record import ParameterRecorder
+from .architecture import Architecture, config_difference, read_config
+from .checkpoint import Checkpoint, compile_pattern, metric_columns, read_labels, read_pattern
+from .local import find_local
+from .sources import PREFIX, find_remote
+from .state_dict import read_state_dict
+
+
+def import_checkpoints(
+    sources: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    base_model: BaseModel | None = None,
+    select: str | Sequence[str] = "all",
+    buffers: bool = False,
+    keep_first_rest: bool = False,
+    all_revisions: bool = False,
+    metrics_pattern: str | None = None,
+    run: str | None = None,
+    trusted_imports: Sequence[str] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    r"""Writes a parameter dataset with one row for each checkpoint that it finds.
+
+    One checkpoint is in memory at a time, beside the network when the first is read. What is not selected is taken
+    from the first checkpoint and has to be the same in all of them, counters aside.
+
+    Args:
+        sources (`str`, `Path` or a sequence of them):
+            Files of weights (`.safetensors`, or state dicts in `.pth`, `.pt`, `.bin`); folders of such files; folders
+            of a saved model; output folders of a `transformers.Trainer`; `"hub:user/name"` and
+            `"hub:user/name@revision,…"`. Each folder or repository is a run, files together are one, in natural order.
+        output_dir (`str` or `Path`):
+            Folder of the parameter dataset, new or empty; it appears when it is complete.
+        base_model ([`BaseModel`], *optional*):
+            The network; by default that of the first checkpoint's `config.json`. Its weights are not used.
+        select (`str` or `Sequence[str]`, *optional*, defaults to `"all"`):
+            As in [`ParameterLayout.from_model`].
+        buffers (`bool`, *optional*, defaults to `False`):
+            As in [`ParameterLayout.from_model`].
+        keep_first_rest (`bool`, *optional*, defaults to `False`):
+            Whether to go on when tensors that are not selected differ; rows then are not the trained networks.
+        all_revisions (`bool`, *optional*, defaults to `False`):
+            Whether to import all commits of repositories that changed weights.
+        metrics_pattern (`str`, *optional*):
+            Regular expression that is searched in every name; its named groups are `step`, `epoch` and metrics, those
+            that end in `_percent` are divided by 100. Example: `r"(?P<epoch>\d+)-acc(?P<val_accuracy>[\d.]+)"`.
+        run (`str`, *optional*):
+            Name of one run that all rows belong to.
+        trusted_imports (`Sequence[str]`, *optional*):
+            Passed to [`BaseModel.build`].
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `dict[str, Any]`: `num_checkpoints`, `num_parameters`, `runs`, `metrics`, and `num_copies`, the rows that are
+        exact copies of an earlier one; they are kept, with a warning.
+
+    Raises:
+        ValueError: there are fewer than two checkpoints; one is missing, damaged, not finite or of another
+            architecture; what is not selected differs; or the folder is not empty. Nothing is left behind then.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"expected an empty or new folder for the dataset, found that {output_dir} is neither.")
+    checkpoints = _find(sources, all_revisions, metrics_pattern, run)
+    base_model = _base_model(checkpoints, base_model)
+    columns = metric_columns(checkpoints)
+    rows = [{"source": c.source, "revision": c.revision} for c in checkpoints]
+    selected = select if isinstance(select, str) else list(select)
+    settings = {"select": selected, "buffers": buffers, "keep_first_rest": keep_first_rest}
+    metadata = {"import": {**settings, "rows": rows}}
+    folder = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        # 1. The first checkpoint says what is recorded, and what the rest of the network is
+        architecture = Architecture(base_model, trusted_imports)
+        first = checkpoints[0]
+        state = architecture.named(read_state_dict(first.files(), first.where), first.where)
+        base_model = base_model.save_weights(state, folder)
+        layout = architecture.layout(state, select, buffers)
+        _check_not_nan(state, first.where)
+        del state
+
+        # 2. Row by row
+        vectors: set[bytes] = set()
+        counts: Counter[str] = Counter()
+        bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
+        with ParameterRecorder(layout, folder, base_model, metadata=metadata) as recorder:
+            for checkpoint in bar:
+                where = checkpoint.where
+                state = architecture.named(read_state_dict(checkpoint.files(), where), where)
+                vector = _vector(state, layout, where)
+                if not keep_first_rest:
+                    _check_rest(state, layout, folder / WEIGHTS, where, first.where, architecture.buffers)
+                del state
+                vectors.add(hashlib.sha256(vector.numpy()).digest())
+                # One recording of all runs: closing one goes through all rows that are there.
+                recorder.run = checkpoint.run
+                recorder.record(
+                    vector,
+                    step=counts[checkpoint.run] if checkpoint.step is None else checkpoint.step,
+                    epoch=checkpoint.epoch,
+                    **{column: checkpoint.metrics.get(column) for column in columns},
+                )
+                counts[checkpoint.run] += 1
+        folder.rename(output_dir)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    num_copies = len(checkpoints) - len(vectors)
+    if num_copies:
+        warnings.warn(
+            f"{num_copies} of {len(checkpoints)} checkpoints are exact copies of earlier ones; they are kept.",
+            stacklevel=2,
+        )
+    return {
+        "num_checkpoints": len(checkpoints),
+        "num_parameters": layout.num_parameters,
+        "runs": list(counts),
+        "metrics": columns,
+        "num_copies": num_copies,
+    }
+
+
+def _find(
+    sources: str | Path | Sequence[str | Path], all_revisions: bool, metrics_pattern: str | None, run: str | None
+) -> list[Checkpoint]:
+    pattern = None if metrics_pattern is None else compile_pattern(metrics_pattern)
+    sources = [sources] if isinstance(sources, (str, Path)) else sources
+    remote = [str(source) for source in sources if str(source).startswith(PREFIX)]
+    local = [source for source in sources if not str(source).startswith(PREFIX)]
+    if all_revisions and not remote:
+        raise ValueError("expected a repository hub:user/name to take all revisions of, found none.")
+    if twice := [source for source in remote if remote.count(source) > 1]:
+        raise ValueError(f"expected every source once, found {twice[0]} twice.")
+    found = find_local(local) if local else []
+    for source in remote:
+        found += find_remote(source, all_revisions)
+    if len(found) < 2:
+        names = ", ".join(map(str, sources))
+        raise ValueError(f"expected at least 2 checkpoints in {names or 'the sources'}, found {len(found)}.")
+    if run is not None:
+        found = [replace(checkpoint, run=run) for checkpoint in found]
+    return read_labels(found) if pattern is None else [read_pattern(checkpoint, pattern) for checkpoint in found]
+
+
+def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> BaseModel:
+    if given is not None:
+        return BaseModel(given.library, given.name, given.kwargs)
+    first = checkpoints[0]
+    if first.config is None:
+        raise ValueError(
+            f"{first.where}: expected a config.json beside it, found none; name the base model with --base, e.g. "
+            "--base timm:resnet18."
+        )
+    base_model = read_config(first.config, first.where)
+    for checkpoint in checkpoints[1:]:
+        if checkpoint.config is not None:
+            difference = config_difference(base_model, read_config(checkpoint.config, checkpoint.where))
+            if difference is not None:
+                raise ValueError(
+                    f"{checkpoint.where}: config.json is not that of {first.where}: {difference}; import networks of "
+                    "one architecture, or name it with --base."
+                )
+    return base_model
+
+
+def _vector(state: Mapping[str, torch.Tensor], layout: ParameterLayout, where: str) -> torch.Tensor:
+    try:
+        vector = layout.flatten(state)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    finite = vector.isfinite()
+    if not finite.all():
+        raise ValueError(
+            f"{where}: tensor {layout.locate(int(finite.int().argmin()))!r} has a NaN or infinite value, expected "
+            "finite values; leave this checkpoint out."
+        )
+    return vector
+
+
+def _check_not_nan(state: Mapping[str, torch.Tensor], where: str) -> None:
+    # Infinities are legitimate here: masks of attention are made of them.
+    for name, tensor in state.items():
+        if tensor.isnan().any():
+            raise ValueError(
+                f"{where}: tensor {name!r} has a NaN, expected finite parameters; leave this checkpoint out."
+            )
+
+
+def _check_rest(
+    state: Mapping[str, torch.Tensor],
+    layout: ParameterLayout,
+    weights: Path,
+    where: str,
+    first: str,
+    buffers: set[str],
+) -> None:
+    """Refuse tensors that are not selected and differ from those of the first checkpoint, which the dataset keeps."""
+    differences: dict[str, float] = {}
+    with safe_open(weights, framework="pt") as file:
+        for name in set(file.keys()) - set(layout.names):
+            expected = file.get_tensor(name)
+            if expected.dtype != state[name].dtype:
+                raise ValueError(
+                    f"{where}: tensor {name!r}: expected dtype {expected.dtype}, as in {first}, found "
+                    f"{state[name].dtype}; convert the checkpoints to one type."
+                )
+            if expected.is_floating_point() and not torch.equal(expected, state[name]):
+                differences[name] = (expected.double() - state[name].double()).abs().nan_to_num().max().item()
+    if not differences:
+        return
+    name = max(sorted(differences), key=differences.get)
+    others = f", and {len(differences) - 1} more tensors do" if len(differences) > 1 else ""
+    also = " --buffers" if buffers & differences.keys() else ""
+    raise ValueError(
+        f"{where}: tensor {name!r} is not selected, but differs from that of {first} by up to "
+        f"{differences[name]:.3g}{others}; expected the same in all checkpoints. Give --select all{also}, or "
+        "--rest first to keep the first's."
+    )

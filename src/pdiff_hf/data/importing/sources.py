@@ -1,0 +1,125 @@
+"""Checkpoints on the Hub: revisions of a repository, and repositories that are fine-tunes of one network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.hf_api import RepoFile
+from yaml import YAMLError
+
+from ...files import read_json
+from ...hub.errors import hub_errors
+from ...hub.snapshot import Snapshot
+from .checkpoint import Checkpoint, check_number
+from .state_dict import saved_model_files
+
+PREFIX = "hub:"
+
+WEIGHTS = re.compile(r"(model|pytorch_model)(-[0-9]+-of-[0-9]+)?\.(safetensors|bin)")
+
+
+def parse_hub_source(source: str) -> tuple[str, list[str]]:
+    """Split `hub:user/name@rev1,rev2` into the repository and its revisions.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    repo_id, at, revisions = source.removeprefix(PREFIX).partition("@")
+    names = [name.strip() for name in revisions.split(",")] if at else []
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or "" in names or len(set(names)) != len(names):
+        raise ValueError(f"expected hub:user/name or hub:user/name@revision,…, each once, found {source!r}.")
+    return repo_id, names
+
+
+def find_remote(source: str, all_revisions: bool = False) -> list[Checkpoint]:
+    """The checkpoints of one repository, which is one run; weights are downloaded when they are read.
+
+    Args:
+        source (`str`): `hub:user/name`, the main branch, or `hub:user/name@revision,…`.
+        all_revisions (`bool`, *optional*, defaults to `False`): All commits of the main branch that changed weights.
+
+    Raises:
+        ValueError: the Hub refuses or does not answer, or the repository holds no model.
+    """
+    repo_id, revisions = parse_hub_source(source)
+    if all_revisions:
+        if revisions:
+            raise ValueError(f"expected all revisions or those named by {source!r}, found both.")
+        revisions = changed_weights(repo_id)
+        if not revisions:
+            raise ValueError(f"{repo_id}: expected commits with model.safetensors or pytorch_model.bin, found none.")
+    return [_checkpoint(repo_id, revision) for revision in revisions or [None]]
+
+
+def changed_weights(repo_id: str) -> list[str]:
+    """The commits of the main branch that changed the weights, the oldest first."""
+    api, commits, before = HfApi(), [], None
+    with hub_errors(repo_id):
+        for commit in reversed(api.list_repo_commits(repo_id)):
+            tree = api.list_repo_tree(repo_id, revision=commit.commit_id)
+            files = {
+                file.path: file.blob_id for file in tree if isinstance(file, RepoFile) and WEIGHTS.fullmatch(file.path)
+            }
+            if files and files != before:
+                commits.append(commit.commit_id)
+            before = files
+    return commits
+
+
+def _checkpoint(repo_id: str, revision: str | None) -> Checkpoint:
+    snapshot = Snapshot(repo_id, revision=revision)
+
+    def read_index(name: str):
+        snapshot.fetch([name])
+        return read_json(snapshot.folder / name)
+
+    where, root = str(snapshot), {name for name in snapshot.files if "/" not in name}
+    weights = saved_model_files(root, read_index, where)
+    if weights is None:
+        raise ValueError(
+            f"{where}: expected model.safetensors or pytorch_model.bin, found {', '.join(sorted(root)[:4])}."
+        )
+
+    def files() -> list[Path]:
+        snapshot.fetch(weights)
+        return [snapshot.folder / name for name in weights]
+
+    metrics = {}
+    if "README.md" in root:
+        snapshot.fetch(["README.md"])
+        metrics = card_metrics(snapshot.folder / "README.md", where)
+    config = None
+    if "config.json" in root:
+        snapshot.fetch(["config.json"])
+        config = snapshot.folder / "config.json"
+    source = repo_id if revision is None else f"{repo_id}@{revision}"
+    return Checkpoint(where, source, files, repo_id, snapshot.commit, config, metrics=metrics)
+
+
+def card_metrics(file: Path, where: str) -> dict[str, float]:
+    """The metrics in the `model-index` of a card that have one value: of the test split `test_…`, else `val_…`.
+
+    An accuracy above 1 is taken for a percentage: cards have both.
+
+    Raises:
+        ValueError: the metadata of the card is malformed.
+    """
+    try:
+        results = ModelCard.load(file).data.eval_results or []
+    except (ValueError, YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}: README.md: malformed metadata: {reason}") from error
+    values: dict[str, set[float]] = {}
+    for result in results:
+        kind = re.sub(r"\W+", "_", str(result.metric_type).lower())
+        if result.dataset_split == "train" or not isinstance(result.metric_value, (int, float)):
+            continue
+        value = float(result.metric_value)
+        if kind == "accuracy" and 1 < value <= 100:
+            value /= 100
+        name = f"{'test' if result.dataset_split == 'test' else 'val'}_{kind}"
+        values.setdefault(name, set()).add(check_number(value, name, f"{where}: README.md"))
+    # Of several data sets under one name, none is the one.
+    return {name: found.pop() for name, found in values.items() if len(found) == 1}

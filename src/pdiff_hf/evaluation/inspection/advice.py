@@ -1,0 +1,237 @@
+"""From the figures of an inspection to what should be done before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...models.config import AutoencoderConfig
+from .functional import MAX_BARRIER
+
+SEVERITIES = ("stop", "warning", "hint")
+
+# Nearest networks as far apart as this part of their norm are hardly of one training run.
+MAX_RELATIVE_DISTANCE = 0.5
+# From fewer independent networks no distribution can be learned.
+MIN_EFFECTIVE_ROWS = 10
+MAX_CONSTANT_SHARE = 0.1
+DEFAULTS = AutoencoderConfig()
+
+
+def make_advice(report: Mapping) -> list[dict[str, str]]:
+    """Derive advice from the report of [`inspect_dataset`].
+
+    Returns:
+        `list[dict[str, str]]`: `severity` (`"stop"`, `"warning"` or `"hint"`, in this order), `finding` with its
+        figures, and `action`.
+    """
+    found = [*_values(report)]
+    if report["geometry"] is not None:
+        found += [*_basins(report), *_autoencoder(report), *_independence(report), *_averaging(report)]
+    advice = [dict(zip(("severity", "finding", "action"), entry, strict=True)) for entry in found]
+    return sorted(advice, key=lambda entry: SEVERITIES.index(entry["severity"]))
+
+
+def _values(report: Mapping):
+    non_finite, num_rows, copied = report["non_finite"], report["num_rows"], report["copies"]
+    if non_finite["rows"]:
+        yield (
+            "stop",
+            f"{len(non_finite['rows'])} of {num_rows} checkpoints hold NaN or infinite values, in "
+            f"{_names(list(non_finite['tensors']))}; training refuses them. The figures are of the others.",
+            f"Drop the rows {_ranges(non_finite['rows'])} (dataset.select the others, save_parameter_dataset them); "
+            "the cause is often a learning rate that is too high.",
+        )
+    if report["geometry"] is None:
+        yield "stop", f"There are {num_rows - len(non_finite['rows'])} finite checkpoints.", "Collect more."
+        return
+    copies = [row for rows in copied["duplicate_rows"] for row in rows[1:]]
+    if copies:
+        yield (
+            "warning",
+            f"{len(copies)} checkpoints are exact copies of others; they count double, and held-out copies flatter "
+            "the gate.",
+            f"Drop the rows {_ranges(sorted(copies))}.",
+        )
+    if copied["constant_tensors"]:
+        yield (
+            "warning",
+            f"{len(copied['constant_tensors'])} of {report['num_tensors']} tensors never change: "
+            f"{_names(copied['constant_tensors'])}. There is nothing to learn about them.",
+            "Select other tensors (collect.select), or train these on as well.",
+        )
+    elif copied["num_constant_parameters"] > MAX_CONSTANT_SHARE * report["num_parameters"]:
+        share = copied["num_constant_parameters"] / report["num_parameters"]
+        yield (
+            "hint",
+            f"{share:.0%} of the parameters never change, such as those of dead units.",
+            "They are reproduced exactly; a selection without them (collect.select) trains faster.",
+        )
+    for names in copied["duplicate_tensors"]:
+        yield (
+            "warning",
+            f"The tensors {_names(names)} are equal in every checkpoint, like tied ones; generated ones will differ.",
+            "Select one of them (collect.select).",
+        )
+    partly = {run: entry["constant_tensors"] for run, entry in report["runs"].items()}
+    partly = {run: [n for n in names if n not in copied["constant_tensors"]] for run, names in partly.items()}
+    if frozen := {run: names for run, names in partly.items() if names}:
+        run, names = next(iter(frozen.items()))
+        yield (
+            "warning",
+            f"In {len(frozen)} of {len(partly)} runs tensors never change that differ between runs, such as "
+            f"{_names(names)} in {run}.",
+            "Select other tensors (collect.select), or train these on in every run.",
+        )
+
+
+def _basins(report: Mapping):
+    distances, functional = report["geometry"]["distances"], report["functional"]
+    left_out = report["geometry"]["reconstruction"]["left_out_run"]
+    cause = (
+        "will not reconstruct: hidden units of independently initialised networks come in different orders "
+        "(permutation symmetry), so their vectors have no common directions"
+    )
+    action = (
+        "Collect along one run (collect.runs=1), or fine-tune all runs from one base model "
+        "(collect.independent=false), or align the networks first (pdiff align, collect.align=permutation)."
+    )
+    unseen = "" if left_out is None else f" Principal components of the others explain {left_out:.0%} of a run."
+    if functional is None:
+        for kind, where in (("nearest_in_other_runs", "in another run"), ("nearest", "in the dataset")):
+            if (
+                distances[kind] is None
+                or distances[kind]["median"] <= MAX_RELATIVE_DISTANCE * distances["median_norm"]
+            ):
+                continue
+            yield (
+                "warning",
+                f"The nearest network {where} is {distances[kind]['median']:.3g} away, the norm is "
+                f"{distances['median_norm']:.3g}: these look like independently trained networks. If so, networks "
+                f"that were not trained on {cause}.{unseen}",
+                action,
+            )
+            return
+        return
+    for kind, subject in (("between_runs", "The runs lie"), ("within_runs", "The checkpoints of a run lie")):
+        if functional[kind] is None or functional[kind]["mean"] <= MAX_BARRIER:
+            continue
+        inner = functional["within_runs"]
+        inside = f", by {_points(inner['mean'])} within a run" if kind == "between_runs" and inner else ""
+        yield (
+            "stop",
+            f"{subject} in different basins: on the straight line between two of them the error rises by "
+            f"{_points(functional[kind]['mean'])} points{inside}. Networks of a basin that was not trained on {cause}."
+            f"{unseen if kind == 'between_runs' else ''}",
+            action if kind == "between_runs" else f"{action} Within one run: collect later, or with a lower rate.",
+        )
+        return
+
+
+def _autoencoder(report: Mapping):
+    geometry = report["geometry"]
+    reconstruction, latents = geometry["reconstruction"], DEFAULTS.latent_channels * DEFAULTS.latent_length
+    most = min(reconstruction["num_train"] - 1, geometry["rank"])
+    if geometry["rank"] == 0:
+        yield "stop", "All checkpoints are equal.", "Collect while the selected tensors are being trained."
+        return
+    if not reconstruction["num_heldout"]:
+        yield (
+            "stop",
+            f"The gate holds out every {DEFAULTS.holdout_every}th checkpoint, and there are {report['num_rows']}.",
+            "Collect more checkpoints, or lower autoencoder.holdout_every.",
+        )
+    explained = reconstruction["heldout"]
+    if most < latents:
+        channels = most // DEFAULTS.latent_length
+        fewer = f", or set autoencoder.latent_channels={channels} ({channels} × {DEFAULTS.latent_length} values)"
+        yield (
+            "stop",
+            f"The default latent of {latents} values needs as many directions; {reconstruction['num_train']} training "
+            f"checkpoints of rank {geometry['rank']} have {most}.",
+            f"Collect more checkpoints{fewer if channels else ''}.",
+        )
+    elif explained is not None and explained < DEFAULTS.min_explained_variance:
+        yield (
+            "warning",
+            f"{latents} components of the training checkpoints explain {explained:.1%} of the held-out ones, the gate "
+            f"asks for {DEFAULTS.min_explained_variance:.0%}; 99 % of the variance needs "
+            f"{geometry['num_components_99']} of {report['num_rows']}. The checkpoints lie in more directions than "
+            "they are many enough to show.",
+            "Collect more checkpoints or closer ones, with a lower learning rate, or select fewer tensors.",
+        )
+    enough = 1 << (2 * geometry["num_components_99"] - 1).bit_length()
+    # Between basins, a few directions from one to the other hold most of the variance.
+    many = report["functional"] is not None and report["functional"]["basins"] == "many"
+    if not many and DEFAULTS.latent_length <= enough < latents <= most:
+        channels = enough // DEFAULTS.latent_length
+        yield (
+            "hint",
+            f"{geometry['num_components_99']} components hold 99 % of the variance (effective rank "
+            f"{geometry['effective_rank']:.0f}); the default latent has {latents} values.",
+            f"autoencoder.latent_channels={channels} ({channels} × {DEFAULTS.latent_length} values) will do.",
+        )
+    fast, pca = report["autoencoders"]["fast"], report["autoencoders"]["pca"]
+    if not fast["fits"]:
+        other = "Set autoencoder.kind=pca" if pca["fits"] else "Select fewer tensors (collect.select)"
+        yield (
+            "stop",
+            f"The default autoencoder needs {fast['bytes']['total'] / 2**30:.1f} GiB, "
+            f"{fast['free_bytes'] / 2**30:.1f} are free.",
+            f"{other}.",
+        )
+
+
+def _independence(report: Mapping):
+    effective, runs = report["geometry"]["effective_rows"], report["runs"].values()
+    if effective >= MIN_EFFECTIVE_ROWS:
+        return
+    longest = max(entry["autocorrelation_time"] for entry in runs if entry["autocorrelation_time"] is not None)
+    yield (
+        "warning",
+        f"{report['num_rows']} checkpoints count like {effective:.1f} independent ones: correlations last "
+        f"{longest:.0f} checkpoints. A generator sees little more than the path from the first to the last.",
+        "Collect longer with more steps between checkpoints (collect.every), or several runs from one base model "
+        "(collect.runs).",
+    )
+
+
+def _averaging(report: Mapping):
+    functional = report["functional"]
+    if functional is None:
+        return
+    averaging = functional["averaging"]
+    name, best = max(
+        (
+            (name, averaging[key])
+            for key, name in (("uniform_soup", "the uniform soup"), ("average_16", "averages of 16"))
+        ),
+        key=lambda pair: pair[1]["difference"],
+    )
+    if best["ci95"][0] <= 0:
+        return
+    yield (
+        "hint",
+        f"Averaging alone gains {_points(best['difference'])} points ({_points(best['ci95'][0])} to "
+        f"{_points(best['ci95'][1])}): {name} {best['accuracy']:.2%}, originals {averaging['original_accuracy']:.2%}.",
+        "Try a soup first, and compare generated networks with averages rather than with originals.",
+    )
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f}" if abs(fraction) < 0.1 else f"{100 * fraction:.0f}"
+
+
+def _names(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _ranges(rows: Sequence[int], most: int = 10) -> str:
+    """Ascending rows as `0-4, 7, 9-12`."""
+    spans: list[list[int]] = []
+    for row in rows:
+        if spans and row == spans[-1][1] + 1:
+            spans[-1][1] = row
+        else:
+            spans.append([row, row])
+    return _names([f"{first}" if first == last else f"{first}-{last}" for first, last in spans], most)

@@ -1,0 +1,136 @@
+"""What each autoencoder would need for a parameter dataset, before one is trained."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import torch
+from torch import nn
+
+from ...layout import ParameterLayout
+from ...models.auto import build_autoencoder
+from ...models.autoencoder_pdiff import AutoencoderPDiff
+from ...models.config import AutoencoderConfig
+
+CONFIGS = {
+    "pca": AutoencoderConfig(kind="pca"),
+    "fast": AutoencoderConfig(preset="fast"),
+    "paper": AutoencoderConfig(preset="paper"),
+}
+# Training steps are timed when they need no more than this part of the free memory, for so long.
+MAX_MEMORY_SHARE = 0.5
+TIMING_SECONDS = 3.0
+TIMING_STEPS = 6
+TIMING_BATCH = 4
+# The loaded table, its rows as vectors and those of them that are trained on; on a GPU these alone.
+CPU_COPIES_OF_DATASET = 3
+
+
+def autoencoder_costs(
+    vectors: torch.Tensor, layout: ParameterLayout, device: torch.device, pca_seconds: float
+) -> dict[str, dict]:
+    """Memory and time that training each autoencoder with its default settings takes, in float32.
+
+    Sizes are those of a model built without memory; activations are the outputs of its layers for one batch. Steps are
+    timed with a model of zeros, for at most a few seconds.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
+        layout ([`ParameterLayout`]): What a vector is made of.
+        device (`torch.device`): Where the autoencoder would be trained.
+        pca_seconds (`float`): Duration of fitting the normaliser and of the Gram matrix of all rows.
+
+    Returns:
+        `dict[str, dict]`: for `pca`, `fast` and `paper`: `num_parameters` (trained, or fitted in closed form), `bytes`
+        with `weights`, `gradients`, `optimizer`, `activations`, `dataset` and `total`, `fits` into the `free_bytes`,
+        and `seconds` of the whole training, `None` where its steps cannot be timed.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        # The vectors are read again by the training, in another process.
+        free = psutil.virtual_memory().available + vectors.nbytes
+    costs = {}
+    for name, config in CONFIGS.items():
+        with torch.device("meta"):
+            model = build_autoencoder(config, layout.to_dict())
+        trained = sum(parameter.numel() for parameter in model.parameters())
+        fitted = sum(buffer.numel() for buffer in model.components.buffers()) if name == "pca" else 0
+        state = sum(tensor.nbytes for tensor in model.state_dict().values())
+        sizes = {
+            "weights": state,
+            "gradients": 4 * trained,
+            # Two moments.
+            "optimizer": 8 * trained,
+            "activations": activation_bytes(model, config.train_batch_size) if trained else 0,
+            "dataset": vectors.nbytes * (CPU_COPIES_OF_DATASET if device.type == "cpu" else 1),
+        }
+        total = sum(sizes.values())
+        seconds = None
+        # Another pass over the rows projects them onto the components.
+        latents = config.latent_channels * config.latent_length
+        fit_seconds = pca_seconds * (1 + min(1, latents / len(vectors)))
+        if name == "pca":
+            seconds = fit_seconds
+        elif total <= MAX_MEMORY_SHARE * free:
+            step = seconds_per_step(model.to_empty(device=device), config, vectors)
+            seconds = config.steps * step + (fit_seconds if model.config.linear_path else 0)
+        costs[name] = {
+            "num_parameters": trained or fitted,
+            "bytes": {**sizes, "total": total},
+            "free_bytes": free,
+            "fits": total <= free,
+            "seconds": seconds,
+        }
+    return costs
+
+
+def activation_bytes(model: AutoencoderPDiff, batch_size: int) -> int:
+    """Bytes of all layers' outputs for one batch, for a model on the meta device."""
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.nbytes
+
+    # Flattening makes no copy.
+    layers = [m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Unflatten)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    # Beside the components, which take long vectors block by block.
+    model.decoder(model.encoder(torch.empty(batch_size, 1, model.padded_length, device="meta")))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def seconds_per_step(model: AutoencoderPDiff, config: AutoencoderConfig, vectors: torch.Tensor) -> float:
+    """Duration of one training step of a model whose memory is not initialised: the fastest of a few.
+
+    When a step would be too slow to be timed, one of a small batch is, as if time grew in proportion.
+    """
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    generator = torch.Generator(model.device)
+    model.train()
+
+    def fastest(batch_size: int) -> float:
+        sample = vectors[torch.arange(batch_size) % len(vectors)].to(model.device)
+        durations: list[float] = []
+        while len(durations) < TIMING_STEPS and sum(durations) < TIMING_SECONDS / 2:
+            begin = time.perf_counter()
+            shapes = sample.shape, (batch_size, *model.latent_shape)
+            noise = [torch.randn(*shape, generator=generator, device=model.device) for shape in shapes]
+            model(sample, *noise, return_dict=False)[2].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            durations.append(time.perf_counter() - begin)
+        return min(durations)
+
+    estimate = fastest(TIMING_BATCH) * config.train_batch_size / TIMING_BATCH
+    return estimate if estimate > TIMING_SECONDS / 2 else fastest(config.train_batch_size)

@@ -1,0 +1,114 @@
+"""What the networks of a parameter dataset do between each other and on average."""
+
+from __future__ import annotations
+
+import torch
+
+from ..baselines import averages, uniform_soup
+from ..evaluator import ParameterEvaluator
+from ..intervals import accuracy_difference
+
+NUM_ORIGINALS = 100
+NUM_AVERAGES = 20
+# Images on which networks between two originals are evaluated.
+NUM_BARRIER_IMAGES = 1000
+NUM_ALPHAS = 11
+# Networks are linearly connected below this rise of the error. Source: Frankle et al. 2020, arXiv 1912.05671, §3.
+MAX_BARRIER = 0.02
+# Values of one column block of the soup, 128 MB in float64.
+BLOCK_VALUES = 2**24
+
+
+def functional_figures(
+    vectors: torch.Tensor, runs: torch.Tensor, evaluator: ParameterEvaluator, seed: int, num_pairs: int
+) -> dict:
+    """The keys `functional` of a report.
+
+    Returns:
+        `dict`: `num_images`, `averaging` of [`gain_of_averaging`], those of [`interpolation_barriers`], and `basins`:
+        `"many"` where their mean is above 2 points, else `"one"`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    averaging = gain_of_averaging(vectors, evaluator, generator)
+    barriers = interpolation_barriers(vectors, runs, evaluator, generator, num_pairs)
+    many = any(barrier["mean"] > MAX_BARRIER for barrier in barriers.values() if barrier is not None)
+    return {
+        "num_images": len(evaluator.labels),
+        "averaging": averaging,
+        **barriers,
+        "basins": "many" if many else "one",
+    }
+
+
+def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, generator: torch.Generator) -> dict:
+    """Accuracy of averages minus the mean accuracy of the originals, paired over the images.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
+        evaluator ([`ParameterEvaluator`]): On the validation images.
+        generator (`torch.Generator`): Draws the originals that are evaluated and those that are averaged.
+
+    Returns:
+        `dict`: `original_accuracy` of `num_originals` random rows; `uniform_soup` of all rows and `average_16` (mean
+        over draws), each with `accuracy`, `difference` and `ci95`.
+    """
+    sample = vectors[torch.randperm(len(vectors), generator=generator)[:NUM_ORIGINALS]]
+    right = evaluator.predict(sample).predictions == evaluator.labels.cpu()
+    soup = torch.cat([uniform_soup(b) for b in vectors.split(max(1, BLOCK_VALUES // len(vectors)), 1)], 1)
+    result = {"num_originals": len(sample), "original_accuracy": right.double().mean().item()}
+    for name, networks in (("uniform_soup", soup), ("average_16", averages(vectors, NUM_AVERAGES, generator))):
+        own = evaluator.predict(networks).predictions == evaluator.labels.cpu()
+        result[name] = {"accuracy": own.double().mean().item(), **accuracy_difference(own, right)}
+    return result
+
+
+def interpolation_barriers(
+    vectors: torch.Tensor,
+    runs: torch.Tensor,
+    evaluator: ParameterEvaluator,
+    generator: torch.Generator,
+    num_pairs: int,
+) -> dict:
+    """Error barriers between random pairs of rows, within runs and between runs.
+
+    The barrier of a pair is the maximum over alpha of the error of `(1 - alpha) a + alpha b` minus the interpolated
+    errors of `a` and `b`, at 11 values of alpha. Source: Frankle et al. 2020, arXiv 1912.05671; in this form Entezari
+    et al. 2022, arXiv 2110.06296.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
+        runs (`torch.Tensor` of shape `(K,)`): Number of the run of every row.
+        evaluator ([`ParameterEvaluator`]): On the validation images; at most 1 000 of them are used.
+        generator (`torch.Generator`): Draws pairs and images.
+        num_pairs (`int`): Pairs of each kind, or all where there are fewer.
+
+    Returns:
+        `dict`: `within_runs` and `between_runs`, `None` where there are no pairs, each with `num_pairs`, `mean`, `max`
+        (fractions of the images) and `errors`, the mean error at the values of alpha from 0 to 1.
+    """
+    evaluator = evaluator.reordered(torch.randperm(len(evaluator.labels), generator=generator))
+    num_images = min(NUM_BARRIER_IMAGES, len(evaluator.labels))
+    alphas = torch.linspace(0, 1, NUM_ALPHAS)[:, None]
+    first, second = torch.triu_indices(len(vectors), len(vectors), 1)
+    same = runs[first] == runs[second]
+    result: dict[str, dict | None] = {}
+    for name, mask in (("within_runs", same), ("between_runs", ~same)):
+        candidates = mask.nonzero()[:, 0]
+        candidates = candidates[torch.randperm(len(candidates), generator=generator)[:num_pairs]]
+        errors = torch.empty(len(candidates), NUM_ALPHAS)
+        for index, pair in enumerate(candidates):
+            networks = torch.lerp(vectors[first[pair]], vectors[second[pair]], alphas)
+            errors[index] = 1 - evaluator.predict(networks, num_images).accuracy
+        straight = torch.lerp(errors[:, :1], errors[:, -1:], alphas.T)
+        barriers = (errors - straight).amax(1)
+        result[name] = (
+            {
+                "num_pairs": len(candidates),
+                "mean": barriers.mean().item(),
+                "max": barriers.max().item(),
+                "errors": errors.mean(0).tolist(),
+            }
+            if len(candidates)
+            else None
+        )
+    return result

@@ -1,0 +1,136 @@
+"""How the rows of a parameter dataset lie: directions, memory along a run, distances, linear reconstruction."""
+
+from __future__ import annotations
+
+import torch
+
+from ...models.normalizer import ParameterNormalizer
+from ..similarity import squared_distances
+
+# Values of one column block, 128 MB in float64.
+BLOCK_VALUES = 2**24
+NUM_COMPONENTS = (1, 2, 8, 32, 128)
+# Eigenvalues below this part of the largest are rounding errors of float32 rows, as in `principal_components`.
+ROUNDING = 1e-10
+
+
+def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch.Tensor:
+    """Inner products `(K, K)` of normalised and centred rows in float64, a block of columns at a time."""
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    width = max(1, BLOCK_VALUES // len(vectors))
+    for start in range(0, vectors.shape[1], width):
+        block = normalizer.normalize(vectors[:, start : start + width], start).double()
+        block -= block.mean(0)
+        gram += block @ block.T
+    return gram
+
+
+def spectrum(gram: torch.Tensor) -> dict:
+    """Effective rank and explained variance.
+
+    The effective rank is `exp(-Σ p log p)`, `p` the singular values of the centred rows divided by their sum. Source:
+    Roy & Vetterli 2007, "The effective rank".
+
+    Args:
+        gram (`torch.Tensor` of shape `(K, K)`): Inner products of centred rows.
+
+    Returns:
+        `dict`: `rank`, `effective_rank`, `explained_variance` by number of components, and
+        `num_components_99`, the fewest that explain 99 %; all 0 for rows that are all equal.
+    """
+    values = torch.linalg.eigvalsh(gram).flip(0)
+    values = values[values > ROUNDING * values[0]]
+    shares = values.cumsum(0) / values.sum()
+    p = values.sqrt() / values.sqrt().sum()
+    explained = {n: shares[min(n, len(values)) - 1].item() if len(values) else 0.0 for n in NUM_COMPONENTS}
+    return {
+        "rank": len(values),
+        "effective_rank": torch.special.entr(p).sum().exp().item() if len(values) else 0.0,
+        "explained_variance": {str(n): share for n, share in explained.items()},
+        "num_components_99": int((shares < 0.99).sum()) + 1 if len(values) else 0,
+    }
+
+
+def linear_explained_variance(
+    gram: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor, num_components: int
+) -> float | None:
+    """Share of the variance of held-out rows about the training rows' mean that their principal components hold.
+
+    Args:
+        gram (`torch.Tensor` of shape `(K, K)`): Inner products of the rows about any centre.
+        train (`torch.Tensor`), heldout (`torch.Tensor`): Indices or mask of rows.
+        num_components (`int`): Components of the training rows.
+
+    Returns:
+        `float`, or `None` when held-out rows all equal the mean.
+    """
+    means = gram[:, train].mean(1)
+    gram = gram - means - means[:, None] + means[train].mean()
+    values, components = torch.linalg.eigh(gram[train][:, train])
+    values, components = values.flip(0)[:num_components], components.flip(1)[:, :num_components]
+    kept = values > ROUNDING * values[0]
+    scores = gram[heldout][:, train] @ (components[:, kept] / values[kept].sqrt())
+    total = gram.diagonal()[heldout].sum()
+    return (scores.square().sum() / total).item() if total > 0 else None
+
+
+def autocorrelation(gram: torch.Tensor) -> torch.Tensor:
+    """Autocorrelation `(n,)` of a run at lags 0 … n - 1, `Σ <x_i, x_{i+t}> / Σ <x_i, x_i>` of rows about their mean.
+
+    Args:
+        gram (`torch.Tensor` of shape `(n, n)`): Inner products of the run's rows in their order, about any centre.
+    """
+    means = gram.mean(1)
+    gram = gram - means - means[:, None] + means.mean()
+    sums = torch.stack([gram.diagonal(lag).sum() for lag in range(len(gram))])
+    return sums / sums[0] if sums[0] > 0 else torch.ones(len(gram), dtype=gram.dtype)
+
+
+def autocorrelation_time(correlations: torch.Tensor) -> float:
+    """Integrated autocorrelation time `1 + 2 Σ ρ_t`, in rows; `n` rows count like `n` divided by it.
+
+    The sum ends by the initial monotone sequence: over pairs `ρ_2m + ρ_2m+1` as long as they are positive, none
+    counted larger than the one before. Source: Geyer 1992, "Practical Markov chain Monte Carlo", §3.3. A run shorter
+    than some ten times the result gives too small a value.
+
+    Args:
+        correlations (`torch.Tensor` of shape `(n,)`): Of [`autocorrelation`].
+
+    Returns:
+        `float` in [1, n].
+    """
+    length = len(correlations)
+    pairs = correlations[: length // 2 * 2].reshape(-1, 2).sum(1)
+    ended = (pairs <= 0).nonzero()
+    if len(ended):
+        pairs = pairs[: int(ended[0])]
+    time = 2 * pairs.cummin(0).values.sum().item() - 1 if len(pairs) else 1.0
+    return min(max(1.0, time), float(length))
+
+
+def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor) -> dict:
+    """Euclidean distances of every row to its nearest other row, and to its nearest row of another run.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
+        runs (`torch.Tensor` of shape `(K,)`): Number of the run of every row.
+
+    Returns:
+        `dict`: quantiles `{"min", "q25", "median", "q75", "max"}` of `nearest` and `nearest_in_other_runs` (`None`
+        for a single run), and `median_norm` of the rows.
+    """
+    squares = squared_distances(vectors, vectors, exclude_self=True)
+    elsewhere = squares.masked_fill(runs[:, None] == runs, float("inf"))
+
+    def quantiles(squares: torch.Tensor) -> dict[str, float]:
+        pairs = zip(vectors, squares.argmin(1), strict=True)
+        distances = torch.stack([torch.linalg.vector_norm(row.double() - vectors[nearest]) for row, nearest in pairs])
+        levels = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
+        return dict(zip(("min", "q25", "median", "q75", "max"), distances.quantile(levels).tolist(), strict=True))
+
+    norms = torch.stack([torch.linalg.vector_norm(row.double()) for row in vectors])
+    return {
+        "nearest": quantiles(squares),
+        "nearest_in_other_runs": quantiles(elsewhere) if len(runs.unique()) > 1 else None,
+        "median_norm": norms.median().item(),
+    }

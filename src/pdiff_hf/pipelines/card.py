@@ -1,0 +1,138 @@
+"""The card of a pipeline: how to use it, what it is worth, how it was made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..files import read_json
+from ..hub.card_text import REPO_ID, code, escape, fold, literal, one_line, template, write_card
+from ..results.card_lines import (
+    base_model_id,
+    base_model_text,
+    build_arguments,
+    comparison_lines,
+    ensemble_line,
+    eval_results,
+    find,
+    generated_values,
+    novelty_lines,
+    results_table,
+    seed_lines,
+    short_name,
+    task_dataset,
+    task_lines,
+    tensors_text,
+)
+from ..results.metrics import INTERVALS, SEED_INTERVALS
+from ..results.text import name_examples
+
+TAGS = ["pdiff-hf", "neural-network-diffusion"]
+
+# Figures of a report and what they show; the first is shown at once.
+PLOTS = {
+    "accuracy_similarity": "Test accuracy against similarity to the nearest original, one point per network",
+    "accuracy_histograms": "Histograms of the test accuracy of every group",
+    "latent_pca": "Latents of originals, averages and generated networks, on two principal axes",
+    "iou_matrix": "IoU of wrong predictions between networks",
+    "ensembles": "Accuracy of ensembles by their size",
+    "loss_curves": "Losses of the training stages",
+}
+
+
+def write_pipeline_card(
+    pipeline_dir: str | Path, metrics: Mapping | None = None, report_dir: str | Path | None = None
+) -> Path:
+    """Write `README.md` of a pipeline folder; what a person wrote into an earlier one is kept, see [`update_card`].
+
+    Args:
+        pipeline_dir (`str` or `Path`): A saved [`PDiffPipeline`].
+        metrics (`Mapping`, *optional*): Content of `metrics.json`; without it the card says "not evaluated".
+        report_dir (`str` or `Path`, *optional*): The report they are from; its `metrics.json` and figures are copied
+            beside the card, which shows the figures that are there.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        ValueError: the folder is no pipeline, or the metadata of the card that is there are malformed.
+    """
+    pipeline_dir = Path(pipeline_dir)
+    index = read_json(pipeline_dir / "model_index.json")
+    autoencoder = read_json(pipeline_dir / "autoencoder" / "config.json")
+    if report_dir is not None:
+        for file in [Path(report_dir) / "metrics.json", *(Path(report_dir) / f"{name}.png" for name in PLOTS)]:
+            if file.is_file():
+                shutil.copyfile(file, pipeline_dir / file.name)
+    metrics = metrics or {}
+    base_model = index.get("base_model")
+    title = f"p-diff for {short_name(base_model)}"
+    config_file = pipeline_dir / "train_config.json"
+    config = read_json(config_file) if config_file.is_file() else {}
+    plots = [name for name in PLOTS if (pipeline_dir / f"{name}.png").is_file()]
+    task = metrics.get("task")
+    _, dataset = task_dataset(task)
+    results = eval_results(metrics, generated_values(metrics))
+    data = ModelCardData(
+        library_name="diffusers",
+        tags=TAGS,
+        base_model=base_model_id(base_model),
+        datasets=None if dataset is None else [dataset],
+        metrics=["accuracy"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=template("model_card.md"),
+        title=escape(title),
+        repo_id=REPO_ID,
+        base_text=base_model_text(base_model),
+        num_parameters=f"{autoencoder['layout']['num_parameters']:,}",
+        tensors=tensors_text(autoencoder["layout"]),
+        build_arguments=build_arguments(base_model) if base_model else None,
+        verdict=escape(metrics["verdict"]) if metrics else None,
+        results=results_table(metrics) if metrics else None,
+        num_test=f"{metrics['num_test']:,}" if metrics else None,
+        examples=name_examples("images", task),
+        intervals=name_examples(SEED_INTERVALS if "seeds" in metrics else INTERVALS, task),
+        comparisons=comparison_lines(metrics),
+        novelty=novelty_lines(metrics),
+        ensembles=ensemble_line(metrics),
+        first_plot=_plot(plots[0]) if plots else None,
+        other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
+        making=_making_lines(index, autoencoder, metrics),
+        config=fold(f"```json\n{literal(config, indent=2)}\n```", "Training configuration") if config else None,
+        task_kind=escape(one_line(find(task, "kind") or "image classification").replace("_", " ")),
+    )
+    write_card(pipeline_dir / "README.md", f"{card.content}\n")
+    return pipeline_dir / "README.md"
+
+
+def _plot(name: str) -> str:
+    return f"![{PLOTS[name]}]({name}.png)"
+
+
+def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Mapping) -> list[str]:
+    base_model = index.get("base_model")
+    lines = [f"Base model: {base_model_text(base_model)}"]
+    if repo := base_model_id(base_model):
+        lines[0] += f", weights of [{escape(repo)}](https://huggingface.co/{repo})"
+        lines[0] += f" at {code(base_model['revision'])}" if base_model.get("revision") else ""
+    lines += task_lines(metrics.get("task"))
+    num_originals = find(metrics, "groups", "original", "n")
+    if num_originals is not None:
+        lines.append(f"Originals: {num_originals:g} checkpoints of that network")
+    latents = f"{autoencoder['latent_channels']}×{autoencoder['latent_length']}"
+    lines.append(f"Autoencoder: {code(autoencoder['_class_name'])}, latents {latents}")
+    lines.append(f"Denoiser: {code(index['unet'][1])}, noise schedule of {code(index['scheduler'][1])}")
+    seconds = find(metrics, "groups", "generated", "cost", "seconds")
+    if seconds is not None:
+        lines.append(f"Autoencoder, denoiser and drawing together took {seconds:.3g} s")
+    lines += seed_lines(metrics)
+    if metrics.get("versions"):
+        lines.append(f"Versions: {', '.join(f'{escape(k)} {escape(v)}' for k, v in metrics['versions'].items())}")
+    return lines

@@ -1,0 +1,134 @@
+"""Networks as a folder: one safetensors file each, and `index.json`."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..files import read_json, write_json
+from ..layout import ParameterLayout
+from ..machine import process_state
+
+SCHEMA = 1
+
+
+def write_networks(
+    output_dir: str | Path,
+    layout: ParameterLayout,
+    states: Iterable[Mapping[str, torch.Tensor]],
+    index: Mapping[str, Any],
+    extra: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    *,
+    rows: Sequence[int] | None = None,
+    num_networks: int | None = None,
+) -> None:
+    """Write networks to a new folder, which appears under its name when it is complete.
+
+    Args:
+        output_dir (`str` or `Path`): New or empty folder.
+        layout ([`ParameterLayout`]): The generated tensors.
+        states (`Iterable[Mapping[str, torch.Tensor]]`): Their values, network by network; they may be made on the way.
+        index (`Mapping`): What else `index.json` says; JSON-able.
+        extra (`Mapping`, *optional*): Further state dicts by file name, which `index` has to mention.
+        rows (`Sequence[int]`, *optional*): Numbers of these networks, where processes of `accelerate launch` share
+            them. All processes call; without this, the main one has all networks and writes them.
+        num_networks (`int`, *optional*): Of all processes, with `rows`.
+
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    output_dir = Path(output_dir)
+    check_new(output_dir)
+    processes = process_state()
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    if processes.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    processes.wait_for_everyone()
+    written = 0
+    if rows is not None or processes.is_main_process:
+        for row, state in zip(itertools.count() if rows is None else rows, states, strict=rows is not None):
+            _save(state, partial / _file_name(row))
+            written += 1
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        for name, state in (extra or {}).items():
+            _save(state, partial / name)
+        known = {"schema": SCHEMA, "layout": layout.fingerprint, "num_parameters": layout.num_parameters}
+        files = [_file_name(row) for row in range(written if num_networks is None else num_networks)]
+        write_json(partial / "index.json", {**known, **index, "files": files})
+        partial.rename(output_dir)
+    processes.wait_for_everyone()
+
+
+def check_new(folder: Path) -> None:
+    """Raise `ValueError` when there is something in `folder`."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected an empty or new folder for the networks, found that {folder} holds files.")
+
+
+def load_generated(folder: str | Path, layout: ParameterLayout) -> torch.Tensor:
+    """Read a folder of generated networks as vectors `(n, D)`, without re-estimated BatchNorm statistics.
+
+    Raises:
+        ValueError: a file is missing, damaged or does not fit the layout or the index; names the file and the tensor.
+    """
+    index = read_json(Path(folder) / "index.json")
+    if index.get("layout") != layout.fingerprint:
+        raise ValueError(
+            f"{folder}: expected networks of layout {layout.fingerprint[:12]}, found {index.get('layout')}."
+        )
+    vectors = torch.empty(len(index["files"]), layout.num_parameters)
+    for row, (path, state) in enumerate(_states(Path(folder), index)):
+        try:
+            if undeclared := sorted(state.keys() - {*layout.names, *index.get("batch_norm", ())}):
+                raise ValueError(f"tensor {undeclared[0]!r} is neither in the layout nor declared in index.json.")
+            vectors[row] = layout.flatten(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not vectors[row].isfinite().all():
+            raise ValueError(f"{path}: expected finite values, found NaN or infinity.")
+    return vectors
+
+
+def load_statistics(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Read the re-estimated BatchNorm statistics of a folder of generated networks, `(n, …)` by name; often none.
+
+    Raises:
+        ValueError: a file is missing or damaged, or lacks a tensor that the index declares.
+    """
+    index = read_json(Path(folder) / "index.json")
+    values: dict[str, list[torch.Tensor]] = {name: [] for name in index.get("batch_norm", ())}
+    for path, state in _states(Path(folder), index) if values else ():
+        for name, rows in values.items():
+            if name not in state:
+                raise ValueError(f"{path}: expected tensor {name!r}, which index.json declares, found none.")
+            rows.append(state[name])
+    return {name: torch.stack(rows) for name, rows in values.items()}
+
+
+def _states(folder: Path, index: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
+    for name in index["files"]:
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise ValueError(f"{folder}: index.json names {name!r}, found no such file in the folder.")
+        try:
+            yield path, load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _file_name(row: int) -> str:
+    return f"{row:05d}.safetensors"
+
+
+def _save(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -1,0 +1,202 @@
+"""Generated networks to the Hub, in the form of the library that built them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
+
+from ..base_model import BaseModel
+from ..data.dataset import read_layout
+from ..files import read_json, write_json
+from ..hub.upload import push_files
+from ..layout import ParameterLayout
+from .generated_card import make_generated_card
+from .hub import download_pipeline
+from .network_folder import load_generated
+
+# What a task has to say of its images.
+KEYS = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
+
+
+def push_generated(
+    folder: str | Path,
+    repo_id: str,
+    source: str | Path,
+    *,
+    index: int | None = None,
+    zoo: bool = False,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    trusted_imports: tuple[str, ...] = (),
+    metrics: Mapping | None = None,
+) -> str:
+    """Push a generated network with all its weights, in the form that its library loads, or all networks as a zoo.
+
+    A network of a timm base model loads by `timm.create_model("hf_hub:user/name", pretrained=True)`, one of a
+    transformers base model by its class's `from_pretrained`, and one made by an import path by [`load_base_model`].
+
+    Args:
+        folder (`str` or `Path`): Generated networks.
+        repo_id (`str`): `user/name`; made when it does not exist.
+        source (`str` or `Path`): Folder of the pipeline or parameter dataset whose layout and base model they have, or
+            a pipeline on the Hub.
+        index (`int`, *optional*): Row of `index.json`'s files; the best one of a selection by default.
+        zoo (`bool`, *optional*, defaults to `False`): Push all networks as they are, with the base model's weights.
+        private, revision, token, create_pr: See [`push_pipeline`].
+        trusted_imports (`tuple[str, ...]`, *optional*): See [`BaseModel.build`].
+        metrics (`Mapping`, *optional*): Content of the `metrics.json` of these networks, for the card.
+
+    Returns:
+        `str`: address of the commit or pull request.
+
+    Raises:
+        ValueError: the networks do not fit the source, none was selected, or the Hub refuses; nothing is
+            committed then.
+    """
+    folder = Path(folder)
+    layout, base_model, task = _read_source(source, token)
+    values = read_json(folder / "index.json")
+    # Reads and checks every network.
+    count = len(load_generated(folder, layout))
+    if zoo and index is not None:
+        raise ValueError("a zoo has all networks; give zoo or an index.")
+    if index is None and not zoo:
+        if "selection" not in values:
+            raise ValueError(
+                f"{folder}: expected the index of a network, or a selection (pdiff generate --select val) whose best "
+                f"one is taken, found {count} networks that nothing was chosen among."
+            )
+        index = 0
+    if index is not None and not 0 <= index < count:
+        raise ValueError(f"{folder}: expected an index from 0 to {count - 1}, found {index}.")
+    with tempfile.TemporaryDirectory() as temporary:
+        output_dir = Path(temporary)
+        if zoo:
+            files = _write_zoo(folder, values, layout, base_model, output_dir)
+        else:
+            model = base_model.build(trusted_imports)
+            _load(model, folder / values["files"][index])
+            _write_model(model, layout, base_model, task, output_dir)
+            write_json(output_dir / "index.json", {**values, "files": [values["files"][index]], "index": index})
+            files = {p.relative_to(output_dir).as_posix(): p for p in output_dir.rglob("*") if p.is_file()}
+        files["README.md"] = output_dir / "README.md"
+        card = make_generated_card(repo_id, values, layout, base_model, index, str(source), metrics)
+        files["README.md"].write_text(card, encoding="utf-8")
+        mirror = ["?????.safetensors"] if zoo else []
+        return push_files(files, repo_id, "model", "generated", private, revision, token, create_pr, mirror)
+
+
+def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout, BaseModel, dict | None]:
+    """Layout, base model, and what is known of the task."""
+    folder = Path(source)
+    if (folder / "layout.json").is_file():
+        layout, base_model = read_layout(folder)
+        known, key = folder / "stats.json", "metadata"
+    else:
+        folder = folder if folder.is_dir() else download_pipeline(str(source), token=token)
+        base = read_json(folder / "model_index.json").get("base_model")
+        layout = ParameterLayout.from_dict(read_json(folder / "autoencoder" / "config.json")["layout"])
+        base_model = None if base is None else BaseModel.from_dict(base, root=folder)
+        known, key = folder / "metrics.json", None
+    if base_model is None:
+        raise ValueError(f"{source} carries no base model to put the networks into.")
+    values = read_json(known) if known.is_file() else {}
+    return layout, base_model, (values if key is None else values.get(key) or {}).get("task")
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Put a generated network's tensors, with re-estimated BatchNorm statistics if it has any, into a model."""
+    try:
+        model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _write_model(
+    model: nn.Module, layout: ParameterLayout, base_model: BaseModel, task: Mapping | None, output_dir: Path
+) -> None:
+    if base_model.library == "timm":
+        arguments = {k: v for k, v in base_model.kwargs.items() if k not in ("pretrained", "num_classes")}
+        # The architecture's own preprocessing is that of other weights.
+        model.pretrained_cfg = {**model.pretrained_cfg, **timm_preprocessing(task)}
+        names = class_names(task, model.num_classes)
+        labels = {"label_names": names} if names else {}
+        timm.models.save_for_hf(model, str(output_dir), labels, arguments, safe_serialization=True)
+    elif isinstance(model, PreTrainedModel):
+        if names := class_names(task, model.config.num_labels):
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: index for index, name in enumerate(names)}
+        model.save_pretrained(output_dir)
+        if (processor := make_image_processor(task)) is not None:
+            processor.save_pretrained(output_dir)
+    else:
+        base_model = base_model.save_weights(model, output_dir)
+        write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
+
+
+def _write_zoo(
+    folder: Path, values: dict, layout: ParameterLayout, base_model: BaseModel, output_dir: Path
+) -> dict[str, Path]:
+    if base_model.carried_weights is not None:
+        base_model = base_model.copy_to(output_dir)
+    write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
+    names = [*values["files"], *filter(None, [values.get("soup")]), "index.json"]
+    files = {name: folder / name for name in names}
+    files["layout.json"] = output_dir / "layout.json"
+    if base_model.carried_weights is not None:
+        files[base_model.weights] = output_dir / base_model.weights
+    return files
+
+
+def timm_preprocessing(task: Mapping | None) -> dict[str, Any]:
+    """The `pretrained_cfg` entries that `timm.data.resolve_data_config` reads, of a task's description.
+
+    Args:
+        task (`Mapping`, *optional*): `ImageClassification.describe()`; nothing is known of another task's inputs.
+    """
+    if not _is_of_images(task):
+        return {}
+    size = task["image_size"]
+    kept = {key: task[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    return {"input_size": (task["in_chans"], size, size), **kept, "crop_mode": "center"}
+
+
+def make_image_processor(task: Mapping | None) -> BaseImageProcessor | None:
+    """The transformers image processor that does what the task did: resize, centre crop, scale, normalise.
+
+    Args:
+        task (`Mapping`, *optional*): `ImageClassification.describe()`; `None` for any other.
+    """
+    if not _is_of_images(task):
+        return None
+    size = task["image_size"]
+    return BitImageProcessor(
+        # As timm rounds.
+        size={"shortest_edge": int(size / task["crop_pct"])},
+        crop_size={"height": size, "width": size},
+        resample=Image.Resampling[task["interpolation"].upper()],
+        image_mean=list(task["mean"]),
+        image_std=list(task["std"]),
+        do_convert_rgb=task["in_chans"] == 3,
+    )
+
+
+def class_names(task: Mapping | None, num_classes: int) -> list[str] | None:
+    """Names of the task's classes, if they are as many as the network's."""
+    names = (task or {}).get("class_names") or []
+    return list(names) if len(names) == num_classes else None
+
+
+def _is_of_images(task: Mapping | None) -> bool:
+    return task is not None and all(task.get(key) is not None for key in KEYS)

@@ -1,0 +1,80 @@
+"""Drawing many networks from a pipeline, in batches of bounded memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from safetensors import SafetensorError
+
+from ..data.vectors import open_vectors
+from ..machine import process_state
+from .pipeline_pdiff import PDiffPipeline
+
+# `dpmsolver++` is DPMSolverMultistepScheduler's default algorithm (Source: Lu et al. 2022, arXiv 2211.01095).
+SCHEDULERS = {"dpmsolver++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+
+SAMPLERS = ("diffusion", "gaussian_latents")
+
+# Networks sampled at once, at most: of large networks no more than have so many bytes. It is what processes share, so
+# that the files do not depend on their number.
+BATCH = 256
+
+BATCH_BYTES = 2**28
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """The first batch has the seed itself, so that a pipeline called with it gives the same networks."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
+
+
+@torch.no_grad()
+def draw_gaussian_latents(
+    pipeline: PDiffPipeline, dataset_dir: str | Path, num_samples: int, truncation: float, seed: int
+) -> torch.Tensor:
+    """Scaled latents `(num_samples, C, L)` of a normal distribution fitted to those of a dataset, value by value."""
+    vectors, layout = open_vectors(dataset_dir)
+    autoencoder = pipeline.autoencoder
+    if layout.fingerprint != autoencoder.layout.fingerprint:
+        raise ValueError(f"{dataset_dir}: expected the layout of the pipeline, found another one.")
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
+    noise = torch.randn(num_samples, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return torch.addcmul(latents.mean(0), noise.to(latents), truncation * latents.std(0))
+
+
+class Draws:
+    """Vectors that are decoded when their rows are asked for: only latents of so many networks fit into memory."""
+
+    def __init__(self, pipeline: PDiffPipeline, latents: torch.Tensor):
+        self._autoencoder = pipeline.autoencoder
+        self._latents = latents
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def state_dicts(self, rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """The networks of some rows."""
+        return [self._autoencoder.layout.unflatten(vector) for vector in self[rows]]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        latents = self._autoencoder.unscale_latents(self._latents[rows.to(self._latents.device)])
+        return torch.cat([part.cpu() for part in self._autoencoder.decode_rows(latents)])
+
+
+def load_pipeline(folder: str | Path) -> PDiffPipeline:
+    """Load a pipeline from a local folder onto the accelerator, if there is one, with a quiet progress bar.
+
+    Raises:
+        ValueError: the folder holds no pipeline, or a file of it is damaged.
+    """
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"expected a pipeline at {folder}, found no model_index.json there.")
+    try:
+        pipeline = PDiffPipeline.from_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder}: {str(error).splitlines()[0]}") from error
+    pipeline.set_progress_bar_config(desc="generate", leave=False, disable=not process_state().is_main_process)
+    return pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -1,0 +1,228 @@
+"""What `metrics.json` says, as Markdown and metadata of a card; what it does not know is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import EvalResult
+
+from ..base_model import OWN_FACTORIES
+from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, literal, make_table, one_line
+from .metrics import AVERAGES
+from .text import MISSING, name_examples, number, percent, points
+
+# Tensors that are named in the text.
+MAX_NAMES = 6
+
+# What a generator has to beat, by the names of groups.
+RIVALS = {**AVERAGES, "fine_tuned": "fine-tuning for the time that the generator took"}
+
+
+def results_table(metrics: Mapping) -> str:
+    """All groups with their intervals."""
+    columns = ("group", "networks", "mean, % (95 %)", "minus originals, points (95 %)", "best on val, % (95 %)")
+    columns += ("IoU with nearest original (95 %)", "novel and performant, % (95 %)")
+    rows = []
+    for name, group in metrics["groups"].items():
+        minus = None if name == "original" else find(group, "difference_to_original")
+        rows.append(
+            (
+                escape(name),
+                f"{group['n']:g}",
+                percent(find(group, "test_accuracy", "mean"), find(group, "test_accuracy", "ci95"), unit=""),
+                points(find(minus, "difference"), find(minus, "ci95")),
+                percent(find(group, "selected", "test_accuracy"), find(group, "selected", "test_ci95"), unit=""),
+                number(
+                    find(group, "similarity", "iou_max_mean"), ".3f", find(group, "similarity", "ci95", "iou_max_mean")
+                ),
+                _share(group, "joint", "1x", unit=""),
+            )
+        )
+    return make_table(columns, rows)
+
+
+def novelty_lines(metrics: Mapping) -> list[str]:
+    """How new the generated networks are, and how far from the originals."""
+    group = find(metrics, "groups", "generated")
+    if group is None:
+        return []
+    lines = []
+    scores = find(group, "novel_and_performant") or {}
+    if "performant" in scores:
+        lines.append(f"Performant, test accuracy not below the originals' mean: {_share(group, 'performant')}")
+    for key, text in (("novel", "Novel"), ("joint", "Both novel and performant")):
+        shares = [f"{_share(group, key, multiple)} at {multiple}" for multiple in scores.get(key) or ()]
+        lines += [f"{text}: {', '.join(shares)}"] if shares else []
+    if scores.get("copied") is not None:
+        lines.append(f"Copies, closer to an original than a third of that distance: {_share(group, 'copied')}")
+    nearest = find(group, "similarity", "l2_nearest_mean")
+    yardstick = find(metrics, "groups", "original", "similarity", "l2_nearest_mean")
+    if nearest is not None and yardstick:
+        interval = find(group, "similarity", "ci95", "l2_nearest_mean")
+        distance = f"{number(nearest, '.3g', interval)}, {nearest / yardstick:.3g} times what is usual among originals"
+        lines.append(f"L2 distance to the nearest original: {distance}")
+    if find(group, "spread") is not None:
+        lines.append(
+            f"Spread, the distance from the originals' mean in units of the originals' own: {group['spread']:.2f} "
+            "(averages of 16 independent networks have 0.25)"
+        )
+    return lines
+
+
+def comparison_lines(metrics: Mapping) -> list[str]:
+    """The generated networks minus what averaging and training on give."""
+    lines = []
+    for name, text in RIVALS.items():
+        mean, chosen = find(metrics, "comparisons", name), find(metrics, "selected_comparisons", name)
+        if mean is None:
+            continue
+        line = f"{text}: {points(mean['difference'], mean['ci95'])} points on average"
+        if chosen is not None:
+            line += f", {points(chosen['difference'], chosen['ci95'])} for those that are best on val"
+            line += f" (McNemar's test: p = {chosen['p_value']:.3f})" if chosen.get("p_value") is not None else ""
+        lines.append(line)
+    return lines
+
+
+def ensemble_line(metrics: Mapping) -> str | None:
+    """Accuracy of the largest ensembles of generated networks and of originals."""
+    texts = []
+    for name in ("generated", "original"):
+        sizes = find(metrics, "ensembles", name)
+        if sizes:
+            size = max(sizes, key=int)
+            accuracy = sizes[size]["accuracy"]
+            texts.append(f"{size} {name} networks {percent(accuracy['mean'], accuracy['ci95'])}")
+    return f"Averaged probabilities of {', of '.join(texts)}." if texts else None
+
+
+def task_lines(task: Mapping | None) -> list[str]:
+    """The images of a task: dataset, splits, sizes, preprocessing."""
+    label, repo = task_dataset(task)
+    if label is None:
+        return []
+    name = code(label) if repo is None else f"[{escape(label)}](https://huggingface.co/datasets/{repo})"
+    config = f", configuration {code(task['config_name'])}" if task.get("config_name") else ""
+    lines = [f"{name_examples('Images', task)}: {name}{config}"]
+    sizes = [f"{task[f'num_{split}']:,} {split}" for split in ("train", "val", "test") if task.get(f"num_{split}")]
+    if sizes:
+        classes = f", {task['num_classes']} classes" if task.get("num_classes") else ""
+        lines.append(f"Disjoint sets of {name_examples('images', task)}: {', '.join(sizes)}{classes}")
+    stored = []
+    for split in ("train", "val", "test"):
+        if task.get(f"{split}_split"):
+            stored.append(f"{split} from {code(task[f'{split}_split'])}")
+        elif split != "train":
+            stored.append(f"{split} held out of the training split")
+    lines.append(f"Splits: {', '.join(stored)}")
+    if task.get("image_size") and task.get("in_chans"):
+        size = task["image_size"]
+        lines.append(f"Preprocessing: {size}×{size} pixels, channels: {task['in_chans']}, augmentation "
+                     f"{code(task.get('augment', 'none'))}")  # fmt: skip
+    if task.get("tokenizer") and task.get("max_length"):
+        lines.append(f"Preprocessing: tokenizer {code(task['tokenizer'])}, {task['max_length']} tokens")
+    return lines
+
+
+def task_dataset(task: Mapping | None) -> tuple[str | None, str | None]:
+    """Name of a task's image dataset to be shown, and its Hub id if it has one; paths of a machine are not shown."""
+    if find(task, "dataset") is None:
+        return None, None
+    name = str(task["dataset"])
+    # `digits` is in scikit-learn; only what was a folder has a fingerprint.
+    repo = None if name == "digits" or task.get("dataset_fingerprint") else hub_id(name)
+    return one_line(name if repo else Path(name).name or name), repo
+
+
+def eval_results(metrics: Mapping, values: Mapping[str, tuple[float | None, Any]]) -> list[EvalResult]:
+    """Test accuracies by their names, with intervals, as results for a model-index; none without a dataset's name."""
+    task = metrics.get("task")
+    label, repo = task_dataset(task)
+    if label is None or not task.get("kind"):
+        return []
+    return [
+        EvalResult(
+            task_type=one_line(task["kind"]).replace("_", "-"),
+            dataset_type=repo or label,
+            dataset_name=label,
+            dataset_config=task.get("config_name"),
+            dataset_split=task.get("test_split"),
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(value, 6),
+            metric_args=None if interval is None else {"ci95": [round(end, 6) for end in interval]},
+        )
+        for name, (value, interval) in values.items()
+        if value is not None
+    ]
+
+
+def generated_values(metrics: Mapping) -> dict[str, tuple[float | None, Any]]:
+    """Mean and selected test accuracy of the generated networks with their intervals, for [`eval_results`]."""
+    mean, chosen = (find(metrics, "groups", "generated", key) for key in ("test_accuracy", "selected"))
+    return {
+        MEAN_METRIC: (find(mean, "mean"), find(mean, "ci95")),
+        SELECTED_METRIC: (find(chosen, "test_accuracy"), find(chosen, "test_ci95")),
+    }
+
+
+def seed_lines(metrics: Mapping) -> list[str]:
+    """The seeds of the runs, or that of an evaluation."""
+    if metrics.get("seeds"):
+        return [f"Seeds of the runs that are reported together: {', '.join(map(escape, metrics['seeds']))}"]
+    return [] if metrics.get("seed") is None else [f"Seed of the evaluation: {escape(metrics['seed'])}"]
+
+
+def find(value: Any, *keys: str) -> Any:
+    """What is under nested keys, `None` when there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _share(group: Mapping, *keys: str, unit: str = " %") -> str:
+    value = find(group, "novel_and_performant", *keys)
+    interval = find(group, "novel_and_performant", "ci95", *keys)
+    return MISSING if value is None else percent(value, interval, digits=0, unit=unit)
+
+
+def base_model_id(base_model: Mapping | None) -> str | None:
+    """The Hub repository that a base model's weights are from, or were begun with; `None` if it has none."""
+    if base_model is None:
+        return None
+    if base_model["library"] == "timm" and base_model["kwargs"].get("pretrained"):
+        config = timm.models.get_pretrained_cfg(base_model["name"])
+        return None if config is None else config.hf_hub_id
+    return hub_id(base_model.get("repo"))
+
+
+def base_model_text(base_model: Mapping | None) -> str:
+    """A base model as words."""
+    if base_model is None:
+        return "a network that is not described here"
+    library = "" if base_model["library"] == "import" else f"{base_model['library']} "
+    return f"{library}{code(base_model['name'])}"
+
+
+def short_name(base_model: Mapping | None) -> str:
+    """A base model's name for titles, without the module of a factory."""
+    if base_model is None:
+        return "a network"
+    name = one_line(base_model["name"])
+    return name.rpartition(":")[2] if base_model["library"] == "import" else name
+
+
+def tensors_text(layout: Mapping) -> str:
+    """Number and names of the tensors of a layout."""
+    names = [code(tensor["name"]) for tensor in layout["tensors"]]
+    shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    return f"{'1 tensor' if len(names) == 1 else f'{len(names)} tensors'}, {shown}"
+
+
+def build_arguments(base_model: Mapping) -> str:
+    """Arguments in a snippet that builds a base model; modules of others have to be named."""
+    is_known = base_model["library"] != "import" or base_model["name"].partition(":")[0] == OWN_FACTORIES
+    return "" if is_known else f"trusted_imports=[{literal(base_model['name'])}]"

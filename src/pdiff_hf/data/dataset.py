@@ -17,9 +17,10 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..base_model import BaseModel
 from ..files import read_json
+from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
 from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
-from .hub import DEFAULT, config_folder
+from .hub import DEFAULT, config_folder, download_dataset, open_remote_dataset
 from .shards import RECORDING, check_finite, check_shard, features, metric_names, read_shard, recorded_batches, shards
 
 SCHEMA = 1
@@ -77,10 +78,6 @@ def load_parameter_dataset(
     """
     found = None
     if not Path(path).exists():
-        # Imported when it is needed: what knows the Hub loads much of diffusers.
-        from ..hub.snapshot import split_hub_id
-        from .hub import download_dataset, open_remote_dataset
-
         found = split_hub_id(path)
     if found is not None:
         repo_id, at = found

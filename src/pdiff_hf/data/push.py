@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..hub.errors import hub_errors
+from ..hub.snapshot import without_paths
 from ..hub.upload import make_api, push_files, read_remote, repo_head, select_files
 from ..layout import ParameterLayout
 from .card import write_dataset_card
@@ -195,9 +196,6 @@ def write_configs_card(own: Path, known: Path | None, config: str | None, output
 
 def publish_stats(file: Path, output: Path) -> Path:
     """Write `stats.json` without paths of this machine."""
-    # The tasks load much else, and the pipeline imports this module.
-    from ..hub.snapshot import without_paths
-
     stats = read_json(file)
     if task := stats["metadata"].get("task"):
         stats["metadata"] = {**stats["metadata"], "task": without_paths(task)}

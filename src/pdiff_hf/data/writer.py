@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..layout import ParameterLayout
+from .card import write_dataset_card
 from .dataset import SCHEMA, dataset_vectors, load_base_model, load_parameter_dataset, read_layout
 from .shards import (
     KEYS,
@@ -263,9 +264,6 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
     stats = compute_stats(files, layout, metrics)
     write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
-    # What knows the cards loads much else.
-    from .card import write_dataset_card
-
     write_dataset_card(path)
 
 

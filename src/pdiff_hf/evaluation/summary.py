@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..results.metrics import GroupEvaluation
 from .intervals import exact_interval, mean_interval, sample_mean_interval
 from .verdict import make_verdict
 
@@ -15,9 +15,6 @@ CENTERS = {"mean": "ci95", "difference": "ci95", "test_accuracy": "test_ci95"}
 
 # These describe one run, or have no mean.
 LEFT_OUT = ("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed")
-
-if TYPE_CHECKING:
-    from ..results.metrics import GroupEvaluation
 
 # A network is novel at m x when it is farther from its nearest original than m times what is usual among originals,
 # and a copy when it is closer than a third of it. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic

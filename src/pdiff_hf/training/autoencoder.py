@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..data.vectors import StoredVectors, open_vectors, split_rows, take_rows
+from ..evaluation.evaluator import ParameterEvaluator
 from ..files import write_json
 from ..machine import return_large_blocks
 from ..models.auto import ParameterAutoencoder, build_autoencoder
@@ -19,10 +19,6 @@ from .checkpoints import replacing, writing
 from .gate import check_reconstruction, measure_reconstruction
 from .logs import write_log
 from .loop import make_accelerator, run_steps
-
-# Evaluation loads much that training does not need.
-if TYPE_CHECKING:
-    from ..evaluation.evaluator import ParameterEvaluator
 
 
 def train_autoencoder(

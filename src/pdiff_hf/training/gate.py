@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from ..evaluation.evaluator import ParameterEvaluator
 from ..models.auto import ParameterAutoencoder
 from ..models.config import AutoencoderConfig
 from ..models.normalizer import BLOCK_VALUES
-
-# Evaluation loads much that training does not need.
-if TYPE_CHECKING:
-    from ..evaluation.evaluator import ParameterEvaluator
 
 # Values of the networks that are evaluated at a time: 256 MB.
 MAX_EVALUATED_VALUES = 2**26

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from ...results.metrics import GroupEvaluation
 from ...results.text import percent, points, sign
 from .style import Plot, color, label, legend, new_figure, style
-
-if TYPE_CHECKING:
-    from ...results.metrics import GroupEvaluation
 
 HISTOGRAMS = ("original", "generated", "average_16", "swag", "fine_tuned")
 # Groups of which single networks are shown.

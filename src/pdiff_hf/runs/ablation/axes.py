@@ -1,0 +1,226 @@
+"""What an ablation varies: short names for keys of the recipe, and any key itself."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..composition import FACTS
+from ...data.vectors import split_rows
+from ...models.config import fit_latents
+from ..recipe import Recipe, recipe_keys
+
+# Standard deviations of the noise where the recipe has none, the paper's.
+NOISE = {"autoencoder.input_noise": 1e-3, "autoencoder.latent_noise": 1e-1}
+LATENT_NOISE = ("autoencoder.latent_noise", "diffusion.latent_noise")
+NOISES = {"none": (False, False), "input": (True, False), "latent": (False, True), "both": (True, True)}
+SAMPLERS = {"diffusion": "diffusion", "vae": "gaussian_latents"}
+
+
+@dataclass(frozen=True)
+class NamedAxis:
+    """An axis with a name of its own.
+
+    Args:
+        help (`str`): What it varies, for the documentation and the command line.
+        changes (`Callable`): Maps a value and a recipe to keys of the recipe and what they become.
+        current (`Callable`): The value that a recipe has.
+    """
+
+    help: str
+    changes: Callable[[str, Recipe], dict[str, Any]]
+    current: Callable[[Recipe], str]
+
+
+def parse_axis(text: str) -> tuple[str, list[str]]:
+    """Split `"name=value,value"`; commas inside of brackets and quotes do not count.
+
+    Raises:
+        ValueError: not of this form, an unknown axis (with the nearest valid one), or a value given twice.
+    """
+    name, separator, rest = text.partition("=")
+    name, values = name.strip(), _split(rest)
+    if not separator or not name or not all(values):
+        raise ValueError(f"--axis {text!r}: expected NAME=VALUE,VALUE,…")
+    # Whether a section has the key is found when the recipe is loaded.
+    section, dot, _ = name.partition(".")
+    if name == "seed":
+        raise ValueError("--axis seed: seeds are no axis, a point has all of them; give --seeds 0 1 2.")
+    if name not in AXES and not (dot and section in Recipe.model_fields):
+        keys = [key for key in recipe_keys() if "." in key]
+        near = difflib.get_close_matches(name, [*AXES, *keys], 1, 0.0)[0]
+        raise ValueError(f"--axis: unknown axis {name!r}; the nearest valid one is {near!r}.")
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"--axis {name}: value {twice[0]!r} is given twice.")
+    return name, values
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Parse all `--axis` options.
+
+    Raises:
+        ValueError: as [`parse_axis`]; or an axis is given twice.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in texts:
+        name, values = parse_axis(text)
+        if name in axes:
+            raise ValueError(f"--axis {name} is given twice; list all values in one, {name}=VALUE,VALUE,…")
+        axes[name] = values
+    return axes
+
+
+def axis_changes(axis: str, value: str, recipe: Recipe) -> dict[str, Any]:
+    """Keys that differ from `recipe` at a value of an axis, with their new values.
+
+    Raises:
+        ValueError: the value is not one of this axis.
+    """
+    if axis in AXES:
+        return AXES[axis].changes(value, recipe)
+    try:
+        return {axis: yaml.safe_load(value)}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--axis {axis}: the value {value!r} is not valid YAML.") from error
+
+
+def current_value(axis: str, recipe: Recipe) -> str:
+    """The value that a recipe has on an axis, as text."""
+    if axis in AXES:
+        return AXES[axis].current(recipe)
+    return _text(_get(recipe, axis))
+
+
+def _num_checkpoints(value: str, recipe: Recipe) -> dict[str, Any]:
+    number = _positive("num_checkpoints", value)
+    changes: dict[str, Any] = {"collect.num_checkpoints": number}
+    try:
+        train_rows, _ = split_rows(recipe.collect.runs * number, recipe.autoencoder.holdout_every)
+        fitting = fit_latents(recipe.autoencoder, recipe.diffusion, len(train_rows))
+    except ValueError:
+        # The run says so, and becomes a row of its own.
+        return changes
+    for key in ("latent_channels", "latent_length"):
+        if (size := getattr(fitting, key)) != getattr(recipe.autoencoder, key):
+            changes[f"autoencoder.{key}"] = size
+    return changes
+
+
+def _noise(value: str, recipe: Recipe) -> dict[str, Any]:
+    _one_of("noise", value, NOISES)
+    on_input, on_latent = NOISES[value]
+    wanted = {"autoencoder.input_noise": on_input, **dict.fromkeys(LATENT_NOISE, on_latent)}
+    changes = {}
+    for key, is_on in wanted.items():
+        # The denoiser's own noise is ours, not the paper's: it is turned off with the latent's, but never on.
+        present = _get(recipe, key)
+        changes[key] = (present or NOISE.get(key, 0.0)) if is_on else 0.0
+    return {key: noise for key, noise in changes.items() if noise != _get(recipe, key)}
+
+
+def _current_noise(recipe: Recipe) -> str:
+    found = recipe.autoencoder.input_noise > 0, any(_get(recipe, key) > 0 for key in LATENT_NOISE)
+    return next(name for name, noise in NOISES.items() if noise == found)
+
+
+def _timesteps(value: str, recipe: Recipe) -> dict[str, Any]:
+    number = _positive("timesteps", value)
+    changes = {"diffusion.num_train_timesteps": number}
+    # There cannot be more denoising steps than timesteps.
+    if recipe.generate.num_inference_steps > number:
+        changes["generate.num_inference_steps"] = number
+    return changes
+
+
+def _layer(value: str, recipe: Recipe) -> dict[str, Any]:
+    if value == "fc":
+        return {"collect.select": "head"}
+    fact = value.replace("-", "_")
+    if fact in FACTS:
+        return {"collect.select": f"${{{fact}}}"}
+    return {"collect.select": yaml.safe_load(value) if value.startswith("[") else value}
+
+
+def _choice(axis: str, key: str, values: dict[str, str]) -> NamedAxis:
+    def changes(value: str, recipe: Recipe) -> dict[str, Any]:
+        _one_of(axis, value, values)
+        return {key: values[value]}
+
+    def current(recipe: Recipe) -> str:
+        found = _get(recipe, key)
+        return next(name for name, meaning in values.items() if meaning == found)
+
+    return NamedAxis(f"{', '.join(values)}: `{key}`", changes, current)
+
+
+def _positive(axis: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"--axis {axis}: expected a positive whole number, found {value!r}.")
+    return int(value)
+
+
+def _one_of(axis: str, value: str, values) -> None:
+    if value not in values:
+        raise ValueError(f"--axis {axis}: expected one of {', '.join(values)}, found {value!r}.")
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    found: Any = recipe.model_dump(mode="json")
+    for part in key.split("."):
+        found = (found or {}).get(part)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
+def _split(text: str) -> list[str]:
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+AXES = {
+    "num_checkpoints": NamedAxis(
+        "K, the first K checkpoints of the longest collection: `collect.num_checkpoints`; for small K the latents "
+        "shrink to as many values as the checkpoints tell apart",
+        _num_checkpoints,
+        lambda recipe: str(recipe.collect.num_checkpoints),
+    ),
+    "noise": NamedAxis(
+        "none, input, latent, both: `autoencoder.input_noise`; `autoencoder.latent_noise`, `diffusion.latent_noise`",
+        _noise,
+        _current_noise,
+    ),
+    "timesteps": NamedAxis(
+        "T: `diffusion.num_train_timesteps`, and no more `generate.num_inference_steps` than that",
+        _timesteps,
+        lambda recipe: str(recipe.diffusion.num_train_timesteps),
+    ),
+    "layer": NamedAxis(
+        "first_conv, fc, bn10-13, bn14-15, bn16-17 and what else the recipe's network names, all, head, last_norms:K, "
+        "globs: `collect.select`",
+        _layer,
+        lambda recipe: _text(recipe.collect.select),
+    ),
+    "sampling": _choice("sampling", "generate.sampler", SAMPLERS),
+    "optimizer": _choice("optimizer", "collect.optimizer", {name: name for name in ("adamw", "adam", "sgd")}),
+    "autoencoder": _choice("autoencoder", "autoencoder.kind", {name: name for name in ("pdiff", "pca", "none")}),
+}

@@ -1,0 +1,245 @@
+"""The points of an ablation, and what they share."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..recipe import Recipe, load_recipe
+from .axes import axis_changes, current_value
+
+BASE = "base"
+# Sections of the recipe that a stage depends on, beside those of the stages before it and the seed.
+STAGE_SECTIONS = {
+    "collect": ("task", "base_model", "base_training", "collect"),
+    "autoencoder": ("autoencoder",),
+    "diffusion": ("diffusion",),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of an ablation.
+
+    Args:
+        name (`str`): Name of its folder.
+        values (`dict[str, str]`): Its value on every axis.
+        changes (`dict[str, Any]`): Keys of the recipe that differ from the base.
+        recipes (`dict[int | None, Recipe]`): By seed; `None` for the recipe's own.
+    """
+
+    name: str
+    values: dict[str, str]
+    changes: dict[str, Any]
+    recipes: dict[int | None, Recipe]
+
+
+@dataclass(frozen=True)
+class Job:
+    """An ordinary run: one point with one seed.
+
+    Args:
+        point ([`Point`]): The setting.
+        seed (`int`, *optional*): Its seed.
+        sources (`dict[str, Job]`): By stage, the job that makes what this one would make too. For `collect` it may
+            have more checkpoints, of which this one's are the first.
+        wave (`int`): 0 when it needs no other; else one more than the latest of those it takes something from.
+    """
+
+    point: Point
+    seed: int | None
+    sources: dict[str, Job]
+    wave: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """What its run is made by."""
+        return self.point.recipes[self.seed]
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder within the ablation's."""
+        folder = Path("points") / self.point.name
+        return folder if self.seed is None else folder / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation, before anything is run.
+
+    Args:
+        recipe (`str`): Name or file of the recipe.
+        options (`dict[str, Any]`): What else it was loaded by: `overrides`, `preset`, `profile`.
+        seeds (`list[int]`): Empty for the recipe's own.
+        grid (`bool`): Whether all combinations are points, instead of each axis alone.
+        axes (`dict[str, list[str]]`): Values by axis, in order; the base recipe's is among them.
+        base (`dict[str, str]`): The base recipe's value on every axis.
+        points (`list[Point]`): Without repetition; the base is the first.
+    """
+
+    recipe: str
+    options: dict[str, Any]
+    seeds: list[int]
+    grid: bool
+    axes: dict[str, list[str]]
+    base: dict[str, str]
+    points: list[Point]
+
+    def on_axis(self, axis: str) -> list[tuple[str, Point]]:
+        """Value and point along an axis through the base."""
+        found = []
+        for value in self.axes[axis]:
+            wanted = {**self.base, axis: value}
+            found += [(value, point) for point in self.points if point.values == wanted]
+        return found
+
+
+def make_plan(
+    recipe: str,
+    axes: Mapping[str, Sequence[str]],
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    grid: bool = False,
+    preset: str | None = None,
+    profile: str | None = None,
+) -> Plan:
+    """Load the recipe of every point.
+
+    Args:
+        recipe (`str`): Name or file of the recipe.
+        axes (`Mapping[str, Sequence[str]]`): Values by axis, as [`parse_axes`] gives them.
+        overrides, preset, profile: Of [`load_recipe`].
+        seeds (`Sequence[int]`, *optional*): Every point is run with each; the recipe's own by default.
+        grid (`bool`, *optional*, defaults to `False`): All combinations of values, instead of each axis alone.
+
+    Raises:
+        ValueError: an axis, a value or the recipe is not valid.
+    """
+    load = partial(load_recipe, recipe, preset=preset, profile=profile)
+    first_seed = seeds[0] if seeds else None
+    base = load(overrides, first_seed)
+
+    # 1. The base recipe's own value on every axis, which may be among those given under another name
+    ordered, base_values = {}, {}
+    for axis, given in axes.items():
+        values = list(given)
+        same = [value for value in values if _apply(load, overrides, {axis: value}, first_seed)[1] == base]
+        if not same:
+            same = [current_value(axis, base)]
+            values.insert(0, same[0])
+        ordered[axis] = sorted(values, key=float) if all(map(_is_number, values)) else values
+        base_values[axis] = same[0]
+
+    # 2. Points, those with the same recipe only once
+    if grid:
+        combinations = [dict(zip(ordered, chosen, strict=True)) for chosen in itertools.product(*ordered.values())]
+    else:
+        combinations = [{**base_values, axis: value} for axis, values in ordered.items() for value in values]
+    points: list[Point] = []
+    for values in [base_values, *combinations]:
+        varied = {axis: value for axis, value in values.items() if value != base_values[axis]}
+        if any(point.values == values for point in points):
+            continue
+        changes, _ = _apply(load, overrides, varied, first_seed)
+        texts = [*overrides, *_override_texts(changes)]
+        recipes = {seed: load(texts, seed) for seed in (seeds or [None])}
+        points.append(Point(_name(varied, points), values, changes, recipes))
+    options = {"overrides": list(overrides), "preset": preset, "profile": profile}
+    return Plan(recipe, options, list(seeds), grid, ordered, base_values, points)
+
+
+def make_jobs(plan: Plan) -> list[Job]:
+    """All runs of an ablation, those that others take something from first."""
+    runs = [(point, seed) for point in plan.points for seed in (plan.seeds or [None])]
+    keys = {(point.name, seed): stage_keys(point.recipes[seed]) for point, seed in runs}
+
+    # 1. Of runs that share a collection, the one with most checkpoints makes it
+    def length(run: tuple[Point, int | None]) -> int:
+        return run[0].recipes[run[1]].collect.num_checkpoints
+
+    leaders: dict[str, tuple[Point, int | None]] = {}
+    for run in sorted(runs, key=lambda run: -length(run)):
+        leaders.setdefault(keys[run[0].name, run[1]]["collection"], run)
+    runs.sort(key=lambda run: run not in leaders.values())
+
+    # 2. Everything else is made by the first that needs it
+    makers: dict[tuple[str, str], Job] = {}
+    jobs = []
+    for point, seed in runs:
+        own = keys[point.name, seed]
+        sources = {stage: makers[stage, key] for stage, key in own.items() if (stage, key) in makers}
+        if "collection" in sources:
+            sources.setdefault("collect", sources.pop("collection"))
+        job = Job(point, seed, sources, 1 + max((source.wave for source in sources.values()), default=-1))
+        jobs.append(job)
+        for stage, key in own.items():
+            makers.setdefault((stage, key), job)
+    return sorted(jobs, key=lambda job: job.wave)
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """What the results of the stages up to the pipeline depend on; recipes with the same key make the same.
+
+    `collection` is that of the longest collection that this one's checkpoints are the first of, and `base_model` that
+    of the trained base model.
+    """
+    values = recipe.model_dump(mode="json")
+    keys, known = {}, {"seed": recipe.seed}
+    for stage, sections in STAGE_SECTIONS.items():
+        known = {**known, **{section: values[section] for section in sections}}
+        keys[stage] = _digest(known)
+    config = recipe.collect
+    has_prefix = config.runs == 1 and config.num_checkpoints > 1 and config.align == "none"
+    collect = {key: value for key, value in values["collect"].items() if key != "num_checkpoints" or not has_prefix}
+    base = {section: values[section] for section in ("task", "base_model", "base_training")}
+    return {**keys, "collection": _digest({"seed": recipe.seed, **base, "collect": collect})}
+
+
+def base_model_key(recipe: Recipe) -> str:
+    """What the trained base model depends on."""
+    values = recipe.model_dump(mode="json")
+    return _digest({section: values[section] for section in ("task", "base_model", "base_training")})
+
+
+def _apply(load, overrides: Sequence[str], values: Mapping[str, str], seed: int | None) -> tuple[dict, Recipe]:
+    """What the values of some axes change, one after another, and the recipe that comes out."""
+    changes: dict[str, Any] = {}
+    recipe = load(overrides, seed)
+    # Last, because how large latents may be depends on all else.
+    for axis in sorted(values, key=lambda axis: axis == "num_checkpoints"):
+        changes |= axis_changes(axis, values[axis], recipe)
+        recipe = load([*overrides, *_override_texts(changes)], seed)
+    return changes, recipe
+
+
+def _override_texts(changes: Mapping[str, Any]) -> list[str]:
+    # JSON is YAML.
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def _name(varied: Mapping[str, str], points: Sequence[Point]) -> str:
+    text = "_".join(f"{axis.rpartition('.')[2]}-{value}" for axis, value in varied.items()) or BASE
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("._")[:80]
+    # Values may differ in other characters only.
+    if any(point.name == name for point in points):
+        name = f"{name}-{_digest(varied)[:6]}"
+    return name
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

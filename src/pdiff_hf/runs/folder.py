@@ -1,0 +1,262 @@
+"""What an artefact folder is, read from its small files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..files import read_json
+from collections.abc import Callable
+from pathlib import Path
+from ..files import link_or_copy
+from ..machine import process_state
+from ..files import read_json
+import shutil
+import time
+from ..files import write_json
+from ..machine import peak_memory
+from pydantic import BaseModel as PydanticModel
+from collections.abc import Sequence
+from ..files import atomic_write
+import yaml
+from pydantic import ValidationError
+
+
+RECIPE_FILE = "recipe.yaml"
+
+STATE_FILE = "run.json"
+
+GATE_FILE = "reconstruction.json"
+
+# Stage → the folder it writes.
+STAGES = {
+    "collect": "dataset",
+    "autoencoder": "autoencoder",
+    "diffusion": "pipeline",
+    "generate": "generated",
+    "fine_tune": "fine_tuned",
+    "evaluate": "report",
+}
+
+# These folders get their name when they are complete; those of the training stages hold checkpoints before.
+NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
+
+# Sections of the recipe that nothing before the gate depends on.
+AFTER_COLLECTION = ("autoencoder", "diffusion", "generate", "evaluate")
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Describe a run, parameter dataset, autoencoder, pipeline, generated or report folder.
+
+    Raises:
+        ValueError: the folder is none of these.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"expected a folder, {path} does not exist or is a file.")
+    if (path / RECIPE_FILE).is_file():
+        run = Run(path)
+        return {
+            "kind": "run",
+            "complete": ", ".join(stage for stage in STAGES if run.is_complete(stage)),
+            "seconds": round(sum(cost["seconds"] for cost in run.stages.values()), 1),
+        }
+    if (path / "layout.json").is_file():
+        layout = read_json(path / "layout.json")
+        stats = read_json(path / "stats.json")
+        accuracy = stats["columns"].get("test_accuracy")
+        return {
+            "kind": "parameter dataset",
+            "checkpoints": stats["num_rows"],
+            "runs": ", ".join(stats["runs"]),
+            "parameters": layout["num_parameters"],
+            "tensors": ", ".join(tensor["name"] for tensor in layout["tensors"]),
+            "base_model": None if layout["base_model"] is None else layout["base_model"]["name"],
+            "test_accuracy": None if accuracy is None else accuracy["mean"],
+            "fingerprint": layout["fingerprint"],
+        }
+    if (path / "model_index.json").is_file():
+        index = read_json(path / "model_index.json")
+        autoencoder = read_json(path / "autoencoder" / "config.json")
+        base_model = index.get("base_model")
+        return {
+            "kind": "pipeline",
+            "autoencoder": autoencoder["_class_name"],
+            "latents": [autoencoder["latent_channels"], autoencoder["latent_length"]],
+            "scheduler": index["scheduler"][1],
+            "parameters": autoencoder["layout"]["num_parameters"],
+            "base_model": None if base_model is None else base_model["name"],
+        }
+    if (path / "metrics.json").is_file():
+        metrics = read_json(path / "metrics.json")
+        means = {name: round(group["test_accuracy"]["mean"], 4) for name, group in metrics["groups"].items()}
+        return {"kind": "report", "verdict": metrics["verdict"], "test_accuracy": means}
+    if (path / "index.json").is_file():
+        index = read_json(path / "index.json")
+        return {"kind": "generated networks", "networks": len(index.pop("files")), **index}
+    if (path / "config.json").is_file():
+        config = read_json(path / "config.json")
+        if "layout" in config and "_class_name" in config:
+            gate = path / GATE_FILE
+            described = {"kind": "autoencoder", "class": config["_class_name"]}
+            return described | (read_json(gate) if gate.is_file() else {})
+    raise ValueError(f"{path} is no run, parameter dataset, autoencoder, pipeline, generated or report folder.")
+
+
+class Run:
+    """A run folder: which stages are complete, how long they took and how much memory they needed."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / STATE_FILE
+        self.stages: dict[str, dict[str, float]] = read_json(path)["stages"] if path.is_file() else {}
+
+    def path(self, stage: str) -> Path:
+        """Folder that `stage` writes."""
+        return self.folder / STAGES[stage]
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether `stage` has finished and its folder is still there."""
+        return self.path(stage).is_dir() and (stage in self.stages or stage in NAMED_WHEN_COMPLETE)
+
+    def is_refused(self) -> bool:
+        """Whether the gate has refused the autoencoder."""
+        path = self.path("autoencoder") / GATE_FILE
+        return not self.is_complete("autoencoder") and path.is_file() and not read_json(path)["passed"]
+
+    def do(self, stage: str, function: Callable[[Path], object], report: Callable[[str], None]) -> None:
+        """Run `function` on the stage's folder unless the stage is complete, and note what it cost.
+
+        All processes of `accelerate launch` call it, and `function` is called by all of them.
+        """
+        state = process_state()
+        is_complete = self.is_complete(stage)
+        # The main process changes nothing before all have looked.
+        state.wait_for_everyone()
+        if is_complete:
+            report(f"{stage}: complete, skipped ({self.path(stage)})")
+            return
+        # What later stages made of an earlier folder of this stage does not belong to its new one.
+        from_here = list(STAGES)[list(STAGES).index(stage) :]
+        if state.is_main_process:
+            self._save({name: cost for name, cost in self.stages.items() if name not in from_here})
+            for later in from_here[1:]:
+                shutil.rmtree(self.path(later), ignore_errors=True)
+        state.wait_for_everyone()
+        start = time.perf_counter()
+        function(self.path(stage))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            self._save({**self.stages, stage: cost_since(start)})
+        state.wait_for_everyone()
+        # What a stage has cost is what it has cost the main process.
+        self.stages = read_json(self.folder / STATE_FILE)["stages"]
+        report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
+
+    def note(self, stage: str, cost: dict[str, float]) -> None:
+        """Note that `stage` is complete and what it cost, when something else than [`do`] has made its folder."""
+        self._save({**self.stages, stage: cost})
+
+    def adopt(self, stage: str, other: Run) -> None:
+        """Take over a stage that another run has completed, with what it cost there.
+
+        A dataset's files are shared by hard links where the file system has them: nothing ever writes into them.
+        """
+        target = self.path(stage)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        copy = link_or_copy if stage == "collect" else shutil.copy2
+        shutil.copytree(
+            other.path(stage), partial, copy_function=copy, ignore=shutil.ignore_patterns("checkpoint-*", ".*")
+        )
+        partial.rename(target)
+        self.note(stage, other.stages[stage])
+
+    def _save(self, stages: dict[str, dict[str, float]]) -> None:
+        self.stages = stages
+        write_json(self.folder / STATE_FILE, {"schema": 1, "stages": stages})
+
+
+def read_metrics(generated_dir: Path) -> dict | None:
+    """What a run found out about the networks it generated; other folders of networks were not evaluated."""
+    report = generated_dir.parent / STAGES["evaluate"] / "metrics.json"
+    is_stage = generated_dir.resolve().name == STAGES["generate"]
+    return read_json(report) if is_stage and report.is_file() else None
+
+
+def cost_since(start: float) -> dict[str, float]:
+    """Wall time since `start`, a value of `time.perf_counter()`, and peak memory of the process up to now."""
+    return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_memory() / 2**20, 1)}
+
+
+def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] | None = None) -> Run:
+    """Open a new run folder, or one that the same recipe has begun. Nothing is written yet: see [`begin_run`].
+
+    After the gate has refused the autoencoder, the sections from `autoencoder` on may be others than before.
+
+    Args:
+        recipe (`pydantic.BaseModel`): What the folder is made by.
+        folder (`str` or `Path`): Folder of the run.
+        written (`Sequence[str]`, *optional*): Names that a new run may not find there; any by default.
+
+    Raises:
+        ValueError: the folder holds another run or other files.
+    """
+    folder = Path(folder)
+    wanted = recipe.model_dump(mode="json")
+    path = folder / RECIPE_FILE
+    if path.is_file():
+        run = Run(folder)
+        found = _read_recipe(path, type(recipe))
+        if run.is_refused():
+            found = {**found, **{key: wanted[key] for key in AFTER_COLLECTION if key in wanted}}
+        if found != wanted:
+            raise ValueError(f"{folder} holds another run: {first_difference(found, wanted)}. Choose another --out.")
+        return run
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the run, {folder} is a file.")
+    for entry in folder.iterdir() if folder.exists() else ():
+        if written is None or entry.name in written:
+            raise ValueError(f"{folder} holds {entry.name} but is no run of pdiff; choose a new or empty folder.")
+    return Run(folder)
+
+
+def begin_run(recipe: PydanticModel, run: Run) -> None:
+    """Write the recipe to the run folder, see [`write_recipe`]; of processes that share the run, the main one does."""
+    # The main process changes nothing before all have opened the run.
+    process_state().wait_for_everyone()
+    if process_state().is_main_process:
+        write_recipe(recipe, run)
+
+
+def write_recipe(recipe: PydanticModel, run: Run) -> None:
+    """Write the recipe to the run folder. A refused autoencoder of another recipe makes room for its successor."""
+    wanted = recipe.model_dump(mode="json")
+    path = run.folder / RECIPE_FILE
+    if path.is_file():
+        if _read_recipe(path, type(recipe)) == wanted:
+            return
+        shutil.rmtree(run.path("autoencoder"))
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+
+
+def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
+    """The recipe of a run folder; keys that came later than the folder have their defaults."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return model.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return values
+
+
+def first_difference(found: object, wanted: object, path: str = "") -> str:
+    """The first key whose value differs, with both values; empty where nothing does."""
+    if found == wanted:
+        return ""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            if found.get(key) != wanted.get(key):
+                return first_difference(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+    return f"its {path or 'recipe'} is {found!r}, expected {wanted!r}"

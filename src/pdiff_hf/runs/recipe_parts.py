@@ -1,0 +1,55 @@
+"""The files that recipes are composed of: what there is, and how one is found and read."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+# Axis → folder, in the order of a name.
+AXES = {"network": "networks", "selection": "selections", "data set": "data"}
+OVERLAYS = {"preset": "presets", "profile": "profiles"}
+
+
+def part_names(axis: str) -> list[str]:
+    """Names of the shipped parts of an axis (`AXES`) or overlays (`OVERLAYS`)."""
+    return sorted(file.stem for file in (FOLDER / {**AXES, **OVERLAYS}[axis]).glob("*.yaml"))
+
+
+def named_recipes() -> list[str]:
+    """Names of the shipped recipes that have a file of their own."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def find_part(name: str, axis: str) -> Path:
+    """The file of a shipped part or overlay.
+
+    Raises:
+        ValueError: there is none of this name; the nearest one is named.
+    """
+    names = part_names(axis)
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, 1, 0.5)
+        known = f"the nearest is {near[0]!r}" if near else f"expected one of {', '.join(names)}"
+        raise ValueError(f"no {axis} {name!r}; {known}.")
+    return FOLDER / {**AXES, **OVERLAYS}[axis] / f"{name}.yaml"
+
+
+def read_part(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ValueError: the file is missing, is not valid YAML or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"expected a YAML file, found that {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected sections such as 'task' and 'collect', found {values!r}.")
+    return values

@@ -1,0 +1,207 @@
+"""A whole run: each stage reads the folder of the stage before it and writes its own; complete ones are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+
+from ..data.vectors import dataset_vectors
+from ..data.dataset import load_parameter_dataset
+from ..data.vectors import split_rows
+from ..files import read_json
+from ..forward import forward_logits
+from .generate import generate_networks
+from ..pipelines.sampling import load_pipeline
+from ..layout import ParameterLayout
+from ..machine import process_state
+from ..models.auto import build_autoencoder
+from ..models.config import AutoencoderConfig, DiffusionConfig
+from ..models.unet_1d import make_unet_1d
+from ..pipelines.card import write_pipeline_card
+from .recipe import Recipe, TrainingRecipe
+from .evaluate import evaluate_run, fine_tune_run
+from .folder import GATE_FILE, STAGES, begin_run, open_run
+from ..tasks.base_training import train_base_model_once
+from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
+from ..tasks.auto import load_task
+from ..tasks.evaluators import load_stored_task, make_val_evaluator
+from ..tasks.task import Task
+from ..training.autoencoder import train_autoencoder
+from ..training.diffusion import check_unet_memory, train_diffusion
+
+
+def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
+    """Carry out all stages of a recipe and return the content of `metrics.json`.
+
+    What can be checked without training is checked before the folder is touched. Started by `accelerate launch`, the
+    processes share every stage, and the main one writes.
+
+    Args:
+        recipe ([`Recipe`]): Validated.
+        folder (`str` or `Path`): New, or begun by the same recipe: then it goes on where it stopped.
+        report (`Callable`, *optional*): Receives a line of text after every stage.
+
+    Raises:
+        ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
+    """
+    run = open_run(recipe, folder)
+    task = load_task(recipe.task, recipe.base_model.reference())
+    model = None if run.is_complete("collect") else prepare_base_model(recipe, task, run.path("collect"))
+    begin_run(recipe, run)
+    dataset, pipeline, trusted = run.path("collect"), run.path("diffusion"), recipe.base_model.trusted_imports
+
+    run.do("collect", lambda path: collect_stage(recipe, path, task, model), report)
+    run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task, trusted), report)
+    run.do("diffusion", lambda path: diffusion_stage(dataset, run.path("autoencoder"), path, recipe.diffusion), report)
+
+    run.do(
+        "generate",
+        lambda path: generate_networks(
+            load_pipeline(pipeline), path, dataset_dir=dataset, **recipe.generate.model_dump()
+        ),
+        report,
+    )
+
+    fine_tune_run(run, recipe.evaluate, task, trusted, report)
+
+    def evaluate(path: Path) -> None:
+        metrics = evaluate_run(run, recipe.evaluate, task, trusted)
+        if process_state().is_main_process:
+            write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
+
+    run.do("evaluate", evaluate, report)
+    return read_json(run.path("evaluate") / "metrics.json")
+
+
+def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn.Module:
+    """Build the base model, still untrained, and try the rest of the recipe on it.
+
+    Raises:
+        ValueError: it does not take the images or has another number of classes, the selection or the folder for the
+            checkpoints is invalid, or the training stages do not fit what will be collected.
+    """
+    set_seed(recipe.base_training.seed)
+    model = recipe.base_model.build()
+    layout = check_collection(model, recipe.collect, output_dir)
+    inputs = task.arrays("val")[0][:2]
+    try:
+        with torch.no_grad():
+            logits = forward_logits(model, inputs)
+    except (RuntimeError, IndexError, TypeError) as error:
+        keys = "task.image_size or task.in_chans" if task.noun == "images" else "task.max_length or task.vocab_size"
+        raise ValueError(
+            f"expected a base model that takes {task.noun} {tuple(inputs.shape[1:])}, found {recipe.base_model.name} "
+            f"({str(error).splitlines()[0]}); change base_model.kwargs, {keys}."
+        ) from error
+    if logits.shape != (len(inputs), task.num_classes):
+        raise ValueError(
+            f"expected a base model for {task.num_classes} classes, found that {recipe.base_model.name} gives "
+            f"{tuple(logits.shape[1:])} logits; change base_model.kwargs."
+        )
+    check_training(layout, recipe.collect.runs * recipe.collect.num_checkpoints, recipe.autoencoder, recipe.diffusion)
+    return model
+
+
+def check_training(
+    layout: ParameterLayout, num_rows: int, autoencoder: AutoencoderConfig, diffusion: DiffusionConfig
+) -> None:
+    """Build both networks of the training stages without memory for their weights, and count the checkpoints.
+
+    Raises:
+        ValueError: a network cannot be built, or there are too few checkpoints.
+    """
+    with torch.device("meta"):
+        model = build_autoencoder(autoencoder, layout.to_dict())
+        channels, length = model.latent_shape
+        unet = make_unet_1d(channels, length, diffusion.block_out_channels, diffusion.layers_per_block)
+    train_rows, heldout_rows = split_rows(num_rows, autoencoder.holdout_every)
+    if len(heldout_rows) == 0:
+        raise ValueError(
+            f"expected at least {autoencoder.holdout_every // 2 + 1} checkpoints for autoencoder.holdout_every="
+            f"{autoencoder.holdout_every}, found {num_rows}; collect more or lower it."
+        )
+    if autoencoder.kind == "none":
+        check_unet_memory(unet, diffusion.train_batch_size, num_rows)
+        return
+    has_components = autoencoder.kind == "pca" or model.config.linear_path
+    if has_components and channels * length > len(train_rows) - 1:
+        raise ValueError(
+            f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
+            f"{len(train_rows)}. Collect more checkpoints or lower latent_channels × latent_length."
+        )
+
+
+def collect(recipe: Recipe, output_dir: Path) -> dict:
+    """Train a base model and collect its checkpoints into a parameter dataset; returns their number and accuracy."""
+    task = load_task(recipe.task, recipe.base_model.reference())
+    return collect_stage(recipe, output_dir, task, prepare_base_model(recipe, task, output_dir))
+
+
+def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.Module) -> dict:
+    """Train the base model that [`prepare_base_model`] has built, and collect its checkpoints.
+
+    What is done is kept until all is: the base model, and every complete run.
+    """
+    base_model, trusted = recipe.base_model.reference(), recipe.base_model.trusted_imports
+    training, folder = recipe.base_training, partial_folder(output_dir)
+    model, _ = train_base_model_once(task, base_model, model, training, folder, trusted_imports=trusted)
+    return collect_checkpoints(
+        task, base_model, model, training, recipe.collect, output_dir, recipe.seed, trusted_imports=trusted
+    )
+
+
+def autoencoder_stage(
+    dataset_dir: Path,
+    output_dir: Path,
+    config: AutoencoderConfig,
+    task: Task | None,
+    trusted_imports: Sequence[str] = (),
+) -> dict:
+    """Train the autoencoder, from its last checkpoint if there is one, and pass the gate."""
+    evaluator = make_val_evaluator(dataset_dir, task, trusted_imports=trusted_imports)
+    return train_autoencoder(dataset_dir, output_dir, config, evaluator, resume_from_checkpoint="latest")[1]
+
+
+def diffusion_stage(dataset_dir: Path, autoencoder_dir: Path, output_dir: Path, config: DiffusionConfig) -> None:
+    """Train the denoiser, from its last checkpoint if there is one, and save the pipeline with its card."""
+    train_diffusion(dataset_dir, autoencoder_dir, output_dir, config, resume_from_checkpoint="latest")
+    if process_state().is_main_process:
+        write_pipeline_card(output_dir)
+
+
+def train_stages(
+    recipe: TrainingRecipe,
+    folder: str | Path,
+    trusted_imports: Sequence[str] = (),
+    report: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Both training stages on a parameter dataset; returns the reconstruction report.
+
+    Args:
+        recipe ([`TrainingRecipe`]): Validated.
+        folder (`str` or `Path`): New, or begun by the same recipe: then it goes on where it stopped. The parameter
+            dataset may be in it.
+        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
+        report (`Callable`, *optional*): Receives a line of text after every stage.
+
+    Raises:
+        ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
+    """
+    dataset_dir = Path(recipe.dataset)
+    run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
+    dataset, layout = load_parameter_dataset(dataset_dir)
+    dataset_vectors(dataset, layout)
+    check_training(layout, len(dataset), recipe.autoencoder, recipe.diffusion)
+    task = load_stored_task(dataset_dir)
+    begin_run(recipe, run)
+    autoencoder = run.path("autoencoder")
+    run.do(
+        "autoencoder",
+        lambda path: autoencoder_stage(dataset_dir, path, recipe.autoencoder, task, trusted_imports),
+        report,
+    )
+    run.do("diffusion", lambda path: diffusion_stage(dataset_dir, autoencoder, path, recipe.diffusion), report)
+    return read_json(autoencoder / GATE_FILE)

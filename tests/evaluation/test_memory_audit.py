@@ -9,7 +9,8 @@ from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_paramet
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import copy_first_rows
 from pdiff_hf.files import read_json
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_latents
+from pdiff_hf.models.auto import AUTOENCODER
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.pipelines.network_folder import write_networks
 from pdiff_hf.runs.audit import audit, audit_recipe
 from pdiff_hf.runs.audit_tables import audit_tables
@@ -133,8 +134,8 @@ def test_command_takes_several_numbers(pdiff, dataset, audited, tmp_path):
     ],
 )
 def test_latents_are_as_many_as_the_checkpoints_allow(num_rows, latents, options, expected):
-    config = AutoencoderConfig(latent_channels=latents[0], latent_length=latents[1], **options)
-    found = fit_latents(config, DiffusionConfig(), len(split_rows(num_rows, config.holdout_every)[0]))
+    config = AUTOENCODER.validate({"latent_channels": latents[0], "latent_length": latents[1], **options})
+    found = config.fit_latents(UNet1DConfig(), len(split_rows(num_rows, config.holdout_every)[0]))
     assert (found.latent_channels, found.latent_length) == expected
 
 

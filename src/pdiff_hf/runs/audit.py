@@ -10,28 +10,27 @@ from typing import Any
 import torch
 import yaml
 
-from .composition import apply_override
-from ..data.vectors import dataset_vectors
-from ..data.dataset import load_base_model, load_parameter_dataset
-from ..data.folder import read_layout
+from ..data.dataset import dataset_vectors, load_base_model, load_parameter_dataset, read_layout
+from ..data.vectors import split_rows
 from ..data.writer import copy_first_rows
-from .audit_tables import AUDIT_GROUPS, summarize_audit, write_audit
 from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.groups import BASELINES
 from ..files import read_json
-from .generate import generate_networks
-from ..pipelines.sampling import load_pipeline
 from ..machine import process_state
-from ..data.vectors import split_rows
-from ..models.config import fit_latents
+from ..models.auto import SECTIONS
 from ..pipelines.network_folder import load_generated
-from .recipe import EvaluateConfig, GenerateConfig, TrainingRecipe, parse_config
+from ..pipelines.sampling import load_pipeline
 from ..report.write import write_report
-from .stages import autoencoder_stage, check_training, diffusion_stage
-from .folder import GATE_FILE, RECIPE_FILE, Run, begin_run, open_run
+from ..sections import without_foreign_keys
 from ..tasks.evaluators import load_stored_task
 from ..tasks.task import Task
+from .audit_tables import AUDIT_GROUPS, summarize_audit, write_audit
+from .composition import apply_override
+from .folder import GATE_FILE, RECIPE_FILE, Run, begin_run, open_run
+from .generate import generate_networks
+from .recipe import EvaluateConfig, GenerateConfig, TrainingRecipe, parse_config
+from .stages import autoencoder_stage, check_training, diffusion_stage
 
 
 class AuditRecipe(TrainingRecipe):
@@ -60,8 +59,11 @@ def audit_recipe(source: str | Path, overrides: Sequence[str] = (), seed: int | 
     dataset = path if (path / "layout.json").is_file() else Run(path).path("collect")
     # An error is better now than after the first training.
     read_layout(dataset)
+    written: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)
+        apply_override(written, override)
+    values = without_foreign_keys(SECTIONS, values, written)
     if seed is not None:
         values = {name: {**section, "seed": seed} for name, section in values.items()}
     return parse_config(AuditRecipe, {"dataset": str(dataset.resolve()), "num_checkpoints": 2, **values})
@@ -78,8 +80,8 @@ def audit(
 
     Every K has a run of its own in `output_dir/K-…`, whose complete stages are skipped. All of them are evaluated on
     the same images, with as many draws of every baseline, and with checkpoints that the generator has not seen. The
-    gate is measured but stops nothing, and latents shrink for small K, see [`fit_latents`]. Started by `accelerate
-    launch`, the processes share the work.
+    gate is measured but stops nothing, and latents shrink for small K, see [`AutoencoderConfig.fit_latents`]. Started
+    by `accelerate launch`, the processes share the work.
 
     Args:
         recipe ([`AuditRecipe`]): Dataset and hyper-parameters; its `num_checkpoints` is replaced.
@@ -107,7 +109,7 @@ def audit(
     runs: dict[int, tuple[AuditRecipe, Run]] = {}
     for count in counts:
         train_rows, _ = split_rows(count, recipe.autoencoder.holdout_every)
-        autoencoder = fit_latents(recipe.autoencoder, recipe.diffusion, len(train_rows))
+        autoencoder = recipe.autoencoder.fit_latents(recipe.diffusion, len(train_rows))
         autoencoder = autoencoder.model_copy(update={"allow_poor_reconstruction": True})
         check_training(layout, count, autoencoder, recipe.diffusion)
         own = recipe.model_copy(update={"num_checkpoints": count, "autoencoder": autoencoder})
@@ -129,8 +131,8 @@ def audit(
         count: (read_json(run.path("evaluate") / "metrics.json"), read_json(run.path("autoencoder") / GATE_FILE))
         for count, (_, run) in runs.items()
     }
-    configs = {count: own.autoencoder for count, (own, _) in runs.items()}
-    latents = {count: (config.latent_channels, config.latent_length) for count, config in configs.items()}
+    configs = {count: read_json(run.path("autoencoder") / "config.json") for count, (_, run) in runs.items()}
+    latents = {count: (config["latent_channels"], config["latent_length"]) for count, config in configs.items()}
     found = summarize_audit(results, latents, task.describe())
     if process_state().is_main_process:
         write_audit(found, output_dir)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from collections.abc import Callable
-from pathlib import Path
-from ..files import link_or_copy
-from ..machine import process_state
-from ..files import read_json
-import shutil
-import time
-from ..files import write_json
-from ..machine import peak_memory
-from pydantic import BaseModel as PydanticModel
-from collections.abc import Sequence
-from ..files import atomic_write
 import yaml
+from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
+from ..files import atomic_write, link_or_copy, read_json, write_json
+from ..machine import peak_memory, process_state
+from ..models.auto import SECTIONS
+from ..sections import without_foreign_keys
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -243,10 +238,10 @@ def write_recipe(recipe: PydanticModel, run: Run) -> None:
 
 
 def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
-    """The recipe of a run folder; keys that came later than the folder have their defaults."""
+    """The recipe of a run folder; keys that came later have their defaults, those of other kinds are left out."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        return model.model_validate(values).model_dump(mode="json")
+        return model.model_validate(without_foreign_keys(SECTIONS, values)).model_dump(mode="json")
     except ValidationError:
         return values
 

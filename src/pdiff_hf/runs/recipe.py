@@ -53,7 +53,7 @@ class BaseModelConfig(PydanticModel):
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
-        return BaseModel(self.library, self.name, dict(self.kwargs))
+        return BaseModel(self.library, self.name, dict(self.kwargs), trusted_imports=tuple(self.trusted_imports))
 
     def build(self) -> nn.Module:
         """The network that base training starts from, in eval mode; what `pretrained` lacks, such as a head, is new.
@@ -61,7 +61,7 @@ class BaseModelConfig(PydanticModel):
         Raises:
             ValueError: as [`BaseModel.build`], or there are no such pretrained weights.
         """
-        model = self.reference().build(self.trusted_imports)
+        model = self.reference().build()
         if self.pretrained is None:
             return model
         try:

@@ -18,7 +18,7 @@ from ..data.writer import copy_first_rows
 from .audit_tables import AUDIT_GROUPS, summarize_audit, write_audit
 from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.evaluator import ParameterEvaluator
-from ..evaluation.groups import BASELINES
+from ..evaluation.groups import build_groups
 from ..files import read_json
 from .generate import generate_networks
 from ..pipelines.sampling import load_pipeline
@@ -28,6 +28,7 @@ from ..models.config import fit_latents
 from ..pipelines.network_folder import load_generated
 from .recipe import EvaluateConfig, GenerateConfig, TrainingRecipe, parse_config
 from ..report.write import write_report
+from ..results.metrics import METRICS_FILE, Metrics
 from .stages import autoencoder_stage, check_training, diffusion_stage
 from .folder import GATE_FILE, RECIPE_FILE, Run, begin_run, open_run
 from ..tasks.evaluators import load_stored_task
@@ -77,7 +78,7 @@ def audit(
     """Train a generator on the first K checkpoints for every K, and compare its networks with these checkpoints.
 
     Every K has a run of its own in `output_dir/K-…`, whose complete stages are skipped. All of them are evaluated on
-    the same images, with as many draws of every baseline, and with checkpoints that the generator has not seen. The
+    the same examples, with as many draws of every baseline, and with checkpoints that the generator has not seen. The
     gate is measured but stops nothing, and latents shrink for small K, see [`fit_latents`]. Started by `accelerate
     launch`, the processes share the work.
 
@@ -126,7 +127,7 @@ def audit(
 
     # 3. All of them together
     results = {
-        count: (read_json(run.path("evaluate") / "metrics.json"), read_json(run.path("autoencoder") / GATE_FILE))
+        count: (Metrics.read(run.path("evaluate") / METRICS_FILE), read_json(run.path("autoencoder") / GATE_FILE))
         for count, (_, run) in runs.items()
     }
     configs = {count: own.autoencoder for count, (own, _) in runs.items()}
@@ -169,7 +170,7 @@ def _make_networks(
 
 
 def _make_evaluator(recipe: AuditRecipe, task: Task, trusted_imports: Sequence[str], split: str) -> ParameterEvaluator:
-    """On the val or test images, the same for every K."""
+    """On the val or test examples, the same for every K."""
     layout, base_model = read_layout(recipe.dataset)
     options = {
         "batch_size": recipe.evaluate.batch_size,
@@ -190,16 +191,11 @@ def _evaluate(
     layout = evaluator("test").layout
     originals, unseen = everything[: recipe.num_checkpoints], everything[recipe.num_checkpoints :]
     generated = load_generated(run.path("generate"), layout)
-    groups = {"original": originals, "generated": generated}
+    groups, _ = build_groups(originals, generated, layout, seed=recipe.evaluate.seed, names=AUDIT_GROUPS)
     if len(unseen):
         rows = torch.linspace(0, len(unseen) - 1, min(len(unseen), len(generated))).round().long()
         groups["unseen"] = unseen[rows]
-    for name in AUDIT_GROUPS:
-        if name in BASELINES:
-            generator = torch.Generator().manual_seed(recipe.evaluate.seed)
-            groups[name] = BASELINES[name](originals, layout, len(generated), generator)
     result = evaluate_groups(groups, evaluator("val"), evaluator("test"), seed=recipe.evaluate.seed)
-    result.metrics["seed"] = recipe.evaluate.seed
     logs = {stage: run.path(stage) / "train_log.jsonl" for stage in ("autoencoder", "diffusion")}
     if not process_state().is_main_process:
         return

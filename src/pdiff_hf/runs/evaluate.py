@@ -14,7 +14,7 @@ from ..data.vectors import dataset_vectors
 from ..data.dataset import load_base_model, load_parameter_dataset
 from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.evaluator import ParameterEvaluator
-from ..evaluation.groups import build_groups
+from ..evaluation.groups import build_groups, is_shown
 from ..evaluation.permutations import find_permutations
 from ..files import read_json
 from ..machine import process_state
@@ -22,7 +22,7 @@ from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from .recipe import EvaluateConfig
 from ..report.write import write_report
-from ..results.metrics import TRAJECTORY_FILE
+from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
 from .folder import GATE_FILE, RECIPE_FILE, Run, cost_since
 from ..tasks.config import CollectConfig
 from ..tasks.train_selection import fine_tune
@@ -54,8 +54,6 @@ from ..files import write_json
 
 # What has to be done before there are generated networks.
 GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
-# Shown as points in the latent space.
-LATENT_GROUPS = ("original", "generated", "average_16")
 
 
 def evaluate_config(run: Run, seed: int | None = None) -> EvaluateConfig:
@@ -121,7 +119,7 @@ def evaluate_run(
     pipeline_dir: Path | None = None,
     generated_dir: Path | None = None,
     output_dir: Path | None = None,
-) -> dict:
+) -> Metrics:
     """Evaluate originals, reconstructions, generated networks and baselines, and write the report anew.
 
     Started by `accelerate launch`, the processes share the networks, and the main one writes the report.
@@ -134,7 +132,7 @@ def evaluate_run(
         dataset_dir, pipeline_dir, generated_dir, output_dir (`Path`, *optional*): Instead of the run's folders.
 
     Returns:
-        `dict`: the content of `metrics.json`.
+        [`Metrics`]: what was found, as `metrics.json` has it.
 
     Raises:
         ValueError: the dataset names no task or base model, a folder is missing or damaged, or `output_dir` holds
@@ -147,7 +145,7 @@ def evaluate_run(
     dataset_dir = dataset_dir or run.path("collect")
     output_dir = output_dir or run.path("evaluate")
     followed = output_dir / TRAJECTORY_FILE
-    is_report = (output_dir / "metrics.json").is_file() or followed.is_file()
+    is_report = (output_dir / METRICS_FILE).is_file() or followed.is_file()
     if output_dir.exists() and not is_report and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"expected a new folder or an earlier report, found that {output_dir} is neither.")
     task = task or load_stored_task(dataset_dir)
@@ -203,7 +201,6 @@ def evaluate_run(
         statistics=statistics,
         seed=config.seed,
     )
-    result.metrics["seed"] = config.seed
     if state.is_main_process:
         costs = {**run.stages, "evaluate": cost_since(start)}
         logs = {stage: run.path(stage) / "train_log.jsonl" for stage in ("autoencoder", "diffusion")}
@@ -218,14 +215,18 @@ def evaluate_run(
             peak_rss_mb={stage: cost["peak_rss_mb"] for stage, cost in costs.items()},
             gate=read_json(gate) if gate.is_file() else None,
             logs={stage: path for stage, path in logs.items() if path.is_file()},
-            latents={name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in LATENT_GROUPS},
+            latents={
+                name: autoencoder.encode_rows(vectors).flatten(1).cpu()
+                for name, vectors in groups.items()
+                if is_shown(name, "latents")
+            },
             # Of networks from elsewhere it would be another pipeline's.
             trajectory=read_json(followed) if is_own and followed.is_file() else None,
         )
         shutil.rmtree(output_dir, ignore_errors=True)
         partial.rename(output_dir)
     state.wait_for_everyone()
-    return read_json(output_dir / "metrics.json")
+    return Metrics.read(output_dir / METRICS_FILE)
 
 
 def generate_config(run: Run, overrides: Mapping[str, Any] | None = None) -> GenerateConfig:

@@ -26,6 +26,7 @@ from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, STAGES, begin_run, open_run
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
+from ..results.metrics import METRICS_FILE, Metrics
 from ..tasks.auto import load_task
 from ..tasks.evaluators import load_stored_task, make_val_evaluator
 from ..tasks.task import Task
@@ -33,8 +34,8 @@ from ..training.autoencoder import train_autoencoder
 from ..training.diffusion import check_unet_memory, train_diffusion
 
 
-def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
-    """Carry out all stages of a recipe and return the content of `metrics.json`.
+def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
+    """Carry out all stages of a recipe and return what its evaluation has found.
 
     What can be checked without training is checked before the folder is touched. Started by `accelerate launch`, the
     processes share every stage, and the main one writes.
@@ -73,7 +74,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
             write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
 
     run.do("evaluate", evaluate, report)
-    return read_json(run.path("evaluate") / "metrics.json")
+    return Metrics.read(run.path("evaluate") / METRICS_FILE)
 
 
 def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn.Module:

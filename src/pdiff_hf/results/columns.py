@@ -1,0 +1,299 @@
+"""Columns of every table of results: name, where the number is, how it is written, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from .records import GroupMetrics
+from .text import MISSING, number, percent, points, signed
+
+# A number, or several of a cell by what they belong to, and the interval of the first.
+Value = tuple[Any, Sequence[float] | None]
+
+_percent = partial(percent, unit="")
+_share = partial(percent, digits=0, unit="")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        name (`str`): Its header.
+        unit (`str`): What its numbers are in and whether they have intervals; the rest of the header.
+        read (`Callable`): Gives the value and its interval, of what a row is about.
+        write (`Callable`): Makes text of both.
+        meaning (`str`): What the number is.
+    """
+
+    name: str
+    unit: str
+    read: Callable[..., Value]
+    write: Callable[[Any, Sequence[float] | None], str]
+    meaning: str
+
+    @property
+    def header(self) -> str:
+        """Name and unit."""
+        return f"{self.name}, {self.unit}" if self.unit[:1] not in ("", "(") else f"{self.name} {self.unit}".strip()
+
+    @property
+    def plain(self) -> Column:
+        """The column without intervals, for tables that have little room."""
+        unit = self.unit.replace("(95 %)", "").strip()
+        return replace(self, unit=unit, read=lambda *row: (self.read(*row)[0], None))
+
+    def of(self, select: Callable[..., tuple], **changes: str) -> Column:
+        """The column of tables whose rows are about something else, of which `select` makes what is read here."""
+        return replace(self, read=lambda *row: self.read(*select(*row)), **changes)
+
+    def cell(self, *row: Any) -> str:
+        """The text of a cell."""
+        value, interval = self.read(*row)
+        return MISSING if value is None or value == {} else self.write(value, interval)
+
+    def bar(self, *row: Any) -> tuple[float, float, float] | None:
+        """A value and the ends of its interval, to be drawn."""
+        value, interval = self.read(*row)
+        return None if value is None or interval is None else (value, *interval)
+
+
+def _number(fmt: str) -> Callable[[float, Sequence[float] | None], str]:
+    return lambda value, interval: number(value, fmt, interval)
+
+
+def _shares(values: Mapping[str, float | None], interval: Sequence[float] | None) -> str:
+    """Shares at several multiples, of which the first has the interval."""
+    first, *others = values.values()
+    return " / ".join([_share(first, interval), *map(_share, others)])
+
+
+def _difference(group: GroupMetrics, original: GroupMetrics) -> Value:
+    """Nothing for the originals, whose difference to themselves is none."""
+    difference = group.difference_to_original
+    return (None, None) if group.role == "original" else (difference.difference, difference.ci95)
+
+
+def _in_yardsticks(group: GroupMetrics, original: GroupMetrics) -> Value:
+    nearest, yardstick = group.similarity.l2_nearest_mean, original.similarity.l2_nearest_mean
+    interval = group.similarity.ci95.l2_nearest_mean
+    if nearest is None or not yardstick:
+        return None, None
+    return nearest / yardstick, interval and [end / yardstick for end in interval]
+
+
+def _cosine_distance(group: GroupMetrics, original: GroupMetrics) -> Value:
+    cosine = group.similarity.cosine_nearest_mean
+    return None if cosine is None else max(0.0, 1 - cosine), None
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return value and factor * value
+
+
+# Columns of tables with a row for every group. They read a group and the originals, with which it is compared.
+GROUP_COLUMNS: dict[str, Column] = {
+    "networks": Column("networks", "", lambda g, o: (g.n, None), _number("g"), "Networks in the group."),
+    "accuracy": Column(
+        "mean accuracy",
+        "% (95 %)",
+        lambda g, o: (g.test_accuracy.mean, g.test_accuracy.ci95),
+        _percent,
+        "Mean test accuracy over the networks.",
+    ),
+    "difference": Column(
+        "minus originals", "points (95 %)", _difference, points, "Mean test accuracy minus that of the originals."
+    ),
+    "selected": Column(
+        "best on val",
+        "% (95 %)",
+        lambda g, o: (g.selected.test_accuracy, g.selected.test_ci95),
+        _percent,
+        "Test accuracy of the network that is best on validation examples.",
+    ),
+    "std": Column(
+        "std",
+        "points",
+        lambda g, o: (_scaled(g.test_accuracy.std, 100), None),
+        _number(".2f"),
+        "Standard deviation of the test accuracy over the networks.",
+    ),
+    "nll": Column(
+        "NLL",
+        "(95 %)",
+        lambda g, o: (g.test_nll.mean, g.test_nll.ci95),
+        _number(".4f"),
+        "Mean negative log-likelihood of the test labels, in nats.",
+    ),
+    "ece": Column(
+        "ECE",
+        "(95 %)",
+        lambda g, o: (g.test_ece.mean, g.test_ece.ci95),
+        _number(".4f"),
+        "Mean expected calibration error with 15 equal bins.",
+    ),
+    "iou_within": Column(
+        "IoU within",
+        "",
+        lambda g, o: (g.similarity.iou_mean, None),
+        _number(".3f"),
+        "IoU of wrong predictions between networks of the group.",
+    ),
+    "iou_nearest": Column(
+        "IoU to nearest",
+        "(95 %)",
+        lambda g, o: (g.similarity.iou_max_mean, g.similarity.ci95.iou_max_mean),
+        _number(".3f"),
+        "IoU of wrong predictions with the original that is most alike.",
+    ),
+    "l2_nearest": Column(
+        "L2 to nearest",
+        "(95 %)",
+        lambda g, o: (g.similarity.l2_nearest_mean, g.similarity.ci95.l2_nearest_mean),
+        _number(".3g"),
+        "Euclidean distance to the nearest original.",
+    ),
+    "yardsticks": Column(
+        "L2 in yardsticks",
+        "(95 %)",
+        _in_yardsticks,
+        _number(".3g"),
+        "The same in units of the originals' mean distance to their nearest other original.",
+    ),
+    "l2_matched": Column(
+        "after matching",
+        "(95 %)",
+        lambda g, o: (g.similarity.l2_matched_mean, g.similarity.ci95.l2_matched_mean),
+        _number(".3g"),
+        "L2 to nearest with the hidden units permuted so that they fit best.",
+    ),
+    "cosine": Column(
+        "cosine distance",
+        "",
+        _cosine_distance,
+        _number(".2g"),
+        "1 minus the largest cosine similarity to an original.",
+    ),
+    "spread": Column(
+        "spread",
+        "",
+        lambda g, o: (g.spread, None),
+        _number(".2f"),
+        "Distance from the originals' mean, in units of the originals' own.",
+    ),
+    "performant": Column(
+        "performant",
+        "% (95 %)",
+        lambda g, o: (g.novel_and_performant.performant, g.novel_and_performant.ci95.performant),
+        _share,
+        "Networks whose test accuracy is not below the originals' mean.",
+    ),
+    "novel": Column(
+        "novel",
+        "%",
+        lambda g, o: (g.novel_and_performant.novel.get("1x"), None),
+        _share,
+        "Networks that are farther than a yardstick from every original.",
+    ),
+    "novel_all": Column(
+        "novel at 1x / 2x / 4x",
+        "%",
+        lambda g, o: (g.novel_and_performant.novel, None),
+        _shares,
+        "Networks that are farther than 1, 2, 4 yardsticks from every original.",
+    ),
+    "joint": Column(
+        "novel and performant",
+        "% (95 %)",
+        lambda g, o: (g.novel_and_performant.joint.get("1x"), g.novel_and_performant.ci95.joint.get("1x")),
+        _share,
+        "Networks that are both.",
+    ),
+    "joint_all": Column(
+        "both at 1x / 2x / 4x",
+        "% (95 %)",
+        lambda g, o: (g.novel_and_performant.joint, g.novel_and_performant.ci95.joint.get("1x")),
+        _shares,
+        "Networks that are both novel at these multiples and performant.",
+    ),
+    "copies": Column(
+        "copies",
+        "%",
+        lambda g, o: (g.novel_and_performant.copied, None),
+        _share,
+        "Networks that are nearer to an original than a third of a yardstick.",
+    ),
+    "seconds": Column(
+        "seconds",
+        "",
+        lambda g, o: (g.cost.seconds, None),
+        lambda value, _: "< 0.01" if value < 0.01 else f"{value:.2f}" if value < 10 else f"{value:.0f}",
+        "What making the networks takes once the checkpoints are there.",
+    ),
+    "gain_per_second": Column(
+        "points per second",
+        "",
+        lambda g, o: (_scaled(g.cost.gain_per_second, 100), None),
+        # Two digits, and no exponent for large numbers.
+        lambda value, _: signed(float(f"{value:.2g}"), "g"),
+        "Gain in mean test accuracy over the originals, divided by the seconds.",
+    ),
+}
+# Columns with a row for every group that generated networks are compared with.
+COMPARISON_COLUMNS: tuple[Column, ...] = (
+    Column(
+        "means",
+        "points (95 %)",
+        lambda mean, best: (mean.difference, mean.ci95),
+        points,
+        "Mean test accuracy of the generated networks minus that of the group.",
+    ),
+    Column(
+        "best on val",
+        "points (95 %)",
+        lambda mean, best: (best.difference, best.ci95),
+        points,
+        "The same for the networks of both that are best on validation examples.",
+    ),
+    Column(
+        "p (McNemar)", "", lambda mean, best: (best.p_value, None), _number(".3f"), "Of McNemar's exact test of these."
+    ),
+    Column(
+        "only generated right",
+        "",
+        lambda mean, best: (best.only_generated, None),
+        _number("d"),
+        "Test examples on which the generated network alone is right.",
+    ),
+    Column(
+        "only the other right",
+        "",
+        lambda mean, best: (best.only_other, None),
+        _number("d"),
+        "Test examples on which the other network alone is right.",
+    ),
+)
+# Columns with a row for every ensemble.
+ENSEMBLE_COLUMNS: tuple[Column, ...] = (
+    Column("M", "", lambda size, found: (size, None), lambda size, _: size, "Networks in the ensemble."),
+    Column(
+        "accuracy",
+        "% (95 %)",
+        lambda size, found: (found.accuracy.mean, found.accuracy.ci95),
+        _percent,
+        "Test accuracy of the averaged probabilities.",
+    ),
+    Column(
+        "NLL", "(95 %)", lambda size, found: (found.nll.mean, found.nll.ci95), _number(".4f"), "Their NLL, in nats."
+    ),
+    Column(
+        "ECE",
+        "(95 %)",
+        lambda size, found: (found.ece.mean, found.ece.ci95),
+        _number(".4f"),
+        "Their expected calibration error with 15 equal bins.",
+    ),
+)

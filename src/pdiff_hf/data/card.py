@@ -16,6 +16,7 @@ from ..hub.card_text import REPO_ID, code, escape, fold, literal, make_table, te
 from ..results.card_lines import (
     base_model_text,
     build_arguments,
+    find,
     short_name,
     task_dataset,
     task_lines,
@@ -162,10 +163,10 @@ def _making_lines(metadata: Mapping) -> list[str]:
         known = [
             f"{label} {_value(value)}"
             for key, label in keys.items()
-            if (value := (metadata.get(name) or {}).get(key)) is not None
+            if (value := find(metadata, name, key)) is not None
         ]
         lines += [f"{title}: {', '.join(known)}"] if known else []
-    if rows := (metadata.get("import") or {}).get("rows"):
+    if rows := find(metadata, "import", "rows"):
         lines.append(f"{len(rows)} checkpoints that were there before were imported")
     return lines
 
@@ -178,13 +179,13 @@ def _config(metadata: Mapping) -> str | None:
     known = {name: value for name, value in metadata.items() if name != "import"}
     if not known:
         return None
-    if (known.get("task") or {}).get("dataset") is not None:
+    if find(known, "task", "dataset") is not None:
         known["task"] = {**known["task"], "dataset": task_dataset(known["task"])[0]}
     return fold(f"```json\n{literal(known, indent=2)}\n```", "All settings")
 
 
 def _sources(metadata: Mapping) -> str | None:
-    rows = (metadata.get("import") or {}).get("rows")
+    rows = find(metadata, "import", "rows")
     if not rows:
         return None
     cells = [

@@ -108,7 +108,7 @@ def task_lines(task: Mapping | None) -> list[str]:
 
 def task_dataset(task: Mapping | None) -> tuple[str | None, str | None]:
     """Name of a task's dataset to be shown, and its Hub id if it has one; paths of a machine are not shown."""
-    if not task or task.get("dataset") is None:
+    if find(task, "dataset") is None:
         return None, None
     name = str(task["dataset"])
     # `digits` is in scikit-learn; only what was a folder has a fingerprint.
@@ -150,6 +150,13 @@ def seed_lines(metrics: Metrics) -> list[str]:
     if metrics.seeds:
         return [f"Seeds of the runs that are reported together: {', '.join(map(str, metrics.seeds))}"]
     return [] if metrics.seed is None else [f"Seed of the evaluation: {metrics.seed}"]
+
+
+def find(value: Any, *keys: str) -> Any:
+    """What is under nested keys of metadata, which may be anybody's; `None` when there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _share(value: float | None, interval: Sequence[float] | None = None) -> str:

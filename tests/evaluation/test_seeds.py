@@ -24,18 +24,20 @@ def run(gain, num_test=100, nll=0.5):
             "ci95": {"performant": [0, 1], "joint": {"1x": [0, 1]}},
         },
     }
-    return Metrics.from_dict({
-        "schema": 1,
-        "task": {"dataset": "digits"},
-        "num_parameters": 7,
-        "num_test": num_test,
-        "groups": {"generated": group},
-        "comparisons": {"original": {"difference": gain, "ci95": [-1, 1]}},
-        "finding": "no_gain",
-        "verdict": "of one run",
-        "timings_s": {"collect": 3.0},
-        "versions": {"torch": "2"},
-    })
+    return Metrics.from_dict(
+        {
+            "schema": 1,
+            "task": {"dataset": "digits"},
+            "num_parameters": 7,
+            "num_test": num_test,
+            "groups": {"generated": group},
+            "comparisons": {"original": {"difference": gain, "ci95": [-1, 1]}},
+            "finding": "no_gain",
+            "verdict": "of one run",
+            "timings_s": {"collect": 3.0},
+            "versions": {"torch": "2"},
+        }
+    )
 
 
 def test_means_and_t_intervals_over_seeds():

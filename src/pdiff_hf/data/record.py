@@ -14,8 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
+from .folder import write_layout
 from .shards import RECORDING, rows_table
-from .writer import check_append, finish_rows, lock_folder, unlock_folder, write_layout
+from .writer import check_append, finish_rows, lock_folder, unlock_folder
 
 
 class ParameterRecorder:

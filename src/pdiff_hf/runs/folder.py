@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from collections.abc import Callable
-from pathlib import Path
-from ..files import link_or_copy
-from ..machine import process_state
-from ..files import read_json
-import shutil
-import time
-from ..files import write_json
-from ..machine import peak_memory
-from ..results.metrics import METRICS_FILE, Metrics
-from pydantic import BaseModel as PydanticModel
-from collections.abc import Sequence
-from ..files import atomic_write
 import yaml
+from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
+from ..files import atomic_write, link_or_copy, read_json, write_json
+from ..machine import peak_memory, process_state
+from ..results.metrics import METRICS_FILE, Metrics
 
 RECIPE_FILE = "recipe.yaml"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,11 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from ..base_model import BaseModel
-from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
 from ..models.config import AutoencoderConfig, DiffusionConfig
-from .recipe_parts import find_part, named_recipes, read_part
-from ..tasks.config import BaseTrainingConfig
-from ..tasks.config import CollectConfig
 from ..tasks.auto import TASK_KINDS, TaskConfig
-from typing import Any
-from pydantic import BaseModel
-import argparse
-
+from ..tasks.config import BaseTrainingConfig, CollectConfig
+from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
+from .recipe_parts import find_part, named_recipes, read_part
 
 # diffusers' name of a flag, where the recipe's key is another.
 FLAGS = {"steps": "max_train_steps"}
@@ -54,7 +50,7 @@ class BaseModelConfig(PydanticModel):
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
-        return BaseModel(self.library, self.name, dict(self.kwargs))
+        return BaseModel(self.library, self.name, dict(self.kwargs), trusted_imports=tuple(self.trusted_imports))
 
     def build(self) -> nn.Module:
         """The network that base training starts from, in eval mode; what `pretrained` lacks, such as a head, is new.
@@ -62,7 +58,7 @@ class BaseModelConfig(PydanticModel):
         Raises:
             ValueError: as [`BaseModel.build`], or there are no such pretrained weights.
         """
-        model = self.reference().build(self.trusted_imports)
+        model = self.reference().build()
         if self.pretrained is None:
             return model
         try:
@@ -252,7 +248,7 @@ def _without_tag(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, config: type[PydanticModel]) -> None:
     """Add a flag for every field of a config; a flag not given leaves the preset's or the field's default."""
     for name, field in config.model_fields.items():
         flag = f"--{FLAGS.get(name, name)}"
@@ -267,6 +263,6 @@ def add_config_arguments(parser: argparse.ArgumentParser, config: type[BaseModel
             parser.add_argument(flag, **options)
 
 
-def config_values(arguments: argparse.Namespace, config: type[BaseModel]) -> dict[str, Any]:
+def config_values(arguments: argparse.Namespace, config: type[PydanticModel]) -> dict[str, Any]:
     """The values of a config that were given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in config.model_fields}

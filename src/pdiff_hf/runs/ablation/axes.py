@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from ..composition import FACTS
 from ...data.vectors import split_rows
 from ...models.config import fit_latents
+from ..composition import FACTS
 from ..recipe import Recipe, recipe_keys
 
 # Standard deviations of the noise where the recipe has none, the paper's.

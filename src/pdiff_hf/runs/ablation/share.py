@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ...data.writer import copy_first_rows, finish_dataset
-from ..recipe import Recipe
+from ...data.dataset import ParameterDataset
+from ...data.writer import finish_dataset
 from ..folder import Run, open_run, write_recipe
+from ..recipe import Recipe
 from .plan import STAGE_SECTIONS, Job
 
 
@@ -44,7 +45,7 @@ def begin_job(job: Job, folder: str | Path) -> Run:
 def _take_first_checkpoints(run: Run, other: Run, recipe: Recipe) -> None:
     """What a collection of fewer checkpoints would have made: the first ones of the longer collection."""
     path = run.path("collect")
-    copy_first_rows(other.path("collect"), path, recipe.collect.num_checkpoints)
+    ParameterDataset(other.path("collect")).copy_first(recipe.collect.num_checkpoints, path)
     finish_dataset(path, {"collect": recipe.collect.model_dump(mode="json")})
     run.note("collect", other.stages["collect"])
 

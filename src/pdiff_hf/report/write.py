@@ -26,14 +26,8 @@ from .sections import make_sections
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
 # Columns of the terminal's table, and the narrowest width that keeps a number and its interval on one line, so that it
 # fits into 120 characters.
-TERMINAL_WIDTHS = {
-    "networks": 8,
-    "accuracy": 19,
-    "difference": 23,
-    "selected": 19,
-    "iou_nearest": 7,
-    "joint": 11,
-}
+TERMINAL_WIDTHS = {"networks": 3, "accuracy": 19, "difference": 23, "selected": 19, "iou_nearest": 7, "joint": 10}
+NARROW_HEADERS = {"networks": "n", "joint": "novel and\nperformant\n(%)"}
 
 
 def write_report(
@@ -107,10 +101,10 @@ def make_table(metrics: Metrics) -> Table:
     """Make the terminal's table of groups, with the verdict below."""
     options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
     table = Table(caption=metrics.verdict, **options)
-    found = group_table(metrics, list(TERMINAL_WIDTHS), plain=("iou_nearest", "joint"))
+    found = group_table(metrics, list(TERMINAL_WIDTHS), plain=("iou_nearest", "joint"), all_columns=True)
     table.add_column("group", no_wrap=True, min_width=13)
-    for header, width in zip(found.columns[1:], TERMINAL_WIDTHS.values(), strict=False):
-        table.add_column(fold_header(header, width), justify="right", min_width=width)
+    for header, (key, width) in zip(found.columns[1:], TERMINAL_WIDTHS.items(), strict=True):
+        table.add_column(NARROW_HEADERS.get(key) or fold_header(header, width), justify="right", min_width=width)
     for row in found.rows:
         table.add_row(*row, style="bold" if row[0] == "generated" else None)
     return table

@@ -48,6 +48,7 @@ def group_table(
     plain: Sequence[str] = (),
     bars: str | None = None,
     known: str | None = None,
+    all_columns: bool = False,
 ) -> ReportTable:
     """Make a table with a row for every group; columns of which nothing is known are left out.
 
@@ -58,12 +59,14 @@ def group_table(
         plain (`Sequence[str]`, *optional*): Keys of columns that are shown without their intervals.
         bars (`str`, *optional*): Key of the column whose intervals are drawn where the table is.
         known (`str`, *optional*): Key of a column that a group needs a value for to be in the table.
+        all_columns (`bool`, *optional*, defaults to `False`): Keep columns of which nothing is known.
     """
     rows = [(name, (group, metrics.original)) for name, group in metrics.groups.items()]
     if known is not None:
         rows = [(name, row) for name, row in rows if GROUP_COLUMNS[known].cell(*row) != MISSING]
     columns = [GROUP_COLUMNS[name].plain if name in plain else GROUP_COLUMNS[name] for name in names]
-    columns = [column for column in columns if any(column.cell(*row) != MISSING for _, row in rows)]
+    if not all_columns:
+        columns = [column for column in columns if any(column.cell(*row) != MISSING for _, row in rows)]
     return make_table("group", columns, rows, title, bars=bars and GROUP_COLUMNS[bars])
 
 

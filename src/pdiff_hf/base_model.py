@@ -1,4 +1,4 @@
-"""How to build the full network, and where its remaining weights are."""
+"""Reference to the full network around the generated tensors: how it is built, where its other weights are."""
 
 from __future__ import annotations
 
@@ -322,5 +322,5 @@ class BaseModel:
 
 
 def _memory(tensor: torch.Tensor) -> tuple:
-    """Equal for tensors that are the same memory, as tied parameters are."""
+    """Key of the memory that a tensor views: tied parameters have the same."""
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

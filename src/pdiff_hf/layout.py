@@ -1,4 +1,4 @@
-"""Which tensors of a network are generated, and where each lies in the flat vector."""
+"""Selection of the generated tensors, and the place of each in the flat vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a parameter dataset is: a folder, one of several in it, or `user/name[@revision]` on the Hub."""
+"""Parameter datasets from the Hub: downloaded, or opened to be streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recording checkpoints of a running training."""
+"""Recorder of the checkpoints of a running training."""
 
 from __future__ import annotations
 

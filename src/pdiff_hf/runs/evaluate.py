@@ -25,7 +25,7 @@ from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
-from .folder import GATE_FILE, RECIPE_FILE, Run, cost_since
+from .folder import GATE_FILE, RECIPE_FILE, UNSEEN, Run, cost_since
 from .recipe import EvaluateConfig
 
 # What has to be done before there are generated networks.
@@ -146,6 +146,8 @@ def evaluate_run(
         lambda vectors: val.accuracy(networks.extend(vectors)),
         config.seed,
     )
+    if is_own and (run.folder / UNSEEN).is_dir():
+        groups[UNSEEN] = ParameterDataset(run.folder / UNSEEN).vectors(rows=slice(None))
     if is_own and (spent := generator_seconds(run)):
         seconds["generated"] = spent
         if config.fine_tune and run.is_complete("fine_tune"):

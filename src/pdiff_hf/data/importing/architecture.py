@@ -1,4 +1,4 @@
-"""The network that imported checkpoints belong to, and whether they do."""
+"""Network of imported checkpoints: the names of its tensors, and the refusal of another one's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a parameter dataset: NaN, constants and copies."""
+"""Inspection of a parameter dataset before training: defects, geometry, behaviour, cost, and advice."""
 
 from __future__ import annotations
 

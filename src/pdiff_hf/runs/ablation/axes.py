@@ -1,4 +1,4 @@
-"""What an ablation varies: short names for keys of the recipe, and any key itself."""
+"""Axes of an ablation: short names for keys of the recipe, and any key itself."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
-from ..files import atomic_write, write_json
-from ..report.plots.audit import plot_audit
-from ..results.columns import GROUP_COLUMNS, Column
-from ..results.metrics import Metrics
-from ..results.records import GroupMetrics
-from ..results.tables import fold_header, make_table
-from ..results.text import ReportTable, markdown_table, percent
+from ...files import atomic_write, write_json
+from ...report.plots.memorisation import plot_audit
+from ...results.columns import GROUP_COLUMNS, Column
+from ...results.metrics import Metrics
+from ...results.records import GroupMetrics
+from ...results.tables import fold_header, make_table
+from ...results.text import ReportTable, markdown_table, percent
 
 SCHEMA = 1
 # Of the table, what fits into 120 columns, and the width that keeps a number and its interval on one line.

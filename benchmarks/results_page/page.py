@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pdiff_hf.results.columns import GROUP_COLUMNS, Column, Value
+from pdiff_hf.results.columns import GROUP_COLUMNS, Column, Value, at, in_format
 from pdiff_hf.results.records import GroupMetrics
 from pdiff_hf.results.tables import make_table
 from pdiff_hf.results.text import MISSING, ReportTable, markdown_table, number, percent, points
@@ -99,15 +99,11 @@ def _their_numbers(result: Mapping[str, Any]) -> Value:
     return theirs and [theirs[key] for key in ("original", "average", "generated")], None
 
 
-def _selected_difference(result: Mapping[str, Any]) -> Value:
-    found = result["selected_difference"]
-    return found.get("difference"), found.get("ci95")
-
-
+# fmt: off
 MEANS = (
-    Column("D", "", lambda result: (result["num_parameters"], None), lambda n, _: f"{n:,}", "Generated parameters."),
-    Column("K", "", lambda result: (result["num_checkpoints"], None), lambda n, _: f"{n:g}", "Checkpoints."),
-    Column("seeds", "", lambda result: (result["seeds"], None), lambda s, _: ", ".join(map(str, s)), "Of the runs."),
+    Column("D", "", at("num_parameters"), in_format(",d"), "Generated parameters."),
+    Column("K", "", at("num_checkpoints"), in_format("g"), "Checkpoints."),
+    Column("seeds", "", at("seeds"), lambda seeds, _: ", ".join(map(str, seeds)), "Of the runs."),
     _of("original", "accuracy", "originals"),
     _of("generated", "accuracy", "generated"),
     _of("generated", "difference", "generated minus originals", "points"),
@@ -119,21 +115,13 @@ BEST = (
     _of("original", "selected", "best original"),
     _of("uniform_soup", "selected", "uniform soup"),
     _of("generated", "selected", "best generated"),
-    Column(
-        "best generated minus best original",
-        "points",
-        _selected_difference,
-        points,
-        "Difference of the test accuracies of those that are best on val.",
-    ),
-    Column(
-        "the paper: original / average / generated",
-        "",
-        _their_numbers,
-        lambda values, _: _shares(values),
-        "The best of each that the paper reports.",
-    ),
+    Column("best generated minus best original", "points",
+        at("selected_difference.difference", "selected_difference.ci95"), points,
+        "Difference of the test accuracies of those that are best on val."),
+    Column("the paper: original / average / generated", "", _their_numbers, lambda values, _: _shares(values),
+        "The best of each that the paper reports."),
 )
+# fmt: on
 
 
 def _table(columns: Sequence[Column], results: Iterable[Mapping[str, Any]], title: str) -> ReportTable:

@@ -103,8 +103,8 @@ def _comparisons(metrics: Metrics) -> Section:
 
 
 def _ensembles(metrics: Metrics) -> Section:
-    rows: list[tuple[str, tuple[str, Ensemble]]] = [
-        (name, (size, found)) for name, sizes in metrics.ensembles.items() for size, found in sizes.items()
+    rows: list[tuple[str, tuple[Ensemble, str]]] = [
+        (name, (found, size)) for name, sizes in metrics.ensembles.items() for size, found in sizes.items()
     ]
     if not rows:
         return Section("")

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from ...files import atomic_write, write_json
 from ...report.plots.memorisation import plot_audit
-from ...results.columns import GROUP_COLUMNS, Column
+from ...results.columns import GROUP_COLUMNS, Column, at, in_percent
 from ...results.metrics import Metrics
 from ...results.records import GroupMetrics
 from ...results.tables import fold_header, make_table
-from ...results.text import ReportTable, markdown_table, percent
+from ...results.text import ReportTable, markdown_table
 
 SCHEMA = 1
 # Of the table, what fits into 120 columns, and the width that keeps a number and its interval on one line.
@@ -102,7 +102,7 @@ def audit_tables(found: Mapping[str, Any]) -> list[ReportTable]:
     tables = [make_table("K", list(COLUMNS.values()), rows, "Generated networks")]
     names = [name for name in AUDIT_GROUPS if any(name in row["groups"] for row in found["rows"])]
     for key, title in SIMILARITIES.items():
-        columns = [GROUP_COLUMNS[key].of(partial(_groups, name), name=name, unit="") for name in names]
+        columns = [_of(name, key, name=name, unit="") for name in names]
         tables.append(make_table("K", columns, rows, title))
     return tables
 
@@ -161,35 +161,22 @@ def _group(values: Mapping[str, Any] | None) -> GroupMetrics:
     )
 
 
-def _generated(key: str, plain: bool = False) -> Column:
-    column = GROUP_COLUMNS[key].of(partial(_groups, "generated"))
-    return column.plain if plain else column
+def _of(name: str, key: str, **changes: str) -> Column:
+    return GROUP_COLUMNS[key].of(partial(_groups, name), **changes)
 
 
+# fmt: off
 COLUMNS = {
-    "latents": Column(
-        "latents",
-        "",
-        lambda row: (row["latent_shape"], None),
-        lambda shape, _: "×".join(map(str, shape)),
-        "Channels and length of the latents.",
-    ),
-    "explained": Column(
-        "explained",
-        "%",
-        lambda row: (row["explained_variance"], None),
-        lambda share, _: percent(share, unit=""),
-        "Variance of held-out checkpoints that the autoencoder explains.",
-    ),
-    "accuracy": _generated("accuracy", plain=True),
-    "difference": _generated("difference"),
-    "iou_nearest": _generated("iou_nearest"),
-    "among": GROUP_COLUMNS["iou_nearest"].of(partial(_groups, "original"), name="IoU, originals").plain,
-    "yardsticks": _generated("yardsticks"),
-    "novel": _generated("novel"),
-    "joint": _generated("joint"),
-    "copies": _generated("copies"),
+    "latents": Column("latents", "", at("latent_shape"), lambda shape, _: "×".join(map(str, shape)),
+        "Channels and length of the latents."),
+    "explained": Column("explained", "%", at("explained_variance"), in_percent,
+        "Variance of held-out checkpoints that the autoencoder explains."),
+    "accuracy": _of("generated", "accuracy").plain,
+    **{key: _of("generated", key) for key in ("difference", "iou_nearest")},
+    "among": _of("original", "iou_nearest", name="IoU, originals").plain,
+    **{key: _of("generated", key) for key in ("yardsticks", "novel", "joint", "copies")},
 }
+# fmt: on
 SIMILARITIES = {
     "iou_nearest": "Largest IoU of wrong predictions with one of the K checkpoints (95 %)",
     "yardsticks": "Distance to the nearest of the K checkpoints, in yardsticks (95 %)",

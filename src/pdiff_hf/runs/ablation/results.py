@@ -15,11 +15,11 @@ from ...evaluation.verdict import make_verdict
 from ...files import atomic_write, read_json, write_json
 from ...report.plots.ablation import plot_ablation
 from ...report.write import PACKAGES
-from ...results.columns import GROUP_COLUMNS, Column, Value
+from ...results.columns import GROUP_COLUMNS, Column, Value, at, in_format, in_percent
 from ...results.metrics import METRICS_FILE, Metrics
 from ...results.records import GroupMetrics
 from ...results.tables import fold_header, make_table
-from ...results.text import ReportTable, markdown_table, number, percent
+from ...results.text import ReportTable, markdown_table
 from ..evaluate import GENERATOR_STAGES
 from ..folder import GATE_FILE, Run
 from .axes import AXES
@@ -185,68 +185,52 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _groups(point: Mapping, name: str = "generated") -> tuple[GroupMetrics, GroupMetrics]:
+def _group(name: str, point: Mapping) -> tuple[GroupMetrics, GroupMetrics]:
     """A group of a point, and its originals; nothing is known of them when no run of it is complete."""
     if not point["num_runs"]:
         return GroupMetrics(), GroupMetrics()
-    group = GroupMetrics(test_accuracy=point[name])
-    if name == "generated":
-        group = GroupMetrics(
-            test_accuracy=point[name],
-            selected=point["best"],
-            difference_to_original=point["difference_to_original"],
-        )
+    # Only of the generated ones there is more than the mean.
+    rest = {"selected": point["best"], "difference_to_original": point["difference_to_original"]}
+    group = GroupMetrics(test_accuracy=point[name], **(rest if name == "generated" else {}))
     return group, GroupMetrics(test_accuracy=point["original"])
 
 
-def _seconds(point: Mapping) -> float | None:
+def _mean_or_status(point: Mapping) -> Value:
+    """The generated networks' mean, or why it is not known."""
+    column = GROUP_COLUMNS["accuracy"]
+    return column.read(*_group("generated", point)) if point["num_runs"] else (point["status"], None)
+
+
+def _memory(point: Mapping) -> Value:
+    return max(point["peak_rss_mb"].values()) if point["num_runs"] else None, None
+
+
+def _seconds(point: Mapping) -> Value:
     seconds = [point["seconds"][stage] for stage in GENERATOR_STAGES] if point["num_runs"] else [None]
-    return None if None in seconds else sum(seconds)
+    return None if None in seconds else sum(seconds), None
 
 
-def _mean_of(name: str, header: str) -> Column:
-    return GROUP_COLUMNS["accuracy"].of(partial(_groups, name=name), name=header).plain
+def _of(name: str, key: str, **changes: str) -> Column:
+    return GROUP_COLUMNS[key].of(partial(_group, name), **changes)
 
 
-def _generated(point: Mapping) -> Value:
-    """The mean, or why it is not known."""
-    return GROUP_COLUMNS["accuracy"].read(*_groups(point)) if point["num_runs"] else (point["status"], None)
-
-
+# fmt: off
 COLUMNS = {
-    "generated": Column(
-        "generated mean",
-        "% (95 %)",
-        _generated,
-        lambda value, interval: value if isinstance(value, str) else percent(value, interval, unit=""),
-        "Mean test accuracy of the generated networks.",
-    ),
-    "difference": GROUP_COLUMNS["difference"].of(_groups),
-    "selected": GROUP_COLUMNS["selected"].of(_groups),
-    "original": _mean_of("original", "originals"),
-    "uniform_soup": _mean_of("uniform_soup", "soup"),
-    "explained": Column(
-        "variance explained",
-        "%",
-        lambda point: (point.get("explained_variance"), None),
-        lambda share, _: percent(share, digits=1, unit=""),
-        "Variance of held-out checkpoints that the autoencoder explains.",
-    ),
-    "memory": Column(
-        "peak memory",
-        "MB",
-        lambda point: (max(point["peak_rss_mb"].values()) if point["num_runs"] else None, None),
-        lambda memory, _: number(memory, ".0f"),
-        "Of the process up to the end of both training stages.",
-    ),
-    "seconds": Column(
-        "seconds",
-        "",
-        lambda point: (_seconds(point), None),
-        lambda seconds, _: number(seconds, ".0f"),
-        "Both training stages and drawing the networks.",
-    ),
+    "generated": Column("generated mean", "% (95 %)", _mean_or_status,
+        lambda value, interval: value if isinstance(value, str) else in_percent(value, interval),
+        "Mean test accuracy of the generated networks."),
+    "difference": _of("generated", "difference"),
+    "selected": _of("generated", "selected"),
+    "original": _of("original", "accuracy", name="originals").plain,
+    "uniform_soup": _of("uniform_soup", "accuracy", name="soup").plain,
+    "explained": Column("variance explained", "%", at("explained_variance"), partial(in_percent, digits=1),
+        "Variance of held-out checkpoints that the autoencoder explains."),
+    "memory": Column("peak memory", "MB", _memory, in_format(".0f"),
+        "Of the process up to the end of both training stages."),
+    "seconds": Column("seconds", "", _seconds, in_format(".0f"),
+        "Both training stages and drawing the networks."),
 }
+# fmt: on
 # In the terminal, where all columns together have 120 characters.
 NARROW_HEADERS = {
     "original": "orig-\ninals",

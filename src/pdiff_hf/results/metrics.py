@@ -133,10 +133,6 @@ class Metrics(Record):
         """The mean distance of an original to its nearest other one."""
         return self.original.similarity.l2_nearest_mean
 
-    def label(self, name: str) -> str:
-        """A group's name as people read it."""
-        return self.groups[name].label or name.replace("_", " ")
-
     def rivals(self) -> dict[str, GroupMetrics]:
         """Groups that the generated networks are compared with and have to beat, averages of originals first."""
         rivals = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -69,15 +70,8 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
             axes.scatter(x, y, s=10, color=face, marker=marker, alpha=0.3, linewidths=0, rasterized=len(x) > 400)
         axes.axhline(reference, color=color("blue"), linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         axes.set(xlim=(left, right), ylim=(low, high))
-        for name, (x, y) in means.items():
-            face, marker = style(name)
-            if name in intervals and left <= x <= right and low <= y <= high:
-                bars = np.clip([[y - intervals[name][0]], [intervals[name][1] - y]], 0, None)
-                axes.errorbar(x, y, bars, color=face, linewidth=1.5, capsize=3, zorder=3)
-            size = (130 if marker == "*" else 100 if name == "generated" else 60) * (0.7 if narrow else 1)
-            place = min(max(x, left), right), min(max(y, low), high)
-            options = {"edgecolors": color("surface"), "linewidths": 1, "zorder": 4 + (name == "generated")}
-            axes.scatter(*place, s=size, color=face, marker=marker, clip_on=False, **options)
+        for name, mean in means.items():
+            _draw_mean(axes, name, mean, intervals.get(name), narrow)
         iou = "IoU" if narrow else "IoU of wrong predictions with the nearest original"
         axes.set_xlabel(f"← new mistakes · {iou} · same mistakes →")
         axes.set_ylabel("Test accuracy")
@@ -98,6 +92,21 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
     note += f" Beyond the edge: {', '.join(outside)}." if outside else ""
     alt = "; ".join(f"{label(name)}: {y:.2f} % accuracy, IoU {x:.3f}" for name, (x, y) in means.items())
     return Plot("accuracy_similarity", _title(metrics), f"Scatter plot. {alt}.", note, draw)
+
+
+def _draw_mean(
+    axes: Axes, name: str, mean: tuple[float, float], interval: Sequence[float] | None, narrow: bool
+) -> None:
+    """Mark a group's mean with its interval, at the edge when it lies beyond."""
+    (left, right), (low, high), (x, y) = axes.get_xlim(), axes.get_ylim(), mean
+    face, marker = style(name)
+    if interval is not None and left <= x <= right and low <= y <= high:
+        bars = np.clip([[y - interval[0]], [interval[1] - y]], 0, None)
+        axes.errorbar(x, y, bars, color=face, linewidth=1.5, capsize=3, zorder=3)
+    size = (130 if marker == "*" else 100 if name == "generated" else 60) * (0.7 if narrow else 1)
+    place = min(max(x, left), right), min(max(y, low), high)
+    options = {"edgecolors": color("surface"), "linewidths": 1, "zorder": 4 + (name == "generated")}
+    axes.scatter(*place, s=size, color=face, marker=marker, clip_on=False, **options)
 
 
 def plot_accuracy_histograms(metrics: Metrics, groups: Mapping[str, GroupEvaluation]) -> Plot | None:

@@ -161,8 +161,8 @@ def _group(values: Mapping[str, Any] | None) -> GroupMetrics:
     )
 
 
-def _of(name: str, key: str, **changes: str) -> Column:
-    return GROUP_COLUMNS[key].of(partial(_groups, name), **changes)
+def _of(group: str, key: str, **changes: str) -> Column:
+    return GROUP_COLUMNS[key].of(partial(_groups, group), **changes)
 
 
 # fmt: off

@@ -210,8 +210,8 @@ def _seconds(point: Mapping) -> Value:
     return None if None in seconds else sum(seconds), None
 
 
-def _of(name: str, key: str, **changes: str) -> Column:
-    return GROUP_COLUMNS[key].of(partial(_group, name), **changes)
+def _of(group: str, key: str, **changes: str) -> Column:
+    return GROUP_COLUMNS[key].of(partial(_group, group), **changes)
 
 
 # fmt: off

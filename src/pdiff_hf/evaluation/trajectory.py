@@ -36,7 +36,7 @@ def trajectory(
 
     Args:
         pipe ([`PDiffPipeline`]): Trained; its scheduler is used.
-        evaluator ([`ParameterEvaluator`]): On the images that accuracies are measured on.
+        evaluator ([`ParameterEvaluator`]): On the examples that accuracies are measured on.
         originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, at least 3.
         num_starts (`int`, *optional*, defaults to 5): Starts B, standard normal noise each.
         num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps S.

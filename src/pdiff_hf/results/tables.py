@@ -74,4 +74,7 @@ def fold_header(header: str, width: int) -> str:
     """A header in lines of `width`, the unit in a line of its own; words are kept whole."""
     parts = header.rpartition(", ")
     lines = [f"{parts[0]},", parts[2]] if parts[0] else [header]
-    return "\n".join(line for part in lines for line in wrap(part, width, break_long_words=False))
+    # A number and its unit stay together.
+    tied = (part.replace("95 %", "95\u00a0%") for part in lines)
+    folded = (line for part in tied for line in wrap(part, width, break_long_words=False))
+    return "\n".join(folded).replace("\u00a0", " ")

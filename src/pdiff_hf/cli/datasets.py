@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+
+if TYPE_CHECKING:
+    from ..base_model import BaseModel
 
 
 @app.command("import")
@@ -53,25 +57,10 @@ def import_(
     for name, value, expected in (("--rest", rest, "first"), ("--revisions", revisions, "all")):
         if value not in (None, expected):
             raise ValueError(f"{name}: expected {expected!r}, found {value!r}.")
-    if base is not None and base_model_json is not None:
-        raise ValueError("give --base or --base-model-json, not both.")
-    if kwargs is not None and base is None:
-        raise ValueError("--kwargs is for --base; give it too.")
-    try:
-        arguments = json.loads(kwargs or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
-    if not isinstance(arguments, dict):
-        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
     quiet()
-    from ..data.importing.architecture import parse_base_model, read_base_model
     from ..data.importing.importer import import_checkpoints
 
-    base_model = None if base is None else parse_base_model(base, arguments)
-    if base_model_json is not None:
-        base_model = read_base_model(base_model_json)
-    if base_model is not None:
-        base_model = replace(base_model, trusted_imports=tuple(trusted or ()))
+    base_model = _base_model(base, kwargs, base_model_json, trusted or ())
     line = line_printer(as_json)
     with warnings_as_lines(line):
         summary = import_checkpoints(
@@ -88,6 +77,28 @@ def import_(
         )
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
     print_json({"folder": str(out), **summary}, as_json)
+
+
+def _base_model(
+    base: str | None, kwargs: str | None, base_model_json: Path | None, trusted: Sequence[str]
+) -> BaseModel | None:
+    """The reference that the options of `import` name."""
+    from ..data.importing.architecture import parse_base_model, read_base_model
+
+    if base is not None and base_model_json is not None:
+        raise ValueError("give --base or --base-model-json, not both.")
+    if kwargs is not None and base is None:
+        raise ValueError("--kwargs is for --base; give it too.")
+    try:
+        arguments = json.loads(kwargs or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
+    if base is None and base_model_json is None:
+        return None
+    found = read_base_model(base_model_json) if base is None else parse_base_model(base, arguments)
+    return replace(found, trusted_imports=tuple(trusted))
 
 
 @app.command()

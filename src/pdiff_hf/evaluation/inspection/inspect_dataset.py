@@ -154,19 +154,7 @@ def inspect_dataset(
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
-        "runs": {
-            name: {
-                "num_rows": names.count(name),
-                "num_finite_rows": own.count(name),
-                "constant_tensors": [],
-                "num_constant_parameters": 0,
-                "duplicate_rows": [],
-                "autocorrelation": {},
-                "autocorrelation_time": None,
-                "effective_rows": 0.0,
-            }
-            for name in dict.fromkeys(names)
-        },
+        "runs": {name: _run_entry(names.count(name), own.count(name)) for name in dict.fromkeys(names)},
         "copies": None,
         "geometry": None,
         "functional": None,
@@ -214,6 +202,20 @@ def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, list[str], list[int]
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("parameters").chunks]
     vectors = torch.from_numpy(np.concatenate(chunks).reshape(len(table), dataset.layout.num_parameters))
     return vectors, table.column("run").to_pylist(), table.column("step").to_pylist()
+
+
+def _run_entry(num_rows: int, num_finite: int) -> dict:
+    """What is said of a run of which nothing else is known yet."""
+    return {
+        "num_rows": num_rows,
+        "num_finite_rows": num_finite,
+        "constant_tensors": [],
+        "num_constant_parameters": 0,
+        "duplicate_rows": [],
+        "autocorrelation": {},
+        "autocorrelation_time": None,
+        "effective_rows": 0.0,
+    }
 
 
 def _memory(gram: torch.Tensor) -> dict:

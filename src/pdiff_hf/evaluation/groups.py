@@ -78,45 +78,38 @@ def _greedy_soup(given: GroupInputs) -> torch.Tensor | None:
 
 
 def _draws(function: Callable, **options) -> Callable[[GroupInputs], torch.Tensor]:
+    """What makes draws of originals by a layout."""
     return lambda given: function(given.originals, given.layout, given.num, given.generator, **options)
 
 
+def _mixtures(function: Callable) -> Callable[[GroupInputs], torch.Tensor]:
+    """What mixes originals without knowing their layout."""
+    return lambda given: function(given.originals, given.num, given.generator)
+
+
+# fmt: off
 # By name, in the order of the report.
 GROUPS: dict[str, Group] = {
     "original": Group(None, "original", "originals", "blue", "o", EVERYWHERE),
     "reconstructed": Group(None, "baseline", "originals through the autoencoder", "grey", "s"),
-    "generated": Group(
-        None, "generated", "generated networks", "vermillion", "D", (*SINGLY, "histogram", "ensembles")
-    ),
+    "generated": Group(None, "generated", "generated networks", "vermillion", "D", EVERYWHERE),
     "uniform_soup": Group(
         lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
     ),
     "greedy_soup": Group(_greedy_soup, "average", "the greedy soup of originals", "green", "P"),
     "average_16": Group(
-        lambda given: averages(given.originals, given.num, given.generator),
-        "average",
-        "averages of 16 originals",
-        "green",
-        "^",
-        (*SINGLY, "histogram"),
+        _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
     ),
     "noise_0.05": Group(_draws(noised_originals, sigma=0.05), "baseline", "originals with 5 % noise", "purple", "v"),
     "noise_0.1": Group(_draws(noised_originals, sigma=0.1), "baseline", "originals with 10 % noise", "purple", "X"),
-    "gaussian": Group(_draws(gaussian), "baseline", "draws from a Gaussian for every coordinate", "orange", "h"),
-    "pca_gaussian": Group(
-        _draws(pca_gaussian), "baseline", "draws from a Gaussian along principal components", "orange", "p"
-    ),
-    "swag": Group(_draws(swag), "baseline", "draws from SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
-    "interpolation": Group(
-        lambda given: interpolations(given.originals, given.num, given.generator),
-        "baseline",
-        "points between two originals",
-        "sky",
-        "<",
-    ),
+    "gaussian": Group(_draws(gaussian), "baseline", "a Gaussian for every coordinate", "orange", "h"),
+    "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "a Gaussian along principal components", "orange", "p"),
+    "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
+    "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
     "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
     "unseen": Group(None, "baseline", "checkpoints that the generator was not given", "ink", "H"),
 }
+# fmt: on
 
 
 def find_group(name: str) -> Group:

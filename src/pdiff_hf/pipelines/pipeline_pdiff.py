@@ -49,10 +49,10 @@ class PDiffPipeline(DiffusionPipeline):
 
     Args:
         autoencoder ([`ModelMixin`]):
-            One of `pdiff_hf.models.auto.AUTOENCODERS`: decodes latents to parameter vectors; its config carries their
-            layout.
-        unet ([`UNet1DModel`]):
-            Denoises the scaled latents.
+            Of a kind of `pdiff_hf.models.auto.AUTOENCODERS`: decodes latents to parameter vectors; its config carries
+            their layout.
+        unet ([`ModelMixin`]):
+            Of a kind of `pdiff_hf.models.auto.DENOISERS`: denoises the scaled latents.
         scheduler ([`SchedulerMixin`]):
             Any diffusers scheduler made from the config of the trained one.
         base_model (`dict`, *optional*):

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
 from ..machine import peak_memory, process_state
+from ..models.auto import SECTIONS
 from ..results.metrics import METRICS_FILE, Metrics
+from ..sections import without_foreign_keys
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -234,10 +236,10 @@ def write_recipe(recipe: PydanticModel, run: Run) -> None:
 
 
 def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
-    """The recipe of a run folder; keys that came later than the folder have their defaults."""
+    """The recipe of a run folder; keys that came later have their defaults, those of other kinds are left out."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        return model.model_validate(values).model_dump(mode="json")
+        return model.model_validate(without_foreign_keys(SECTIONS, values)).model_dump(mode="json")
     except ValidationError:
         return values
 

@@ -14,9 +14,7 @@ from ..files import read_json
 from ..forward import forward_logits
 from ..layout import ParameterLayout
 from ..machine import process_state
-from ..models.auto import build_autoencoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
-from ..models.unet_1d import make_unet_1d
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline
 from ..results.metrics import METRICS_FILE, Metrics
@@ -113,20 +111,20 @@ def check_training(
         ValueError: a network cannot be built, or there are too few checkpoints.
     """
     with torch.device("meta"):
-        model = build_autoencoder(autoencoder, layout.to_dict())
-        channels, length = model.latent_shape
-        unet = make_unet_1d(channels, length, diffusion.block_out_channels, diffusion.layers_per_block)
+        channels, length = autoencoder.build(layout.to_dict()).latent_shape
+        unet = diffusion.build((channels, length))
     train_rows, heldout_rows = split_rows(num_rows, autoencoder.holdout_every)
     if len(heldout_rows) == 0:
         raise ValueError(
             f"expected at least {autoencoder.holdout_every // 2 + 1} checkpoints for autoencoder.holdout_every="
             f"{autoencoder.holdout_every}, found {num_rows}; collect more or lower it."
         )
-    if autoencoder.kind == "none":
-        check_unet_memory(unet, diffusion.train_batch_size, num_rows)
-        return
-    has_components = autoencoder.kind == "pca" or model.config.linear_path
-    if has_components and channels * length > len(train_rows) - 1:
+    if autoencoder.latents_grow:
+        try:
+            check_unet_memory(unet, diffusion.train_batch_size, num_rows)
+        except ValueError as error:
+            raise ValueError(f"autoencoder.kind={autoencoder.kind}: {error}") from error
+    if autoencoder.has_components and channels * length > len(train_rows) - 1:
         raise ValueError(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
             f"{len(train_rows)}. Collect more checkpoints or lower latent_channels × latent_length."

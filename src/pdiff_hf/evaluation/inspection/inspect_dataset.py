@@ -14,7 +14,6 @@ import torch
 from ...data.dataset import ParameterDataset
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
-from ...models.autoencoder_pdiff import PRESETS
 from ...models.normalizer import ParameterNormalizer
 from ..evaluator import ParameterEvaluator
 from .advice import DEFAULTS, make_advice
@@ -170,7 +169,9 @@ def inspect_dataset(
 
         # 3. Geometry, in the space in which the default autoencoder works
         fit_begin = time.perf_counter()
-        normalizer = ParameterNormalizer(layout.num_parameters, PRESETS["fast"]["normalization"], layout.to_dict())
+        with torch.device("meta"):
+            mode = DEFAULTS.build(layout.to_dict()).normalizer.mode
+        normalizer = ParameterNormalizer(layout.num_parameters, mode, layout.to_dict())
         normalizer.fit(vectors)
         gram = gram_matrix(vectors, normalizer)
         pca_seconds = time.perf_counter() - fit_begin

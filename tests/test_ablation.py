@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline
-from pdiff_hf.data.dataset import load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.files import read_json
 from pdiff_hf.pipelines.network_folder import load_generated
@@ -381,7 +381,7 @@ def test_several_seeds_give_intervals_over_seeds(tmp_path):
 
 def test_gaussian_latents_have_mean_and_deviation_of_the_encoded_dataset(tmp_path):
     dataset, pipeline = make_dataset(tmp_path), make_pipeline("pca")
-    options = {"sampler": "gaussian_latents", "dataset_dir": dataset, "num_samples": 2000}
+    options = {"sampler": "gaussian_latents", "dataset": ParameterDataset(dataset), "num_samples": 2000}
     generate_networks(pipeline, tmp_path / "out", **options)
     autoencoder = make_autoencoder("pca")
     expected = autoencoder.encode_rows(vectors_of(dataset))

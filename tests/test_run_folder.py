@@ -59,7 +59,7 @@ def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting
     with pytest.raises(ValueError, match=r"collect\.num_checkpoints is 20, expected 21"):
         run_recipe(recipe(*trained, "collect.num_checkpoints=21"), tmp_path / "run")
     changed = recipe(*trained, "autoencoder.latent_channels=6", "diffusion.steps=2")
-    assert run_recipe(changed, tmp_path / "run")["groups"]["generated"]["n"] == 3
+    assert run_recipe(changed, tmp_path / "run").generated.n == 3
     assert read_json(tmp_path / "run" / "autoencoder" / "config.json")["latent_channels"] == 6
     assert modified(tmp_path / "run" / "dataset") == collected
     with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 3"):
@@ -113,8 +113,8 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(copied):
     shutil.rmtree(copied / "generated")
     metrics = run_recipe(recipe(), copied)
     for stage in ("collect", "autoencoder", "diffusion"):
-        assert metrics["timings_s"][stage] == costs[stage]["seconds"]
-        assert metrics["peak_rss_mb"][stage] == costs[stage]["peak_rss_mb"]
+        assert metrics.timings_s[stage] == costs[stage]["seconds"]
+        assert metrics.peak_rss_mb[stage] == costs[stage]["peak_rss_mb"]
     assert "| evaluate |" in (copied / "report" / "report.md").read_text()
 
 

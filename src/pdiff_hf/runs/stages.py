@@ -17,6 +17,7 @@ from ..machine import process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline
+from ..results.metrics import METRICS_FILE, Metrics
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
@@ -30,8 +31,8 @@ from .generate import generate_networks
 from .recipe import Recipe, TrainingRecipe
 
 
-def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
-    """Carry out all stages of a recipe and return the content of `metrics.json`.
+def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
+    """Carry out all stages of a recipe and return what its evaluation has found.
 
     What can be checked without training is checked before the folder is touched. Started by `accelerate launch`, the
     processes share every stage, and the main one writes.
@@ -69,7 +70,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
             write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
 
     run.do("evaluate", evaluate, report)
-    return read_json(run.path("evaluate") / "metrics.json")
+    return Metrics.read(run.path("evaluate") / METRICS_FILE)
 
 
 def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn.Module:

@@ -119,10 +119,10 @@ def inspect_dataset(
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
-        evaluator ([`ParameterEvaluator`], *optional*): On the validation images; without it, barriers and the gain of
-            averaging are not measured.
+        evaluator ([`ParameterEvaluator`], *optional*): On the validation examples; without it, barriers and the gain
+            of averaging are not measured.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
-        seed (`int`, *optional*, defaults to 0): Of the rows, pairs and images that are drawn.
+        seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
         num_pairs (`int`, *optional*, defaults to 10): Pairs of networks between which the barrier is measured, of
             each kind.
 

@@ -117,7 +117,7 @@ def test_registered_kinds_run_from_recipe_to_report(registered, tmp_path):
     assert (tmp_path / "run" / "autoencoder" / "train_log.jsonl").is_file()
     assert isinstance(load_autoencoder(tmp_path / "run" / "autoencoder"), AutoencoderMine)
     # 2. Report
-    assert metrics["groups"]["generated"]["n"] == 5 and metrics["groups"]["reconstructed"]["n"] == 5
+    assert metrics.groups["generated"].n == metrics.groups["reconstructed"].n == 5
     assert "generated" in (tmp_path / "run" / "report" / "report.md").read_text()
     # 3. Pipeline, saved and loaded
     pipeline = PDiffPipeline.from_pretrained(tmp_path / "run" / "pipeline")

@@ -11,9 +11,7 @@ import torch
 import yaml
 
 from .composition import apply_override
-from ..data.vectors import dataset_vectors
-from ..data.dataset import load_base_model, load_parameter_dataset
-from ..data.folder import read_layout
+from ..data.dataset import dataset_vectors, load_base_model, load_parameter_dataset, read_layout
 from ..data.writer import copy_first_rows
 from .audit_tables import AUDIT_GROUPS, summarize_audit, write_audit
 from ..evaluation.evaluate import evaluate_groups

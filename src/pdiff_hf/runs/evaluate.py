@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..data.vectors import dataset_vectors
-from ..data.dataset import load_base_model, load_parameter_dataset
+from ..data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
 from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.groups import build_groups
@@ -41,7 +40,7 @@ from pathlib import Path
 from ..pipelines.sampling import SCHEDULERS
 from collections.abc import Sequence
 from ..results.metrics import TRAJECTORY_FILE
-from ..data.vectors import dataset_vectors
+from ..data.dataset import dataset_vectors
 from ..data.dataset import load_base_model
 from ..data.dataset import load_parameter_dataset
 from ..pipelines.sampling import load_pipeline

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors import SafetensorError
 
-from ..data.folder import read_layout
+from ..data.dataset import read_layout
 from ..data.vectors import open_vectors
 from ..evaluation.baselines import uniform_soup
 from ..evaluation.batch_norm import BatchNormEstimator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,6 @@ from .recipe_parts import find_part, named_recipes, read_part
 from ..tasks.config import BaseTrainingConfig
 from ..tasks.config import CollectConfig
 from ..tasks.auto import TASK_KINDS, TaskConfig
-from typing import Any
-from pydantic import BaseModel
-import argparse
-
 
 # diffusers' name of a flag, where the recipe's key is another.
 FLAGS = {"steps": "max_train_steps"}
@@ -252,7 +249,7 @@ def _without_tag(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, config: type[PydanticModel]) -> None:
     """Add a flag for every field of a config; a flag not given leaves the preset's or the field's default."""
     for name, field in config.model_fields.items():
         flag = f"--{FLAGS.get(name, name)}"
@@ -267,6 +264,6 @@ def add_config_arguments(parser: argparse.ArgumentParser, config: type[BaseModel
             parser.add_argument(flag, **options)
 
 
-def config_values(arguments: argparse.Namespace, config: type[BaseModel]) -> dict[str, Any]:
+def config_values(arguments: argparse.Namespace, config: type[PydanticModel]) -> dict[str, Any]:
     """The values of a config that were given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in config.model_fields}

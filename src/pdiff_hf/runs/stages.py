@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
-from ..data.vectors import dataset_vectors
-from ..data.dataset import load_parameter_dataset
+from ..data.dataset import dataset_vectors, load_parameter_dataset
 from ..data.vectors import split_rows
 from ..files import read_json
 from ..forward import forward_logits

@@ -24,6 +24,7 @@ TINY = [
     "diffusion.lr_warmup_steps=0",
     "generate.num_samples=3",
     "generate.num_inference_steps=2",
+    "evaluate.fine_tune=false",
 ]
 TINY_TRAINING = [override for override in TINY if override.startswith(("autoencoder", "diffusion"))]
 
@@ -68,21 +69,48 @@ def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting
 def test_folder_of_a_version_without_a_key_goes_on_with_its_default(copied):
     file = copied / "recipe.yaml"
     values = yaml.safe_load(file.read_text())
-    del values["evaluate"]["fine_tune"]
+    del values["evaluate"]["max_cache_mb"]
     file.write_text(yaml.safe_dump(values))
     trained = modified(copied / "autoencoder")
     lines = []
     run_recipe(recipe(), copied, lines.append)
     assert all("skipped" in line for line in lines) and modified(copied / "autoencoder") == trained
-    with pytest.raises(ValueError, match=r"its evaluate.fine_tune is True, expected False"):
-        open_run(recipe("evaluate.fine_tune=false"), copied)
+    with pytest.raises(ValueError, match=r"its evaluate.max_cache_mb is 2048, expected 1"):
+        open_run(recipe("evaluate.max_cache_mb=1"), copied)
 
 
 def test_stage_that_runs_again_takes_later_stages_along(copied):
     (copied / "dataset").rename(copied.parent / "dataset")
     lines = []
     run_recipe(recipe(), copied, lines.append)
-    assert len(lines) == len(STAGES) and not any("skipped" in line for line in lines)
+    assert len(lines) == len(STAGES) - 1 and not any("skipped" in line for line in lines)
+
+
+def test_fine_tuning_is_added_to_a_finished_run_and_nothing_else_is_made_again(copied, pdiff):
+    before = read_json(copied / "report" / "metrics.json")
+    assert "fine_tuned" not in before["groups"]
+    assert "fine-tuning for as long as the generator took" in (copied / "report" / "report.md").read_text()
+    trained = [modified(copied / name) for name in ("dataset", "autoencoder", "pipeline", "generated")]
+    code, out, err = pdiff("evaluate", copied, "--fine-tune")
+    assert code == 0 and "fine_tuned" in out, err
+    after = read_json(copied / "report" / "metrics.json")
+    assert after["groups"].keys() - before["groups"].keys() == {"fine_tuned"}
+    for name, group in before["groups"].items():
+        assert after["groups"][name]["test_accuracy"] == group["test_accuracy"]
+    assert "was left out" not in (copied / "report" / "report.md").read_text()
+    assert [modified(copied / name) for name in ("dataset", "autoencoder", "pipeline", "generated")] == trained
+    assert list(after["timings_s"]) == list(STAGES)
+    # What is there is shown from then on, and the run stays complete.
+    code, out, _ = pdiff("evaluate", copied)
+    assert code == 0 and "fine_tuned" in out
+    lines = []
+    run_recipe(recipe(), copied, lines.append)
+    assert all("skipped" in line for line in lines)
+
+
+def test_fine_tuning_needs_the_runs_own_generator(copied, pdiff):
+    code, _, err = pdiff("evaluate", copied, "--fine-tune", "--generated", copied / "generated")
+    assert code == 2 and "--fine-tune takes the time that the run's own generator took" in err
 
 
 def test_stage_that_stops_midway_is_not_complete_although_an_earlier_run_of_it_was(copied):
@@ -104,7 +132,7 @@ def test_dataset_that_was_not_noted_before_a_crash_is_not_collected_again(copied
     collected = modified(copied / "dataset")
     run_recipe(recipe(), copied)
     assert modified(copied / "dataset") == collected
-    assert list(Run(copied).stages) == [stage for stage in STAGES if stage != "collect"]
+    assert list(Run(copied).stages) == [stage for stage in STAGES if stage not in ("collect", "fine_tune")]
 
 
 def test_costs_of_earlier_stages_are_reported_after_a_resume(copied):

@@ -25,6 +25,7 @@ def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) 
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         plots (`Sequence[str]`): Names of the figures that there are.
     """
+    intervals = SEED_INTERVALS if "seeds" in metrics else INTERVALS
     sections = [
         _groups(metrics),
         _novelty(metrics),
@@ -35,12 +36,23 @@ def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) 
         _training(gate),
         Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
         _seeds(metrics),
-        Section("How it was measured", [*PROTOCOL, SEED_INTERVALS if "seeds" in metrics else INTERVALS], bullets=True),
+        Section("How it was measured", [*PROTOCOL, *_left_out(metrics), intervals], bullets=True),
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
         section.text = [name_examples(text, metrics.get("task")) for text in section.text]
     return [section for section in sections if section.text or section.plots or section.tables]
+
+
+def _left_out(metrics: Mapping) -> list[str]:
+    groups = metrics["groups"]
+    is_own = "generated" in groups and groups["generated"].get("cost", {}).get("seconds") is not None
+    if not is_own or "fine_tuned" in groups:
+        return []
+    return [
+        "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
+        "adds it."
+    ]
 
 
 def _groups(metrics: Mapping) -> Section:

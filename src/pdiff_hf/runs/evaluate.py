@@ -57,11 +57,12 @@ GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
 LATENT_GROUPS = ("original", "generated", "average_16")
 
 
-def evaluate_config(run: Run, seed: int | None = None) -> EvaluateConfig:
-    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; with another seed if one is given."""
+def evaluate_config(run: Run, seed: int | None = None, fine_tune: bool | None = None) -> EvaluateConfig:
+    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; what is given wins."""
     path = run.folder / RECIPE_FILE
     values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **({} if seed is None else {"seed": seed})})
+    given = {key: value for key, value in {"seed": seed, "fine_tune": fine_tune}.items() if value is not None}
+    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **given})
 
 
 def generator_seconds(run: Run) -> float | None:
@@ -88,6 +89,8 @@ def fine_tune_run(
     seconds = generator_seconds(run)
     if not config.fine_tune or collection is None or seconds is None:
         return
+    # Fine-tuned for the first time, later stages have made nothing of it yet, and stay.
+    is_new = "fine_tune" not in run.stages
 
     def stage(path: Path) -> None:
         dataset, layout = load_parameter_dataset(dataset_dir)
@@ -107,7 +110,7 @@ def fine_tune_run(
             )
         write_networks(path, layout, map(layout.unflatten, networks), {"seconds": seconds, "steps": steps})
 
-    run.do("fine_tune", stage, report)
+    run.do("fine_tune", stage, report, keep_later=is_new)
 
 
 def evaluate_run(
@@ -185,7 +188,7 @@ def evaluate_run(
     )
     if is_own and (spent := generator_seconds(run)):
         seconds["generated"] = spent
-        if config.fine_tune and run.is_complete("fine_tune"):
+        if run.is_complete("fine_tune"):
             groups["fine_tuned"], seconds["fine_tuned"] = load_generated(run.path("fine_tune"), layout), spent
 
     # 3. Protocol and report

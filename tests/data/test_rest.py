@@ -75,7 +75,7 @@ def test_training_of_the_whole_network_after_saving_the_base_model_is_refused_at
     with pytest.raises(
         ValueError,
         match=r"step 0: tensor '\S+' is not in the layout, but differs from the base model's by up to \S+, and \d "
-        r"more tensors do: .* never was; freeze what is not recorded \(ParameterLayout\.freeze_rest\), select all, or save",
+        r"more tensors do: .* never was; freeze what is not recorded \(ParameterLayout\.freeze_rest\), select all, or",
     ) as caught:
         with ParameterRecorder(layout, tmp_path / "ds", base) as recorder:
             for step in train_steps(model, sgd(model)):

@@ -4,145 +4,116 @@ import shutil
 import pytest
 import yaml
 
-from factories import make_dataset
+from factories import TINY_RUN, make_dataset, tiny_recipe
 from pdiff_hf.files import read_json
 from pdiff_hf.runs.evaluate import evaluate_run
 from pdiff_hf.runs.folder import STAGES, Run, open_run
-from pdiff_hf.runs.recipe import load_recipe, load_training
+from pdiff_hf.runs.recipe import load_training
 from pdiff_hf.runs.stages import run_recipe, train_stages
 
-TINY = [
-    "base_training.epochs=1",
-    "collect.num_checkpoints=20",
-    "autoencoder.kind=pca",
-    "autoencoder.latent_channels=4",
-    "autoencoder.latent_length=2",
-    "autoencoder.min_explained_variance=0.0",
-    "autoencoder.max_accuracy_drop=1.0",
-    "diffusion.steps=3",
-    "diffusion.block_out_channels=[16, 16]",
-    "diffusion.lr_warmup_steps=0",
-    "generate.num_samples=3",
-    "generate.num_inference_steps=2",
-    "evaluate.fine_tune=false",
-]
-TINY_TRAINING = [override for override in TINY if override.startswith(("autoencoder", "diffusion"))]
+TINY_TRAINING = [override for override in TINY_RUN if override.startswith(("autoencoder", "diffusion"))]
 
-
-def recipe(*overrides):
-    return load_recipe("digits-mlp", [*TINY, *overrides])
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def modified(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run-folder") / "run"
-    run_recipe(recipe(), folder)
-    return folder
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting_again(tmp_path):
-    trained = ["autoencoder.kind=pdiff", "autoencoder.steps=3", "autoencoder.checkpointing_steps=2"]
+    trained = ["autoencoder.steps=3", "autoencoder.checkpointing_steps=2", "autoencoder.max_accuracy_drop=1.0"]
     with pytest.raises(ValueError, match="allow_poor_reconstruction"):
-        run_recipe(recipe(*trained, "autoencoder.min_explained_variance=1.0"), tmp_path / "run")
+        run_recipe(tiny_recipe(*trained, "autoencoder.min_explained_variance=1.0"), tmp_path / "run")
     assert (tmp_path / "run" / "autoencoder" / "checkpoint-2").is_dir()
     collected = modified(tmp_path / "run" / "dataset")
-    with pytest.raises(ValueError, match=r"collect\.num_checkpoints is 20, expected 21"):
-        run_recipe(recipe(*trained, "collect.num_checkpoints=21"), tmp_path / "run")
-    changed = recipe(*trained, "autoencoder.latent_channels=6", "diffusion.steps=2")
-    assert run_recipe(changed, tmp_path / "run")["groups"]["generated"]["n"] == 3
+    with pytest.raises(ValueError, match=r"collect\.num_checkpoints is 40, expected 21"):
+        run_recipe(tiny_recipe(*trained, "collect.num_checkpoints=21"), tmp_path / "run")
+    trained += ["autoencoder.latent_channels=6", "autoencoder.min_explained_variance=0.0"]
+    changed = tiny_recipe(*trained, "diffusion.steps=2")
+    assert run_recipe(changed, tmp_path / "run")["groups"]["generated"]["n"] == 5
     assert read_json(tmp_path / "run" / "autoencoder" / "config.json")["latent_channels"] == 6
     assert modified(tmp_path / "run" / "dataset") == collected
-    with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 3"):
-        open_run(recipe(*trained, "autoencoder.latent_channels=6"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 20"):
+        open_run(tiny_recipe(*trained), tmp_path / "run")
 
 
-def test_folder_of_a_version_without_a_key_goes_on_with_its_default(copied):
-    file = copied / "recipe.yaml"
+def test_folder_of_a_version_without_a_key_goes_on_with_its_default(tiny_run_copy):
+    file = tiny_run_copy / "recipe.yaml"
     values = yaml.safe_load(file.read_text())
     del values["evaluate"]["max_cache_mb"]
     file.write_text(yaml.safe_dump(values))
-    trained = modified(copied / "autoencoder")
+    trained = modified(tiny_run_copy / "autoencoder")
     lines = []
-    run_recipe(recipe(), copied, lines.append)
-    assert all("skipped" in line for line in lines) and modified(copied / "autoencoder") == trained
+    run_recipe(tiny_recipe(), tiny_run_copy, lines.append)
+    assert all("skipped" in line for line in lines) and modified(tiny_run_copy / "autoencoder") == trained
     with pytest.raises(ValueError, match=r"its evaluate.max_cache_mb is 2048, expected 1"):
-        open_run(recipe("evaluate.max_cache_mb=1"), copied)
+        open_run(tiny_recipe("evaluate.max_cache_mb=1"), tiny_run_copy)
 
 
-def test_stage_that_runs_again_takes_later_stages_along(copied):
-    (copied / "dataset").rename(copied.parent / "dataset")
+def test_stage_that_runs_again_takes_later_stages_along(tiny_run_copy):
+    (tiny_run_copy / "dataset").rename(tiny_run_copy.parent / "dataset")
     lines = []
-    run_recipe(recipe(), copied, lines.append)
+    run_recipe(tiny_recipe(), tiny_run_copy, lines.append)
     assert len(lines) == len(STAGES) - 1 and not any("skipped" in line for line in lines)
 
 
-def test_fine_tuning_is_added_to_a_finished_run_and_nothing_else_is_made_again(copied, pdiff):
-    before = read_json(copied / "report" / "metrics.json")
+def test_fine_tuning_is_added_to_a_tiny_run_run_and_nothing_else_is_made_again(tiny_run_copy, pdiff):
+    before = read_json(tiny_run_copy / "report" / "metrics.json")
     assert "fine_tuned" not in before["groups"]
-    assert "fine-tuning for as long as the generator took" in (copied / "report" / "report.md").read_text()
-    trained = [modified(copied / name) for name in ("dataset", "autoencoder", "pipeline", "generated")]
-    code, out, err = pdiff("evaluate", copied, "--fine-tune")
+    assert "fine-tuning for as long as the generator took" in (tiny_run_copy / "report" / "report.md").read_text()
+    trained = [modified(tiny_run_copy / name) for name in ("dataset", "autoencoder", "pipeline", "generated")]
+    code, out, err = pdiff("evaluate", tiny_run_copy, "--fine-tune")
     assert code == 0 and "fine_tuned" in out, err
-    after = read_json(copied / "report" / "metrics.json")
+    after = read_json(tiny_run_copy / "report" / "metrics.json")
     assert after["groups"].keys() - before["groups"].keys() == {"fine_tuned"}
     for name, group in before["groups"].items():
         assert after["groups"][name]["test_accuracy"] == group["test_accuracy"]
-    assert "was left out" not in (copied / "report" / "report.md").read_text()
-    assert [modified(copied / name) for name in ("dataset", "autoencoder", "pipeline", "generated")] == trained
+    assert "was left out" not in (tiny_run_copy / "report" / "report.md").read_text()
+    assert [modified(tiny_run_copy / name) for name in ("dataset", "autoencoder", "pipeline", "generated")] == trained
     assert list(after["timings_s"]) == list(STAGES)
     # What is there is shown from then on, and the run stays complete.
-    code, out, _ = pdiff("evaluate", copied)
+    code, out, _ = pdiff("evaluate", tiny_run_copy)
     assert code == 0 and "fine_tuned" in out
     lines = []
-    run_recipe(recipe(), copied, lines.append)
+    run_recipe(tiny_recipe(), tiny_run_copy, lines.append)
     assert all("skipped" in line for line in lines)
 
 
-def test_fine_tuning_needs_the_runs_own_generator(copied, pdiff):
-    code, _, err = pdiff("evaluate", copied, "--fine-tune", "--generated", copied / "generated")
+def test_fine_tuning_needs_the_runs_own_generator(tiny_run_copy, pdiff):
+    code, _, err = pdiff("evaluate", tiny_run_copy, "--fine-tune", "--generated", tiny_run_copy / "generated")
     assert code == 2 and "--fine-tune takes the time that the run's own generator took" in err
 
 
-def test_stage_that_stops_midway_is_not_complete_although_an_earlier_run_of_it_was(copied):
+def test_stage_that_stops_midway_is_not_complete_although_an_earlier_run_of_it_was(tiny_run_copy):
     def stop(folder):
         folder.mkdir()
-        (copied / "pipeline").mkdir()
+        (tiny_run_copy / "pipeline").mkdir()
         raise KeyboardInterrupt
 
-    shutil.rmtree(copied / "autoencoder")
+    shutil.rmtree(tiny_run_copy / "autoencoder")
     with pytest.raises(KeyboardInterrupt):
-        Run(copied).do("autoencoder", stop, print)
-    run = Run(copied)
+        Run(tiny_run_copy).do("autoencoder", stop, print)
+    run = Run(tiny_run_copy)
     assert [stage for stage in STAGES if run.is_complete(stage)] == ["collect"]
 
 
-def test_dataset_that_was_not_noted_before_a_crash_is_not_collected_again(copied):
-    state = json.loads((copied / "run.json").read_text())
-    (copied / "run.json").write_text(json.dumps(state | {"stages": {}}))
-    collected = modified(copied / "dataset")
-    run_recipe(recipe(), copied)
-    assert modified(copied / "dataset") == collected
-    assert list(Run(copied).stages) == [stage for stage in STAGES if stage not in ("collect", "fine_tune")]
+def test_dataset_that_was_not_noted_before_a_crash_is_not_collected_again(tiny_run_copy):
+    state = json.loads((tiny_run_copy / "run.json").read_text())
+    (tiny_run_copy / "run.json").write_text(json.dumps(state | {"stages": {}}))
+    collected = modified(tiny_run_copy / "dataset")
+    run_recipe(tiny_recipe(), tiny_run_copy)
+    assert modified(tiny_run_copy / "dataset") == collected
+    assert list(Run(tiny_run_copy).stages) == [stage for stage in STAGES if stage not in ("collect", "fine_tune")]
 
 
-def test_costs_of_earlier_stages_are_reported_after_a_resume(copied):
-    costs = Run(copied).stages
-    shutil.rmtree(copied / "generated")
-    metrics = run_recipe(recipe(), copied)
+def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
+    costs = Run(tiny_run_copy).stages
+    shutil.rmtree(tiny_run_copy / "generated")
+    metrics = run_recipe(tiny_recipe(), tiny_run_copy)
     for stage in ("collect", "autoencoder", "diffusion"):
         assert metrics["timings_s"][stage] == costs[stage]["seconds"]
         assert metrics["peak_rss_mb"][stage] == costs[stage]["peak_rss_mb"]
-    assert "| evaluate |" in (copied / "report" / "report.md").read_text()
+    assert "| evaluate |" in (tiny_run_copy / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +132,7 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(copied):
 )
 def test_what_can_be_known_before_training_leaves_no_trace(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
-        run_recipe(recipe(*overrides), tmp_path / "run")
+        run_recipe(tiny_recipe(*overrides), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,10 +140,10 @@ def test_base_model_of_a_trusted_module_goes_all_the_way(tmp_path, monkeypatch):
     code = "from pdiff_hf.tasks.networks import mlp3\n\n\ndef make():\n    return mlp3(64, (8,), 10)\n"
     (tmp_path / "my_networks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    own = ["base_model.name=my_networks:make", "base_model.kwargs={}"]
+    own = ["base_model.name=my_networks:make", "base_model.kwargs={}", "autoencoder.max_accuracy_drop=1.0"]
     with pytest.raises(ValueError, match="my_networks"):
-        run_recipe(recipe(*own), tmp_path / "run")
-    run_recipe(recipe(*own, "base_model.trusted_imports=[my_networks]"), tmp_path / "run")
+        run_recipe(tiny_recipe(*own), tmp_path / "run")
+    run_recipe(tiny_recipe(*own, "base_model.trusted_imports=[my_networks]"), tmp_path / "run")
     with pytest.raises(ValueError, match="my_networks"):
         train_stages(load_training(tmp_path / "run" / "dataset", TINY_TRAINING), tmp_path / "again")
     train_stages(load_training(tmp_path / "run" / "dataset", TINY_TRAINING), tmp_path / "again", ["my_networks"])
@@ -201,9 +172,9 @@ def test_training_beside_its_dataset_replaces_nothing(tmp_path):
     assert before.items() <= modified(tmp_path).items()
 
 
-def test_report_does_not_replace_other_files(finished, tmp_path):
-    run = Run(finished)
+def test_report_does_not_replace_other_files(tiny_run, tmp_path):
+    run = Run(tiny_run)
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="earlier report"):
-        evaluate_run(run, recipe().evaluate, output_dir=tmp_path)
+        evaluate_run(run, tiny_recipe().evaluate, output_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -24,15 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf import AutoencoderPCA
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset, read_layout
-from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
+from pdiff_hf.data.folder import read_layout
+from pdiff_hf.data.vectors import dataset_vectors, split_rows
 from pdiff_hf.evaluation.baselines import gaussian, pca_gaussian, uniform_soup
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.matching import align_networks
 from pdiff_hf.evaluation.permutations import permutation_spec
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.pipelines.sampling import load_pipeline
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 
 
 def figures(
@@ -65,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
 
     layout, base_model = read_layout(args.dataset)
-    model, task = base_model.build(), load_stored_task(args.dataset)
+    model, task = base_model.build(), open_task(ParameterDataset(args.dataset))
     vectors = dataset_vectors(*load_parameter_dataset(args.dataset))
     begin = time.perf_counter()
     aligned, report = align_networks(vectors, permutation_spec(model, layout))

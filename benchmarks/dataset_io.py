@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from common import copy_rate
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.dataset import load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.machine import peak_memory

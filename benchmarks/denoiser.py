@@ -26,8 +26,8 @@ from diffusers import DDPMScheduler
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors, split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.intervals import sample_mean_interval
 from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_latents

@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from common import measure
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import collect
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 from pdiff_hf.training.autoencoder import train_autoencoder
 
 NUM_IMAGES = 10_000
@@ -55,7 +56,7 @@ def main() -> None:
 
 def run(dataset_dir: Path, folder: Path, num_samples: int, seed: int) -> Table:
     """Measure every stage."""
-    task, base_model = load_stored_task(dataset_dir), load_base_model(dataset_dir)
+    task, base_model = open_task(ParameterDataset(dataset_dir)), load_base_model(dataset_dir)
     dataset, layout = load_parameter_dataset(dataset_dir)
     model = base_model.build()
     seconds = {}

@@ -16,14 +16,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.intervals import sample_mean_interval
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.generate import generate_networks
 from pdiff_hf.runs.recipe import load_recipe
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 
@@ -53,7 +53,7 @@ def main() -> None:
     for run in args.runs:
         dataset, layout = load_parameter_dataset(run / "dataset")
         originals = 100 * sum(dataset["test_accuracy"]) / len(dataset)
-        model, task = load_base_model(run / "dataset").build(), load_stored_task(run / "dataset")
+        model, task = load_base_model(run / "dataset").build(), open_task(ParameterDataset(run / "dataset"))
         evaluator = ParameterEvaluator(model, layout, *task.arrays("test"))
         found = []
         for seed in args.seeds:

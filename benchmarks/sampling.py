@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.evaluation.evaluate import evaluate_groups
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.pipelines.network_folder import load_generated
@@ -21,7 +22,7 @@ from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.generate import generate_networks
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import collect
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 
@@ -61,7 +62,7 @@ def main() -> None:
         for _ in range(3):
             pipeline(num_inference_steps=10, generator=torch.Generator().manual_seed(0))
         one_by_one = (time.perf_counter() - start) / 30 * 1000 * arguments.num_samples
-        task = load_stored_task(run / "dataset")
+        task = open_task(ParameterDataset(run / "dataset"))
         model = load_base_model(run / "dataset").build()
         evaluators = (ParameterEvaluator(model, layout, *task.arrays(split)) for split in ("val", "test"))
         result = evaluate_groups(groups, *evaluators)

@@ -21,13 +21,14 @@ from diffusers import DPMSolverMultistepScheduler
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data.dataset import read_layout
-from pdiff_hf.evaluation.choice import NUM_PILOTS, Selection, make_rungs, select_networks
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.folder import read_layout
+from pdiff_hf.evaluation.choice import NUM_PILOTS, Choice, choose_networks, make_rungs
 from pdiff_hf.evaluation.evaluator import EvaluatorOutput, ParameterEvaluator
 from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 
 
 def ranking(accuracy: torch.Tensor, nll: torch.Tensor) -> torch.Tensor:
@@ -88,14 +89,14 @@ def main() -> None:
         table.add_column(column, justify="right")
     for run in args.runs:
         layout, base_model = read_layout(run / "dataset")
-        images, labels = load_stored_task(run / "dataset").arrays("val")
+        images, labels = open_task(ParameterDataset(run / "dataset")).arrays("val")
         model = base_model.build()
         halving = ParameterEvaluator(model, layout, images, labels, batch_size=min(500, -(-len(images) // 20)))
         for seed in args.seeds:
             vectors = draw(run, args.networks, seed)
             # 1. Wall times; every one includes the part of the forward pass that is common to all networks
             begin = time.perf_counter()
-            selection = select_networks(halving.reordered(torch.arange(len(labels))), vectors, args.top)
+            selection = choose_networks(halving.reordered(torch.arange(len(labels))), vectors, args.top)
             select_seconds = time.perf_counter() - begin
             full = ParameterEvaluator(model, layout, images, labels)
             begin = time.perf_counter()
@@ -117,13 +118,13 @@ def main() -> None:
     Console(width=180).print(table)
 
 
-def cost(selection: Selection, num_images: int) -> float:
+def cost(selection: Choice, num_images: int) -> float:
     """Evaluations of a network on all images that a selection is worth."""
     rungs = sum(networks * images for networks, images in selection.rungs)
     return selection.num_pilots + rungs / num_images
 
 
-def losses_of(selection: Selection, output: EvaluatorOutput, labels: torch.Tensor, batch_size: int) -> list[str]:
+def losses_of(selection: Choice, output: EvaluatorOutput, labels: torch.Tensor, batch_size: int) -> list[str]:
     """Rank and regrets of a selection and of its alternatives, as cells of the table."""
     best = ranking(output.accuracy, output.nll)
     accuracy = output.accuracy.double()

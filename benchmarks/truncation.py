@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf import PDiffPipeline
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 
 TRUNCATIONS = (1.0, 0.8, 0.6, 0.4)
 
@@ -26,7 +27,7 @@ TRUNCATIONS = (1.0, 0.8, 0.6, 0.4)
 def differences(run: Path, num_samples: int, steps: int, seed: int) -> tuple[float, list[float]]:
     """Mean accuracy of the originals in percent, and what the generated networks have more, in points."""
     dataset, layout = load_parameter_dataset(run / "dataset")
-    model, task = load_base_model(run / "dataset").build(), load_stored_task(run / "dataset")
+    model, task = load_base_model(run / "dataset").build(), open_task(ParameterDataset(run / "dataset"))
     evaluator = ParameterEvaluator(model, layout, *task.arrays("test"))
     pipe = PDiffPipeline.from_pretrained(run / "pipeline")
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)

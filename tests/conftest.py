@@ -12,6 +12,8 @@ import pytest
 from filelock import FileLock
 
 
+# Before xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Several workers: a module's tests stay together for its fixtures, those that start processes for the cores."""
     for item in items:

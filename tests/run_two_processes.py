@@ -6,8 +6,9 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
+from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.pipelines.sampling import load_pipeline
-from pdiff_hf.runs.generate import SelectionConfig, generate_networks
+from pdiff_hf.runs.generate import ChoiceConfig, generate_networks
 from pdiff_hf.runs.recipe import Recipe
 from pdiff_hf.runs.stages import run_recipe
 
@@ -16,8 +17,8 @@ def generate(run, output):
     """More networks than are sampled at once; and the best of a few."""
     pipeline = load_pipeline(run / "pipeline")
     generate_networks(pipeline, output / "many", 300, num_inference_steps=2, scheduler="ddpm")
-    selection = SelectionConfig(run / "dataset", top=2, soup=True)
-    generate_networks(pipeline, output / "selected", 12, num_inference_steps=2, selection=selection)
+    choice = ChoiceConfig(ParameterDataset(run / "dataset"), top=2, soup=True)
+    generate_networks(pipeline, output / "selected", 12, num_inference_steps=2, choice=choice)
 
 
 def main(recipe, run, other, output):

@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline, without_figures
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.dataset import load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.files import read_json
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.report.plots.ablation import plot_ablation

@@ -7,15 +7,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pdiff_hf import AutoencoderPCA, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
-from pdiff_hf.data.dataset import read_layout
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.folder import read_layout
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.evaluate import evaluate_run
 from pdiff_hf.runs.folder import Run
-from pdiff_hf.runs.generate import SelectionConfig, generate_networks
+from pdiff_hf.runs.generate import ChoiceConfig, generate_networks
 from pdiff_hf.runs.recipe import EvaluateConfig
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
 TRUSTED = ("test_generation",)
@@ -65,10 +66,8 @@ def made(tmp_path_factory):
 
 def generate(made, folder, seed=0, num_samples=NUM_SAMPLES, num_inference_steps=2, **options):
     dataset, pipeline = made
-    selection = SelectionConfig(dataset, trusted_imports=TRUSTED, **options) if options else None
-    generate_networks(
-        pipeline, folder, num_samples, num_inference_steps=num_inference_steps, seed=seed, selection=selection
-    )
+    choice = ChoiceConfig(ParameterDataset(dataset, trusted_imports=TRUSTED), **options) if options else None
+    generate_networks(pipeline, folder, num_samples, num_inference_steps=num_inference_steps, seed=seed, choice=choice)
     return json.loads((folder / "index.json").read_text())
 
 
@@ -81,14 +80,14 @@ def load_into_base(dataset, file):
 
 @torch.no_grad()
 def val_accuracy(dataset, file):
-    images, labels = load_stored_task(dataset).arrays("val")
+    images, labels = open_task(ParameterDataset(dataset)).arrays("val")
     return (load_into_base(dataset, file)(images).argmax(1) == labels).float().mean().item()
 
 
 def test_all_networks_are_written_without_selection(made, tmp_path):
     index = generate(made, tmp_path / "all", num_samples=3)
     assert index["files"] == [f"0000{i}.safetensors" for i in range(3)]
-    assert not {"selection", "soup", "batch_norm"} & set(index)
+    assert not {"choice", "soup", "batch_norm"} & set(index)
     assert {path.name for path in (tmp_path / "all").iterdir()} == {*index["files"], "index.json"}
 
 
@@ -97,14 +96,14 @@ def test_selected_are_the_best_of_the_same_draws(made, tmp_path):
     generate(made, tmp_path / "all")
     drawn = load_generated(tmp_path / "all", pipeline.layout)
     index = generate(made, tmp_path / "best", top=4)
-    selection = index["selection"]
+    selection = index["choice"]
     assert index["files"] == [f"0000{i}.safetensors" for i in range(4)]
     assert (selection["split"], selection["num_drawn"], selection["num_val"]) == ("val", NUM_SAMPLES, 200)
     # Latents decoded in another batch: rounding of float32.
     chosen = load_generated(tmp_path / "best", pipeline.layout)
     torch.testing.assert_close(chosen, drawn[selection["draws"]], atol=1e-5, rtol=1e-5)
     model = read_layout(dataset)[1].build(TRUSTED)
-    evaluator = ParameterEvaluator(model, pipeline.layout, *load_stored_task(dataset).arrays("val"))
+    evaluator = ParameterEvaluator(model, pipeline.layout, *open_task(ParameterDataset(dataset)).arrays("val"))
     accuracies = evaluator.accuracy(drawn)
     assert accuracies.unique().numel() > 5
     assert selection["val_accuracy"][0] == pytest.approx(accuracies.max().item())
@@ -115,7 +114,7 @@ def test_selected_are_the_best_of_the_same_draws(made, tmp_path):
     again = generate(made, tmp_path / "again", top=4)
     for file in index["files"]:
         assert (tmp_path / "best" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
-    assert again["selection"]["draws"] == selection["draws"]
+    assert again["choice"]["draws"] == selection["draws"]
 
 
 def test_soup_is_the_mean_of_the_chosen(made, tmp_path):
@@ -126,7 +125,7 @@ def test_soup_is_the_mean_of_the_chosen(made, tmp_path):
     soup = pipeline.layout.flatten(load_file(tmp_path / "out" / "soup.safetensors"))
     assert len(chosen) == 3
     torch.testing.assert_close(soup, chosen.mean(0), atol=1e-6, rtol=1e-6)
-    assert index["selection"]["soup_val_accuracy"] == pytest.approx(
+    assert index["choice"]["soup_val_accuracy"] == pytest.approx(
         val_accuracy(dataset, tmp_path / "out" / "soup.safetensors")
     )
 
@@ -135,14 +134,14 @@ def test_batch_norm_is_re_estimated_and_stored(made, tmp_path):
     dataset, pipeline = made
     index = generate(made, tmp_path / "out", top=3, soup=True, reestimate_batch_norm=True)
     assert index["batch_norm"] == ["4.running_mean", "4.running_var", "4.num_batches_tracked"]
-    selection = index["selection"]
+    selection = index["choice"]
     files = [*index["files"], "soup.safetensors"]
     found = [val_accuracy(dataset, tmp_path / "out" / file) for file in files]
     assert found == pytest.approx([*selection["val_accuracy"], selection["soup_val_accuracy"]])
     assert selection["val_accuracy_before_batch_norm"] != selection["val_accuracy"]
     chosen = load_generated(tmp_path / "out", pipeline.layout)
     assert chosen.shape == (3, pipeline.layout.num_parameters)
-    images = load_stored_task(dataset).arrays("train")[0]
+    images = open_task(ParameterDataset(dataset)).arrays("train")[0]
     for file in files:
         model = load_into_base(dataset, tmp_path / "out" / file)
         with torch.no_grad():
@@ -159,9 +158,16 @@ def test_evaluation_is_of_the_re_estimated_networks(made, tmp_path):
     dataset, pipeline = made
     generate(made, tmp_path / "generated", top=3, reestimate_batch_norm=True)
     pipeline.save_pretrained(tmp_path / "pipeline")
-    folders = {"dataset_dir": dataset, "pipeline_dir": tmp_path / "pipeline", "generated_dir": tmp_path / "generated"}
-    metrics = evaluate_run(Run(tmp_path), EvaluateConfig(), None, TRUSTED, output_dir=tmp_path / "report", **folders)
-    images, labels = load_stored_task(dataset).arrays("test")
+    folders = {name: tmp_path / name for name in ("pipeline", "generated", "report")}
+    metrics = evaluate_run(
+        Run(tmp_path),
+        EvaluateConfig(),
+        ParameterDataset(dataset, trusted_imports=TRUSTED),
+        pipeline_dir=folders["pipeline"],
+        generated_dir=folders["generated"],
+        output_dir=folders["report"],
+    )
+    images, labels = open_task(ParameterDataset(dataset)).arrays("test")
     with torch.no_grad():
         models = [load_into_base(dataset, tmp_path / "generated" / f"0000{i}.safetensors") for i in range(3)]
         accuracies = [(model(images).argmax(1) == labels).float().mean().item() for model in models]
@@ -200,7 +206,7 @@ def test_draws_that_are_not_finite_are_counted(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(pipeline.autoencoder), "decode", decode_some_badly)
     index = generate(made, tmp_path / "out", top=2, num_samples=10)
-    assert index["selection"]["num_dropped"] == 5
+    assert index["choice"]["num_dropped"] == 5
     assert load_generated(tmp_path / "out", pipeline.layout).isfinite().all()
     with pytest.raises(ValueError, match="at least 6 networks with finite"):
         generate(made, tmp_path / "none", top=6, num_samples=10)
@@ -219,29 +225,29 @@ def pdiff_generate(made, pdiff):
 
 
 def test_command_says_what_was_selected(pdiff_generate, tmp_path):
-    options = ("--num-samples", 40, "--select", "val", "--top", 2, "--soup", "--reestimate-bn", "--trust", TRUSTED[0])
+    options = ("--num-samples", 40, "--choose", "val", "--top", 2, "--soup", "--reestimate-bn", "--trust", TRUSTED[0])
     code, out, err = pdiff_generate("--out", tmp_path / "out", *options)
     assert code == 0, err
-    selection = json.loads((tmp_path / "out" / "index.json").read_text())["selection"]
-    assert "40 networks drawn in" in out and "2 selected on 200 val images" in out and "optimistic" in out
+    selection = json.loads((tmp_path / "out" / "index.json").read_text())["choice"]
+    assert "40 networks drawn in" in out and "2 chosen on 200 val examples" in out and "optimistic" in out
     accuracies = [f"{accuracy:.2%}" for accuracy in selection["val_accuracy"]]
     assert f"Val accuracy: {', '.join(accuracies)}." in out
     assert f"Their soup: {selection['soup_val_accuracy']:.2%}" in out and "the best single one" in out
     assert "Before BatchNorm statistics were re-estimated" in out
     code, out, err = pdiff_generate("--out", tmp_path / "json", *options, "--json")
-    assert code == 0 and json.loads(out)["selection"]["draws"] == selection["draws"]
+    assert code == 0 and json.loads(out)["choice"]["draws"] == selection["draws"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--top", 2], "--top is for selected networks"),
-        (["--soup"], "--soup is for selected networks"),
-        (["--reestimate-bn"], "--reestimate-bn is for selected networks"),
-        (["--select", "test"], "expected 'val' as the split to select on, found 'test'"),
-        (["--select", "val", "--num-samples", 3, "--top", 4], "at most num_samples, 3, found 4"),
-        (["--select", "val", "--dataset", "nowhere"], "expected a parameter dataset at nowhere"),
-        (["--select", "val"], "if you trust its code"),
+        (["--top", 2], "--top is for chosen networks"),
+        (["--soup"], "--soup is for chosen networks"),
+        (["--reestimate-bn"], "--reestimate-bn is for chosen networks"),
+        (["--choose", "test"], "expected 'val' as the split to choose on, found 'test'"),
+        (["--choose", "val", "--num-samples", 3, "--top", 4], "at most num_samples, 3, found 4"),
+        (["--choose", "val", "--dataset", "nowhere"], "expected a parameter dataset at nowhere"),
+        (["--choose", "val"], "if you trust its code"),
     ],
 )
 def test_command_refuses(pdiff_generate, tmp_path, options, message):
@@ -281,7 +287,7 @@ def test_dataset_without_images(made, tmp_path):
     dataset, pipeline = made
     _, base = read_layout(dataset)
     save_parameter_dataset(torch.randn(2, pipeline.layout.num_parameters), pipeline.layout, tmp_path / "dataset", base)
-    with pytest.raises(ValueError, match="names no task or no base model"):
+    with pytest.raises(ValueError, match="names no task; to evaluate networks"):
         generate((tmp_path / "dataset", pipeline), tmp_path / "out", top=1)
     with pytest.raises(ValueError, match="expected a parameter dataset at"):
         generate((tmp_path / "nowhere", pipeline), tmp_path / "out", top=1)
@@ -290,7 +296,7 @@ def test_dataset_without_images(made, tmp_path):
 def test_base_model_that_is_not_trusted(made, tmp_path):
     dataset, pipeline = made
     with pytest.raises(ValueError, match="if you trust its code"):
-        generate_networks(pipeline, tmp_path / "out", 2, selection=SelectionConfig(dataset))
+        generate_networks(pipeline, tmp_path / "out", 2, choice=ChoiceConfig(ParameterDataset(dataset)))
 
 
 def test_nothing_to_re_estimate(made, tmp_path):

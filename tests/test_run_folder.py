@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from factories import TINY_RUN, make_dataset, tiny_recipe
+from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.files import read_json
 from pdiff_hf.runs.evaluate import evaluate_run
 from pdiff_hf.runs.folder import STAGES, Run, open_run
@@ -57,7 +58,7 @@ def test_stage_that_runs_again_takes_later_stages_along(tiny_run_copy):
     assert len(lines) == len(STAGES) - 1 and not any("skipped" in line for line in lines)
 
 
-def test_fine_tuning_is_added_to_a_tiny_run_run_and_nothing_else_is_made_again(tiny_run_copy, pdiff):
+def test_fine_tuning_is_added_to_a_finished_run_and_nothing_else_is_made_again(tiny_run_copy, pdiff):
     before = read_json(tiny_run_copy / "report" / "metrics.json")
     assert "fine_tuned" not in before["groups"]
     assert "fine-tuning for as long as the generator took" in (tiny_run_copy / "report" / "report.md").read_text()
@@ -136,8 +137,13 @@ def test_what_can_be_known_before_training_leaves_no_trace(tmp_path, overrides, 
     assert list(tmp_path.iterdir()) == []
 
 
+def train(dataset, folder, overrides=TINY_TRAINING, trusted_imports=(), **options):
+    opened = ParameterDataset(dataset, trusted_imports=trusted_imports)
+    return train_stages(load_training(dataset, overrides), opened, folder, **options)
+
+
 def test_base_model_of_a_trusted_module_goes_all_the_way(tmp_path, monkeypatch):
-    code = "from pdiff_hf.tasks.networks import mlp3\n\n\ndef make():\n    return mlp3(64, (8,), 10)\n"
+    code = "from pdiff_hf.networks import mlp3\n\n\ndef make():\n    return mlp3(64, (8,), 10)\n"
     (tmp_path / "my_networks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     own = ["base_model.name=my_networks:make", "base_model.kwargs={}", "autoencoder.max_accuracy_drop=1.0"]
@@ -145,30 +151,30 @@ def test_base_model_of_a_trusted_module_goes_all_the_way(tmp_path, monkeypatch):
         run_recipe(tiny_recipe(*own), tmp_path / "run")
     run_recipe(tiny_recipe(*own, "base_model.trusted_imports=[my_networks]"), tmp_path / "run")
     with pytest.raises(ValueError, match="my_networks"):
-        train_stages(load_training(tmp_path / "run" / "dataset", TINY_TRAINING), tmp_path / "again")
-    train_stages(load_training(tmp_path / "run" / "dataset", TINY_TRAINING), tmp_path / "again", ["my_networks"])
+        train(tmp_path / "run" / "dataset", tmp_path / "again")
+    train(tmp_path / "run" / "dataset", tmp_path / "again", trusted_imports=["my_networks"])
 
 
 def test_training_of_other_settings_in_the_folder_is_refused(tmp_path):
     dataset = make_dataset(tmp_path)
-    train_stages(load_training(dataset, TINY_TRAINING), tmp_path / "run")
+    train(dataset, tmp_path / "run")
     before = modified(tmp_path)
     with pytest.raises(ValueError, match=r"autoencoder\.latent_channels is 4, expected 5"):
-        train_stages(load_training(dataset, [*TINY_TRAINING, "autoencoder.latent_channels=5"]), tmp_path / "run")
+        train(dataset, tmp_path / "run", [*TINY_TRAINING, "autoencoder.latent_channels=5"])
     lines = []
-    train_stages(load_training(dataset, TINY_TRAINING), tmp_path / "run", report=lines.append)
+    train(dataset, tmp_path / "run", report=lines.append)
     assert len(lines) == 2 and all("skipped" in line for line in lines)
     assert modified(tmp_path) == before
 
 
 def test_training_beside_its_dataset_replaces_nothing(tmp_path):
-    recipe = load_training(make_dataset(tmp_path), TINY_TRAINING)
+    dataset = make_dataset(tmp_path)
     (tmp_path / "pipeline").mkdir()
     before = modified(tmp_path)
     with pytest.raises(ValueError, match="holds pipeline but is no run of pdiff"):
-        train_stages(recipe, tmp_path)
+        train(dataset, tmp_path)
     (tmp_path / "pipeline").rmdir()
-    train_stages(recipe, tmp_path)
+    train(dataset, tmp_path)
     assert before.items() <= modified(tmp_path).items()
 
 

@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import load_file
 
 from factories import TINY_RUN
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.dataset import load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
@@ -84,7 +85,7 @@ def test_selected_networks_are_those_of_one_process(runs):
     one, two = (folder / name / "selected" for name in ("generated-by-one", "generated-by-two"))
     indices = [json.loads((path / "index.json").read_text()) for path in (one, two)]
     for index in indices:
-        del index["selection"]["seconds"], index["selection"]["val_nll"], index["selection"]["soup_val_nll"]
+        del index["choice"]["seconds"], index["choice"]["val_nll"], index["choice"]["soup_val_nll"]
     assert indices[0] == indices[1]
     for name in (*indices[0]["files"], indices[0]["soup"]):
         states = [load_file(path / name) for path in (one, two)]

@@ -34,23 +34,22 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
 
+    from pdiff_hf.data.dataset import ParameterDataset
     from pdiff_hf.models.config import AutoencoderConfig
     from pdiff_hf.runs.recipe import config_values, parse_config
-    from pdiff_hf.tasks.evaluators import load_stored_task, make_val_evaluator
+    from pdiff_hf.tasks.evaluators import make_gate_evaluator
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.loop import make_accelerator
 
     try:
         config = parse_config(AutoencoderConfig, config_values(arguments, AutoencoderConfig))
         accelerator = make_accelerator(config, arguments.output_dir)
-        evaluator = make_val_evaluator(
-            arguments.dataset_dir, load_stored_task(arguments.dataset_dir), accelerator.device
-        )
+        dataset = ParameterDataset(arguments.dataset_dir)
         _, report = train_autoencoder(
-            arguments.dataset_dir,
+            dataset,
             arguments.output_dir,
             config,
-            evaluator,
+            make_gate_evaluator(dataset),
             arguments.resume_from_checkpoint,
             accelerator,
         )

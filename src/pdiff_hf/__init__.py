@@ -7,7 +7,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
-    from .data.dataset import load_base_model, load_parameter_dataset
+    from .data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
+    from .data.folder import read_layout
     from .data.importing.importer import import_checkpoints
     from .data.record import ParameterRecorder, ParameterRecorderCallback
     from .data.writer import save_parameter_dataset
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .models.autoencoder_pca import AutoencoderPCA
     from .models.autoencoder_pdiff import AutoencoderPDiff
     from .models.unet_1d import make_unet_1d
+    from .pipelines.network_folder import load_generated
     from .pipelines.pipeline_pdiff import PDiffPipeline, PDiffPipelineOutput
 
 # Imported on first use: `pdiff --help` need not wait for torch.
@@ -26,13 +28,16 @@ _MODULES = {
     "BaseModel": "base_model",
     "PDiffPipeline": "pipelines.pipeline_pdiff",
     "PDiffPipelineOutput": "pipelines.pipeline_pdiff",
+    "ParameterDataset": "data.dataset",
     "ParameterLayout": "layout",
     "ParameterRecorder": "data.record",
     "ParameterRecorderCallback": "data.record",
     "import_checkpoints": "data.importing.importer",
     "load_base_model": "data.dataset",
+    "load_generated": "pipelines.network_folder",
     "load_parameter_dataset": "data.dataset",
     "make_unet_1d": "models.unet_1d",
+    "read_layout": "data.folder",
     "save_parameter_dataset": "data.writer",
 }
 
@@ -43,14 +48,17 @@ __all__ = [
     "BaseModel",
     "PDiffPipeline",
     "PDiffPipelineOutput",
+    "ParameterDataset",
     "ParameterLayout",
     "ParameterRecorder",
     "ParameterRecorderCallback",
     "__version__",
     "import_checkpoints",
     "load_base_model",
+    "load_generated",
     "load_parameter_dataset",
     "make_unet_1d",
+    "read_layout",
     "save_parameter_dataset",
 ]
 

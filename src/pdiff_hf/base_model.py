@@ -1,4 +1,4 @@
-"""How to build the full network, and where its remaining weights are."""
+"""Reference to the full network around the generated tensors: how it is built, where its other weights are."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ class BaseModel:
         repo (`str`, *optional*): Model repository on the Hub that has the weights file, instead of the own folder.
         revision (`str`, *optional*): Commit of `repo`, 40 hexadecimal digits.
         root (`Path`, *optional*): Folder of the artefact; neither serialised nor compared.
+        trusted_imports (`tuple[str, ...]`, *optional*): Modules (`"mypackage"`, with all below) or factories
+            (`"mypackage.nets:small"`) that may be imported and called beside those of `pdiff_hf.tasks.networks`; given
+            by whoever uses the reference, neither serialised nor compared.
 
     Raises:
         ValueError: the library is unknown, or an argument or path leaves the folder or is malformed.
@@ -64,6 +67,7 @@ class BaseModel:
     repo: str | None = None
     revision: str | None = None
     root: Path | None = field(default=None, compare=False)
+    trusted_imports: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
         if self.library not in LIBRARIES:
@@ -122,8 +126,7 @@ class BaseModel:
 
         Args:
             trusted_imports (`Sequence[str]`, *optional*):
-                Modules (`"mypackage"`, with all below) or factories (`"mypackage.nets:small"`) that may be imported
-                and called beside those of `pdiff_hf.tasks.networks`.
+                May be imported beside the reference's own `trusted_imports`.
 
         Raises:
             ValueError: the architecture is unknown or may not be imported, or the weights are missing, damaged, of
@@ -154,7 +157,7 @@ class BaseModel:
             model = architecture(config)
         else:
             try:
-                model = self._import_factory(trusted_imports)(**self.kwargs)
+                model = self._import_factory((*self.trusted_imports, *trusted_imports))(**self.kwargs)
             except TypeError as error:
                 raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
             if not isinstance(model, nn.Module):
@@ -323,5 +326,5 @@ class BaseModel:
 
 
 def same_memory(tensor: torch.Tensor) -> tuple:
-    """Equal for tensors that are the same memory, as tied parameters are."""
+    """Key of the memory that a tensor views: tied parameters have the same."""
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

@@ -32,7 +32,7 @@ def _conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1)
     sizes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
     if groups == 1 and all(size == 1 and 2 * pad == step * (taps - 1) for size, taps, pad, step in sizes):
         # A single pixel meets the middle of the kernel only, the rest of it meets padding.
-        # Of its own memory, or every product would copy it.
+        # A copy, so that its memory is contiguous: products would make one each time.
         middle = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2].contiguous()
         return torch.ops.aten.linear.default(x.flatten(1), middle, bias)[:, :, None, None]
     return torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, (0, 0), groups)

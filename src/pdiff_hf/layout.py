@@ -1,4 +1,4 @@
-"""Which tensors of a network are generated, and where each lies in the flat vector."""
+"""Selection of the generated tensors, and the place of each in the flat vector."""
 
 from __future__ import annotations
 
@@ -218,21 +218,6 @@ class ParameterLayout:
                 raise ValueError(f"tensor {spec.name!r}: expected shape {spec.shape}, found {tuple(found.shape)}.")
             if found.dtype != DTYPES[spec.dtype]:
                 raise ValueError(f"tensor {spec.name!r}: expected dtype {spec.dtype}, found {found.dtype}.")
-
-    def extended(self, model: nn.Module, names: Iterable[str]) -> ParameterLayout:
-        """This layout, followed by further floating-point tensors of a model.
-
-        Raises:
-            ValueError: the model has no such tensor.
-        """
-        tensors, specs, offset = _tensors(model), list(self.tensors), self.num_parameters
-        for name in names:
-            if name not in tensors:
-                raise ValueError(f"tensor {name!r}: expected one of the model's, found none of this name.")
-            dtype = str(tensors[name].dtype).removeprefix("torch.")
-            specs.append(TensorSpec(name, tuple(tensors[name].shape), offset, dtype))
-            offset += tensors[name].numel()
-        return ParameterLayout(tuple(specs))
 
     def flatten(self, state: nn.Module | Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Copy the tensors of a module or state dict into a new float32 vector `(D,)` on the CPU.

@@ -12,9 +12,10 @@ from torch import nn
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data import shards
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
-from pdiff_hf.data.writer import append_dataset_folder, append_parameter_dataset, save_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
+from pdiff_hf.data.writer import append_rows, save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
@@ -36,7 +37,7 @@ def parquet(folder):
 def test_appended_rows_come_behind_in_new_shards(tmp_path):
     before = parquet(save(tmp_path / "ds", val_accuracy=0.5))
     new = columns("b", 4, val_accuracy=0.25)
-    append_parameter_dataset(make_vectors(4, 1), LAYOUT, tmp_path / "ds", columns=new, metadata={"x": 1})
+    ParameterDataset(tmp_path / "ds").append(make_vectors(4, 1), new, {"x": 1})
     after = parquet(tmp_path / "ds")
     assert {path: after[path] for path in before} == before
     assert [path.name for path in after] == ["train-00000.parquet", "train-00001.parquet"]
@@ -51,54 +52,27 @@ def test_appended_rows_come_behind_in_new_shards(tmp_path):
 
 def test_rows_that_lack_a_metric_leave_old_shards_as_they_are(tmp_path):
     before = parquet(save(tmp_path / "ds", val_accuracy=0.5, test_accuracy=0.5))
-    append_parameter_dataset(make_vectors(1, 1), LAYOUT, tmp_path / "ds", columns=columns("b", 1))
+    ParameterDataset(tmp_path / "ds").append(make_vectors(1, 1), columns("b", 1))
     after = parquet(tmp_path / "ds")
     assert {path: after[path] for path in before} == before
     plain = load_dataset(str(tmp_path / "ds"), split="train", cache_dir=str(tmp_path / "cache"))
     assert plain["test_accuracy"][:] == [0.5] * 6 + [None]
 
 
-def test_folder_is_appended_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 2 * 4 * D)
-    save(tmp_path / "ds", val_accuracy=0.5)
-    source = save(tmp_path / "source", "b", 5, 1, val_accuracy=0.25)
-    with ParameterRecorder(LAYOUT, source, run="c") as recorder:
-        recorder.record(make_vectors(1, 2)[0], step=7, accuracy=0.75)
-    before, given = parquet(tmp_path / "ds"), snapshot(source)
-    append_dataset_folder(source, tmp_path / "ds")
-    after = parquet(tmp_path / "ds")
-    assert {path: after[path] for path in before} == before
-    assert snapshot(source) == given
-    dataset, layout = load_parameter_dataset(tmp_path / "ds")
-    expected = torch.cat([make_vectors(), make_vectors(5, 1), make_vectors(1, 2)])
-    assert torch.equal(dataset_vectors(dataset, layout), expected)
-    assert dataset[:]["run"] == ["a"] * 6 + ["b"] * 5 + ["c"]
-    assert dataset[:]["val_accuracy"].tolist() == [0.5] * 6 + [0.25] * 5 + [0.75]
-
-
-@pytest.mark.parametrize("from_folder", [False, True])
-def test_other_layout_run_or_base_model_is_refused_and_nothing_changes(tmp_path, from_folder):
+def test_other_layout_run_or_base_model_is_refused_and_nothing_changes(tmp_path):
     base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
     bases = [base.save_weights(mlp3(**NETWORK), tmp_path / name) for name in "xy"]
     save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds", bases[0], columns("a", 6))
     before = snapshot(tmp_path / "ds")
     other = ParameterLayout.from_model(nn.Linear(D - 1, 1))
     assert other.num_parameters == D
-    for index, (layout, base_model, run, message) in enumerate(
-        [
-            (other, None, "b", "holds checkpoints of another layout: expected fingerprint"),
-            (LAYOUT, bases[1], "b", "another base model"),
-            (LAYOUT, bases[0], "a", "already holds run 'a'"),
-        ]
+    for layout, base_model, run, message in (
+        (other, None, "b", "holds checkpoints of another layout: expected fingerprint"),
+        (LAYOUT, bases[1], "b", "another base model"),
+        (LAYOUT, bases[0], "a", "already holds run 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
-            if from_folder:
-                source = tmp_path / str(index)
-                save_parameter_dataset(make_vectors(2), layout, source, base_model, columns(run, 2))
-                append_dataset_folder(source, tmp_path / "ds")
-            else:
-                append_parameter_dataset(make_vectors(2), layout, tmp_path / "ds", base_model, columns(run, 2))
+            append_rows(make_vectors(2), layout, tmp_path / "ds", base_model, columns(run, 2))
         assert snapshot(tmp_path / "ds") == before
 
 
@@ -112,7 +86,7 @@ def test_shard_of_another_layout_with_as_many_values_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_parameter_dataset(tmp_path / "ds", streaming=streaming)
     with pytest.raises(ValueError, match=message):
-        append_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
+        append_rows(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
 
 
 def test_shards_that_name_no_layout_are_read(tmp_path):
@@ -123,7 +97,7 @@ def test_shards_that_name_no_layout_are_read(tmp_path):
 
 def test_nothing_is_appended_to_a_folder_without_a_dataset(tmp_path):
     with pytest.raises(ValueError, match=r"expected a parameter dataset at .*nothing, found no layout\.json"):
-        append_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "nothing")
+        append_rows(make_vectors(2), LAYOUT, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
@@ -132,15 +106,15 @@ def test_folder_that_is_being_recorded_is_refused(tmp_path):
     with ParameterRecorder(LAYOUT, tmp_path / "ds", run="b") as recorder:
         recorder.record(make_vectors()[0], step=0)
         with pytest.raises(ValueError, match="another recorder is writing"):
-            append_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
+            append_rows(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
 
 
 KILLED = """
 import os, signal, sys
 import torch
 from pdiff_hf.data import shards
-from pdiff_hf.data.writer import append_parameter_dataset
-from pdiff_hf.data.dataset import read_layout
+from pdiff_hf.data import writer
+from pdiff_hf.data.folder import read_layout
 
 shards.SHARD_BYTES = 1
 write, count = shards.write_shard, 0
@@ -151,9 +125,8 @@ def write_and_die(table, file):
     if count == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 shards.write_shard = write_and_die
-import pdiff_hf.data.append as append
-append.SHARD_BYTES = 1
-append_parameter_dataset(torch.zeros(5, 20), read_layout(sys.argv[1])[0], sys.argv[1], columns={"run": ["b"] * 5})
+writer.SHARD_BYTES = 1
+writer.append_rows(torch.zeros(5, 20), read_layout(sys.argv[1])[0], sys.argv[1], columns={"run": ["b"] * 5})
 """
 
 
@@ -169,6 +142,6 @@ def test_killed_append_leaves_the_old_dataset_and_can_be_repeated(tmp_path):
     assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds")), torch.ones(3, 20))
     plain = load_dataset(str(tmp_path / "ds"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(plain) == 3
-    append_parameter_dataset(torch.zeros(5, 20), layout, tmp_path / "ds", columns=columns("b", 5))
+    ParameterDataset(tmp_path / "ds").append(torch.zeros(5, 20), columns("b", 5))
     assert len(load_parameter_dataset(tmp_path / "ds")[0]) == 8
     assert not (tmp_path / "ds" / ".append").exists()

@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset, IterableDataset, List, Value, load_dataset
 
 from pdiff_hf.data import shards
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
-from pdiff_hf.data.writer import append_parameter_dataset, save_parameter_dataset, update_columns
+from pdiff_hf.data.vectors import dataset_vectors
+from pdiff_hf.data.writer import save_parameter_dataset
 from small_datasets import LAYOUT, D, make_vectors
 
 LENGTH = 13
@@ -102,7 +103,7 @@ def test_stats_count_checkpoints_and_not_chunks(folder):
 
 def test_shards_are_bounded_and_hold_whole_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.dataset.SHARD_BYTES", 4 * D)
+    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 4 * D)
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 4 * LENGTH)
     save_parameter_dataset(make_vectors(7), LAYOUT, tmp_path / "ds")
     files = shards.shards(tmp_path / "ds")
@@ -115,7 +116,7 @@ def test_shards_are_bounded_and_hold_whole_checkpoints(tmp_path, monkeypatch):
 
 def test_workers_share_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.dataset.SHARD_BYTES", 4 * D)
+    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 4 * D)
     save_parameter_dataset(make_vectors(7), LAYOUT, tmp_path / "ds")
     stream, _ = load_parameter_dataset(tmp_path / "ds", streaming=True)
     parts = [stream.shard(2, index) for index in range(2)]
@@ -128,9 +129,7 @@ def test_recorded_and_appended_rows_are_chunks_too(tmp_path):
         for step, vector in enumerate(make_vectors(3)):
             recorder.record(vector, step=step, loss=0.5)
     before = first_shard(tmp_path / "ds").read_bytes()
-    append_parameter_dataset(
-        make_vectors(4, 1), LAYOUT, tmp_path / "ds", columns={"run": ["b"] * 4, "train_loss": [0.5] * 4}
-    )
+    ParameterDataset(tmp_path / "ds").append(make_vectors(4, 1), {"run": ["b"] * 4, "train_loss": [0.5] * 4})
     assert first_shard(tmp_path / "ds").read_bytes() == before
     assert all("values" in pq.read_schema(file).names for file in shards.shards(tmp_path / "ds"))
     vectors = dataset_vectors(*load_parameter_dataset(tmp_path / "ds"))
@@ -139,12 +138,11 @@ def test_recorded_and_appended_rows_are_chunks_too(tmp_path):
         ParameterRecorder(LAYOUT, tmp_path / "ds", run="b")
 
 
-def test_metrics_of_chunked_rows_are_updated(folder):
-    update_columns(folder, {"test_accuracy": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]})
-    dataset, layout = load_parameter_dataset(folder)
-    torch.testing.assert_close(dataset[:]["test_accuracy"], torch.arange(6) / 10)
-    assert torch.equal(dataset_vectors(dataset, layout), make_vectors())
-    assert "values" in pq.read_schema(first_shard(folder)).names
+def test_metrics_of_chunked_rows_are_those_of_the_checkpoints(tmp_path):
+    values = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    dataset = ParameterDataset.write(make_vectors(), LAYOUT, tmp_path / "ds", columns={"test_accuracy": values})
+    assert "values" in pq.read_schema(first_shard(tmp_path / "ds")).names
+    torch.testing.assert_close(dataset.metrics["test_accuracy"], torch.tensor(values))
 
 
 def drop(row):

@@ -1,14 +1,13 @@
 import pytest
 import torch
-from datasets import get_dataset_config_names, load_dataset
-from huggingface_hub import DatasetCard
 from torch import nn
 
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
-from pdiff_hf.data.hub import dataset_configs, write_configs
+from pdiff_hf.data.dataset import load_parameter_dataset
+from pdiff_hf.data.folder import dataset_configs
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout
-from small_datasets import LAYOUT, make_vectors, snapshot
+from small_datasets import LAYOUT, make_vectors
 
 OTHER = ParameterLayout.from_model(nn.Linear(2, 3))
 OTHER_VECTORS = torch.arange(18.0).reshape(2, 9)
@@ -19,7 +18,6 @@ def folder(tmp_path):
     """The default dataset, and one of another layout as a config."""
     save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds")
     save_parameter_dataset(OTHER_VECTORS, OTHER, tmp_path / "ds" / "linear")
-    write_configs(tmp_path / "ds")
     return tmp_path / "ds"
 
 
@@ -40,19 +38,9 @@ def test_config_is_a_complete_dataset_of_its_own(folder):
     assert torch.equal(dataset_vectors(dataset, layout), OTHER_VECTORS)
 
 
-def test_plain_datasets_knows_the_configs(folder, tmp_path):
-    assert get_dataset_config_names(str(folder)) == ["default", "linear"]
-    cache = str(tmp_path / "cache")
-    linear = load_dataset(str(folder), "linear", split="train", cache_dir=cache).with_format("torch")
-    assert torch.equal(linear[:]["parameters"], OTHER_VECTORS)
-    default = load_dataset(str(folder), split="train", cache_dir=cache).with_format("torch")
-    assert torch.equal(default[:]["parameters"], make_vectors())
-
-
 def test_configs_without_a_default(tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
         save_parameter_dataset(make_vectors(seed=seed), LAYOUT, tmp_path / "ds" / name)
-    write_configs(tmp_path / "ds")
     assert dataset_configs(tmp_path / "ds") == ["a", "b"]
     assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds", "b")), make_vectors(seed=1))
     with pytest.raises(ValueError, match="expected a config, one of a, b; found none"):
@@ -72,24 +60,6 @@ def test_config_that_leaves_the_folder_is_refused(folder, tmp_path):
     for config in ("../outside", str(tmp_path / "outside")):
         with pytest.raises(ValueError, match="one of default, linear; found"):
             load_parameter_dataset(folder, config)
-
-
-def test_card_text_and_metadata_are_kept(folder):
-    text = "---\nlicense: mit\nconfigs:\n- config_name: gone\n  data_files: gone/*\n---\n# Mine\n"
-    (folder / "README.md").write_text(text)
-    write_configs(folder)
-    card = DatasetCard.load(folder / "README.md")
-    assert card.text.strip() == "# Mine" and card.data.license == "mit"
-    assert card.data.configs == [
-        {"config_name": "default", "data_files": "data/train-*.parquet"},
-        {"config_name": "linear", "data_files": "linear/data/train-*.parquet"},
-    ]
-
-
-def test_configs_of_a_folder_without_datasets_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected parameter datasets, found none"):
-        write_configs(tmp_path)
-    assert snapshot(tmp_path) == {}
 
 
 def test_folder_has_no_revision(folder):

@@ -12,8 +12,9 @@ from torch import nn
 
 from pdiff_hf.base_model import WEIGHTS, BaseModel
 from pdiff_hf.data import shards
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
-from pdiff_hf.data.writer import save_parameter_dataset, update_columns
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
@@ -106,7 +107,7 @@ def test_streaming_gives_the_same_rows(tmp_path, folder, monkeypatch):
 
 def test_large_datasets_are_split_into_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("pdiff_hf.data.shards.SHARD_BYTES", 4 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.dataset.SHARD_BYTES", 2 * 4 * D)
+    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 2 * 4 * D)
     save(tmp_path / "ds", rows=7)
     assert [path.name for path in shards.shards(tmp_path / "ds")] == ["train-00000.parquet", "train-00001.parquet"]
     assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds")), make_vectors(7))
@@ -313,36 +314,3 @@ def test_stats_are_those_of_the_rows(tmp_path, monkeypatch):
         tensor = next(tensor for tensor in stats["tensors"] if tensor["name"] == name)
         assert tensor["mean"] == pytest.approx(values.double().mean().item(), abs=1e-9)
         assert tensor["std"] == pytest.approx(values.double().std(correction=0).item(), rel=1e-9)
-
-
-def test_update_columns_adds_and_replaces_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.dataset.SHARD_BYTES", 2 * 4 * D)
-    save(tmp_path / "ds", columns={"val_accuracy": [0.0] * 6}, metadata={"a": 1})
-    assert len(shards.shards(tmp_path / "ds")) == 3
-    val, test = np.linspace(0.1, 0.6, 6), [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
-    update_columns(tmp_path / "ds", {"val_accuracy": val, "test_accuracy": test})
-    dataset, layout = load_parameter_dataset(tmp_path / "ds")
-    torch.testing.assert_close(dataset[:]["val_accuracy"], torch.tensor(val, dtype=torch.float32))
-    torch.testing.assert_close(dataset[:]["test_accuracy"], torch.tensor(test))
-    assert torch.equal(dataset_vectors(dataset, layout), make_vectors())
-    assert dataset[:]["step"].tolist() == list(range(6))
-    stats = json.loads((tmp_path / "ds" / "stats.json").read_text())
-    assert stats["columns"]["val_accuracy"]["max"] == pytest.approx(0.6)
-    assert stats["metadata"] == {"a": 1}
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"val_accuracy": [0.1] * 5}, "'val_accuracy': expected 6 values, found 5"),
-        ({"step": [0] * 6}, "'step' identifies rows"),
-        ({"parameters": [0] * 6}, "'parameters' identifies rows"),
-        ({"val_accuracy": [0.1] * 5 + [math.inf]}, "row 5: metric 'val_accuracy' is inf"),
-    ],
-)
-def test_update_columns_that_do_not_fit_change_nothing(tmp_path, columns, message):
-    before = snapshot(save(tmp_path / "ds"))
-    with pytest.raises(ValueError, match=message):
-        update_columns(tmp_path / "ds", columns)
-    assert snapshot(tmp_path / "ds") == before

@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
 from pdiff_hf.data.importing.importer import import_checkpoints
 from pdiff_hf.data.record import ParameterRecorder, ParameterRecorderCallback
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.layout import ParameterLayout
 from small_datasets import snapshot
 

@@ -14,9 +14,10 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data import shards
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder, ParameterRecorderCallback, finish_recording
-from pdiff_hf.data.writer import save_parameter_dataset, update_columns
+from pdiff_hf.data.vectors import dataset_vectors
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
@@ -170,12 +171,6 @@ def test_finishing_nothing_is_refused(tmp_path):
         finish_recording(record(tmp_path / "ds"))
 
 
-def test_columns_of_an_unfinished_recording_are_not_updated(tmp_path):
-    cut_off(tmp_path / "ds")
-    with pytest.raises(ValueError, match="finish_recording"):
-        update_columns(tmp_path / "ds", {"val_accuracy": [0.1] * 3})
-
-
 def test_second_run_is_appended(tmp_path):
     record(tmp_path / "ds", run="a", seed=1, metadata={"task": 1})
     first = (tmp_path / "ds" / "data" / "train-00000.parquet").read_bytes()
@@ -189,8 +184,9 @@ def test_second_run_is_appended(tmp_path):
 
 
 def test_runs_with_other_metrics_get_one_table_in_plain_datasets_too(tmp_path):
-    record(tmp_path / "ds", run="a")
-    update_columns(tmp_path / "ds", {"test_accuracy": [0.5] * 6})
+    with ParameterRecorder(LAYOUT, tmp_path / "ds", run="a") as recorder:
+        for step, vector in enumerate(make_vectors(6)):
+            recorder.record(vector, step=step, loss=0.5, test_accuracy=0.5)
     with ParameterRecorder(LAYOUT, tmp_path / "ds", run="b") as recorder:
         recorder.record(make_vectors(1)[0], step=0, val_nll=2.0)
     dataset, _ = load_parameter_dataset(tmp_path / "ds")

@@ -1,20 +1,22 @@
 import torch
 
-import pdiff_hf.data.vectors as vectors_module
+import pdiff_hf.data.dataset as dataset_module
 from factories import make_dataset, make_vectors
-from pdiff_hf.data.vectors import StoredVectors, open_vectors, take_rows
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.vectors import StoredVectors, take_rows
 from pdiff_hf.models.config import AutoencoderConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 
 
 def test_small_dataset_is_a_tensor(tmp_path):
-    vectors, _ = open_vectors(make_dataset(tmp_path))
+    vectors = ParameterDataset(make_dataset(tmp_path)).vectors()
     assert isinstance(vectors, torch.Tensor) and torch.equal(vectors, make_vectors())
 
 
 def test_stored_vectors_are_indexed_as_a_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors_module, "MAX_RESIDENT_BYTES", 0)
-    stored, layout = open_vectors(make_dataset(tmp_path))
+    monkeypatch.setattr(dataset_module, "MAX_RESIDENT_BYTES", 0)
+    dataset = ParameterDataset(make_dataset(tmp_path))
+    stored, layout = dataset.vectors(), dataset.layout
     expected = make_vectors()
     assert isinstance(stored, StoredVectors)
     assert stored.shape == expected.shape and len(stored) == len(expected)
@@ -30,7 +32,7 @@ def test_training_on_stored_vectors_is_training_on_the_tensor(tmp_path, monkeypa
     options = {"latent_channels": 4, "latent_length": 2, "steps": 3, "lr_warmup_steps": 0}
     config = AutoencoderConfig(**options, allow_poor_reconstruction=True)
     whole, report = train_autoencoder(dataset, tmp_path / "whole", config)
-    monkeypatch.setattr(vectors_module, "MAX_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(dataset_module, "MAX_RESIDENT_BYTES", 0)
     streamed, streamed_report = train_autoencoder(dataset, tmp_path / "streamed", config)
     assert streamed_report == report
     for name, tensor in whole.state_dict().items():

@@ -8,7 +8,8 @@ from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 from transformers import ViTConfig, ViTForImageClassification
 
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.layout import ParameterLayout
 
 CONFIG = ViTConfig(

@@ -5,7 +5,7 @@ import torch
 from hub_client import ClientError
 from torch import nn
 
-from pdiff_hf import ParameterLayout
+from pdiff_hf import ParameterDataset, ParameterLayout
 from pdiff_hf.data.writer import save_parameter_dataset
 from small_datasets import LAYOUT, make_vectors, snapshot
 
@@ -56,12 +56,7 @@ def test_configs_and_revisions_are_loaded(hub, client, folders, streaming):
 
 def test_appended_run_sends_its_own_shard_only(hub, client, folders):
     push(client, folders / "a")
-    code = """
-from pdiff_hf.data.writer import append_dataset_folder
-append_dataset_folder(source, folder)
-"""
-    save_parameter_dataset(make_vectors(2, 1), LAYOUT, folders / "more", columns={"run": ["b"] * 2})
-    client(code + "result = None", source=folders / "more", folder=folders / "a")
+    ParameterDataset(folders / "a").append(make_vectors(2, 1), {"run": ["b"] * 2})
     old = hub.files(REPO, "dataset")["data/train-00000.parquet"]
     push(client, folders / "a")
     assert hub.files(REPO, "dataset")["data/train-00000.parquet"] == old

@@ -45,7 +45,7 @@ def write(tmp_path, library, selection=True):
     save_parameter_dataset(vectors, layout, tmp_path / "dataset", base, metadata={"task": TASK})
     index = {"seed": 0}
     if selection:
-        index["selection"] = {"num_drawn": 9, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}
+        index["choice"] = {"num_drawn": 9, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}
     write_networks(tmp_path / "generated", layout, map(layout.unflatten, vectors), index)
     logits = []
     for vector in vectors:

@@ -11,7 +11,7 @@ from pdiff_hf.pipelines.generated_card import make_generated_card
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
 SELECTION = {"num_drawn": 1000, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}
 INDEX = {"schema": 1, "seed": 0, "scheduler": "ddim", "files": [f"0000{row}.safetensors" for row in range(3)]}
-SELECTED = {**INDEX, "selection": SELECTION}
+SELECTED = {**INDEX, "choice": SELECTION}
 
 
 def make(index=SELECTED, base_model=BASE, **options):
@@ -20,7 +20,7 @@ def make(index=SELECTED, base_model=BASE, **options):
 
 def test_network_and_zoo_have_the_golden_cards():
     row = METRICS["groups"]["generated"]["selected"]["index"]
-    index = {**SELECTED, "selection": {**SELECTION, "val_accuracy": [0.9] * (row + 1)}}
+    index = {**SELECTED, "choice": {**SELECTION, "val_accuracy": [0.9] * (row + 1)}}
     check_golden("generated_card.md", make(index, row=row, pipeline="user/pipe", metrics=METRICS))
     check_golden("zoo_card.md", make(INDEX, metrics=METRICS))
 

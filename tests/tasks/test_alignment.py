@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data.dataset import dataset_vectors, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.baselines import uniform_soup
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
@@ -147,7 +148,7 @@ def test_dataset_without_base_model_or_folder_that_is_not_empty_is_refused(train
     assert code == 2 and "expected a base model" in err
     make_dataset(tmp_path / "other", trained[:3])
     with pytest.raises(ValueError, match="is not empty"):
-        align_dataset(tmp_path / "other" / "dataset", source)
+        align_dataset(ParameterDataset(tmp_path / "other" / "dataset"), source)
 
 
 class Written(nn.Module):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.files import read_json
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout

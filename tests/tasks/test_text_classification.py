@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, DistilBertConfig, PreTrainedTokenizerFast
 
 from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.hub.snapshot import without_paths
@@ -16,7 +17,7 @@ from pdiff_hf.tasks.auto import load_task
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
 from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
-from pdiff_hf.tasks.evaluators import load_stored_task
+from pdiff_hf.tasks.evaluators import open_task
 from pdiff_hf.tasks.text_classification import TextClassificationConfig
 from small_texts import make_reviews
 
@@ -233,7 +234,7 @@ def test_collected_texts_know_their_task(folder, tmp_path):
     config = CollectConfig(num_checkpoints=4, train_batch_size=32)
     found = collect_checkpoints(task, BERT, model, training, config, tmp_path / "dataset", progress=False)
     assert found["num_parameters"] == 128 and found["test_accuracy"] > 0.8
-    stored = load_stored_task(tmp_path / "dataset")
+    stored = open_task(ParameterDataset(tmp_path / "dataset"))
     assert torch.equal(stored.arrays("test")[0], task.arrays("test")[0])
 
 

@@ -16,7 +16,7 @@ from . import runs, datasets, networks, artefacts  # noqa: F401
 # isort: on
 
 # Options that take several numbers.
-LISTS = ("--seeds", "--num-checkpoints")
+LISTS = ("--seeds",)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: the application, options, and how they speak."""
+"""Application, options and output that the commands share."""
 
 from __future__ import annotations
 

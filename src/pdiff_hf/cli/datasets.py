@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+
+if TYPE_CHECKING:
+    from ..base_model import BaseModel
 
 
 @app.command("import")
@@ -52,23 +57,10 @@ def import_(
     for name, value, expected in (("--rest", rest, "first"), ("--revisions", revisions, "all")):
         if value not in (None, expected):
             raise ValueError(f"{name}: expected {expected!r}, found {value!r}.")
-    if base is not None and base_model_json is not None:
-        raise ValueError("give --base or --base-model-json, not both.")
-    if kwargs is not None and base is None:
-        raise ValueError("--kwargs is for --base; give it too.")
-    try:
-        arguments = json.loads(kwargs or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
-    if not isinstance(arguments, dict):
-        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
     quiet()
-    from ..data.importing.architecture import parse_base_model, read_base_model
     from ..data.importing.importer import import_checkpoints
 
-    base_model = None if base is None else parse_base_model(base, arguments)
-    if base_model_json is not None:
-        base_model = read_base_model(base_model_json)
+    base_model = _base_model(base, kwargs, base_model_json, trusted or ())
     line = line_printer(as_json)
     with warnings_as_lines(line):
         summary = import_checkpoints(
@@ -82,10 +74,31 @@ def import_(
             all_revisions=revisions == "all",
             metrics_pattern=metrics_pattern,
             run=run,
-            trusted_imports=trusted or (),
         )
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
     print_json({"folder": str(out), **summary}, as_json)
+
+
+def _base_model(
+    base: str | None, kwargs: str | None, base_model_json: Path | None, trusted: Sequence[str]
+) -> BaseModel | None:
+    """The reference that the options of `import` name."""
+    from ..data.importing.architecture import parse_base_model, read_base_model
+
+    if base is not None and base_model_json is not None:
+        raise ValueError("give --base or --base-model-json, not both.")
+    if kwargs is not None and base is None:
+        raise ValueError("--kwargs is for --base; give it too.")
+    try:
+        arguments = json.loads(kwargs or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
+    if base is None and base_model_json is None:
+        return None
+    found = read_base_model(base_model_json) if base is None else parse_base_model(base, arguments)
+    return replace(found, trusted_imports=tuple(trusted))
 
 
 @app.command()
@@ -97,21 +110,18 @@ def inspect(
 ) -> None:
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
     quiet()
-    from ..data.dataset import read_layout
-    from ..data.hub import resolve_dataset
+    from ..data.dataset import ParameterDataset
     from ..evaluation.inspection.inspect_dataset import inspect_dataset
     from ..evaluation.inspection.tables import make_tables
-    from ..tasks.evaluators import load_stored_task, make_val_evaluator
+    from ..tasks.evaluators import make_gate_evaluator
 
-    folder = resolve_dataset(dataset)
-    read_layout(folder)
-    evaluator = None
+    opened, evaluator = ParameterDataset(dataset, trusted_imports=trusted or ()), None
     try:
-        evaluator = make_val_evaluator(folder, load_stored_task(folder), trusted_imports=trusted or ())
+        evaluator = make_gate_evaluator(opened)
     except ValueError as error:
         # All that needs no images can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
-    report = inspect_dataset(folder, evaluator, seed=seed)
+    report = inspect_dataset(opened, evaluator, seed=seed)
     if not as_json:
         console.print(make_tables(report), highlight=False)
     print_json(report, as_json)
@@ -126,10 +136,10 @@ def align(
 ) -> None:
     """Bring the hidden units of independent networks into a common order, without changing what they compute."""
     quiet()
-    from ..data.hub import resolve_dataset
+    from ..data.dataset import ParameterDataset
     from ..tasks.collect import align_dataset
 
-    summary = align_dataset(resolve_dataset(dataset), out, trusted or ())
+    summary = align_dataset(ParameterDataset(dataset, trusted_imports=trusted or ()), out)
     line_printer(as_json)(
         f"{summary['num_checkpoints']} checkpoints aligned in {summary['rounds']} rounds, distance to their mean "
         f"{summary['spread_before']:.3g} before, {summary['spread_after']:.3g} after → {out}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import AsJson, Seed, Set, Trusted, app, console, line_printer, print_json, quiet
+from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
 
 
 @app.command()
@@ -19,46 +19,47 @@ def generate(
     scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
     truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    select: Annotated[str | None, typer.Option(metavar="val", help="Keep the best on these images only.")] = None,
+    choose: Annotated[str | None, typer.Option(metavar="val", help="Keep the best on these examples only.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Number of networks to keep; 1 by default.")] = None,
     soup: Annotated[bool, typer.Option("--soup", help="Also write the average of those that are kept.")] = False,
     reestimate_bn: Annotated[
         bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training images.")
     ] = False,
     dataset: Annotated[
-        str | None, typer.Option(help="Parameter dataset whose images are selected on; beside PIPELINE by default.")
+        str | None, typer.Option(help="Parameter dataset whose examples are chosen on; beside PIPELINE by default.")
     ] = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate networks as safetensors files; with --select, the best of them."""
+    """Generate networks as safetensors files; with --choose, the best of them."""
     given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset, "--trust": trusted}
-    if select is None and (needless := [name for name, value in given.items() if value]):
-        raise ValueError(f"{needless[0]} is for selected networks; give --select val too.")
+    if choose is None and (needless := [name for name, value in given.items() if value]):
+        raise ValueError(f"{needless[0]} is for chosen networks; give --choose val too.")
     quiet()
-    from ..data.hub import resolve_dataset
+    from ..data.dataset import ParameterDataset
     from ..files import read_json
     from ..pipelines.hub import resolve_pipeline
     from ..pipelines.sampling import load_pipeline
-    from ..runs.generate import SelectionConfig, generate_networks
+    from ..runs.generate import ChoiceConfig, generate_networks
 
-    loaded, selection = load_pipeline(resolve_pipeline(pipeline)), None
-    if select is not None:
-        folder = resolve_dataset(dataset or Path(pipeline).resolve().parent / "dataset")
-        if not folder.is_dir():
-            raise ValueError(f"expected a parameter dataset at {folder}, found none; name it with --dataset.")
-        selection = SelectionConfig(folder, select, top or 1, soup, reestimate_bn, trusted or ())
-    generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, selection)
+    loaded, choice = load_pipeline(resolve_pipeline(pipeline)), None
+    if choose is not None:
+        beside = Path(pipeline).resolve().parent / "dataset"
+        if dataset is None and not beside.is_dir():
+            raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
+        opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
+        choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
+    generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     line = line_printer(as_json)
-    if selection is None:
+    if choice is None:
         line(f"{num_samples} networks → {out}")
         print_json({"folder": str(out), "num_samples": num_samples}, as_json)
         return
-    found = read_json(out / "index.json")["selection"]
+    found = read_json(out / "index.json")["choice"]
     best = found["val_accuracy"][0]
     line(
-        f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} selected on "
-        f"{found['num_val']} val images in {found['seconds']['select']:.1f} s → {out}"
+        f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} chosen on "
+        f"{found['num_val']} val examples in {found['seconds']['select']:.1f} s → {out}"
     )
     if found["num_dropped"]:
         line(f"Dropped, because not finite: {found['num_dropped']}.")
@@ -70,8 +71,8 @@ def generate(
         difference = found["soup_val_accuracy"] - best
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
         line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
-    line("Val accuracy of selected networks is optimistic; pdiff evaluate reports on test images.")
-    print_json({"folder": str(out), "num_samples": num_samples, "selection": found}, as_json)
+    line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test images.")
+    print_json({"folder": str(out), "num_samples": num_samples, "choice": found}, as_json)
 
 
 @app.command()
@@ -96,7 +97,7 @@ def evaluate(
     if fine_tune and (dataset or pipeline or generated):
         raise ValueError("--fine-tune takes the time that the run's own generator took; leave out the other folders.")
     quiet()
-    from ..data.hub import resolve_dataset
+    from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..report.write import make_table
     from ..runs.evaluate import evaluate_config, evaluate_run
@@ -106,8 +107,7 @@ def evaluate(
     metrics = evaluate_run(
         run,
         evaluate_config(run, seed, True if fine_tune else None),
-        trusted_imports=trusted or (),
-        dataset_dir=None if dataset is None else resolve_dataset(dataset),
+        ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
         pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,
         output_dir=out,
@@ -130,13 +130,15 @@ def trajectory(
 ) -> None:
     """Follow networks from noise to the end: their accuracy, and where they lie among the originals."""
     quiet()
-    from ..runs.evaluate import generate_config, trajectory_run
+    from ..data.dataset import ParameterDataset
     from ..runs.folder import Run
+    from ..runs.trajectory import generate_config, trajectory_run
 
     run = Run(run_dir)
     given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
     config = generate_config(run, {key: value for key, value in given.items() if value is not None})
-    found, files = trajectory_run(run, config, num_starts, trusted or ())
+    dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
+    found, files = trajectory_run(run, dataset, config, num_starts)
     line = line_printer(as_json)
     ends = {key: _mean(found["noisy"][key][-1]) for key in ("accuracy", "distance", "distance_to_mean")}
     line(
@@ -148,32 +150,6 @@ def trajectory(
     for file in files:
         line(f"→ {file}")
     line("The next pdiff evaluate puts both figures into report.html.")
-    print_json(found, as_json)
-
-
-@app.command()
-def audit(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a parameter dataset.")],
-    out: Annotated[Path, typer.Option(help="Folder of the audit; a begun one goes on.")],
-    num_checkpoints: Annotated[
-        list[int], typer.Option("--num-checkpoints", min=1, metavar="K K …", help="Train on the first K checkpoints.")
-    ] = (10, 50, 200, 300),  # type: ignore[assignment]
-    overrides: Set = None,
-    seed: Seed = None,
-    trusted: Trusted = None,
-    as_json: AsJson = False,
-) -> None:
-    """Does the generator memorise? Its similarity to its checkpoints, against their number."""
-    quiet()
-    from ..runs.audit import audit as audit_run
-    from ..runs.audit import audit_recipe
-    from ..runs.audit_tables import make_audit_table
-
-    line = line_printer(as_json)
-    found = audit_run(audit_recipe(source, overrides or (), seed), num_checkpoints, out, trusted or (), line)
-    if not as_json:
-        console.print(make_audit_table(found))
-    line(f"→ {out / 'audit.md'}, audit.json, audit.png; a report of every K in {out / 'K-…' / 'report'}")
     print_json(found, as_json)
 
 

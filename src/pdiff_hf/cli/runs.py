@@ -120,14 +120,14 @@ def train(
 ) -> None:
     """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
     quiet()
-    from ..data.hub import resolve_dataset
+    from ..data.dataset import ParameterDataset
     from ..runs.recipe import load_training
     from ..runs.stages import train_stages
 
-    loaded = load_training(resolve_dataset(dataset), overrides or (), seed, preset, profile)
-
+    opened = ParameterDataset(dataset, trusted_imports=trusted or ())
+    loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
-    report = train_stages(loaded, out, trusted or (), line)
+    report = train_stages(loaded, opened, out, line)
     line(f"The autoencoder explains {report['explained_variance']:.2%} of the variance of held-out checkpoints.")
     print_json(report, as_json)
 

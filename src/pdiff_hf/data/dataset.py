@@ -1,14 +1,16 @@
-"""Parameter datasets: a folder of Parquet shards, `layout.json`, `stats.json` and the base model's weights."""
+"""Parameter datasets: the one object by which all that is known of them is read, and rows are added."""
 
 from __future__ import annotations
 
 import glob
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset, load_dataset
@@ -16,51 +18,35 @@ from datasets.table import InMemoryTable
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..base_model import BaseModel
-from ..files import read_json
+from ..files import atomic_folder, read_json
 from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
+from . import writer
 from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
-from .hub import DEFAULT, config_folder, download_dataset, open_remote_dataset
-from .shards import RECORDING, check_finite, check_shard, features, metric_names, read_shard, recorded_batches, shards
-
-SCHEMA = 1
-
-
-def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
-    """Read `layout.json` of a dataset folder.
-
-    Raises:
-        ValueError: it is missing or damaged, or names a file outside of the folder.
-    """
-    if not Path(path).is_dir():
-        raise ValueError(f"expected a parameter dataset at {path}, found no such folder.")
-    file = Path(path) / "layout.json"
-    values = read_json(file)
-    try:
-        base = values["base_model"]
-        return ParameterLayout.from_dict(values), None if base is None else BaseModel.from_dict(base, root=path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
+from .folder import DEFAULT, config_folder, read_layout
+from .hub import download_dataset, open_remote_dataset
+from .shards import (
+    RECORDING,
+    check_shard,
+    features,
+    metric_names,
+    read_columns,
+    read_shard,
+    recorded_batches,
+    recorded_runs,
+    shards,
+)
+from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
 
-def load_base_model(path: str | Path) -> BaseModel | None:
-    """The base model of a dataset folder, or `None` when it carries none.
+class ParameterDataset:
+    """Checkpoints of a network, one row each, with the layout, base model and task that they belong to.
 
-    Raises:
-        ValueError: `layout.json` is missing or damaged, or names a file outside of the folder.
-    """
-    return read_layout(path)[1]
-
-
-def load_parameter_dataset(
-    path: str | Path, config: str | None = None, revision: str | None = None, streaming: bool = False
-) -> tuple[Dataset | IterableDataset, ParameterLayout]:
-    """Load a parameter dataset from a folder or the Hub.
-
-    Rows are read into memory, not into the cache of `datasets`: a folder that was rewritten never gives old rows.
+    `layout.json` is read at once and only once; rows are read when they are asked for, into memory and not into the
+    cache of `datasets`: a folder that was rewritten never gives old rows.
 
     Args:
-        path (`str` or `Path`):
+        source (`str` or `Path`):
             Folder with `layout.json` and `data/train-*.parquet`, or `user/name[@revision]` on the Hub.
         config (`str`, *optional*):
             One of several datasets in the folder or repository, each in a folder of its own.
@@ -68,55 +54,266 @@ def load_parameter_dataset(
             Branch, tag or commit on the Hub.
         streaming (`bool`, *optional*, defaults to `False`):
             Read rows from disk, or from the Hub without downloading them, as they are asked for.
+        trusted_imports (`Sequence[str]`, *optional*):
+            Modules or factories that may be imported to build the base model, see [`BaseModel.build`].
 
-    Returns:
-        `tuple[Dataset | IterableDataset, ParameterLayout]`: the rows in torch format, and what their vectors are made
-        of. Of a recording that was cut off, the complete rows are there, with a warning.
+    Attributes:
+        folder (`Path`): Where it is on this machine; of a streamed one, without the rows.
+        layout ([`ParameterLayout`]): What a vector is made of.
+        base_model ([`BaseModel`], *optional*): The network around.
 
     Raises:
-        ValueError: the layout or a shard is missing, damaged or does not fit, or there is no such config.
+        ValueError: the layout is missing or damaged, names a file outside of the folder, or there is no such config.
+
+    Example:
+    ```py
+    dataset = ParameterDataset("user/params")
+    model = dataset.base_model.build()
+    dataset.layout.load_into(model, dataset.vectors(rows=[0])[0])
+    ```
     """
-    found = None
-    if not Path(path).exists():
-        found = split_hub_id(path)
-    if found is not None:
-        repo_id, at = found
-        if at and revision not in (None, at):
-            raise ValueError(f"{path}: expected one revision, found {revision!r}, too.")
-        where = {"revision": revision or at, "config": None if config == DEFAULT else config}
-        if streaming:
-            folder, files = open_remote_dataset(repo_id, **where)
-            layout, _ = read_layout(folder)
-            # The others are checked when they are reached; their footers alone may take minutes.
-            return _stream(files, check_shard(files[0], layout).names, layout), layout
-        path = download_dataset(repo_id, **where)
-    elif revision is not None:
-        raise ValueError(f"{path} is no dataset on the Hub: expected no revision, found {revision!r}.")
-    else:
-        path = config_folder(path, config)
-    layout, _ = read_layout(path)
-    files, recording = shards(path), path / RECORDING
-    if not files and not recording.is_file():
-        raise ValueError(f"expected Parquet shards {path / 'data' / 'train-*.parquet'}, found none.")
-    if streaming and not recording.is_file():
-        names = dict.fromkeys(name for file in files for name in check_shard(file, layout).names)
-        return _stream([glob.escape(str(file.absolute())) for file in files], names, layout), layout
-    tables = [read_shard(file, layout) for file in files]
-    if recording.is_file():
-        warnings.warn(
-            f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
-            stacklevel=2,
-        )
-        batches = list(recorded_batches(path))
-        tables += [pa.Table.from_batches(batches)] if batches else []
-        if not tables:
-            raise ValueError(f"{recording} holds no complete row; record again.")
-    table = pa.concat_tables(tables, promote_options="default")
-    columns = features(layout, metric_names(table.column_names))
-    # A random fingerprint, because the default one is a hash over all values.
-    rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
-    dataset = Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")
-    return dataset.to_iterable_dataset().with_format("torch") if streaming else dataset, layout
+
+    def __init__(
+        self,
+        source: str | Path,
+        config: str | None = None,
+        *,
+        revision: str | None = None,
+        streaming: bool = False,
+        trusted_imports: Sequence[str] = (),
+    ):
+        self._source, self._streaming = source, streaming
+        # A path never names what is on the Hub: a folder that is missing should be called missing.
+        found = split_hub_id(source) if isinstance(source, str) else None
+        self._is_remote, self._remote_files = found is not None, None
+        if found is None and revision is not None:
+            raise ValueError(f"{source} is no dataset on the Hub: expected no revision, found {revision!r}.")
+        if found is None:
+            self.folder = config_folder(source, config)
+        else:
+            repo_id, at = found
+            if at and revision not in (None, at):
+                raise ValueError(f"{source}: expected one revision, found {revision!r}, too.")
+            where = {"revision": revision or at, "config": None if config == DEFAULT else config}
+            if streaming:
+                self.folder, self._remote_files = open_remote_dataset(repo_id, **where)
+            else:
+                self.folder = download_dataset(repo_id, **where)
+        self.layout, base_model = read_layout(self.folder)
+        trust = {"trusted_imports": tuple(trusted_imports)}
+        self.base_model = None if base_model is None else replace(base_model, **trust)
+
+    @classmethod
+    def of(cls, source: ParameterDataset | str | Path) -> ParameterDataset:
+        """`source` itself when it is a dataset, else the one that it names."""
+        return source if isinstance(source, ParameterDataset) else cls(source)
+
+    def __repr__(self) -> str:
+        return f"ParameterDataset({str(self._source)!r}, num_parameters={self.layout.num_parameters})"
+
+    def __len__(self) -> int:
+        """Number of checkpoints.
+
+        Raises:
+            ValueError: the dataset is streamed from the Hub.
+        """
+        if self._remote_files is not None:
+            raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
+        if (self.folder / RECORDING).is_file():
+            return len(self._read())
+        return recorded_runs(self.folder).total()
+
+    # What is known of the rows
+
+    @cached_property
+    def stats(self) -> dict[str, Any]:
+        """Content of `stats.json`: means and spreads of metrics and tensors, and `metadata`."""
+        file = self.folder / "stats.json"
+        return read_json(file) if file.is_file() else {"metadata": {}}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was written beside the rows: the sections of the recipe, sources, and so on."""
+        return self.stats["metadata"]
+
+    @property
+    def task(self) -> dict[str, Any] | None:
+        """The stored `task` section, `None` when the dataset names none; `open_task` makes a task of it."""
+        return self.metadata.get("task")
+
+    @property
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """The metrics as float32 tensors `(K,)` by name, NaN where a row has none; the vectors are not read.
+
+        Raises:
+            ValueError: a shard is damaged, or the dataset is streamed from the Hub.
+        """
+        if self._remote_files is not None:
+            raise ValueError(f"{self._source} is streamed: its metrics are read with its rows.")
+        if (self.folder / RECORDING).is_file():
+            table = self._read().data.table
+        else:
+            table = read_columns(self._files(), self.layout)
+        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
+        return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
+
+    # Rows
+
+    @property
+    def rows(self) -> Dataset | IterableDataset:
+        """The rows in torch format, read anew at every call.
+
+        Of a recording that was cut off, the complete rows are there, with a warning.
+
+        Raises:
+            ValueError: there are none, or a shard is damaged or does not fit the layout.
+        """
+        if self._streaming and not (self.folder / RECORDING).is_file():
+            # Those on the Hub are checked when they are reached; their footers alone may take minutes.
+            checked = self._remote_files[:1] if self._remote_files else self._files()
+            names = dict.fromkeys(name for file in checked for name in check_shard(file, self.layout).names)
+            files = self._remote_files or [glob.escape(str(file.absolute())) for file in checked]
+            return _stream(files, names, self.layout)
+        dataset = self._read()
+        return dataset.to_iterable_dataset().with_format("torch") if self._streaming else dataset
+
+    def vectors(
+        self, rows: slice | Sequence[int] | torch.Tensor | None = None, columns: slice | None = None
+    ) -> torch.Tensor | StoredVectors:
+        """The vectors, checked to be finite.
+
+        Args:
+            rows (`slice`, `Sequence[int]` or `torch.Tensor`, *optional*): Which checkpoints; all by default.
+            columns (`slice`, *optional*): Which values of each; all by default.
+
+        Returns:
+            `torch.Tensor` of shape `(K, D)` when rows or columns are named or all take no more than
+            `MAX_RESIDENT_BYTES`; else [`StoredVectors`], a scratch file in the directory of temporary files (`TMPDIR`)
+            that is indexed in the same way and disappears with the dataset.
+
+        Raises:
+            ValueError: a value is NaN or infinite (row and tensor are named), a shard is damaged, or the dataset is
+                streamed.
+        """
+        if self._streaming:
+            raise ValueError(f"{self._source} is streamed: read .rows, or open it without streaming.")
+        recording = (self.folder / RECORDING).is_file()
+        if not recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
+            found = self._stored
+        else:
+            found = dataset_vectors(self._read(), self.layout)
+        if rows is None and columns is None:
+            return found
+        index = slice(None) if rows is None else rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        return found[index, slice(None) if columns is None else columns]
+
+    @cached_property
+    def _stored(self) -> StoredVectors:
+        return store_vectors(self._files(), self.layout)
+
+    def _files(self) -> list[Path]:
+        files = shards(self.folder)
+        if not files:
+            raise ValueError(f"expected Parquet shards {self.folder / 'data' / 'train-*.parquet'}, found none.")
+        return files
+
+    def _read(self) -> Dataset:
+        recording = self.folder / RECORDING
+        files = shards(self.folder) if recording.is_file() else self._files()
+        tables = [read_shard(file, self.layout) for file in files]
+        if recording.is_file():
+            warnings.warn(
+                f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
+                stacklevel=3,
+            )
+            batches = list(recorded_batches(self.folder))
+            tables += [pa.Table.from_batches(batches)] if batches else []
+            if not tables:
+                raise ValueError(f"{recording} holds no complete row; record again.")
+        table = pa.concat_tables(tables, promote_options="default")
+        columns = features(self.layout, metric_names(table.column_names))
+        # A random fingerprint, because the default one is a hash over all values.
+        rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
+        return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")
+
+    # Writing
+
+    @classmethod
+    def write(
+        cls,
+        vectors: torch.Tensor,
+        layout: ParameterLayout,
+        folder: str | Path,
+        base_model: BaseModel | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ParameterDataset:
+        """Write vectors as a new parameter dataset, see [`save_parameter_dataset`], and open it."""
+        writer.save_parameter_dataset(vectors, layout, folder, base_model, columns, metadata)
+        return cls(folder, trusted_imports=() if base_model is None else base_model.trusted_imports)
+
+    def append(
+        self,
+        vectors: torch.Tensor,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append vectors of new runs in new shards; those that are there stay as they are.
+
+        Killed at any time, it leaves the dataset as it was or with the new rows. Old shards are rewritten only when
+        the new rows have a metric that they lack, which they get as a column of nulls.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values, one row per checkpoint.
+            columns (`Mapping[str, Sequence]`, *optional*): `run`, `seed`, `step`, `epoch` and float metrics, K each.
+            metadata (`Mapping`, *optional*): JSON-able, goes into `stats.json`.
+
+        Raises:
+            ValueError: the dataset holds one of the runs already, the rows do not fit, or it is on the Hub.
+        """
+        if self._is_remote:
+            raise ValueError(f"{self._source} is on the Hub: push new runs with pdiff push dataset --append.")
+        writer.append_rows(vectors, self.layout, self.folder, self.base_model, columns, metadata)
+        self.__dict__.pop("stats", None)
+        self.__dict__.pop("_stored", None)
+
+    def copy_first(self, num_rows: int, folder: str | Path) -> ParameterDataset:
+        """Write the first rows as a new dataset, with base model, metrics and metadata, and open it.
+
+        Args:
+            num_rows (`int`): How many rows.
+            folder (`str` or `Path`): New folder; it gets its name when it is complete.
+
+        Raises:
+            ValueError: there are fewer rows, or the folder exists.
+        """
+        rows = self._read()
+        if not 1 <= num_rows <= len(rows):
+            raise ValueError(
+                f"expected 1 to {len(rows)} rows of {self.folder}, found {num_rows}; collect more checkpoints."
+            )
+        if Path(folder).exists():
+            raise ValueError(f"{folder} exists already; choose another folder.")
+        first = rows.select(range(num_rows))
+        columns = first.remove_columns("parameters").with_format(None)[:]
+        metadata = {**self.metadata, "first_rows": num_rows}
+        with atomic_folder(folder) as partial:
+            vectors = dataset_vectors(first, self.layout)
+            writer.save_parameter_dataset(vectors, self.layout, partial, self.base_model, columns, metadata)
+        return type(self)(folder, trusted_imports=() if self.base_model is None else self.base_model.trusted_imports)
+
+
+def load_parameter_dataset(
+    path: str | Path, config: str | None = None, revision: str | None = None, streaming: bool = False
+) -> tuple[Dataset | IterableDataset, ParameterLayout]:
+    """Rows and layout of a parameter dataset: those of [`ParameterDataset`], whose arguments these are."""
+    dataset = ParameterDataset(path, config, revision=revision, streaming=streaming)
+    return dataset.rows, dataset.layout
+
+
+def load_base_model(path: str | Path) -> BaseModel | None:
+    """The base model of a folder with a `layout.json`, or `None` when it carries none."""
+    return ParameterDataset(path).base_model
 
 
 def _stream(files: list[str], columns: Iterable[str], layout: ParameterLayout) -> IterableDataset:
@@ -137,24 +334,3 @@ def _stream(files: list[str], columns: Iterable[str], layout: ParameterLayout) -
             remove_columns=[*COLUMNS],
         )
     return dataset.with_format("torch")
-
-
-def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
-    """All vectors of a dataset as one float32 tensor `(K, D)`.
-
-    Raises:
-        ValueError: a vector has another length, or a value is NaN or infinite; the row and the tensor are named.
-    """
-    size = layout.num_parameters
-    vectors = np.empty((len(dataset), size), dtype=np.float32)
-    row = 0
-    for chunk in dataset.with_format("arrow")[:].column("parameters").chunks:
-        if chunk.type.list_size != size:
-            raise ValueError(f"expected vectors of {size} values, found {chunk.type.list_size}.")
-        block = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size)
-        # Checked while they are in the processor's cache, which halves the time.
-        for part in np.array_split(block, -(-block.nbytes // 2**20) or 1):
-            vectors[row : row + len(part)] = part
-            check_finite(vectors[row : row + len(part)], layout, first=row)
-            row += len(part)
-    return torch.from_numpy(vectors)

@@ -1,4 +1,4 @@
-"""Recording checkpoints of a running training."""
+"""Recorder of the checkpoints of a running training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
+from .folder import write_layout
 from .rest import RestCheck
 from .shards import RECORDING, rows_table
-from .writer import check_append, finish_rows, lock_folder, unlock_folder, write_layout
+from .writer import check_append, finish_rows, lock_folder, unlock_folder
 
 
 class ParameterRecorder:

@@ -178,6 +178,24 @@ def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
     return pa.concat_tables([*read_rows(file, layout), schema.empty_table()])
 
 
+def read_columns(files: Sequence[Path], layout: ParameterLayout) -> pa.Table:
+    """All columns of shards but the parameters, one row per checkpoint.
+
+    Raises:
+        ValueError: a file is damaged or has other columns.
+    """
+    tables = []
+    for file in files:
+        names = check_shard(file, layout).names
+        # Of chunk rows, the first one stands for its checkpoint.
+        first = pc.field("chunk") == 0 if chunks.is_chunked(layout.num_parameters) else None
+        try:
+            tables.append(pq.read_table(file, columns=[*KEYS, *metric_names(names)], filters=first))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    return pa.concat_tables(tables, promote_options="default")
+
+
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give rows the columns of `schema`, those that they lack as nulls."""
     return pa.concat_tables([table, schema.empty_table()], promote_options="default").select(schema.names).cast(schema)

@@ -1,4 +1,4 @@
-"""What `stats.json` says of the rows of a parameter dataset."""
+"""Statistics of the rows of a parameter dataset, the content of `stats.json`."""
 
 from __future__ import annotations
 

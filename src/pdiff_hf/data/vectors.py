@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
+from datasets import Dataset
 
 from ..layout import ParameterLayout
-from .dataset import dataset_vectors, load_parameter_dataset, read_layout
-from .hub import config_folder
-from .shards import RECORDING, check_finite, read_rows, recorded_runs, shards
+from .shards import check_finite, read_rows
 
 # Datasets up to this size are kept in memory.
 MAX_RESIDENT_BYTES = 2**28
@@ -58,38 +59,17 @@ class StoredVectors:
         return StoredVectors(self._file, self.shape[1], self._rows[rows])
 
 
-def open_vectors(path: str | Path) -> tuple[torch.Tensor | StoredVectors, ParameterLayout]:
-    """All vectors of a parameter dataset and their layout.
-
-    A folder with more than `MAX_RESIDENT_BYTES` of values is copied row by row into a file of raw values in the
-    directory of temporary files (`TMPDIR`), which disappears with the program.
-
-    Args:
-        path (`str` or `Path`): See [`load_parameter_dataset`].
-
-    Returns:
-        `tuple`: `torch.Tensor` or [`StoredVectors`] of shape `(K, D)`, and the layout.
-
-    Raises:
-        ValueError: as [`load_parameter_dataset`] and [`dataset_vectors`].
-    """
-    if Path(path).is_dir():
-        folder = config_folder(path, None)
-        files = [] if (folder / RECORDING).exists() else shards(folder)
-        layout, _ = read_layout(folder)
-        num_rows = recorded_runs(folder).total() if files else 0
-        if 4 * num_rows * layout.num_parameters > MAX_RESIDENT_BYTES:
-            return _store(files, layout), layout
-    dataset, layout = load_parameter_dataset(path)
-    return dataset_vectors(dataset, layout), layout
-
-
 def take_rows(vectors: torch.Tensor | StoredVectors, rows: torch.Tensor) -> torch.Tensor | StoredVectors:
     """Some rows of vectors; of stored ones, without reading them."""
     return vectors.take(rows) if isinstance(vectors, StoredVectors) else vectors[rows]
 
 
-def _store(files: list[Path], layout: ParameterLayout) -> StoredVectors:
+def store_vectors(files: Sequence[Path], layout: ParameterLayout) -> StoredVectors:
+    """Copy the vectors of shards row by row into a scratch file in the directory of temporary files (`TMPDIR`).
+
+    Raises:
+        ValueError: a value is NaN or infinite, or a shard is damaged.
+    """
     size, row = layout.num_parameters, 0
     scratch = tempfile.TemporaryFile()
     for table in (table for file in files for table in read_rows(file, layout)):
@@ -108,3 +88,24 @@ def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.T
     rows = torch.arange(num_rows)
     heldout = rows % holdout_every == holdout_every // 2
     return rows[~heldout], rows[heldout]
+
+
+def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
+    """All vectors of a dataset as one float32 tensor `(K, D)`.
+
+    Raises:
+        ValueError: a vector has another length, or a value is NaN or infinite; the row and the tensor are named.
+    """
+    size = layout.num_parameters
+    vectors = np.empty((len(dataset), size), dtype=np.float32)
+    row = 0
+    for chunk in dataset.with_format("arrow")[:].column("parameters").chunks:
+        if chunk.type.list_size != size:
+            raise ValueError(f"expected vectors of {size} values, found {chunk.type.list_size}.")
+        block = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size)
+        # Checked while they are in the processor's cache, which halves the time.
+        for part in np.array_split(block, -(-block.nbytes // 2**20) or 1):
+            vectors[row : row + len(part)] = part
+            check_finite(vectors[row : row + len(part)], layout, first=row)
+            row += len(part)
+    return torch.from_numpy(vectors)

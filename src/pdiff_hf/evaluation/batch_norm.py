@@ -1,10 +1,10 @@
-"""BatchNorm statistics that belong to generated tensors."""
+"""BatchNorm statistics that belong to generated tensors: re-estimated for finished networks."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..forward import FullForward, forward_logits, split_if_exportable
-from ..layout import ParameterLayout
+from ..layout import ParameterLayout, TensorSpec
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -59,7 +59,8 @@ class BatchNormEstimator:
                 "expected BatchNorm layers whose statistics depend on the generated tensors, found none; generate "
                 "without re-estimating them."
             )
-        self.layout = layout.extended(model, [f"{name}.{statistic}" for name in layers for statistic in STATISTICS])
+        names = [f"{name}.{statistic}" for name in layers for statistic in STATISTICS]
+        self.layout = extended_layout(layout, model, names)
         self._statistics = self.layout.tensors[len(layout.tensors) :]
         self._counters = [f"{name}.num_batches_tracked" for name in layers]
         self.names = [*(spec.name for spec in self._statistics), *self._counters]
@@ -94,6 +95,51 @@ class BatchNormEstimator:
             **self.layout.unflatten(vector),
             **{name: torch.tensor(len(self._batches)) for name in self._counters},
         }
+
+
+class Reestimated:
+    """Networks with re-estimated statistics beside networks without, in one layout for one evaluator.
+
+    Args:
+        model (`nn.Module`): The base model, whose statistics the networks without have.
+        layout ([`ParameterLayout`]): The generated tensors.
+        statistics (`Mapping[str, torch.Tensor]`): Of the generated networks, `(n, …)` by name; empty when nothing was
+            re-estimated. Counters play no part in the forward pass.
+
+    Attributes:
+        layout ([`ParameterLayout`]): The generated tensors, followed by the statistics.
+    """
+
+    def __init__(self, model: nn.Module, layout: ParameterLayout, statistics: Mapping[str, torch.Tensor]):
+        own = {name: values for name, values in statistics.items() if values.is_floating_point()}
+        self.layout = extended_layout(layout, model, own)
+        self._own = torch.cat([values.flatten(1) for values in own.values()], 1) if own else None
+        self._rest = self.layout.flatten(model)[layout.num_parameters :]
+
+    def extend(self, vectors: torch.Tensor, name: str = "") -> torch.Tensor:
+        """Vectors `(n, E)` of the extended layout; the group `generated` has its own statistics."""
+        own = self._own if name == "generated" and self._own is not None else self._rest.expand(len(vectors), -1)
+        return torch.cat([vectors, own], 1)
+
+    def extend_groups(self, groups: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All groups of networks in the extended layout."""
+        return {name: self.extend(vectors, name) for name, vectors in groups.items()}
+
+
+def extended_layout(layout: ParameterLayout, model: nn.Module, names: Iterable[str]) -> ParameterLayout:
+    """A layout, followed by further floating-point tensors of a model.
+
+    Raises:
+        ValueError: the model has no such tensor.
+    """
+    tensors, specs, offset = model.state_dict(), list(layout.tensors), layout.num_parameters
+    for name in names:
+        if name not in tensors:
+            raise ValueError(f"tensor {name!r}: expected one of the model's, found none of this name.")
+        dtype = str(tensors[name].dtype).removeprefix("torch.")
+        specs.append(TensorSpec(name, tuple(tensors[name].shape), offset, dtype))
+        offset += tensors[name].numel()
+    return ParameterLayout(tuple(specs))
 
 
 def dependent_batch_norms(model: nn.Module, layout: ParameterLayout, images: torch.Tensor) -> list[str]:

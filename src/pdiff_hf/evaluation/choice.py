@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,12 +26,12 @@ class Vectors(Protocol):
 
 
 @dataclass
-class Selection:
-    """What [`select_networks`] has chosen.
+class Choice:
+    """What [`choose_networks`] has chosen.
 
     Args:
         rows (`torch.Tensor` of shape `(top,)`): Positions among the networks, the best first.
-        vectors (`torch.Tensor` of shape `(top, D)`): The chosen networks as they were ranked last.
+        vectors (`torch.Tensor` of shape `(top, D)`): The chosen networks.
         accuracy (`torch.Tensor` of shape `(top,)`): On all images. The best of many are lucky too: expect less.
         nll (`torch.Tensor` of shape `(top,)`): On all images, in nats.
         num_pilots (`int`): Networks that were evaluated on all images for their order.
@@ -49,12 +48,11 @@ class Selection:
     num_dropped: int
 
 
-def select_networks(
+def choose_networks(
     evaluator: ParameterEvaluator,
     vectors: Vectors,
     top: int = 1,
-    finish: Callable[[torch.Tensor], tuple[ParameterEvaluator, torch.Tensor]] | None = None,
-) -> Selection:
+) -> Choice:
     """Choose the networks with the best accuracy (ties: the lowest NLL) by successive halving.
 
     All networks are ranked on a few images, the better ones on more, the last ones on all. Networks of one generator
@@ -67,8 +65,6 @@ def select_networks(
         vectors (`torch.Tensor` of shape `(B, D)`): Networks; or any object with a length that gives such a tensor
             `(b, D)` when it is indexed by rows `(b,)`, for more than fit into memory.
         top (`int`, *optional*, defaults to 1): Number of networks to choose.
-        finish (`Callable`, *optional*): Called with the vectors of the networks of the last rung; returns the
-            evaluator and the vectors that they are ranked by.
 
     Raises:
         ValueError: `top` is not in `[1, B]`, or fewer networks than that are finite.
@@ -100,14 +96,12 @@ def select_networks(
     num_dropped += int((~is_finite).sum())
     rows, finalists = rows[is_finite], finalists[is_finite]
     _check_enough(len(rows), top, num_dropped, len(vectors))
-    if finish is not None:
-        evaluator, finalists = finish(finalists)
     output = evaluator.predict(finalists)
     order = _ranking(output.accuracy, output.nll)
     num_dropped += len(rows) - len(order)
     _check_enough(len(order), top, num_dropped, len(vectors))
     order = order[:top]
-    return Selection(
+    return Choice(
         rows[order], finalists[order], output.accuracy[order], output.nll[order], num_pilots, done, num_dropped
     )
 

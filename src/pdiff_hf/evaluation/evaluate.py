@@ -30,7 +30,7 @@ def evaluate_groups(
     *,
     permutations: PermutationSpec | None = None,
     seconds: Mapping[str, float] | None = None,
-    statistics: Mapping[str, torch.Tensor] | None = None,
+    networks: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Evaluate groups of networks under one protocol.
@@ -46,8 +46,8 @@ def evaluate_groups(
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
-        statistics (`Mapping[str, torch.Tensor]`, *optional*): Values `(n, E)` by group name of the tensors that come
-            after the groups' own in the evaluators' layout; they count for predictions, not for distances.
+        networks (`Mapping[str, torch.Tensor]`, *optional*): The same networks `(n, E)` in the evaluators' layout,
+            where it has more tensors than count for distances; `groups` by default.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
     Returns:
@@ -58,9 +58,7 @@ def evaluate_groups(
     """
     if "original" not in groups:
         raise ValueError(f"expected a group 'original' to compare with, found {sorted(groups)}")
-    networks = groups
-    if statistics is not None:
-        networks = {name: torch.cat([vectors, statistics[name]], 1) for name, vectors in groups.items()}
+    networks = groups if networks is None else networks
     on_val = {name: val.predict(vectors) for name, vectors in networks.items()}
     on_test = {name: test.predict(vectors) for name, vectors in networks.items()}
     labels = test.labels.cpu()

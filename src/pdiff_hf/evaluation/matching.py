@@ -192,8 +192,8 @@ def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> tuple[torch.
 
     All are matched with the first one, then with the mean of all, until no unit changes its place. Matching by
     weights: Ainsworth et al. 2023, arXiv 2209.04836, §3.2; that the mean of all takes the place of one network is the
-    simplest of their ways to merge many. How the units of a network are ordered before has no influence on the others,
-    and for the first one none but on the order that all get.
+    simplest of their ways to merge many. Another order of the units of the first network only permutes the result in
+    the same way; another order of any other network changes nothing.
 
     Args:
         vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.

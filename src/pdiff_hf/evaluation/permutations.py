@@ -1,4 +1,4 @@
-"""Which hidden units of a network may change places, read off its graph."""
+"""Permutations of hidden units that leave a network's function as it is, read off its graph."""
 
 from __future__ import annotations
 

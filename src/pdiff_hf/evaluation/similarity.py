@@ -1,4 +1,4 @@
-"""How alike networks are: in the mistakes they make and in their parameters."""
+"""Similarity of networks, in the mistakes they make and in their parameters."""
 
 from __future__ import annotations
 

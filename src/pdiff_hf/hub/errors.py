@@ -1,4 +1,4 @@
-"""What goes wrong with the Hub, said in one line: what happened, and what to do."""
+"""Errors of the Hub in one line each: what happened, and what to do."""
 
 from __future__ import annotations
 

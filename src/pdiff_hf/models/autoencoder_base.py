@@ -150,7 +150,7 @@ class ParameterAutoencoderMixin:
             latents (`torch.Tensor` of shape `(K, C, L)`): On the model's device.
         """
         for part in latents.split(max(1, DECODED_VALUES // self.vector_length)):
-            yield self.decode(part, return_dict=False)[0]
+            yield self.decode(part).sample
 
     @torch.no_grad()
     def set_latent_statistics(self, latents: torch.Tensor) -> None:

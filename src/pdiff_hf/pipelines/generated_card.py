@@ -33,8 +33,7 @@ SNIPPETS = {
         'model = load_base_model(snapshot_download("{repo_id}")).build({arguments})'
     ),
     "zoo": (
-        "from huggingface_hub import snapshot_download\nfrom pdiff_hf.data.dataset import read_layout\n"
-        "from pdiff_hf.network_files import load_generated\n\n"
+        "from huggingface_hub import snapshot_download\nfrom pdiff_hf import load_generated, read_layout\n\n"
         'folder = snapshot_download("{repo_id}")\nlayout, base_model = read_layout(folder)\n'
         "model = base_model.build({arguments})\nlayout.load_into(model, load_generated(folder, layout)[0])"
     ),
@@ -86,7 +85,7 @@ def make_generated_card(
         model_name=title if results else None,
         eval_results=results or None,
     )
-    settings = {key: value for key, value in index.items() if key not in ("files", "selection", "schema")}
+    settings = {key: value for key, value in index.items() if key not in ("files", "choice", "schema")}
     card = ModelCard.from_template(
         data,
         template_str=template("generated_card.md"),
@@ -97,7 +96,7 @@ def make_generated_card(
         tensors=tensors_text(layout.to_dict()),
         pipeline=hub_id(pipeline) if pipeline else None,
         snippet=snippet,
-        selection=name_examples(_selection_text(index, row), (metrics or {}).get("task")),
+        choice=name_examples(_choice_text(index, row), (metrics or {}).get("task")),
         verdict=escape(metrics["verdict"]) if metrics else None,
         results=_result_lines(metrics, row),
         novelty=novelty_lines(metrics),
@@ -108,8 +107,8 @@ def make_generated_card(
     return f"{card.content}\n"
 
 
-def _selection_text(index: Mapping, row: int | None) -> str:
-    found = index.get("selection")
+def _choice_text(index: Mapping, row: int | None) -> str:
+    found = index.get("choice")
     if row is None and not found:
         return "All networks are here; none was chosen."
     if row is None:

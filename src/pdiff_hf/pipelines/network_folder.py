@@ -74,13 +74,23 @@ def check_new(folder: Path) -> None:
         raise ValueError(f"expected an empty or new folder for the networks, found that {folder} holds files.")
 
 
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """Content of `index.json`, in today's words: version 0.1 called a choice a selection.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    index = read_json(Path(folder) / "index.json")
+    return index | {"choice": index.pop("selection")} if "selection" in index else index
+
+
 def load_generated(folder: str | Path, layout: ParameterLayout) -> torch.Tensor:
     """Read a folder of generated networks as vectors `(n, D)`, without re-estimated BatchNorm statistics.
 
     Raises:
         ValueError: a file is missing, damaged or does not fit the layout or the index; names the file and the tensor.
     """
-    index = read_json(Path(folder) / "index.json")
+    index = read_index(folder)
     if index.get("layout") != layout.fingerprint:
         raise ValueError(
             f"{folder}: expected networks of layout {layout.fingerprint[:12]}, found {index.get('layout')}."
@@ -104,7 +114,7 @@ def load_statistics(folder: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: a file is missing or damaged, or lacks a tensor that the index declares.
     """
-    index = read_json(Path(folder) / "index.json")
+    index = read_index(folder)
     values: dict[str, list[torch.Tensor]] = {name: [] for name in index.get("batch_norm", ())}
     for path, state in _states(Path(folder), index) if values else ():
         for name, rows in values.items():

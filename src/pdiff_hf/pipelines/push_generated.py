@@ -15,13 +15,13 @@ from torch import nn
 from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 
 from ..base_model import BaseModel
-from ..data.dataset import read_layout
+from ..data.folder import read_layout
 from ..files import read_json, write_json
 from ..hub.upload import push_files
 from ..layout import ParameterLayout
 from .generated_card import make_generated_card
 from .hub import download_pipeline
-from .network_folder import load_generated
+from .network_folder import load_generated, read_index
 
 # What a task has to say of its images.
 KEYS = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
@@ -51,7 +51,7 @@ def push_generated(
         repo_id (`str`): `user/name`; made when it does not exist.
         source (`str` or `Path`): Folder of the pipeline or parameter dataset whose layout and base model they have, or
             a pipeline on the Hub.
-        index (`int`, *optional*): Row of `index.json`'s files; the best one of a selection by default.
+        index (`int`, *optional*): Row of `index.json`'s files; the best one of a choice by default.
         zoo (`bool`, *optional*, defaults to `False`): Push all networks as they are, with the base model's weights.
         private, revision, token, create_pr: See [`push_pipeline`].
         trusted_imports (`tuple[str, ...]`, *optional*): See [`BaseModel.build`].
@@ -66,15 +66,15 @@ def push_generated(
     """
     folder = Path(folder)
     layout, base_model, task = _read_source(source, token)
-    values = read_json(folder / "index.json")
+    values = read_index(folder)
     # Reads and checks every network.
     count = len(load_generated(folder, layout))
     if zoo and index is not None:
         raise ValueError("a zoo has all networks; give zoo or an index.")
     if index is None and not zoo:
-        if "selection" not in values:
+        if "choice" not in values:
             raise ValueError(
-                f"{folder}: expected the index of a network, or a selection (pdiff generate --select val) whose best "
+                f"{folder}: expected the index of a network, or a choice (pdiff generate --choose val) whose best "
                 f"one is taken, found {count} networks that nothing was chosen among."
             )
         index = 0

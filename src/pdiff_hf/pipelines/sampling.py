@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors import SafetensorError
 
-from ..data.vectors import open_vectors
+from ..data.dataset import ParameterDataset
 from ..machine import process_state
 from .pipeline_pdiff import PDiffPipeline
 
@@ -32,14 +32,13 @@ def batch_seed(seed: int, number: int) -> int:
 
 @torch.no_grad()
 def draw_gaussian_latents(
-    pipeline: PDiffPipeline, dataset_dir: str | Path, num_samples: int, truncation: float, seed: int
+    pipeline: PDiffPipeline, dataset: ParameterDataset, num_samples: int, truncation: float, seed: int
 ) -> torch.Tensor:
     """Scaled latents `(num_samples, C, L)` of a normal distribution fitted to those of a dataset, value by value."""
-    vectors, layout = open_vectors(dataset_dir)
     autoencoder = pipeline.autoencoder
-    if layout.fingerprint != autoencoder.layout.fingerprint:
-        raise ValueError(f"{dataset_dir}: expected the layout of the pipeline, found another one.")
-    latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
+    if dataset.layout.fingerprint != autoencoder.layout.fingerprint:
+        raise ValueError(f"{dataset.folder}: expected the layout of the pipeline, found another one.")
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
     noise = torch.randn(num_samples, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(seed))
     return torch.addcmul(latents.mean(0), noise.to(latents), truncation * latents.std(0))
 

@@ -1,26 +1,19 @@
-"""What an artefact folder is, read from its small files alone."""
+"""Run folders: what made them, which stages are complete and what they cost; and what any artefact folder is."""
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from collections.abc import Callable
-from pathlib import Path
-from ..files import link_or_copy
-from ..machine import process_state
-from ..files import read_json
-import shutil
-import time
-from ..files import write_json
-from ..machine import peak_memory
-from pydantic import BaseModel as PydanticModel
-from collections.abc import Sequence
-from ..files import atomic_write
 import yaml
+from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
+from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
+from ..machine import peak_memory, process_state
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -38,6 +31,8 @@ STAGES = {
     "evaluate": "report",
 }
 
+# Later checkpoints of the run's own collection, which its generator was not given; of runs of an ablation.
+UNSEEN = "unseen"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
 NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
 
@@ -170,15 +165,10 @@ class Run:
 
         A dataset's files are shared by hard links where the file system has them: nothing ever writes into them.
         """
-        target = self.path(stage)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
         copy = link_or_copy if stage == "collect" else shutil.copy2
-        shutil.copytree(
-            other.path(stage), partial, copy_function=copy, ignore=shutil.ignore_patterns("checkpoint-*", ".*")
-        )
-        partial.rename(target)
+        ignored = shutil.ignore_patterns("checkpoint-*", ".*")
+        with atomic_folder(self.path(stage), replace=True) as partial:
+            shutil.copytree(other.path(stage), partial, copy_function=copy, ignore=ignored, dirs_exist_ok=True)
         self.note(stage, other.stages[stage])
 
     def _save(self, stages: dict[str, dict[str, float]]) -> None:

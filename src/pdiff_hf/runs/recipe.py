@@ -14,12 +14,11 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from ..base_model import BaseModel
-from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
 from ..models.config import AutoencoderConfig, DiffusionConfig
-from .recipe_parts import find_part, named_recipes, read_part
-from ..tasks.config import BaseTrainingConfig
-from ..tasks.config import CollectConfig
 from ..tasks.auto import TASK_KINDS, TaskConfig
+from ..tasks.config import BaseTrainingConfig, CollectConfig
+from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
+from .recipe_parts import find_part, named_recipes, read_part
 
 # diffusers' name of a flag, where the recipe's key is another.
 FLAGS = {"steps": "max_train_steps"}
@@ -51,7 +50,7 @@ class BaseModelConfig(PydanticModel):
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
-        return BaseModel(self.library, self.name, dict(self.kwargs))
+        return BaseModel(self.library, self.name, dict(self.kwargs), trusted_imports=tuple(self.trusted_imports))
 
     def build(self) -> nn.Module:
         """The network that base training starts from, in eval mode; what `pretrained` lacks, such as a head, is new.
@@ -59,7 +58,7 @@ class BaseModelConfig(PydanticModel):
         Raises:
             ValueError: as [`BaseModel.build`], or there are no such pretrained weights.
         """
-        model = self.reference().build(self.trusted_imports)
+        model = self.reference().build()
         if self.pretrained is None:
             return model
         try:
@@ -95,7 +94,9 @@ class EvaluateConfig(PydanticModel):
 
     batch_size: int = Field(500, ge=1, description="images per forward pass")
     max_cache_mb: int = Field(2048, ge=1, description="memory for activations that do not change")
-    fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took, which doubles the time")
+    fine_tune: bool = Field(
+        True, description="also fine-tune for as long as the generator took: twice the time"
+    )
     seed: int = Field(0, ge=0, description="of the baselines' draws")
 
 

@@ -1,4 +1,4 @@
-"""The files that recipes are composed of: what there is, and how one is found and read."""
+"""Files that recipes are composed of: listed, found and read."""
 
 from __future__ import annotations
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 
-from ..data.dataset import dataset_vectors, load_parameter_dataset
+from ..data.dataset import ParameterDataset
 from ..data.vectors import split_rows
 from ..files import read_json
 from ..forward import forward_logits
-from .generate import generate_networks
-from ..pipelines.sampling import load_pipeline
 from ..layout import ParameterLayout
 from ..machine import process_state
 from ..models.auto import build_autoencoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..models.unet_1d import make_unet_1d
 from ..pipelines.card import write_pipeline_card
-from .recipe import Recipe, TrainingRecipe
-from .evaluate import evaluate_run, fine_tune_run
-from .folder import GATE_FILE, STAGES, begin_run, open_run
+from ..pipelines.sampling import load_pipeline
+from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
-from ..tasks.auto import load_task
-from ..tasks.evaluators import load_stored_task, make_val_evaluator
+from ..tasks.evaluators import make_gate_evaluator, open_task
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.diffusion import check_unet_memory, train_diffusion
+from .evaluate import evaluate_run, fine_tune_run
+from .folder import GATE_FILE, STAGES, begin_run, open_run
+from .generate import generate_networks
+from .recipe import Recipe, TrainingRecipe
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
@@ -50,24 +50,23 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
     task = load_task(recipe.task, recipe.base_model.reference())
     model = None if run.is_complete("collect") else prepare_base_model(recipe, task, run.path("collect"))
     begin_run(recipe, run)
-    dataset, pipeline, trusted = run.path("collect"), run.path("diffusion"), recipe.base_model.trusted_imports
+    pipeline = run.path("diffusion")
 
     run.do("collect", lambda path: collect_stage(recipe, path, task, model), report)
-    run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task, trusted), report)
+    dataset = ParameterDataset(run.path("collect"), trusted_imports=recipe.base_model.trusted_imports)
+    run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task), report)
     run.do("diffusion", lambda path: diffusion_stage(dataset, run.path("autoencoder"), path, recipe.diffusion), report)
 
     run.do(
         "generate",
-        lambda path: generate_networks(
-            load_pipeline(pipeline), path, dataset_dir=dataset, **recipe.generate.model_dump()
-        ),
+        lambda path: generate_networks(load_pipeline(pipeline), path, dataset=dataset, **recipe.generate.model_dump()),
         report,
     )
 
-    fine_tune_run(run, recipe.evaluate, task, trusted, report)
+    fine_tune_run(run, dataset, recipe.evaluate, task, report)
 
     def evaluate(path: Path) -> None:
-        metrics = evaluate_run(run, recipe.evaluate, task, trusted)
+        metrics = evaluate_run(run, recipe.evaluate, dataset, task)
         if process_state().is_main_process:
             write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
 
@@ -144,63 +143,58 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
 
     What is done is kept until all is: the base model, and every complete run.
     """
-    base_model, trusted = recipe.base_model.reference(), recipe.base_model.trusted_imports
+    base_model = recipe.base_model.reference()
     training, folder = recipe.base_training, partial_folder(output_dir)
-    model, _ = train_base_model_once(task, base_model, model, training, folder, trusted_imports=trusted)
-    return collect_checkpoints(
-        task, base_model, model, training, recipe.collect, output_dir, recipe.seed, trusted_imports=trusted
-    )
+    model, _ = train_base_model_once(task, base_model, model, training, folder)
+    return collect_checkpoints(task, base_model, model, training, recipe.collect, output_dir, recipe.seed)
 
 
 def autoencoder_stage(
-    dataset_dir: Path,
-    output_dir: Path,
-    config: AutoencoderConfig,
-    task: Task | None,
-    trusted_imports: Sequence[str] = (),
+    dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: Task | None
 ) -> dict:
     """Train the autoencoder, from its last checkpoint if there is one, and pass the gate."""
-    evaluator = make_val_evaluator(dataset_dir, task, trusted_imports=trusted_imports)
-    return train_autoencoder(dataset_dir, output_dir, config, evaluator, resume_from_checkpoint="latest")[1]
+    evaluator = make_gate_evaluator(dataset, task)
+    return train_autoencoder(dataset, output_dir, config, evaluator, resume_from_checkpoint="latest")[1]
 
 
-def diffusion_stage(dataset_dir: Path, autoencoder_dir: Path, output_dir: Path, config: DiffusionConfig) -> None:
+def diffusion_stage(
+    dataset: ParameterDataset, autoencoder_dir: Path, output_dir: Path, config: DiffusionConfig
+) -> None:
     """Train the denoiser, from its last checkpoint if there is one, and save the pipeline with its card."""
-    train_diffusion(dataset_dir, autoencoder_dir, output_dir, config, resume_from_checkpoint="latest")
+    train_diffusion(dataset, autoencoder_dir, output_dir, config, resume_from_checkpoint="latest")
     if process_state().is_main_process:
         write_pipeline_card(output_dir)
 
 
 def train_stages(
     recipe: TrainingRecipe,
+    dataset: ParameterDataset,
     folder: str | Path,
-    trusted_imports: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Both training stages on a parameter dataset; returns the reconstruction report.
 
     Args:
         recipe ([`TrainingRecipe`]): Validated.
+        dataset ([`ParameterDataset`]): That of the recipe.
         folder (`str` or `Path`): New, or begun by the same recipe: then it goes on where it stopped. The parameter
             dataset may be in it.
-        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
         report (`Callable`, *optional*): Receives a line of text after every stage.
 
     Raises:
         ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
     """
-    dataset_dir = Path(recipe.dataset)
     run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
-    dataset, layout = load_parameter_dataset(dataset_dir)
-    dataset_vectors(dataset, layout)
-    check_training(layout, len(dataset), recipe.autoencoder, recipe.diffusion)
-    task = load_stored_task(dataset_dir)
+    # Its rows are read, and so checked, before anything is written.
+    dataset.vectors()
+    check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)
+    task = open_task(dataset)
     begin_run(recipe, run)
     autoencoder = run.path("autoencoder")
     run.do(
         "autoencoder",
-        lambda path: autoencoder_stage(dataset_dir, path, recipe.autoencoder, task, trusted_imports),
+        lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task),
         report,
     )
-    run.do("diffusion", lambda path: diffusion_stage(dataset_dir, autoencoder, path, recipe.diffusion), report)
+    run.do("diffusion", lambda path: diffusion_stage(dataset, autoencoder, path, recipe.diffusion), report)
     return read_json(autoencoder / GATE_FILE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,6 @@ def train_base_model_once(
     folder: str | Path,
     device: torch.device | str | None = None,
     progress: bool = True,
-    trusted_imports: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Trains a base model unless a folder holds the result of the same training, and keeps the result there.
 
@@ -107,7 +105,6 @@ def train_base_model_once(
             left there is removed.
         device (`torch.device` or `str`, *optional*): Where to train; an accelerator when there is one by default.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
-        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
 
     Returns:
         `tuple[nn.Module, dict]`: the trained network on `device`, and what [`train_base_model`] returns.
@@ -133,7 +130,7 @@ def train_base_model_once(
     state.wait_for_everyone()
     known = read_json(file)
     if is_known or not state.is_main_process:
-        model = BaseModel.from_dict(known["stored"], root=folder).build(trusted_imports)
+        model = BaseModel.from_dict(known["stored"], root=folder).build(base_model.trusted_imports)
     return model.to(device or _default_device()), known["result"]
 
 

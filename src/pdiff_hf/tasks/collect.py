@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..base_model import BaseModel
-from ..data.dataset import dataset_vectors, load_parameter_dataset, read_layout
+from ..data.dataset import ParameterDataset
+from ..data.vectors import dataset_vectors
 from ..data.writer import save_parameter_dataset
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.matching import align_networks
 from ..evaluation.permutations import permutation_spec
-from ..files import read_json, write_json
+from ..files import atomic_folder, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import process_state
 from .collect_runs import RunCollector
@@ -74,7 +75,6 @@ def collect_checkpoints(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
-    trusted_imports: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains the selected tensors on and writes a parameter dataset with `runs * num_checkpoints` rows.
 
@@ -97,7 +97,6 @@ def collect_checkpoints(
         seed (`int`, *optional*, defaults to 0): Run `r` shuffles the images by `seed + r`.
         device (`torch.device` or `str`, *optional*): Where to train; that of `model` by default.
         progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
-        trusted_imports (`Sequence[str]`, *optional*): Passed to [`BaseModel.build`] for `independent` runs.
 
     Returns:
         `dict[str, Any]`: `num_checkpoints`, `num_parameters`, and mean `val_accuracy` and `test_accuracy` (fractions).
@@ -122,7 +121,7 @@ def collect_checkpoints(
     state.wait_for_everyone()
 
     # 1. Runs, a part at a time into folders that get their names when they are complete
-    runs = RunCollector(task, base_model, model, base_training, config, layout, seed, trusted_imports)
+    runs = RunCollector(task, base_model, model, base_training, config, layout, seed)
     folders = {part: folder / "runs" / f"{part[0]:06d}" for part in runs.parts}
     missing = [part for part, path in folders.items() if not path.exists()]
     # No process completes a part before all have looked.
@@ -132,11 +131,8 @@ def collect_checkpoints(
     is_silent = not (progress and state.is_main_process)
     with tqdm(total=total, desc="collect", disable=is_silent, leave=False) as bar:
         for part in own:
-            path = folders[part]
-            partial = path.with_name(f".{path.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            runs.collect(part, partial, bar.update)
-            partial.rename(path)
+            with atomic_folder(folders[part]) as partial:
+                runs.collect(part, partial, bar.update)
     state.wait_for_everyone()
 
     # 2. All rows, their accuracies on both splits in one pass, and the folder
@@ -176,25 +172,22 @@ def _read_parts(folders: Iterable[Path], layout: ParameterLayout) -> tuple[torch
     """Vectors `(K, D)` and all other columns of parameter datasets, one after another."""
     vectors, columns = [], {}
     for path in folders:
-        dataset, _ = load_parameter_dataset(path)
-        vectors.append(dataset_vectors(dataset, layout))
-        for name, values in dataset.remove_columns("parameters").with_format(None).to_dict().items():
+        rows = ParameterDataset(path).rows
+        vectors.append(dataset_vectors(rows, layout))
+        for name, values in rows.remove_columns("parameters").with_format(None).to_dict().items():
             columns.setdefault(name, []).extend(values)
     # Of one part, the rows need not be copied.
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors), columns
 
 
-def align_dataset(
-    dataset_dir: str | Path, output_dir: str | Path, trusted_imports: Sequence[str] = ()
-) -> dict[str, Any]:
+def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str, Any]:
     """Write a parameter dataset whose networks are those of another one, their hidden units in a common order.
 
     Metrics and all other columns stay, and `stats.json` says under `metadata.alignment` what was done.
 
     Args:
-        dataset_dir (`str` or `Path`): Folder of a parameter dataset with a base model.
+        dataset ([`ParameterDataset`]): With a base model.
         output_dir (`str` or `Path`): New folder.
-        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
 
     Returns:
         `dict`: the report of [`align_networks`], and `num_checkpoints` and `num_parameters`.
@@ -203,22 +196,17 @@ def align_dataset(
         ValueError: the dataset has no base model, its network has a layer that is not understood, or `output_dir` is
             not new.
     """
-    layout, base_model = read_layout(dataset_dir)
+    layout, base_model = dataset.layout, dataset.base_model
     if base_model is None:
-        raise ValueError(
-            f"expected a base model in {Path(dataset_dir) / 'layout.json'}, found none; import it with one"
-        )
+        raise ValueError(f"expected a base model in {dataset.folder / 'layout.json'}, found none; import it with one")
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"expected a new folder for the aligned dataset, found that {output_dir} is not empty")
-    spec = permutation_spec(base_model.build(trusted_imports), layout)
-    dataset, layout = load_parameter_dataset(dataset_dir)
-    aligned, report = align_networks(dataset_vectors(dataset, layout), spec)
-    table = dataset.with_format("arrow")[:]
-    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "parameters"}
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    metadata = {**read_json(Path(dataset_dir) / "stats.json")["metadata"], "alignment": report}
-    save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)
-    partial.rename(output_dir)
+    spec = permutation_spec(base_model.build(), layout)
+    rows = dataset.rows
+    aligned, report = align_networks(dataset_vectors(rows, layout), spec)
+    columns = rows.remove_columns("parameters").with_format(None)[:]
+    metadata = {**dataset.metadata, "alignment": report}
+    with atomic_folder(output_dir) as partial:
+        save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)
     return {**report, "num_checkpoints": len(aligned), "num_parameters": layout.num_parameters}

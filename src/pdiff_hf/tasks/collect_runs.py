@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,6 @@ class RunCollector:
         config ([`CollectConfig`]): Hyper-parameters.
         layout ([`ParameterLayout`]): The selected tensors.
         seed (`int`): Run `r` shuffles the images by `seed + r`.
-        trusted_imports (`Sequence[str]`): See [`BaseModel.build`].
     """
 
     task: Task
@@ -44,7 +43,6 @@ class RunCollector:
     config: CollectConfig
     layout: ParameterLayout
     seed: int
-    trusted_imports: Sequence[str] = ()
 
     @property
     def parts(self) -> list[range]:
@@ -90,7 +88,7 @@ class RunCollector:
                 seeds.append(self.base_training.seed + run)
                 set_seed(seeds[-1])
                 untrained = replace(self.base_model, weights=None, sha256=None, repo=None, revision=None)
-                networks.append(untrained.build(self.trusted_imports))
+                networks.append(untrained.build())
             else:
                 networks.append(copy.deepcopy(self.model))
         if seeds:

@@ -1,38 +1,75 @@
-"""The task that a parameter dataset was collected on."""
+"""Task and evaluators of a parameter dataset: the only place where they are made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from ..data.dataset import read_layout
+from torch import nn
+
+from ..data.dataset import ParameterDataset
 from ..evaluation.evaluator import ParameterEvaluator
-from ..files import read_json
+from ..layout import ParameterLayout
 from ..machine import process_state
 from .auto import load_task
 from .task import Task
 
 
-def load_stored_task(dataset_dir: str | Path) -> Task | None:
-    """The task named in `stats.json` of a parameter dataset, or `None` when it names none.
+def open_task(dataset: ParameterDataset) -> Task | None:
+    """The task that a parameter dataset was collected on, or `None` when it names none.
 
     Raises:
         ValueError: the examples are not where the dataset says.
     """
-    metadata = read_json(Path(dataset_dir) / "stats.json")["metadata"]
-    return load_task(metadata["task"], read_layout(dataset_dir)[1]) if "task" in metadata else None
+    return None if dataset.task is None else load_task(dataset.task, dataset.base_model)
 
 
-def make_val_evaluator(
-    dataset_dir: str | Path,
-    task: Task | None,
-    device: str | None = None,
-    trusted_imports: Sequence[str] = (),
-) -> ParameterEvaluator | None:
-    """An evaluator on the validation examples for the gate, or `None` without a task or base model."""
-    layout, base_model = read_layout(dataset_dir)
-    if task is None or base_model is None:
-        return None
+def require_task(dataset: ParameterDataset) -> Task:
+    """The task of a dataset whose networks are to be evaluated.
+
+    Raises:
+        ValueError: the dataset names none or no base model, or the examples are not where it says.
+    """
+    if missing := [name for name in ("task", "base_model") if getattr(dataset, name) is None]:
+        raise ValueError(
+            f"{dataset.folder} names no {missing[0].replace('_', ' ')}; to evaluate networks, a dataset needs a task "
+            "and a base model."
+        )
+    return open_task(dataset)
+
+
+def make_evaluator(
+    dataset: ParameterDataset,
+    split: str,
+    task: Task | None = None,
+    *,
+    model: nn.Module | None = None,
+    layout: ParameterLayout | None = None,
+    **options: Any,
+) -> ParameterEvaluator:
+    """An evaluator of the dataset's networks, which shares them among the processes of `accelerate launch`.
+
+    Args:
+        dataset ([`ParameterDataset`]): Names base model and task.
+        split (`str`): `"train"`, `"val"` or `"test"`.
+        task ([`Task`], *optional*): Instead of opening that of the dataset.
+        model (`nn.Module`, *optional*): Instead of building the base model.
+        layout ([`ParameterLayout`], *optional*): Of the vectors, that of the dataset by default.
+        options: Those of [`ParameterEvaluator`]: `batch_size`, `max_cache_bytes`, and so on.
+
+    Raises:
+        ValueError: see [`require_task`] and [`BaseModel.build`].
+    """
+    task = task or require_task(dataset)
+    state = process_state()
     return ParameterEvaluator(
-        base_model.build(trusted_imports), layout, *task.arrays("val"), device=device, accelerator=process_state()
+        model or dataset.base_model.build(),
+        layout or dataset.layout,
+        *task.arrays(split),
+        **{"device": state.device, "accelerator": state, **options},
     )
+
+
+def make_gate_evaluator(dataset: ParameterDataset, task: Task | None = None) -> ParameterEvaluator | None:
+    """What the gate measures accuracies with, on the validation examples; `None` where nobody knows how."""
+    is_known = dataset.base_model is not None and (task or dataset.task) is not None
+    return make_evaluator(dataset, "val", task) if is_known else None

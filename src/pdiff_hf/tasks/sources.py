@@ -1,4 +1,4 @@
-"""Where labelled examples come from: the Hub, or a folder of this machine."""
+"""Sources of labelled examples: the Hub, or a folder of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: labelled examples in three disjoint splits, ready for a network."""
+"""Tasks: labelled examples in three disjoint splits, ready for a network."""
 
 from __future__ import annotations
 

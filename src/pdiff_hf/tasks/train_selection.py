@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -198,7 +198,6 @@ def fine_tune(
     num: int,
     seed: int = 0,
     device: torch.device | str | None = None,
-    trusted_imports: Sequence[str] = (),
 ) -> tuple[torch.Tensor, int]:
     """Train a checkpoint on for a given time, the learning rate falling along a cosine from that of the collection.
 
@@ -214,7 +213,6 @@ def fine_tune(
         num (`int`): Number of networks; fewer when there is no time for so many steps.
         seed (`int`, *optional*, defaults to 0): Of the order of the images.
         device (`torch.device` or `str`, *optional*): Where to train; an accelerator when there is one by default.
-        trusted_imports (`Sequence[str]`, *optional*): See [`BaseModel.build`].
 
     Returns:
         `tuple[torch.Tensor, int]`: networks `(n, D)` with `1 <= n <= num`, and the number of steps.
@@ -222,7 +220,7 @@ def fine_tune(
     Raises:
         ValueError: the loss is no longer finite, or the base model cannot be built.
     """
-    network = base_model.build(trusted_imports)
+    network = base_model.build()
     layout.load_into(network, vector)
     network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     # One checkpoint a step, without an end: time decides.

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..data.vectors import StoredVectors, open_vectors, split_rows, take_rows
+from ..data.dataset import ParameterDataset
+from ..data.vectors import StoredVectors, split_rows, take_rows
 from ..evaluation.evaluator import ParameterEvaluator
 from ..files import write_json
 from ..machine import return_large_blocks
@@ -22,7 +23,7 @@ from .loop import make_accelerator, run_steps
 
 
 def train_autoencoder(
-    dataset_dir: str | Path,
+    dataset: ParameterDataset | str | Path,
     output_dir: str | Path,
     config: AutoencoderConfig,
     evaluator: ParameterEvaluator | None = None,
@@ -32,7 +33,7 @@ def train_autoencoder(
     """Train an autoencoder on a parameter dataset, measure the gate and save both.
 
     Args:
-        dataset_dir (`str` or `Path`): A parameter dataset.
+        dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
         output_dir (`str` or `Path`): Receives the model, its config and log, and `reconstruction.json`.
         config ([`AutoencoderConfig`]): Hyper-parameters and gate.
         evaluator ([`ParameterEvaluator`], *optional*): On validation images, for the accuracy half of the gate.
@@ -50,7 +51,8 @@ def train_autoencoder(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
-    vectors, layout = open_vectors(dataset_dir)
+    dataset = ParameterDataset.of(dataset)
+    vectors = dataset.vectors()
     train_rows, heldout_rows = split_rows(len(vectors), config.holdout_every)
     if len(heldout_rows) == 0:
         raise ValueError(
@@ -63,7 +65,7 @@ def train_autoencoder(
 
     # 1. Statistics of the data
     torch.manual_seed(config.seed)
-    autoencoder = build_autoencoder(config, layout.to_dict()).to(accelerator.device)
+    autoencoder = build_autoencoder(config, dataset.layout.to_dict()).to(accelerator.device)
     autoencoder.fit_statistics(train_vectors)
 
     # 2. Gradient steps; the closed-form autoencoder needs none

@@ -9,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet1DModel
 
-from ..data.dataset import load_base_model
-from ..data.vectors import open_vectors
+from ..data.dataset import ParameterDataset
 from ..files import read_json, write_json
 from ..models.auto import load_autoencoder
 from ..models.config import DiffusionConfig
@@ -29,7 +28,7 @@ COPIES_OF_WEIGHTS = 5
 
 
 def train_diffusion(
-    dataset_dir: str | Path,
+    dataset: ParameterDataset | str | Path,
     autoencoder_dir: str | Path,
     output_dir: str | Path,
     config: DiffusionConfig,
@@ -42,7 +41,7 @@ def train_diffusion(
     velocity (Source: Salimans and Ho 2022, arXiv 2202.00512, appendix D).
 
     Args:
-        dataset_dir (`str` or `Path`): The parameter dataset the autoencoder was trained on.
+        dataset ([`ParameterDataset`], `str` or `Path`): The parameter dataset the autoencoder was trained on.
         autoencoder_dir (`str` or `Path`): What [`train_autoencoder`] has written.
         output_dir (`str` or `Path`): Receives the pipeline, `train_log.jsonl` and `train_config.json`.
         config ([`DiffusionConfig`]): Hyper-parameters.
@@ -59,16 +58,16 @@ def train_diffusion(
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
     autoencoder = load_autoencoder(autoencoder_dir)
-    vectors, layout = open_vectors(dataset_dir)
-    if autoencoder.layout.fingerprint != layout.fingerprint:
+    dataset = ParameterDataset.of(dataset)
+    if autoencoder.layout.fingerprint != dataset.layout.fingerprint:
         raise ValueError(
             f"the autoencoder has layout {autoencoder.layout.fingerprint[:12]}, the dataset "
-            f"{layout.fingerprint[:12]}; train the autoencoder on this dataset."
+            f"{dataset.layout.fingerprint[:12]}; train the autoencoder on this dataset."
         )
 
     # 1. Latents, encoded once
     autoencoder = autoencoder.to(accelerator.device)
-    latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
 
     # 2. Denoiser
     torch.manual_seed(config.seed)
@@ -102,7 +101,7 @@ def train_diffusion(
 
     # 3. Pipeline
     pipeline = PDiffPipeline(autoencoder, unet, scheduler)
-    pipeline.base_model = load_base_model(dataset_dir)
+    pipeline.base_model = dataset.base_model
     with writing(accelerator, f"the pipeline in {output_dir}", output_dir):
         if accelerator.is_main_process:
             trained_by = {

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a training at the next step, with a checkpoint."""
+"""Interrupts: SIGTERM and SIGINT end a training at the next step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Processes ask each other whether to stop about this often; a step that takes longer is not interrupted.
 SECONDS_BETWEEN_VOTES = 1.0
 MAX_STEPS_BETWEEN_VOTES = 1000
-# A launcher passes Ctrl-C on to processes that had it from the terminal already; what comes later is the user again.
+# A terminal and the launcher both pass on the same Ctrl-C, within this time; a later signal is a second Ctrl-C.
 SECONDS_OF_COPIES = 3.0
 
 

@@ -1,4 +1,4 @@
-"""The network that imported checkpoints belong to, and whether they do."""
+"""Network of imported checkpoints: the names of its tensors, and the refusal of another one's."""
 
 from __future__ import annotations
 
@@ -133,16 +133,15 @@ class Architecture:
 
     Args:
         base_model ([`BaseModel`]): The network; of its own weights no use is made.
-        trusted_imports (`Sequence[str]`, *optional*): Passed to [`BaseModel.build`].
 
     Raises:
         ValueError: the network cannot be built.
     """
 
-    def __init__(self, base_model: BaseModel, trusted_imports: Sequence[str] = ()):
+    def __init__(self, base_model: BaseModel):
         self.base_model = base_model
         try:
-            self._model = base_model.build(trusted_imports)
+            self._model = base_model.build()
         except (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"base model {base_model.name!r} cannot be built with its arguments: {reason}") from error

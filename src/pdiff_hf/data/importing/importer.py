@@ -36,7 +36,6 @@ def import_checkpoints(
     all_revisions: bool = False,
     metrics_pattern: str | None = None,
     run: str | None = None,
-    trusted_imports: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     r"""Writes a parameter dataset with one row for each checkpoint that it finds.
@@ -66,8 +65,6 @@ def import_checkpoints(
             that end in `_percent` are divided by 100. Example: `r"(?P<epoch>\d+)-acc(?P<val_accuracy>[\d.]+)"`.
         run (`str`, *optional*):
             Name of one run that all rows belong to.
-        trusted_imports (`Sequence[str]`, *optional*):
-            Passed to [`BaseModel.build`].
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
@@ -93,7 +90,7 @@ def import_checkpoints(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         # 1. The first checkpoint says what is recorded, and what the rest of the network is
-        architecture = Architecture(base_model, trusted_imports)
+        architecture = Architecture(base_model)
         first = checkpoints[0]
         state = architecture.named(read_state_dict(first.files(), first.where), first.where)
         base_model = base_model.save_weights(state, folder)

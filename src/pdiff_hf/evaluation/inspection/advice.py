@@ -1,4 +1,4 @@
-"""From the figures of an inspection to what should be done before training."""
+"""Advice before training, from the figures of an inspection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each autoencoder would need for a parameter dataset, before one is trained."""
+"""Cost of every autoencoder for a parameter dataset, estimated before one is trained."""
 
 from __future__ import annotations
 

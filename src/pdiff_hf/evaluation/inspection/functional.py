@@ -1,4 +1,4 @@
-"""What the networks of a parameter dataset do between each other and on average."""
+"""Accuracy of a dataset's networks on the way between two of them, and of their average."""
 
 from __future__ import annotations
 

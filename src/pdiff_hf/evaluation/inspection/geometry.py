@@ -1,4 +1,4 @@
-"""How the rows of a parameter dataset lie: directions, memory along a run, distances, linear reconstruction."""
+"""Geometry of the rows of a parameter dataset: directions, memory along a run, distances, linear reconstruction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a parameter dataset: NaN, constants and copies."""
+"""Inspection of a parameter dataset before training: defects, geometry, behaviour, cost, and advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...data.dataset import load_parameter_dataset, read_layout
+from ...data.dataset import ParameterDataset
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
 from ...models.autoencoder_pdiff import PRESETS
@@ -108,7 +108,7 @@ def _equal(values: Mapping) -> list[list]:
 
 
 def inspect_dataset(
-    dataset_dir: str | Path,
+    dataset: ParameterDataset | str | Path,
     evaluator: ParameterEvaluator | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -119,7 +119,7 @@ def inspect_dataset(
     Rows with NaN or infinite values are reported and left out of all other figures.
 
     Args:
-        dataset_dir (`str` or `Path`): A parameter dataset.
+        dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
         evaluator ([`ParameterEvaluator`], *optional*): On the validation images; without it, barriers and the gain of
             averaging are not measured.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
@@ -135,8 +135,9 @@ def inspect_dataset(
     """
     begin = time.perf_counter()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    base_model = read_layout(dataset_dir)[1]
-    vectors, layout, names, steps = _read(dataset_dir)
+    dataset = ParameterDataset.of(dataset)
+    layout, base_model = dataset.layout, dataset.base_model
+    vectors, names, steps = _read(dataset)
 
     # 1. Rows that can be used, by run and in the order of their steps
     finite, broken = find_non_finite(vectors, layout)
@@ -153,19 +154,7 @@ def inspect_dataset(
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
-        "runs": {
-            name: {
-                "num_rows": names.count(name),
-                "num_finite_rows": own.count(name),
-                "constant_tensors": [],
-                "num_constant_parameters": 0,
-                "duplicate_rows": [],
-                "autocorrelation": {},
-                "autocorrelation_time": None,
-                "effective_rows": 0.0,
-            }
-            for name in dict.fromkeys(names)
-        },
+        "runs": {name: _run_entry(names.count(name), own.count(name)) for name in dict.fromkeys(names)},
         "copies": None,
         "geometry": None,
         "functional": None,
@@ -207,13 +196,26 @@ def inspect_dataset(
     return report
 
 
-def _read(dataset_dir: str | Path) -> tuple[torch.Tensor, ParameterLayout, list[str], list[int]]:
-    """Vectors, finite or not, layout, and run and step of every row."""
-    dataset, layout = load_parameter_dataset(dataset_dir)
-    table = dataset.with_format("arrow")[:]
+def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, list[str], list[int]]:
+    """Vectors, finite or not, and run and step of every row."""
+    table = dataset.rows.with_format("arrow")[:]
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("parameters").chunks]
-    vectors = torch.from_numpy(np.concatenate(chunks).reshape(len(table), layout.num_parameters))
-    return vectors, layout, table.column("run").to_pylist(), table.column("step").to_pylist()
+    vectors = torch.from_numpy(np.concatenate(chunks).reshape(len(table), dataset.layout.num_parameters))
+    return vectors, table.column("run").to_pylist(), table.column("step").to_pylist()
+
+
+def _run_entry(num_rows: int, num_finite: int) -> dict:
+    """What is said of a run of which nothing else is known yet."""
+    return {
+        "num_rows": num_rows,
+        "num_finite_rows": num_finite,
+        "constant_tensors": [],
+        "num_constant_parameters": 0,
+        "duplicate_rows": [],
+        "autocorrelation": {},
+        "autocorrelation_time": None,
+        "effective_rows": 0.0,
+    }
 
 
 def _memory(gram: torch.Tensor) -> dict:

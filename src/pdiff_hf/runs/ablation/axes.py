@@ -1,4 +1,4 @@
-"""What an ablation varies: short names for keys of the recipe, and any key itself."""
+"""Axes of an ablation: short names for keys of the recipe, and any key itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from ..composition import FACTS
 from ...data.vectors import split_rows
 from ...models.config import fit_latents
+from ..composition import FACTS
 from ..recipe import Recipe, recipe_keys
 
 # Standard deviations of the noise where the recipe has none, the paper's.

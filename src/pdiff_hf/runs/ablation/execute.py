@@ -16,9 +16,9 @@ from accelerate import PartialState
 
 from ...files import atomic_write, read_json, write_json
 from ...machine import process_state
-from ..recipe import Recipe
-from ..folder import RECIPE_FILE, Run, first_difference
 from ...tasks.collect import partial_folder
+from ..folder import RECIPE_FILE, Run, first_difference
+from ..recipe import Recipe
 from .plan import Job, Plan, base_model_key, make_jobs, stage_keys
 from .share import begin_job, place_base_model
 

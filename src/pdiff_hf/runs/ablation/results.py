@@ -1,4 +1,4 @@
-"""What an ablation has found: numbers of every point, and the files people and programs read."""
+"""Results of an ablation: numbers of every point, and the files people and programs read."""
 
 from __future__ import annotations
 

@@ -1,13 +1,17 @@
-"""What a run of an ablation takes from others instead of making it again."""
+"""Stages that a run of an ablation takes over from another instead of making them again."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from ...data.writer import copy_first_rows, finish_dataset
+import torch
+
+from ...data.dataset import ParameterDataset
+from ...data.writer import finish_dataset
+from ...files import atomic_folder
+from ..folder import UNSEEN, Run, open_run, write_recipe
 from ..recipe import Recipe
-from ..folder import Run, open_run, write_recipe
 from .plan import STAGE_SECTIONS, Job
 
 
@@ -42,9 +46,15 @@ def begin_job(job: Job, folder: str | Path) -> Run:
 
 
 def _take_first_checkpoints(run: Run, other: Run, recipe: Recipe) -> None:
-    """What a collection of fewer checkpoints would have made: the first ones of the longer collection."""
-    path = run.path("collect")
-    copy_first_rows(other.path("collect"), path, recipe.collect.num_checkpoints)
+    """What a collection of fewer checkpoints would have made: the first ones of the longer collection.
+
+    Of the others, as many as networks are generated stay beside them, to be compared with.
+    """
+    path, count, longer = run.path("collect"), recipe.collect.num_checkpoints, ParameterDataset(other.path("collect"))
+    longer.copy_first(count, path)
+    rows = torch.linspace(count, len(longer) - 1, min(len(longer) - count, recipe.generate.num_samples)).round().long()
+    with atomic_folder(run.folder / UNSEEN, replace=True) as partial:
+        ParameterDataset.write(longer.vectors(rows=rows), longer.layout, partial)
     finish_dataset(path, {"collect": recipe.collect.model_dump(mode="json")})
     run.note("collect", other.stages["collect"])
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation.choice import RUNGS, make_rungs, select_networks
+from pdiff_hf.evaluation.choice import RUNGS, choose_networks, make_rungs
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
 
@@ -48,7 +48,7 @@ def full_ranking(output):
 def test_chosen_are_the_best_at_little_more_than_a_tenth_of_the_cost(drawn):
     evaluator, vectors, output = drawn
     CountingEvaluator.computed = 0
-    selection = select_networks(evaluator, vectors, top=5)
+    selection = choose_networks(evaluator, vectors, top=5)
     assert CountingEvaluator.computed <= 0.13 * len(vectors) * NUM_IMAGES
     reported = selection.num_pilots * NUM_IMAGES + sum(networks * images for networks, images in selection.rungs)
     assert reported == CountingEvaluator.computed
@@ -59,7 +59,7 @@ def test_chosen_are_the_best_at_little_more_than_a_tenth_of_the_cost(drawn):
 
 def test_what_is_reported_of_the_chosen_is_measured_on_all_images(drawn):
     evaluator, vectors, output = drawn
-    selection = select_networks(evaluator, vectors, top=5)
+    selection = choose_networks(evaluator, vectors, top=5)
     assert torch.equal(selection.vectors, vectors[selection.rows])
     assert torch.equal(selection.accuracy, output.accuracy[selection.rows])
     # Sums of float32 in another order.
@@ -74,7 +74,7 @@ def test_what_is_reported_of_the_chosen_is_measured_on_all_images(drawn):
 def test_few_networks_are_all_ranked(num):
     evaluator, own = make_evaluator()
     vectors = make_vectors(own, num)
-    selection = select_networks(evaluator, vectors, top=num)
+    selection = choose_networks(evaluator, vectors, top=num)
     assert selection.rows.tolist() == full_ranking(evaluator.predict(vectors))
     assert selection.rungs == [(num, NUM_IMAGES)] and selection.num_pilots == 0
 
@@ -98,7 +98,7 @@ def test_rows_are_asked_for_in_chunks(drawn, monkeypatch):
     evaluator, vectors, _ = drawn
     monkeypatch.setattr("pdiff_hf.evaluation.choice.CHUNK_BYTES", 100 * 4 * vectors.shape[1])
     decoded = DecodedRows(vectors)
-    assert torch.equal(select_networks(evaluator, decoded, 3).rows, select_networks(evaluator, vectors, 3).rows)
+    assert torch.equal(choose_networks(evaluator, decoded, 3).rows, choose_networks(evaluator, vectors, 3).rows)
     assert decoded.largest == 100
 
 
@@ -111,7 +111,7 @@ def test_networks_that_are_not_finite_are_dropped(num):
     vectors[(best + 1) % num, 3] = torch.inf
     # Finite itself, but the outputs are not.
     vectors[(best + 2) % num] *= 1e30
-    selection = select_networks(evaluator, vectors, top=num - 3 if num == 16 else 3)
+    selection = choose_networks(evaluator, vectors, top=num - 3 if num == 16 else 3)
     assert selection.num_dropped == 3
     assert not {best, (best + 1) % num, (best + 2) % num} & set(selection.rows.tolist())
     assert selection.nll.isfinite().all()
@@ -123,7 +123,7 @@ def test_infinite_values_behind_a_relu_take_no_place_in_a_rung():
     first_bias = 27 * 16
     vectors[:290, first_bias] = -torch.inf
     assert evaluator.predict(vectors).nll.isfinite().all()
-    selection = select_networks(evaluator, vectors, top=8)
+    selection = choose_networks(evaluator, vectors, top=8)
     assert selection.num_dropped == 290 and min(selection.rows) >= 290
 
 
@@ -133,35 +133,19 @@ def test_too_few_finite_networks_are_an_error(num, value):
     evaluator, own = make_evaluator()
     vectors = make_vectors(own, num)
     vectors[1:] = value
-    assert select_networks(evaluator, vectors).rows.tolist() == [0]
+    assert choose_networks(evaluator, vectors).rows.tolist() == [0]
     with pytest.raises(ValueError, match=f"at least 2 networks with finite .* {num - 1} of {num}"):
-        select_networks(evaluator, vectors, top=2)
+        choose_networks(evaluator, vectors, top=2)
     vectors[:] = value
     with pytest.raises(ValueError, match=f"at least 1 networks with finite .* {num} of {num}"):
-        select_networks(evaluator, vectors, finish=lambda vectors: pytest.fail("nothing to finish"))
-
-
-def test_last_rung_is_ranked_by_what_finish_returns(drawn):
-    evaluator, vectors, output = drawn
-    finished = {}
-
-    def finish(finalists):
-        finished["vectors"] = finalists
-        # Of the finalists, the last ones become copies of the best network.
-        changed = vectors[[full_ranking(output)[-1]]].repeat(len(finalists), 1)
-        changed[-1] = finalists[0]
-        return evaluator, changed
-
-    selection = select_networks(evaluator, vectors, finish=finish)
-    assert torch.equal(vectors[selection.rows[0]], finished["vectors"][-1])
-    assert torch.equal(selection.vectors[0], finished["vectors"][0])
+        choose_networks(evaluator, vectors)
 
 
 @pytest.mark.parametrize("top", [0, 11])
 def test_top_out_of_range(top):
     evaluator, own = make_evaluator()
     with pytest.raises(ValueError, match=r"expected top from 1 to the number of networks, 10, found"):
-        select_networks(evaluator, make_vectors(own, 10), top=top)
+        choose_networks(evaluator, make_vectors(own, 10), top=top)
 
 
 def test_rungs():

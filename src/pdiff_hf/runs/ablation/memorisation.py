@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ..files import atomic_write, write_json
-from ..report.plots.audit import plot_audit
-from ..results.text import MISSING, ReportTable, markdown_table, name_examples, number, percent, points
+from ...files import atomic_write, write_json
+from ...report.plots.memorisation import plot_audit
+from ...results.text import MISSING, ReportTable, markdown_table, name_examples, number, percent, points
 
 SCHEMA = 1
 # Of the table, what fits into 120 columns: header, and width that keeps a number and its interval on one line.

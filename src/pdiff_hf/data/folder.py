@@ -1,0 +1,62 @@
+"""The folder of a parameter dataset: its `layout.json`, and which of several datasets it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..base_model import BaseModel
+from ..files import read_json, write_json
+from ..layout import ParameterLayout
+
+SCHEMA = 1
+
+DEFAULT = "default"
+
+
+def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
+    """Read `layout.json` of a dataset folder.
+
+    Raises:
+        ValueError: it is missing or damaged, or names a file outside of the folder.
+    """
+    if not Path(path).is_dir():
+        raise ValueError(f"expected a parameter dataset at {path}, found no such folder.")
+    file = Path(path) / "layout.json"
+    values = read_json(file)
+    try:
+        base = values["base_model"]
+        return ParameterLayout.from_dict(values), None if base is None else BaseModel.from_dict(base, root=path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def dataset_configs(path: str | Path) -> list[str]:
+    """Names of the parameter datasets in a folder; the one that is not in a sub-folder is `"default"`."""
+    folder = Path(path)
+    names = sorted(file.parent.name for file in folder.glob("*/layout.json"))
+    named = [name for name in names if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and name != DEFAULT]
+    return [DEFAULT, *named] if (folder / "layout.json").is_file() else named
+
+
+def config_folder(path: str | Path, config: str | None = None) -> Path:
+    """The folder of one of the parameter datasets in a folder.
+
+    Raises:
+        ValueError: there is none of that name, or the folder holds several and none of them is the default.
+    """
+    names = dataset_configs(path)
+    if config is None and (DEFAULT in names or not names):
+        return Path(path)
+    if config not in names:
+        found = "none" if config is None else repr(config)
+        raise ValueError(f"{path}: expected a config, one of {', '.join(names) or 'none'}; found {found}.")
+    return Path(path) if config == DEFAULT else Path(path) / config
+
+
+def write_layout(path: str | Path, layout: ParameterLayout, base_model: BaseModel | None) -> None:
+    """Write `layout.json`, and the base model's weights beside it when it has any."""
+    if base_model is not None and base_model.weights is not None:
+        base_model = base_model.copy_to(path)
+    base = None if base_model is None else base_model.to_dict()
+    write_json(Path(path) / "layout.json", {**layout.to_dict(), "base_model": base})

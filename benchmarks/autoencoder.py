@@ -18,17 +18,15 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import fastest, flat_layout, matmul_rate, measure, write_walk
-from pdiff_hf import AutoencoderPDiff
-from pdiff_hf.models.config import AutoencoderConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff, AutoencoderPDiffConfig
 
-PAPER = AutoencoderConfig(preset="paper")
-PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}
+PAPER = AutoencoderPDiffConfig(preset="paper")
 ROWS = 300
 
 
 def paper_step_seconds(values: int) -> float:
     """Seconds of one training step of the preset `paper`; the fastest of three."""
-    model = AutoencoderPDiff.from_preset("paper", num_parameters=values, **PAPER_LATENTS)
+    model = AutoencoderPDiff.from_preset("paper", num_parameters=values)
     sample = torch.randn(PAPER.train_batch_size, values)
     model.normalizer.fit(sample)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -73,7 +71,7 @@ def main() -> None:
         table.add_row(f"fast, D = {arguments.values:,}: seconds", f"{fast['seconds']:.1f}", "")
         table.add_row("fast: held-out variance explained", f"{fast['report']['explained_variance']:.4f}", ">= 0.95")
         if arguments.full:
-            config = {"preset": "paper", "allow_poor_reconstruction": True, **PAPER_LATENTS}
+            config = {"preset": "paper", "allow_poor_reconstruction": True}
             paper = measure("autoencoder", dataset_dir=folder / "short", output_dir=folder / "paper", config=config)
             seconds, explained = paper["seconds"], f"{paper['report']['explained_variance']:.4f}"
             table.add_row("paper: held-out variance explained", explained, "")

@@ -98,7 +98,7 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()
         generate_networks(load_pipeline(options.pop("pipeline")), **options)
         return {"seconds": time.perf_counter() - begin}
-    from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+    from pdiff_hf.models.auto import AUTOENCODER, DENOISER
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.diffusion import train_diffusion
 
@@ -107,9 +107,9 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter()
     report = {}
     if stage == "autoencoder":
-        _, report = train_autoencoder(**options, config=AutoencoderConfig(**config))
+        _, report = train_autoencoder(**options, config=AUTOENCODER.validate(config))
     else:
-        train_diffusion(**options, config=DiffusionConfig(**config))
+        train_diffusion(**options, config=DENOISER.validate(config))
     return {"seconds": time.perf_counter() - begin, "imports_gb": before, "report": report}
 
 

@@ -30,7 +30,8 @@ from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors, split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.intervals import sample_mean_interval
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_latents
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 
@@ -96,19 +97,19 @@ def measure_dataset(path: Path, steps: list[int], seed: int) -> dict[str, tuple[
     """Losses of all denoisers on the training and on the held-out latents of a parameter dataset."""
     dataset, layout = load_parameter_dataset(path)
     vectors = dataset_vectors(dataset, layout)
-    train_rows, heldout_rows = split_rows(len(vectors), AutoencoderConfig().holdout_every)
+    train_rows, heldout_rows = split_rows(len(vectors), AutoencoderPDiffConfig().holdout_every)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_parameter_dataset(vectors[train_rows], layout, folder / "dataset", load_base_model(path))
-        config = AutoencoderConfig(seed=seed, allow_poor_reconstruction=True)
-        config = fit_latents(config, DiffusionConfig(), len(split_rows(len(train_rows), config.holdout_every)[0]))
+        config = AutoencoderPDiffConfig(seed=seed, allow_poor_reconstruction=True)
+        config = config.fit_latents(UNet1DConfig(), len(split_rows(len(train_rows), config.holdout_every)[0]))
         autoencoder, _ = train_autoencoder(folder / "dataset", folder / "autoencoder", config)
         train, heldout = (
             autoencoder.scale_latents(autoencoder.encode_rows(vectors[rows])) for rows in (train_rows, heldout_rows)
         )
         predictors = closed_forms(train)
         for number in steps:
-            config = DiffusionConfig(seed=seed, steps=number)
+            config = UNet1DConfig(seed=seed, steps=number)
             pipeline = train_diffusion(folder / "dataset", folder / "autoencoder", folder / str(number), config)
             unet = pipeline.unet.eval()
             predictors[f"{number} steps"] = lambda noisy, timestep, *_, unet=unet: unet(noisy, timestep).sample

@@ -15,15 +15,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import fastest, matmul_rate
-from pdiff_hf import make_unet_1d
-from pdiff_hf.models.config import DiffusionConfig
-from pdiff_hf.models.unet_1d import use_fast_layers
-
-# Latents of the presets: C x L.
-SHAPES = {"paper": (1, 128), "fast": (32, 4)}
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig, make_unet_1d
 
 
-def measure_step(shape: tuple[int, int], config: DiffusionConfig, fast: bool, repeats: int) -> tuple[float, float]:
+def measure_step(shape: tuple[int, int], config: UNet1DConfig, fast: bool, repeats: int) -> tuple[float, float]:
     """Seconds and floating point operations of one training step."""
     torch.manual_seed(0)
     unet = make_unet_1d(*shape, config.block_out_channels, config.layers_per_block)
@@ -31,7 +27,7 @@ def measure_step(shape: tuple[int, int], config: DiffusionConfig, fast: bool, re
     with FlopCounterMode(display=False) as counter:
         unet(latents, timesteps).sample.square().mean().backward()
     if fast:
-        use_fast_layers(unet)
+        unet = config.build(shape)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
 
     def step() -> None:
@@ -52,9 +48,10 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "preset" else "right")
     reference = None
     for preset, fast in (("paper", False), ("fast", False), ("fast", True)):
-        config = DiffusionConfig(preset=preset)
+        config, latents = UNet1DConfig(preset=preset), AutoencoderPDiffConfig(preset=preset)
+        shape = (latents.latent_channels, latents.latent_length)
         repeats = 2 if preset == "paper" else arguments.repeats
-        seconds, flops = measure_step(SHAPES[preset], config, fast, repeats)
+        seconds, flops = measure_step(shape, config, fast, repeats)
         total = config.steps * seconds
         reference = reference or total
         table.add_row(

@@ -24,7 +24,8 @@ from common import measure
 from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import collect
@@ -64,12 +65,12 @@ def run(dataset_dir: Path, folder: Path, num_samples: int, seed: int) -> Table:
     # 1. Autoencoder and gate
     begin = time.perf_counter()
     gate = ParameterEvaluator(model, layout, *task.arrays("val"))
-    config = AutoencoderConfig(seed=seed, allow_poor_reconstruction=True)
+    config = AutoencoderPDiffConfig(seed=seed, allow_poor_reconstruction=True)
     _, report = train_autoencoder(dataset_dir, folder / "autoencoder", config, gate)
     seconds["autoencoder and gate"] = time.perf_counter() - begin
 
     # 2. Diffusion and sampling, in processes of their own, without what those take to start
-    config = DiffusionConfig(seed=seed).model_dump(exclude_unset=True)
+    config = UNet1DConfig(seed=seed).model_dump(exclude_unset=True)
     seconds["diffusion"] = measure(
         "diffusion",
         dataset_dir=dataset_dir,

@@ -23,9 +23,8 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from diffusers import DDPMScheduler
 
-    from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff
-    from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
-    from pdiff_hf.models.unet_1d import make_unet_1d, use_fast_layers
+    from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff, AutoencoderPDiffConfig
+    from pdiff_hf.models.unet_1d import UNet1DConfig
     from pdiff_hf.training.loop import make_accelerator, run_steps
 
     generator = torch.Generator().manual_seed(0)
@@ -35,7 +34,7 @@ def measure(arguments: argparse.Namespace) -> None:
     scheduler = DDPMScheduler(clip_sample=False)
     result = {}
     for stage in ("autoencoder", "diffusion"):
-        config_type = {"autoencoder": AutoencoderConfig, "diffusion": DiffusionConfig}[stage]
+        config_type = {"autoencoder": AutoencoderPDiffConfig, "diffusion": UNet1DConfig}[stage]
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         size = arguments.global_batch_size // processes
         config = config_type(steps=arguments.steps, train_batch_size=size, learning_rate=1e-5)
@@ -46,8 +45,7 @@ def measure(arguments: argparse.Namespace) -> None:
             model = AutoencoderPDiff.from_preset("fast", num_parameters=arguments.num_parameters)
             model.fit_statistics(rows)
         else:
-            model = make_unet_1d(32, 4, config.block_out_channels, config.layers_per_block)
-            use_fast_layers(model)
+            model = config.build((32, 4))
         begins = []
 
         def loss_fn(model, batch, stage=stage, begins=begins):

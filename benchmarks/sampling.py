@@ -77,15 +77,15 @@ def main() -> None:
     ):
         table.add_column(column, justify="right")
     for name, steps in SETTINGS.items():
-        accuracy = result.metrics["groups"][name]["test_accuracy"]
-        low, high = accuracy["ci95"]
+        accuracy = result.metrics.groups[name].test_accuracy
+        low, high = accuracy.ci95
         table.add_row(
             name,
             str(steps),
             f"{seconds[name]:.2f}",
             f"{one_by_one / seconds[name]:.0f}x",
-            f"{100 * accuracy['mean']:.3f} ({100 * low:.2f} to {100 * high:.2f})",
-            f"{100 * accuracy['std']:.3f}",
+            f"{100 * accuracy.mean:.3f} ({100 * low:.2f} to {100 * high:.2f})",
+            f"{100 * accuracy.std:.3f}",
         )
     console.print(table)
     reference = result.groups["ddpm"].test_accuracy.double()

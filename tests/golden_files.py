@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "golden"
+# As files of 0.1 have it: without what groups are to each other.
 METRICS = json.loads((GOLDEN / "metrics.json").read_text(encoding="utf-8"))
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from pdiff_hf.models.config import AutoencoderConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
 from pdiff_hf.training.loop import make_accelerator, run_steps
 
 CONFIG = {"steps": 9, "train_batch_size": 4, "lr_warmup_steps": 0, "checkpointing_steps": 2, "learning_rate": 1e-2}
@@ -11,7 +11,7 @@ ROWS = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 
 def train(folder, resume=None, loss=lambda step: 1.0, **options):
     """Fits a small linear map; `loss` scales the loss of a batch by the number of batches before it."""
-    config = AutoencoderConfig(**{**CONFIG, **options})
+    config = AutoencoderPDiffConfig(**{**CONFIG, **options})
     torch.manual_seed(0)
     calls = iter(range(1000))
 

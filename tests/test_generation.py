@@ -166,7 +166,7 @@ def test_evaluation_is_of_the_re_estimated_networks(made, tmp_path):
         pipeline_dir=folders["pipeline"],
         generated_dir=folders["generated"],
         output_dir=folders["report"],
-    )
+    ).to_dict()
     images, labels = open_task(ParameterDataset(dataset)).arrays("test")
     with torch.no_grad():
         models = [load_into_base(dataset, tmp_path / "generated" / f"0000{i}.safetensors") for i in range(3)]

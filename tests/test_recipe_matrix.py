@@ -11,7 +11,7 @@ from PIL import Image
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.forward import forward_logits
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.auto import AUTOENCODER, DENOISER
 from pdiff_hf.runs.composition import list_parts
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.recipe_parts import find_part, named_recipes, part_names, read_part
@@ -49,8 +49,8 @@ def build_on_meta(recipe):
 
 @functools.cache
 def check_once(layout, num_rows, autoencoder_json, diffusion_json):
-    autoencoder = AutoencoderConfig.model_validate_json(autoencoder_json)
-    check_training(layout, num_rows, autoencoder, DiffusionConfig.model_validate_json(diffusion_json))
+    autoencoder = AUTOENCODER.validate(json.loads(autoencoder_json))
+    check_training(layout, num_rows, autoencoder, DENOISER.validate(json.loads(diffusion_json)))
 
 
 @pytest.mark.parametrize(("network", "data"), list(fitting_pairs()))

@@ -11,6 +11,7 @@ from golden_files import METRICS, check_golden
 from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.files import read_json
 from pdiff_hf.machine import describe_hardware
+from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.recipe import load_recipe
 from results_page.cells import Cell, find_cell, missing_cells, paper, paper_cells, paper_numbers
 from results_page.page import make_page
@@ -75,8 +76,9 @@ def make_seeds(folder, num=3):
     metrics = {seed: make_metrics(seed, accuracy=0.01 * seed) for seed in range(num)}
     for seed, values in metrics.items():
         make_run(folder / f"seed-{seed}", changed(RECIPE, seed=seed), values)
+    together = aggregate_seeds({seed: Metrics.from_dict(values) for seed, values in metrics.items()})
     (folder / "report").mkdir()
-    (folder / "report" / "metrics.json").write_text(json.dumps(aggregate_seeds(metrics)))
+    (folder / "report" / "metrics.json").write_text(json.dumps(together.to_dict()))
     return folder
 
 
@@ -130,6 +132,7 @@ def test_seeds_are_one_row_with_intervals_over_seeds(folders):
     result = next(result for result in collect_results(folders) if result["seeds"] == [0, 1, 2])
     mean = METRICS["groups"]["generated"]["test_accuracy"]["mean"]
     group = result["groups"]["generated"]
+    group = group["test_accuracy"]
     assert group["mean"] == pytest.approx(mean + 0.01)
     # Student's t of 0, 1 and 2 points.
     assert group["ci95"] == pytest.approx([mean + 0.01 - 0.024841, mean + 0.01 + 0.024841], abs=1e-5)
@@ -181,13 +184,13 @@ def test_numbers_of_the_paper():
 def test_what_differs_from_the_paper_is_said(folders):
     resnet, convnet, _ = collect_results(folders)
     assert resnet["paper"] is None and convnet["paper"]["generated"] == 0.558
-    assert "1,000 of 50,000 training images at 32×32 pixels" in resnet["differences"]
+    assert "1,000 of 50,000 training examples at 32×32 pixels" in resnet["differences"]
     assert "24 checkpoints instead of 300" in resnet["differences"]
     # With the paper's hyper-parameters only these are left.
     assert convnet["differences"] == [
-        "1,000 of 50,000 training images at 32×32 pixels",
+        "1,000 of 50,000 training examples at 32×32 pixels",
         "base model trained for 10 epochs from scratch",
-        "best networks chosen on val, not on the training images",
+        "best networks chosen on val, not on the training examples",
     ]
 
 
@@ -213,8 +216,9 @@ def test_a_real_run_is_on_the_page(tiny_run, tmp_path):
     written = write_page(run, "--out", page)
     assert written.returncode == 0, written.stderr
     result, text = collect_results([run])[0], page.read_text(encoding="utf-8")
-    assert result["groups"]["generated"]["mean"] == metrics["groups"]["generated"]["test_accuracy"]["mean"]
+    assert result["groups"]["generated"] == metrics["groups"]["generated"]
     assert result["reconstruction"]["explained_variance"] > 0.5 and result["timings_s"]["diffusion"] > 0
+    mean = metrics["groups"]["generated"]["test_accuracy"]["mean"]
     low, high = metrics["groups"]["generated"]["test_accuracy"]["ci95"]
-    assert f"{100 * result['groups']['generated']['mean']:.2f} ({100 * low:.2f}–{100 * high:.2f})" in text
+    assert f"{100 * mean:.2f} ({100 * low:.2f}–{100 * high:.2f})" in text
     assert metrics["verdict"] in text and str(tmp_path) not in text

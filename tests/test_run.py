@@ -26,7 +26,7 @@ def recipe(*overrides, seed=None):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    return folder, run_recipe(recipe(), folder)
+    return folder, run_recipe(recipe(), folder).to_dict()
 
 
 def test_run_writes_the_folders_of_the_design(run):
@@ -88,7 +88,7 @@ def test_same_recipe_again_skips_what_is_complete(run):
     folder, metrics = run
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     lines = []
-    assert run_recipe(recipe(), folder, lines.append)["groups"] == metrics["groups"]
+    assert run_recipe(recipe(), folder, lines.append).to_dict()["groups"] == metrics["groups"]
     assert len(lines) == len(STAGES) and all("skipped" in line for line in lines)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
@@ -184,7 +184,7 @@ def test_kill_9_while_collecting_leaves_a_run_that_can_go_on(tmp_path):
     process.wait()
     assert partial.exists() and not (tmp_path / "run" / "dataset").exists()
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe().model_dump(mode="json"), sort_keys=False))
-    assert run_recipe(recipe(), tmp_path / "run")["groups"]["original"]["n"] == 40
+    assert run_recipe(recipe(), tmp_path / "run").original.n == 40
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting
         run_recipe(tiny_recipe(*trained, "collect.num_checkpoints=21"), tmp_path / "run")
     trained += ["autoencoder.latent_channels=6", "autoencoder.min_explained_variance=0.0"]
     changed = tiny_recipe(*trained, "diffusion.steps=2")
-    assert run_recipe(changed, tmp_path / "run")["groups"]["generated"]["n"] == 5
+    assert run_recipe(changed, tmp_path / "run").generated.n == 5
     assert read_json(tmp_path / "run" / "autoencoder" / "config.json")["latent_channels"] == 6
     assert modified(tmp_path / "run" / "dataset") == collected
     with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 20"):
@@ -112,8 +112,8 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
     shutil.rmtree(tiny_run_copy / "generated")
     metrics = run_recipe(tiny_recipe(), tiny_run_copy)
     for stage in ("collect", "autoencoder", "diffusion"):
-        assert metrics["timings_s"][stage] == costs[stage]["seconds"]
-        assert metrics["peak_rss_mb"][stage] == costs[stage]["peak_rss_mb"]
+        assert metrics.timings_s[stage] == costs[stage]["seconds"]
+        assert metrics.peak_rss_mb[stage] == costs[stage]["peak_rss_mb"]
     assert "| evaluate |" in (tiny_run_copy / "report" / "report.md").read_text()
 
 

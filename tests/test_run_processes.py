@@ -33,7 +33,7 @@ def recipe(batch_size):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    metrics = run_recipe(recipe(16), folder / "one")
+    metrics = run_recipe(recipe(16), folder / "one").to_dict()
     generate(folder / "one", folder / "generated-by-one")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(8).model_dump(mode="json")))
     script = Path(__file__).with_name("run_two_processes.py")

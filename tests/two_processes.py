@@ -12,7 +12,8 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 
 from pdiff_hf.files import write_json
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.training import loop
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.checkpoints import complete_checkpoints
@@ -36,9 +37,9 @@ def stages(dataset, folder, batch, resume=None, steps=12, **options):
     """Both training stages: logs, and the hashes of the two models on this process."""
     common = {**COMMON, "train_batch_size": batch, "steps": steps, **options}
     autoencoder, _ = train_autoencoder(
-        dataset, folder / "ae", AutoencoderConfig(**common, **LATENTS), resume_from_checkpoint=resume
+        dataset, folder / "ae", AutoencoderPDiffConfig(**common, **LATENTS), resume_from_checkpoint=resume
     )
-    config = DiffusionConfig(**common, block_out_channels=(64, 64))
+    config = UNet1DConfig(**common, block_out_channels=(64, 64))
     pipeline = train_diffusion(dataset, folder / "ae", folder / "p", config, resume)
     logs = [(folder / stage / "train_log.jsonl").read_text().splitlines() for stage in ("ae", "p")]
     return [json.loads(line) for log in logs for line in log], [digest(autoencoder), digest(pipeline.unet)]

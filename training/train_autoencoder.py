@@ -19,14 +19,14 @@ import sys
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from pdiff_hf.models.config import AutoencoderConfig
+    from pdiff_hf.models.auto import AUTOENCODER
     from pdiff_hf.runs.recipe import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="a parameter dataset")
     parser.add_argument("--output_dir", required=True, help="receives the autoencoder, its checkpoints and the gate")
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
-    add_config_arguments(parser, AutoencoderConfig)
+    add_config_arguments(parser, AUTOENCODER)
     return parser
 
 
@@ -35,15 +35,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pdiff_hf.data.dataset import ParameterDataset
-    from pdiff_hf.models.config import AutoencoderConfig
-    from pdiff_hf.runs.recipe import config_values, parse_config
+    from pdiff_hf.models.auto import AUTOENCODER
+    from pdiff_hf.runs.recipe import config_values, parse_section
     from pdiff_hf.tasks.evaluators import make_gate_evaluator
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.loop import make_accelerator
 
     try:
-        config = parse_config(AutoencoderConfig, config_values(arguments, AutoencoderConfig))
-        accelerator = make_accelerator(config, arguments.output_dir)
+        config = parse_section(AUTOENCODER, config_values(arguments, AUTOENCODER))
+        accelerator = make_accelerator(config.optimization, arguments.output_dir)
         dataset = ParameterDataset(arguments.dataset_dir)
         _, report = train_autoencoder(
             dataset,

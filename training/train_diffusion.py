@@ -20,7 +20,7 @@ import sys
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from pdiff_hf.models.config import DiffusionConfig
+    from pdiff_hf.models.auto import DENOISER
     from pdiff_hf.runs.recipe import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--push_to_hub", action="store_true", help="push the pipeline when it is trained")
     parser.add_argument("--hub_model_id", metavar="USER/NAME", help="where to; made when it does not exist")
     parser.add_argument("--hub_private_repo", action="store_true", help="a new repository is private")
-    add_config_arguments(parser, DiffusionConfig)
+    add_config_arguments(parser, DENOISER)
     return parser
 
 
@@ -41,17 +41,17 @@ def main() -> None:
 
     from huggingface_hub import get_token
 
-    from pdiff_hf.models.config import DiffusionConfig
+    from pdiff_hf.models.auto import DENOISER
     from pdiff_hf.pipelines.card import write_pipeline_card
     from pdiff_hf.pipelines.push import push_pipeline
-    from pdiff_hf.runs.recipe import config_values, parse_config
+    from pdiff_hf.runs.recipe import config_values, parse_section
     from pdiff_hf.training.diffusion import train_diffusion
     from pdiff_hf.training.loop import make_accelerator
 
     try:
         if arguments.push_to_hub and (arguments.hub_model_id is None or get_token() is None):
             raise ValueError("--push_to_hub needs --hub_model_id user/name, and a login: hf auth login.")
-        config = parse_config(DiffusionConfig, config_values(arguments, DiffusionConfig))
+        config = parse_section(DENOISER, config_values(arguments, DENOISER))
         accelerator = make_accelerator(config, arguments.output_dir)
         train_diffusion(
             arguments.dataset_dir,

@@ -10,13 +10,12 @@ from typing import Any
 import yaml
 
 from pdiff_hf.files import read_json
-from pdiff_hf.results.text import name_examples
+from pdiff_hf.results.metrics import METRICS_FILE, Metrics
+from pdiff_hf.results.records import SelectedDifference
 from pdiff_hf.runs.folder import GATE_FILE, RECIPE_FILE, Run
 
 from .cells import Cell, find_cell, order_of, paper, paper_numbers
 
-# Groups of `metrics.json` that the page shows.
-GROUPS = ("original", "generated", "average_16", "uniform_soup", "greedy_soup", "fine_tuned")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -44,10 +43,10 @@ def read_result(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     members = sorted(folder.glob("seed-*"), key=lambda path: (len(path.name), path.name)) or [folder]
     report = folder if len(members) > 1 else members[0]
-    metrics = read_json(_existing(report / "report" / "metrics.json", folder))
+    metrics = Metrics.read(_existing(report / "report" / METRICS_FILE, folder))
     recipes = [_read_recipe(_existing(member / RECIPE_FILE, folder)) for member in members]
-    recipe, task = recipes[0], metrics["task"]
-    known = [read_json(member / "report" / "metrics.json") for member in members]
+    recipe, task = recipes[0], metrics.task
+    known = [Metrics.read(member / "report" / METRICS_FILE) for member in members]
     gates = [read_json(member / "autoencoder" / GATE_FILE) for member in members]
     cell = find_cell(recipe)
     collect = recipe["collect"]
@@ -57,24 +56,24 @@ def read_result(folder: str | Path) -> dict[str, Any]:
         "network": _network_name(cell, recipe),
         "selection": cell.selection or _text(collect["select"]),
         "dataset": _dataset_name(cell, recipe),
-        "num_parameters": metrics["num_parameters"],
+        "num_parameters": metrics.num_parameters,
         "kind": task.get("kind"),
         **{key: task.get(key) for key in ("num_train", "num_val", "num_test", "image_size")},
-        "num_checkpoints": metrics["groups"]["original"]["n"],
+        "num_checkpoints": metrics.original.n,
         "seeds": [values["seed"] for values in recipes],
-        "groups": {name: _group(metrics["groups"][name]) for name in GROUPS if name in metrics["groups"]},
-        "selected_difference": _difference(metrics["selected_comparisons"].get("original")),
-        "finding": metrics["finding"],
-        "verdict": metrics["verdict"],
+        "groups": {name: group.to_dict() for name, group in metrics.groups.items()},
+        "selected_difference": metrics.selected_comparisons.get("original", SelectedDifference()).to_dict(),
+        "finding": metrics.finding,
+        "verdict": metrics.verdict,
         "reconstruction": {
             key: _mean([gate.get(key) for gate in gates]) for key in ("explained_variance", "accuracy_drop")
         },
         "setting": _setting(recipe),
-        "timings_s": _total(members, "seconds", metrics["timings_s"]),
-        "peak_rss_mb": _total(members, "peak_rss_mb", metrics["peak_rss_mb"]),
-        "hardware": _same([values.get("hardware") for values in known]),
-        "versions": _same([values["versions"] for values in known]),
-        "dates": sorted({values["date"] for values in known if "date" in values}),
+        "timings_s": _total(members, "seconds", metrics.timings_s),
+        "peak_rss_mb": _total(members, "peak_rss_mb", metrics.peak_rss_mb),
+        "hardware": _same([values.hardware for values in known]),
+        "versions": _same([values.versions for values in known]),
+        "dates": sorted({values.date for values in known if values.date is not None}),
         "paper": _paper(cell),
         "differences": _differences(cell, recipe, task),
     }
@@ -112,27 +111,6 @@ def _text(select: str | Sequence[str]) -> str:
     return select if isinstance(select, str) else ", ".join(select)
 
 
-def _group(group: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy, selected, scores = group["test_accuracy"], group["selected"], group["novel_and_performant"]
-    return {
-        "n": group["n"],
-        "mean": accuracy["mean"],
-        "ci95": accuracy["ci95"],
-        "selected": selected["test_accuracy"],
-        "selected_ci95": selected["test_ci95"],
-        "difference_to_original": _difference(group["difference_to_original"]),
-        "novel": scores["novel"]["1x"],
-        "novel_and_performant": scores["joint"]["1x"],
-        "novel_and_performant_ci95": (scores.get("ci95") or {}).get("joint", {}).get("1x"),
-        "copied": scores.get("copied"),
-        "iou_max": group["similarity"]["iou_max_mean"],
-    }
-
-
-def _difference(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if found is None else {"difference": found["difference"], "ci95": found["ci95"]}
-
-
 def _setting(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that most decide what a run costs and how it ends."""
     keys = {
@@ -152,13 +130,13 @@ def _setting(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _differences(cell: Cell, recipe: Mapping[str, Any], task: Mapping[str, Any]) -> list[str]:
     """In what a run is not what the paper did, as parts of a sentence."""
     theirs, ours = paper()["setting"], _setting(recipe)
-    images = paper()["data"].get(cell.data, [None, None])[1]
+    everything = paper()["data"].get(cell.data, [None, None])[1]
     found = []
     num_train = task.get("num_train")
     if num_train is not None:
-        of = f"of {images:,} training images" if images and num_train < images else "training images"
+        of = f"of {everything:,} training examples" if everything and num_train < everything else "training examples"
         size = f" at {task['image_size']}×{task['image_size']} pixels" if task.get("image_size") else ""
-        found.append(name_examples(f"{num_train:,} {of}{size}", task))
+        found.append(f"{num_train:,} {of}{size}")
     epochs = ours["base_training"].get("epochs")
     start = "from timm's pretrained weights" if ours["pretrained"] else "from scratch"
     instead = "" if epochs == theirs["base_epochs"] else f" instead of {theirs['base_epochs']}"
@@ -178,7 +156,7 @@ def _differences(cell: Cell, recipe: Mapping[str, Any], task: Mapping[str, Any])
             f"{generate.get('num_inference_steps')} steps of {generate.get('scheduler')} instead of "
             f"{theirs['num_inference_steps']} of {theirs['scheduler']}"
         )
-    return [*found, name_examples("best networks chosen on val, not on the training images", task)]
+    return [*found, "best networks chosen on val, not on the training examples"]
 
 
 def _paper(cell: Cell) -> dict[str, float] | None:

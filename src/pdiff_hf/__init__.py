@@ -1,10 +1,14 @@
-"""Neural network diffusion for the Hugging Face ecosystem."""
+"""Neural network diffusion for the Hugging Face ecosystem.
+
+Its names are those below, and the classes of the autoencoders and denoisers in `models.auto`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .version import __version__
 
+# ruff: noqa: F401 (for type checkers; `__all__` is made when it is asked for)
 if TYPE_CHECKING:
     from .base_model import BaseModel
     from .data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
@@ -13,18 +17,12 @@ if TYPE_CHECKING:
     from .data.record import ParameterRecorder, ParameterRecorderCallback
     from .data.writer import save_parameter_dataset
     from .layout import ParameterLayout
-    from .models.autoencoder_identity import AutoencoderIdentity
-    from .models.autoencoder_pca import AutoencoderPCA
-    from .models.autoencoder_pdiff import AutoencoderPDiff
     from .models.unet_1d import make_unet_1d
     from .pipelines.network_folder import load_generated
     from .pipelines.pipeline_pdiff import PDiffPipeline, PDiffPipelineOutput
 
 # Imported on first use: `pdiff --help` need not wait for torch.
 _MODULES = {
-    "AutoencoderIdentity": "models.autoencoder_identity",
-    "AutoencoderPCA": "models.autoencoder_pca",
-    "AutoencoderPDiff": "models.autoencoder_pdiff",
     "BaseModel": "base_model",
     "PDiffPipeline": "pipelines.pipeline_pdiff",
     "PDiffPipelineOutput": "pipelines.pipeline_pdiff",
@@ -41,29 +39,15 @@ _MODULES = {
     "save_parameter_dataset": "data.writer",
 }
 
-__all__ = [
-    "AutoencoderIdentity",
-    "AutoencoderPCA",
-    "AutoencoderPDiff",
-    "BaseModel",
-    "PDiffPipeline",
-    "PDiffPipelineOutput",
-    "ParameterDataset",
-    "ParameterLayout",
-    "ParameterRecorder",
-    "ParameterRecorderCallback",
-    "__version__",
-    "import_checkpoints",
-    "load_base_model",
-    "load_generated",
-    "load_parameter_dataset",
-    "make_unet_1d",
-    "read_layout",
-    "save_parameter_dataset",
-]
-
 
 def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    # Names of modules are small, and `import` asks for them here as well.
+    if name == "__all__" or name[:1].isupper():
+        classes = import_module(".models.auto", __name__).own_classes()
+        if name == "__all__":
+            return sorted([*_MODULES, *classes, "__version__"])
+        if name in classes:
+            return classes[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

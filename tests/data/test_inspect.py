@@ -15,13 +15,11 @@ from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.inspection import cost
-from pdiff_hf.evaluation.inspection.cost import CONFIGS, activation_bytes, autoencoder_costs
+from pdiff_hf.evaluation.inspection.cost import activation_bytes, autoencoder_costs, inspected_autoencoders
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.evaluation.inspection.tables import make_tables
 from pdiff_hf.layout import TensorSpec
-from pdiff_hf.models.auto import build_autoencoder
-from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
-from pdiff_hf.models.config import AutoencoderConfig
+from pdiff_hf.models.autoencoder_pca import AutoencoderPCA, AutoencoderPCAConfig
 from pdiff_hf.networks import mlp3
 
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
@@ -261,9 +259,9 @@ def test_too_few_directions_for_the_default_latent_stop_with_a_latent_that_train
     [entry] = [entry for entry in inspect(tmp_path, run_a)["advice"] if "default latent of 128" in entry["finding"]]
     assert entry["severity"] == "stop" and "autoencoder.latent_channels=6 " in entry["action"]
     rows = run_a[split_rows(30, 10)[0]]
-    build_autoencoder(AutoencoderConfig(kind="pca", latent_channels=6), LAYOUT.to_dict()).fit_statistics(rows)
+    AutoencoderPCAConfig(latent_channels=6).build(LAYOUT.to_dict()).fit_statistics(rows)
     with pytest.raises(ValueError, match="need at least"):
-        build_autoencoder(AutoencoderConfig(kind="pca", latent_channels=7), LAYOUT.to_dict()).fit_statistics(rows)
+        AutoencoderPCAConfig(latent_channels=7).build(LAYOUT.to_dict()).fit_statistics(rows)
 
 
 def test_what_the_gate_will_find_is_foretold(tmp_path, run_a):
@@ -297,7 +295,7 @@ def test_few_strong_directions_hint_at_a_smaller_latent(tmp_path, run_a):
 @pytest.mark.parametrize("name", ["fast", "paper"])
 def test_parameter_counts_and_weights_are_those_of_the_real_autoencoders(tmp_path, run_a, name):
     found = inspect(tmp_path, run_a)["autoencoders"][name]
-    model = build_autoencoder(CONFIGS[name], LAYOUT.to_dict())
+    model = inspected_autoencoders()[name].build(LAYOUT.to_dict())
     assert found["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert found["bytes"]["weights"] == sum(tensor.nbytes for tensor in model.state_dict().values())
     # AdamW keeps two moments.
@@ -310,7 +308,7 @@ def test_parameter_counts_and_weights_are_those_of_the_real_autoencoders(tmp_pat
 def test_memory_of_the_papers_autoencoder_is_near_what_the_paper_measured(num_parameters, megabytes):
     layout = ParameterLayout((TensorSpec("weight", (num_parameters,), 0),)).to_dict()
     with torch.device("meta"):
-        model = build_autoencoder(CONFIGS["paper"], layout)
+        model = inspected_autoencoders()["paper"].build(layout)
     found = activation_bytes(model, 50) + 16 * sum(parameter.numel() for parameter in model.parameters())
     assert found / 2**20 == pytest.approx(megabytes, rel=0.15)
 

@@ -4,7 +4,7 @@ import pdiff_hf.data.dataset as dataset_module
 from factories import make_dataset, make_vectors
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import StoredVectors, take_rows
-from pdiff_hf.models.config import AutoencoderConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 
 
@@ -30,7 +30,7 @@ def test_stored_vectors_are_indexed_as_a_tensor(tmp_path, monkeypatch):
 def test_training_on_stored_vectors_is_training_on_the_tensor(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path)
     options = {"latent_channels": 4, "latent_length": 2, "steps": 3, "lr_warmup_steps": 0}
-    config = AutoencoderConfig(**options, allow_poor_reconstruction=True)
+    config = AutoencoderPDiffConfig(**options, allow_poor_reconstruction=True)
     whole, report = train_autoencoder(dataset, tmp_path / "whole", config)
     monkeypatch.setattr(dataset_module, "MAX_RESIDENT_BYTES", 0)
     streamed, streamed_report = train_autoencoder(dataset, tmp_path / "streamed", config)

@@ -48,7 +48,7 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         ParameterEvaluator(model, layout, *setting[4]).accuracy,
     )
     result = run(setting, groups, seconds={**seconds, "generated": 2.0}, permutations=find_permutations(model, layout))
-    metrics = json.loads(json.dumps(result.metrics, allow_nan=False))
+    metrics = json.loads(json.dumps(result.metrics.to_dict(), allow_nan=False))
     assert metrics["schema"] == 1
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
@@ -82,13 +82,13 @@ def test_matrix_of_similarities_has_blocks_of_groups(setting):
     assert torch.equal(result.iou[8:, :3].diag(), torch.ones(3)) and result.iou[0, 1] < 1
 
 
-def test_selected_networks_are_compared_image_by_image(setting):
+def test_selected_networks_are_compared_example_by_example(setting):
     _, _, vector, originals, _, test = setting
     result = run(setting, {"original": originals, "generated": vector[None]})
     chosen = result.groups["original"].selected
     evaluator = ParameterEvaluator(setting[0], setting[1], *test)
     right, right_original = (evaluator.predictions(v)[0] == test[1] for v in (vector[None], originals[[chosen]]))
-    found = result.metrics["selected_comparisons"]["original"]
+    found = result.metrics.to_dict()["selected_comparisons"]["original"]
     counts = int((right & ~right_original).sum()), int((~right & right_original).sum())
     assert (found["only_generated"], found["only_other"]) == counts
     assert found["difference"] == pytest.approx((counts[0] - counts[1]) / 400)
@@ -97,7 +97,7 @@ def test_selected_networks_are_compared_image_by_image(setting):
 
 def test_selection_is_on_val_and_reported_on_test(setting):
     model, layout, _, originals, val, test = setting
-    group = run(setting, {"original": originals}).metrics["groups"]["original"]
+    group = run(setting, {"original": originals}).metrics.to_dict()["groups"]["original"]
     on_val = ParameterEvaluator(model, layout, *val).predict(originals)
     on_test = ParameterEvaluator(model, layout, *test).accuracy(originals)
     best = (on_val.accuracy == on_val.accuracy.max()).nonzero()[:, 0].tolist()
@@ -123,7 +123,7 @@ def test_spread_and_matching_are_those_of_the_groups(setting):
     originals = setting[3]
     centered = originals - originals.mean(0)
     groups = {"original": originals, "generated": originals.mean(0) + 0.25 * centered}
-    metrics = run(setting, groups).metrics["groups"]
+    metrics = run(setting, groups).metrics.to_dict()["groups"]
     assert metrics["generated"]["spread"] == pytest.approx(0.25, rel=1e-4)
     assert metrics["original"]["spread"] == pytest.approx(1)
     assert "l2_matched_mean" not in metrics["original"]["similarity"]
@@ -135,12 +135,12 @@ def test_novel_counts_multiples_of_the_yardstick(setting):
     direction = torch.zeros(originals.shape[1])
     direction[-4:] = 0.5  # the same for every bias: logits move, predictions stay
     generated = originals[:1] + direction * yardstick * torch.tensor([[0.9], [1.1], [2.1], [4.1]])
-    scores = run(setting, {"original": originals, "generated": generated}).metrics["groups"]["generated"]
+    scores = run(setting, {"original": originals, "generated": generated}).metrics.to_dict()["groups"]["generated"]
     assert scores["novel_and_performant"]["novel"] == {"1x": 0.75, "2x": 0.5, "4x": 0.25}
 
 
 def test_one_original_leaves_similarity_among_originals_open(setting):
-    metrics = run(setting, {"original": setting[3][:1], "generated": setting[3][1:]}).metrics
+    metrics = run(setting, {"original": setting[3][:1], "generated": setting[3][1:]}).metrics.to_dict()
     similarity = metrics["groups"]["original"]["similarity"]
     assert set(similarity.pop("ci95").values()) | set(similarity.values()) == {None}
     assert metrics["groups"]["generated"]["novel_and_performant"]["copied"] == 0

@@ -10,6 +10,7 @@ from pdiff_hf.report.plots.style import COLORS
 from pdiff_hf.report.render import HEADLINES, make_html
 from pdiff_hf.report.sections import make_sections
 from pdiff_hf.report.write import write_report, write_summary
+from pdiff_hf.results.metrics import Metrics
 from small_results import evaluate
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
@@ -50,9 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def result():
-    result = evaluate(num_originals=8, num_generated=6)
-    result.metrics["seed"] = 0
-    return result
+    return evaluate(num_originals=8, num_generated=6)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_every_figure_has_both_widths_and_its_numbers_in_words(page, result):
     assert len(svgs) == 12
     for attributes, parents in svgs:
         assert attributes["aria-hidden"] == "true" and "figure" in parents
-    mean = result.metrics["groups"]["generated"]["test_accuracy"]["mean"]
+    mean = result.metrics.to_dict()["groups"]["generated"]["test_accuracy"]["mean"]
     assert any(f"generated: {100 * mean:.2f} %" in figure["aria-label"] for figure in figures)
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -128,9 +127,10 @@ def test_what_comes_from_users_is_escaped(page, source):
 
 
 def test_hostile_group_names_are_escaped_in_tables_and_figures(result):
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     metrics["groups"][HOSTILE] = metrics["groups"].pop("swag")
     metrics["comparisons"][HOSTILE] = metrics["comparisons"].pop("swag")
+    metrics = Metrics.from_dict(metrics)
     plot = plot_accuracy_similarity(metrics)
     source = make_html(metrics, make_sections(metrics, None, [plot.name]), [plot])
     assert "<script" not in source
@@ -139,7 +139,7 @@ def test_hostile_group_names_are_escaped_in_tables_and_figures(result):
 
 
 def test_verdict_and_key_numbers_come_first(page, result):
-    metrics = result.metrics
+    metrics = result.metrics.to_dict()
     headline, _ = HEADLINES[metrics["finding"]]
     start = page.text.index(f"{headline} {metrics['verdict']}") + len(f"{headline} {metrics['verdict']}")
     top = page.text[start : page.text.index("Are they good?")]
@@ -157,10 +157,10 @@ def test_verdict_and_key_numbers_come_first(page, result):
 def test_every_finding_has_a_headline(result):
     sections = make_sections(result.metrics, None, [])
     for finding, (headline, tone) in HEADLINES.items():
-        source = make_html({**result.metrics, "finding": finding}, sections, [])
+        source = make_html(result.metrics.model_copy(update={"finding": finding}), sections, [])
         assert f"<h1>{headline}</h1>" in source and f"--tone: var(--{tone})" in source
-    without = {key: value for key, value in result.metrics.items() if key != "finding"}
-    assert "<h1>Evaluation</h1>" in make_html(without, sections, [])
+    without = {key: value for key, value in result.metrics.to_dict().items() if key != "finding"}
+    assert "<h1>Evaluation</h1>" in make_html(Metrics.from_dict(without), sections, [])
 
 
 def test_tables_have_scopes_and_can_be_scrolled(page, result):
@@ -169,7 +169,7 @@ def test_tables_have_scopes_and_can_be_scrolled(page, result):
     regions = [attributes for tag, attributes, _ in page.elements if attributes.get("class") == "scroll"]
     assert len(regions) == len(tables) and all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
     assert {attributes["scope"] for attributes in page.all("th")} == {"row", "col"}
-    for name, group in result.metrics["groups"].items():
+    for name, group in result.metrics.to_dict()["groups"].items():
         low, high = group["test_accuracy"]["ci95"]
         mean = group["test_accuracy"]["mean"]
         assert f"{100 * mean:.2f} ({100 * low:.2f}–{100 * high:.2f})" in page.text, name
@@ -181,15 +181,15 @@ def test_intervals_are_drawn_on_a_common_axis(result):
     assert len(bars) >= len(result.groups) - 1
     assert all(0 <= left and left + width <= 100 for left, width in bars)
     widths = [width for _, width in bars]
-    ratio = [c["ci95"][1] - c["ci95"][0] for c in result.metrics["comparisons"].values()][:2]
+    ratio = [c["ci95"][1] - c["ci95"][0] for c in result.metrics.to_dict()["comparisons"].values()][:2]
     # The second table of bars is that of the comparisons, in the same order.
-    ours = widths[-len(result.metrics["comparisons"]) :][:2]
+    ours = widths[-len(result.metrics.to_dict()["comparisons"]) :][:2]
     assert ours[0] / ours[1] == pytest.approx(ratio[0] / ratio[1], rel=0.02)
 
 
 def test_old_and_small_results_are_written(result):
     """What a caller of `evaluate_groups` does not have is left out, not invented."""
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     for key in ("ensembles", "selected_comparisons", "finding", "seed"):
         metrics.pop(key)
     for group in metrics["groups"].values():
@@ -200,25 +200,26 @@ def test_old_and_small_results_are_written(result):
         group["similarity"].pop("ci95")
         group["similarity"].pop("cosine_nearest_mean")
         group["test_nll"].pop("ci95")
-    text = Page(make_html(metrics, make_sections(metrics, None, []), [])).text
+    old = Metrics.from_dict(metrics)
+    text = Page(make_html(old, make_sections(old, None, []), [])).text
     for word in ("Ensembles", "McNemar", "Gain per second", "cosine", "spread", "nan", "None"):
         assert word not in text
     metrics["groups"] = {"original": metrics["groups"]["original"]}
     metrics["comparisons"] = {}
-    Page(make_html(metrics, make_sections(metrics, None, []), []))
+    small = Metrics.from_dict(metrics)
+    Page(make_html(small, make_sections(small, None, []), []))
 
 
 def test_seeds_have_a_page_of_the_same_form(result, tmp_path):
     runs = {}
     for seed, shift in ((3, 0.0), (4, 0.01), (5, -0.005)):
-        runs[seed] = json.loads(
-            json.dumps({**result.metrics, "versions": {"torch": "2"}, "timings_s": {"collect": 2.0}})
-        )
-        runs[seed]["groups"]["generated"]["test_accuracy"]["mean"] += shift
+        run = {**result.metrics.to_dict(), "versions": {"torch": "2"}, "timings_s": {"collect": 2.0}}
+        run["groups"]["generated"]["test_accuracy"]["mean"] += shift
+        runs[seed] = Metrics.from_dict(run)
     written = write_summary(aggregate_seeds(runs), tmp_path)
     assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "seeds 3, 4, 5" in page.text and "Student's t over the seeds" in page.text
-    mean = result.metrics["groups"]["generated"]["test_accuracy"]["mean"]
+    mean = result.metrics.to_dict()["groups"]["generated"]["test_accuracy"]["mean"]
     assert f"{100 * mean:.2f} {100 * mean + 1:.2f} {100 * mean - 0.5:.2f}" in page.text
     assert json.loads((tmp_path / "metrics.json").read_text())["seeds"] == [3, 4, 5]

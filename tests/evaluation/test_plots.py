@@ -12,7 +12,8 @@ from pdiff_hf.evaluation.groups import GROUPS
 from pdiff_hf.report.plots.curves import plot_ensembles, plot_loss_curves
 from pdiff_hf.report.plots.maps import plot_iou_matrix, plot_latent_pca
 from pdiff_hf.report.plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
-from pdiff_hf.report.plots.style import COLORS, STYLES
+from pdiff_hf.report.plots.style import COLORS
+from pdiff_hf.results.metrics import Metrics
 from small_results import evaluate
 
 
@@ -53,9 +54,9 @@ def contrast(a, b):
 
 
 def test_every_group_has_a_style_of_its_own():
-    assert set(STYLES) == set(GROUPS)
-    assert len(set(STYLES.values())) == len(STYLES)
-    markers = [marker for _, marker in STYLES.values()]
+    styles = [(group.color, group.marker) for group in GROUPS.values()]
+    assert len(set(styles)) == len(styles) and all(color in COLORS for color, _ in styles)
+    markers = [marker for _, marker in styles]
     assert len(set(markers)) == len(markers), "told apart without colours"
 
 
@@ -71,7 +72,7 @@ def test_colors_are_seen_on_their_background(theme):
 def test_accuracy_similarity_shows_all_groups_and_names_their_means(result, tmp_path):
     plot = plot_accuracy_similarity(result.metrics, result.groups)
     svgs = draw_all(plot, tmp_path)
-    for name, group in result.metrics["groups"].items():
+    for name, group in result.metrics.to_dict()["groups"].items():
         text = f"{name.replace('_', ' ')} {100 * group['test_accuracy']['mean']:.2f} %"
         assert text in svgs["wide"] and text in svgs["narrow"]
         assert f"{group['similarity']['iou_max_mean']:.3f}" in plot.alt
@@ -79,22 +80,22 @@ def test_accuracy_similarity_shows_all_groups_and_names_their_means(result, tmp_
 
 
 def test_a_hopeless_group_does_not_squeeze_the_others(result):
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     hopeless = metrics["groups"]["noise_0.1"]
     hopeless["test_accuracy"]["mean"], hopeless["similarity"]["iou_max_mean"] = 0.0, 0.01
-    axes = plot_accuracy_similarity(metrics, result.groups).draw(False).axes[0]
+    axes = plot_accuracy_similarity(Metrics.from_dict(metrics), result.groups).draw(False).axes[0]
     low, high = axes.get_ylim()
     assert low > 1 and axes.get_xlim()[0] > 0.011
     means = [100 * metrics["groups"][name]["test_accuracy"]["mean"] for name in ("original", "generated")]
     assert all(low < mean < high for mean in means)
-    assert "Beyond the edge: noise 0.1" in plot_accuracy_similarity(metrics, result.groups).note
+    assert "Beyond the edge: noise 0.1" in plot_accuracy_similarity(Metrics.from_dict(metrics), result.groups).note
 
 
 def test_title_tells_what_the_interval_says(result):
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     for interval, expected in (([-0.2, -0.1], "less accurate"), ([-0.1, 0.1], "not disting"), ([0.1, 0.2], "more")):
         metrics["groups"]["generated"]["difference_to_original"]["ci95"] = interval
-        assert expected in plot_accuracy_similarity(metrics).title
+        assert expected in plot_accuracy_similarity(Metrics.from_dict(metrics)).title
 
 
 def test_svgs_follow_the_page_and_do_not_interfere(result):
@@ -115,7 +116,7 @@ def test_histograms_hold_every_network(result, tmp_path):
     figure = plot.draw(False)
     for axes in figure.axes:
         assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(100)
-    share = result.metrics["groups"]["generated"]["novel_and_performant"]["performant"]
+    share = result.metrics.to_dict()["groups"]["generated"]["novel_and_performant"]["performant"]
     assert f"{100 * share:.0f} % of the generated networks" in plot.title
 
 
@@ -148,9 +149,9 @@ def test_iou_matrix_leaves_the_diagonal_out_of_its_means(tmp_path):
 
 
 def test_ensembles_draw_every_size_and_the_best_single_network(result, tmp_path):
-    plot = plot_ensembles(result.metrics["ensembles"])
+    plot = plot_ensembles(result.metrics.ensembles)
     svgs = draw_all(plot, tmp_path)
-    mean = result.metrics["ensembles"]["generated"]["5"]["accuracy"]["mean"]
+    mean = result.metrics.to_dict()["ensembles"]["generated"]["5"]["accuracy"]["mean"]
     assert f"generated with 5: accuracy {100 * mean:.2f} %" in plot.alt
     assert plot.title.startswith("Ensembles of 5: ")
     assert all("best single network" in svg for svg in svgs.values())
@@ -173,7 +174,7 @@ def test_few_networks(num_originals, num_generated, tmp_path):
         plot_accuracy_similarity(few.metrics, few.groups),
         plot_accuracy_histograms(few.metrics, few.groups),
         plot_iou_matrix(few.iou, few.iou_sizes),
-        plot_ensembles(few.metrics["ensembles"]),
+        plot_ensembles(few.metrics.ensembles),
     ]
     for plot in plots:
         draw_quickly(plot, tmp_path)
@@ -187,13 +188,13 @@ def test_identical_networks(tmp_path):
         plot_accuracy_histograms(same.metrics, same.groups),
         plot_iou_matrix(same.iou, same.iou_sizes),
         plot_latent_pca({"original": torch.ones(4, 8), "generated": torch.ones(2, 8)}),
-        plot_ensembles(same.metrics["ensembles"]),
+        plot_ensembles(same.metrics.ensembles),
     ):
         draw_quickly(plot, tmp_path)
 
 
 def test_numbers_that_do_not_exist(result, tmp_path):
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     unknown = torch.full((5,), math.nan)
     groups = {
         **result.groups,
@@ -206,20 +207,20 @@ def test_numbers_that_do_not_exist(result, tmp_path):
     iou = result.iou.clone()
     iou[0] = iou[:, 0] = math.nan
     for plot in (
-        plot_accuracy_similarity(metrics, groups),
-        plot_accuracy_histograms(metrics, groups),
+        plot_accuracy_similarity(Metrics.from_dict(metrics), groups),
+        plot_accuracy_histograms(Metrics.from_dict(metrics), groups),
         plot_iou_matrix(iou, result.iou_sizes),
-        plot_ensembles(metrics["ensembles"]),
+        plot_ensembles(Metrics.from_dict(metrics).ensembles),
     ):
         draw_quickly(plot, tmp_path)
 
 
 def test_nothing_is_drawn_of_nothing(result, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     for group in metrics["groups"].values():
         group["similarity"]["iou_max_mean"] = None
-    assert plot_accuracy_similarity(metrics) is None
+    assert plot_accuracy_similarity(Metrics.from_dict(metrics)) is None
     assert plot_iou_matrix(torch.full((3, 3), math.nan), {"original": 3}) is None
     assert plot_latent_pca({}) is None
     assert plot_ensembles({}) is None and plot_ensembles({"generated": {}}) is None

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pdiff_hf.evaluation.groups import GROUPS
 from pdiff_hf.report.write import make_table, write_report
+from pdiff_hf.results.metrics import Metrics
 from small_results import evaluate
 
 PLOTS = ("accuracy_similarity", "accuracy_histograms", "latent_pca", "iou_matrix", "ensembles", "loss_curves")
@@ -44,7 +45,7 @@ def test_report_writes_its_files(folder):
 
 def test_metrics_are_the_results_and_where_they_come_from(result, folder):
     metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert metrics["groups"] == result.metrics["groups"]
+    assert metrics["groups"] == result.metrics.to_dict()["groups"]
     assert metrics["task"] == {"dataset": "planted"}
     assert metrics["timings_s"] == {"autoencoder": 3.25, "evaluate": 1.0}
     assert metrics["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -52,11 +53,11 @@ def test_metrics_are_the_results_and_where_they_come_from(result, folder):
 
 def test_markdown_is_complete(result, folder):
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert text.index(result.metrics["verdict"]) < text.index("| original |")
+    assert text.index(result.metrics.to_dict()["verdict"]) < text.index("| original |")
     assert all(f"]({name}.png)" in text for name in PLOTS)
-    group = result.metrics["groups"]["generated"]
-    selected = result.metrics["selected_comparisons"]["original"]
-    ensemble = result.metrics["ensembles"]["generated"]["5"]["accuracy"]
+    group = result.metrics.to_dict()["groups"]["generated"]
+    selected = result.metrics.to_dict()["selected_comparisons"]["original"]
+    ensemble = result.metrics.to_dict()["ensembles"]["generated"]["5"]["accuracy"]
     for expected in (
         "97.30 %",
         "0.12 points",
@@ -83,14 +84,14 @@ def test_report_needs_no_more_than_the_result(result, tmp_path):
 
 def test_terminal_table_fits_into_120_columns(result):
     assert {"fine_tuned", "swag", "greedy_soup"} < set(GROUPS)
-    metrics = json.loads(json.dumps(result.metrics))
+    metrics = result.metrics.to_dict()
     metrics["groups"] |= dict.fromkeys(GROUPS, metrics["groups"]["swag"])
     for group in metrics["groups"].values():  # the widest that can be
         group["test_accuracy"] |= {"mean": 1.0, "ci95": [1.0, 1.0]}
         group["selected"] |= {"test_accuracy": 1.0, "test_ci95": [1.0, 1.0]}
         group["difference_to_original"] = {"difference": -0.5, "ci95": [-0.6, -0.4]}
     console = Console(width=200, record=True)
-    console.print(make_table(metrics))
+    console.print(make_table(Metrics.from_dict(metrics)))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     rows = [line for line in lines if line.split(" ")[0] in metrics["groups"] and "│" in line]
     assert len(rows) == len(metrics["groups"])
@@ -101,8 +102,8 @@ def test_accuracies_are_percent_for_people(result):
     console = Console(width=120, record=True)
     console.print(make_table(result.metrics))
     text = console.export_text()
-    group = result.metrics["groups"]["generated"]
+    group = result.metrics.to_dict()["groups"]["generated"]
     low, high = group["test_accuracy"]["ci95"]
     assert f"{100 * group['test_accuracy']['mean']:.2f} ({100 * low:.2f}–{100 * high:.2f})" in text
-    assert all(name in text for name in result.metrics["groups"])
-    assert " ".join(result.metrics["verdict"].split()[:8]) in text
+    assert all(name in text for name in result.metrics.groups)
+    assert " ".join(result.metrics.to_dict()["verdict"].split()[:8]) in text

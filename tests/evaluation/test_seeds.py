@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from pdiff_hf.evaluation.summary import aggregate_seeds
+from pdiff_hf.results.metrics import Metrics
 
 
 def run(gain, num_test=100, nll=0.5):
@@ -23,23 +24,27 @@ def run(gain, num_test=100, nll=0.5):
             "ci95": {"performant": [0, 1], "joint": {"1x": [0, 1]}},
         },
     }
-    return {
-        "schema": 1,
-        "task": {"dataset": "digits"},
-        "num_parameters": 7,
-        "num_test": num_test,
-        "groups": {"generated": group},
-        "comparisons": {"original": {"difference": gain, "ci95": [-1, 1]}},
-        "finding": "no_gain",
-        "verdict": "of one run",
-        "timings_s": {"collect": 3.0},
-        "versions": {"torch": "2"},
-    }
+    return Metrics.from_dict(
+        {
+            "schema": 1,
+            "task": {"dataset": "digits"},
+            "num_parameters": 7,
+            "num_test": num_test,
+            "groups": {"generated": group},
+            "comparisons": {"original": {"difference": gain, "ci95": [-1, 1]}},
+            "finding": "no_gain",
+            "verdict": "of one run",
+            "timings_s": {"collect": 3.0},
+            "versions": {"torch": "2"},
+        }
+    )
 
 
 def test_means_and_t_intervals_over_seeds():
     gains = [0.01, 0.02, 0.04]
-    metrics = json.loads(json.dumps(aggregate_seeds({5: run(0.01), 6: run(0.02), 7: run(0.04)}), allow_nan=False))
+    metrics = json.loads(
+        json.dumps(aggregate_seeds({5: run(0.01), 6: run(0.02), 7: run(0.04)}).to_dict(), allow_nan=False)
+    )
     comparison = metrics["comparisons"]["original"]
     half = stats.t.ppf(0.975, 2) * stats.sem(gains)
     mean = sum(gains) / 3
@@ -62,13 +67,13 @@ def test_means_and_t_intervals_over_seeds():
 def test_verdict_is_that_of_the_seeds_together():
     # Each run alone finds nothing; together they agree on a gain.
     same = aggregate_seeds({seed: run(0.02 + 0.001 * seed) for seed in range(4)})
-    assert same["finding"] == "better" and same["verdict"] != "of one run"
+    assert same.finding == "better" and same.verdict != "of one run"
     torn = aggregate_seeds({0: run(0.05), 1: run(-0.03), 2: run(0.01)})
-    assert torn["finding"] == "no_gain"
+    assert torn.finding == "no_gain"
 
 
 def test_numbers_that_do_not_exist_stay_so():
-    metrics = aggregate_seeds({0: run(0.0), 1: run(0.0, nll=None)})
+    metrics = aggregate_seeds({0: run(0.0), 1: run(0.0, nll=None)}).to_dict()
     assert metrics["groups"]["generated"]["test_nll"]["mean"] is None
     assert metrics["groups"]["generated"]["test_nll"]["ci95"] is None
     torch.testing.assert_close(metrics["groups"]["generated"]["test_accuracy"]["mean"], 0.8)

@@ -10,6 +10,7 @@ from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
+from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
@@ -40,7 +41,7 @@ def judge(setting, generated):
     layout, originals, _, val, test = setting
     groups, _ = build_groups(originals, generated, layout, val_accuracy=val.accuracy)
     metrics = evaluate_groups(groups, val, test).metrics
-    return metrics["finding"], metrics["verdict"]
+    return metrics.finding, metrics.verdict
 
 
 def test_originals_returned_are_called_copying(setting):
@@ -83,7 +84,8 @@ def comparison(low, high):
 def planted(spread=1.0, copied=0.0, novel=1.0, **comparisons):
     scores = {"novel": {"1x": novel}, "joint": {"1x": 0.5}, "copied": copied}
     group = {"novel_and_performant": scores, "spread": spread}
-    return {"groups": {"generated": group}, "comparisons": comparisons}
+    groups = {"generated": group, **{name: {} for name in comparisons}}
+    return Metrics.from_dict({"groups": groups, "comparisons": comparisons})
 
 
 ZERO, UP, DOWN = comparison(-0.001, 0.002), comparison(0.001, 0.003), comparison(-0.006, -0.002)
@@ -101,7 +103,7 @@ ZERO, UP, DOWN = comparison(-0.001, 0.002), comparison(0.001, 0.003), comparison
         (planted(original=DOWN, average_16=ZERO, spread=0.25), "worse"),
         (planted(original=UP, average_16=UP, copied=0.5), "copying"),
         (planted(original=UP), "better"),
-        ({"groups": {"original": {}}, "comparisons": {}}, "none"),
+        (Metrics.from_dict({"groups": {"original": {}}, "comparisons": {}}), "none"),
     ],
 )
 def test_finding_is_that_of_the_intervals(metrics, finding):

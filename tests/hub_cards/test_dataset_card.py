@@ -50,7 +50,7 @@ def test_snippets_run(tmp_path):
 
 def test_paths_of_a_machine_are_not_shown(tmp_path):
     text = render(save_dataset(tmp_path))
-    assert "somebody" not in text and "Images: `images`" in text and str(tmp_path) not in text
+    assert "somebody" not in text and "Data: `images`" in text and str(tmp_path) not in text
 
 
 def test_imported_rows_say_where_they_come_from(tmp_path):

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 from factories import NETWORK, make_layout
 from pdiff_hf import BaseModel
 from pdiff_hf.pipelines.generated_card import make_generated_card
+from pdiff_hf.results.metrics import Metrics
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
 SELECTION = {"num_drawn": 1000, "num_val": 50, "val_accuracy": [0.9, 0.8, 0.7]}
@@ -21,8 +22,8 @@ def make(index=SELECTED, base_model=BASE, **options):
 def test_network_and_zoo_have_the_golden_cards():
     row = METRICS["groups"]["generated"]["selected"]["index"]
     index = {**SELECTED, "choice": {**SELECTION, "val_accuracy": [0.9] * (row + 1)}}
-    check_golden("generated_card.md", make(index, row=row, pipeline="user/pipe", metrics=METRICS))
-    check_golden("zoo_card.md", make(INDEX, metrics=METRICS))
+    check_golden("generated_card.md", make(index, row=row, pipeline="user/pipe", metrics=Metrics.from_dict(METRICS)))
+    check_golden("zoo_card.md", make(INDEX, metrics=Metrics.from_dict(METRICS)))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_snippet_is_that_of_the_library(base_model, library, line):
 
 
 def test_selection_is_told():
-    assert "number 2 of 1,000 networks by accuracy on 50 validation images, where it has 80.00%" in make(row=1)
+    assert "number 2 of 1,000 networks by accuracy on 50 validation examples, where it has 80.00%" in make(row=1)
     assert "was not chosen by its accuracy" in make(INDEX, row=1)
     assert "none was chosen" in make(INDEX) and "The best of 1,000 networks" in make()
 
@@ -53,10 +54,10 @@ def test_selection_is_told():
 def test_accuracy_of_another_network_is_not_claimed():
     metrics = copy.deepcopy(METRICS)
     metrics["groups"]["generated"]["selected"]["index"] = 1
-    own, other = (ModelCard(make(row=row, metrics=metrics)) for row in (1, 0))
+    own, other = (ModelCard(make(row=row, metrics=Metrics.from_dict(metrics))) for row in (1, 0))
     assert len(own.data.eval_results) == 1 and "This network: " in own.text
     assert not other.data.eval_results and "This network alone: not reported" in other.text
-    assert "This network" not in make(metrics=metrics)
+    assert "This network" not in make(metrics=Metrics.from_dict(metrics))
 
 
 def test_without_metrics_it_says_not_evaluated():

@@ -12,6 +12,7 @@ from pdiff_hf import BaseModel
 from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.hub.card_text import REPO_ID
 from pdiff_hf.pipelines.card import write_pipeline_card
+from pdiff_hf.results.metrics import Metrics
 from small_results import evaluate
 
 
@@ -27,11 +28,11 @@ def snippet(text):
 def test_evaluated_pipeline_has_the_golden_card(folder):
     for name in ("accuracy_similarity", "loss_curves"):
         (folder / f"{name}.png").write_bytes(b"")
-    check_golden("model_card.md", write_pipeline_card(folder, METRICS).read_text(encoding="utf-8"))
+    check_golden("model_card.md", write_pipeline_card(folder, Metrics.from_dict(METRICS)).read_text(encoding="utf-8"))
 
 
 def test_metadata_are_valid_and_hold_the_results(folder):
-    path = write_pipeline_card(folder, METRICS)
+    path = write_pipeline_card(folder, Metrics.from_dict(METRICS))
     data = ModelCard.load(path).data
     generated = METRICS["groups"]["generated"]
     mean, selected = data.eval_results
@@ -71,15 +72,16 @@ def test_figures_and_metrics_of_the_report_are_put_beside_the_card(folder, tmp_p
     report.mkdir()
     (report / "metrics.json").write_text(json.dumps(METRICS))
     (report / "ensembles.png").write_bytes(b"png")
-    text = write_pipeline_card(folder, METRICS, report).read_text(encoding="utf-8")
+    text = write_pipeline_card(folder, Metrics.from_dict(METRICS), report).read_text(encoding="utf-8")
     assert "(ensembles.png)" in text and "accuracy_similarity.png" not in text
     assert (folder / "ensembles.png").read_bytes() == b"png"
     assert json.loads((folder / "metrics.json").read_text()) == METRICS
 
 
 def test_every_group_of_a_new_evaluation_is_in_the_table(folder):
-    metrics = evaluate().metrics
-    text = write_pipeline_card(folder, metrics).read_text(encoding="utf-8")
+    found = evaluate().metrics
+    text = write_pipeline_card(folder, found).read_text(encoding="utf-8")
+    metrics = found.to_dict()
     for name, group in metrics["groups"].items():
         low, high = group["test_accuracy"]["ci95"]
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
@@ -93,7 +95,7 @@ def test_every_group_of_a_new_evaluation_is_in_the_table(folder):
 def test_several_seeds_have_a_card(folder):
     runs = {seed: copy.deepcopy(METRICS) for seed in (3, 5)}
     runs[5]["groups"]["generated"]["test_accuracy"]["mean"] += 0.02
-    metrics = aggregate_seeds(runs)
+    metrics = aggregate_seeds({seed: Metrics.from_dict(run) for seed, run in runs.items()})
     text = write_pipeline_card(folder, metrics).read_text(encoding="utf-8")
     mean = METRICS["groups"]["generated"]["test_accuracy"]["mean"] + 0.01
     assert f"| generated | 5 | {100 * mean:.2f} (" in text
@@ -110,7 +112,7 @@ def test_card_of_less_than_everything(folder, only):
         metrics = {"groups": groups, "verdict": "So so.", "num_test": 4}
     else:
         del metrics["groups"][{"no generated": "generated", "no originals": "original"}[only]]
-    text = write_pipeline_card(folder, metrics).read_text(encoding="utf-8")
+    text = write_pipeline_card(folder, Metrics.from_dict(metrics)).read_text(encoding="utf-8")
     assert "| average_16 |" in text and metrics["verdict"] in text and "None" not in text
     ModelCard.load(folder / "README.md")
 
@@ -142,7 +144,7 @@ def test_what_others_named_is_shown_as_text(folder):
     metrics["groups"]["a|b\n<b>"] = metrics["groups"]["average_16"]
     metrics["task"]["dataset"] = "a: b\n---\n# <img src=x>"
     metrics["verdict"] = "Fine\n\n<h1>really</h1>"
-    path = write_pipeline_card(folder, metrics)
+    path = write_pipeline_card(folder, Metrics.from_dict(metrics))
     text = path.read_text(encoding="utf-8")
     before = path.read_bytes()
     assert ModelCard.load(path).data.eval_results[0].dataset_name == "a: b --- # <img src=x>"
@@ -152,5 +154,5 @@ def test_what_others_named_is_shown_as_text(folder):
     assert len({row.count("|") for row in rows}) == 1 and any(row.startswith("| ab") for row in rows)
     assert body.count("<!-- pdiff:begin ") == body.count("<!-- pdiff:end ") == 4
     assert body.count("\n```") == 6
-    write_pipeline_card(folder, metrics)
+    write_pipeline_card(folder, Metrics.from_dict(metrics))
     assert path.read_bytes() == before

@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard
 from pdiff_hf.data.card import write_dataset_card
 from pdiff_hf.hub.card_text import update_card, write_card
 from pdiff_hf.pipelines.card import write_pipeline_card
+from pdiff_hf.results.metrics import Metrics
 
 OLD = """---
 library_name: diffusers
@@ -39,7 +40,7 @@ def cards(tmp_path_factory):
         (folder / "README.md").unlink(missing_ok=True)
         return write_pipeline_card(folder, metrics).read_text(encoding="utf-8")
 
-    return render(), render(METRICS)
+    return render(), render(Metrics.from_dict(METRICS))
 
 
 def test_blocks_are_replaced_and_the_rest_is_kept():

@@ -7,7 +7,8 @@ from pdiff_hf import AutoencoderIdentity, PDiffPipeline, make_unet_1d
 from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.models.auto import load_autoencoder
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.autoencoder_identity import AutoencoderIdentityConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.runs.stages import check_training
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion, unet_training_bytes
@@ -88,11 +89,11 @@ def test_half_precision_keeps_the_normaliser_in_float32(tmp_path):
 
 def test_both_stages_run_without_an_autoencoder(tmp_path):
     dataset = make_dataset(tmp_path)
-    config = AutoencoderConfig(kind="none", latent_channels=4, min_explained_variance=0.999999)
+    config = AutoencoderIdentityConfig(latent_channels=4, min_explained_variance=0.999999)
     autoencoder, report = train_autoencoder(dataset, tmp_path / "autoencoder", config)
     assert isinstance(autoencoder, AutoencoderIdentity) and report["explained_variance"] > 0.999999
     assert isinstance(load_autoencoder(tmp_path / "autoencoder"), AutoencoderIdentity)
-    train_diffusion(dataset, tmp_path / "autoencoder", tmp_path / "pipeline", DiffusionConfig(**UNET))
+    train_diffusion(dataset, tmp_path / "autoencoder", tmp_path / "pipeline", UNet1DConfig(**UNET))
     pipeline = PDiffPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipeline.unet.config.sample_size == autoencoder.latent_shape[1]
 
@@ -100,7 +101,7 @@ def test_both_stages_run_without_an_autoencoder(tmp_path):
 def test_what_cannot_fit_into_memory_is_refused_before_training():
     layout = ParameterLayout((TensorSpec("weight", (10**9,), 0),))
     with pytest.raises(ValueError, match=r"kind=none: a denoiser of 32 × 31250000 values needs at least [\d.]+ GB"):
-        check_training(layout, 20, AutoencoderConfig(kind="none"), DiffusionConfig())
+        check_training(layout, 20, AutoencoderIdentityConfig(), UNet1DConfig())
 
 
 def test_memory_counts_what_the_backward_pass_keeps():

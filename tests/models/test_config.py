@@ -1,7 +1,8 @@
 import pytest
 
 from pdiff_hf.data.vectors import split_rows
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_latents
+from pdiff_hf.models.auto import AUTOENCODER
+from pdiff_hf.models.unet_1d import UNet1DConfig
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,6 @@ from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, fit_laten
     ],
 )
 def test_latents_are_as_many_as_the_checkpoints_allow(num_rows, latents, options, expected):
-    config = AutoencoderConfig(latent_channels=latents[0], latent_length=latents[1], **options)
-    found = fit_latents(config, DiffusionConfig(), len(split_rows(num_rows, config.holdout_every)[0]))
+    config = AUTOENCODER.validate({"latent_channels": latents[0], "latent_length": latents[1], **options})
+    found = config.fit_latents(UNet1DConfig(), len(split_rows(num_rows, config.holdout_every)[0]))
     assert (found.latent_channels, found.latent_length) == expected

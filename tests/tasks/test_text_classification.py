@@ -276,5 +276,5 @@ def test_whole_way_from_texts_to_a_card(pdiff, tmp_path, select):
     assert code == 0
     for file in (run / "report" / "report.md", run / "pipeline" / "README.md"):
         text = file.read_text("utf-8")
-        assert "300 test texts" in text and " images" not in text
+        assert "300 test examples" in text and " images" not in text
         assert str(tmp_path) not in text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from factories import make_dataset
-from pdiff_hf.models.config import AutoencoderConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
 from pdiff_hf.training import checkpoints as training_checkpoints
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.logs import NonFiniteLossError
@@ -92,7 +92,7 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too(tmp_path):
         def backward(ctx, gradient):
             return gradient * float("inf")
 
-    config = AutoencoderConfig(**CONFIG)
+    config = AutoencoderPDiffConfig(**CONFIG)
 
     def loss_fn(model, batch):
         value = model(ROWS[batch.indices]).square().mean()
@@ -128,11 +128,12 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 FULL = """
 import resource, signal, sys
-from pdiff_hf.models.config import AutoencoderConfig; from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.training.autoencoder import train_autoencoder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-config = AutoencoderConfig(**eval(sys.argv[4]))
+config = AutoencoderPDiffConfig(**eval(sys.argv[4]))
 try:
     train_autoencoder(sys.argv[1], sys.argv[2], config, resume_from_checkpoint="latest")
 except ValueError as error:
@@ -154,7 +155,7 @@ def test_files_that_cannot_be_written_leave_what_was_there(tmp_path):
         "min_explained_variance": -1e9,
         "checkpointing_steps": 2,
     }
-    train_autoencoder(dataset, output, AutoencoderConfig(**config))
+    train_autoencoder(dataset, output, AutoencoderPDiffConfig(**config))
     kept = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
     def fails(limit, **options):

@@ -14,10 +14,11 @@ from small_training import names, train
 
 SCRIPT = """
 import sys
-from pdiff_hf.models.config import AutoencoderConfig; from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.training.autoencoder import train_autoencoder
 
-config = AutoencoderConfig(steps=100_000, train_batch_size=8, latent_channels=4, latent_length=2, lr_warmup_steps=0,
-                           checkpointing_steps=100_000)
+config = AutoencoderPDiffConfig(steps=100_000, train_batch_size=8, latent_channels=4, latent_length=2,
+                                lr_warmup_steps=0, checkpointing_steps=100_000)
 train_autoencoder(sys.argv[1], sys.argv[2], config)
 """
 

@@ -50,19 +50,20 @@ def test_bad_flags_and_input_are_one_line_with_code_2(tmp_path):
 TWO_PROCESSES = """
 import sys
 from accelerate import Accelerator
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 from pdiff_hf.training.loop import make_accelerator
 
 dataset, output, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
-config = AutoencoderConfig(steps=10, train_batch_size=batch, latent_channels=4, latent_length=2, lr_warmup_steps=0,
-                           min_explained_variance=-100)
+config = AutoencoderPDiffConfig(steps=10, train_batch_size=batch, latent_channels=4, latent_length=2,
+                                lr_warmup_steps=0, min_explained_variance=-100)
 accelerator = make_accelerator(config, output + "/ae")
 assert accelerator.num_processes == int(sys.argv[4]), accelerator.num_processes
 train_autoencoder(dataset, output + "/ae", config, accelerator=accelerator)
 # Adam's first steps turn rounding into whole steps where a gradient is tiny; a low rate keeps the curves comparable.
-config = DiffusionConfig(steps=10, train_batch_size=batch, block_out_channels=(16, 16), lr_warmup_steps=0,
+config = UNet1DConfig(steps=10, train_batch_size=batch, block_out_channels=(16, 16), lr_warmup_steps=0,
                          learning_rate=1e-5)
 train_diffusion(dataset, output + "/ae", output + "/p", config)
 """

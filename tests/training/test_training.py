@@ -8,7 +8,9 @@ from factories import LATENTS, make_autoencoder, make_dataset, make_vectors
 from pdiff_hf import ParameterLayout, PDiffPipeline
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.files import write_json
-from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig
+from pdiff_hf.models.auto import AUTOENCODER
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.unet_1d import UNet1DConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.training import loop as training_loop
 from pdiff_hf.training.autoencoder import train_autoencoder
@@ -19,9 +21,9 @@ OPEN_GATE = {"min_explained_variance": -1e9, "max_accuracy_drop": 1.0}
 SMALL_UNET = {"block_out_channels": (16, 16), "train_batch_size": 8, "lr_warmup_steps": 0}
 
 
-def autoencoder_config(**options):
-    options = {"steps": 6, "train_batch_size": 8, "lr_warmup_steps": 0, **LATENTS, **OPEN_GATE, **options}
-    return AutoencoderConfig(**options)
+def autoencoder_config(kind="pdiff", **options):
+    steps = {"steps": 6, "train_batch_size": 8, "lr_warmup_steps": 0} if kind == "pdiff" else {}
+    return AUTOENCODER.validate({"kind": kind, **steps, **LATENTS, **OPEN_GATE, **options})
 
 
 def save_autoencoder(folder):
@@ -41,7 +43,8 @@ def assert_same_weights(one, other):
 
 @pytest.mark.parametrize("kind", ["pdiff", "pca"])
 def test_autoencoder_stage_writes_model_log_and_gate(tmp_path, kind):
-    config = autoencoder_config(kind=kind, steps=20, min_explained_variance=0.95)
+    steps = {"steps": 20} if kind == "pdiff" else {}
+    config = autoencoder_config(kind=kind, min_explained_variance=0.95, **steps)
     autoencoder, report = train_autoencoder(make_dataset(tmp_path), tmp_path / "autoencoder", config)
     assert report["passed"] and report["explained_variance"] > 0.95
     assert json.loads((tmp_path / "autoencoder" / "reconstruction.json").read_text()) == report
@@ -80,7 +83,7 @@ def test_training_lowers_the_loss_of_a_plain_autoencoder(tmp_path):
 
 
 def test_diffusion_stage_writes_a_self_contained_pipeline(tmp_path):
-    config = DiffusionConfig(steps=4, **SMALL_UNET)
+    config = UNet1DConfig(steps=4, **SMALL_UNET)
     train_diffusion(make_dataset(tmp_path), save_autoencoder(tmp_path), tmp_path / "pipeline", config)
     for folder in ("dataset", "source"):
         (tmp_path / folder).rename(tmp_path / f"gone-{folder}")
@@ -94,7 +97,7 @@ def test_diffusion_stage_writes_a_self_contained_pipeline(tmp_path):
 
 def test_diffusion_learns_the_scale_of_the_latents(tmp_path):
     """Latents of the dataset have deviation 1 once scaled; samples of a trained denoiser do as well."""
-    config = DiffusionConfig(steps=150, **{**SMALL_UNET, "train_batch_size": 32})
+    config = UNet1DConfig(steps=150, **{**SMALL_UNET, "train_batch_size": 32})
     pipeline = train_diffusion(make_dataset(tmp_path), save_autoencoder(tmp_path), tmp_path / "pipeline", config)
     generator = torch.Generator().manual_seed(0)
     latents = pipeline(batch_size=64, num_inference_steps=100, generator=generator, output_type="latent").parameters
@@ -107,7 +110,7 @@ def test_autoencoder_of_another_layout_is_refused(tmp_path):
     save_parameter_dataset(vectors, other, tmp_path / "other")
     with pytest.raises(ValueError, match="train the autoencoder on this dataset"):
         train_diffusion(
-            tmp_path / "other", save_autoencoder(tmp_path), tmp_path / "pipeline", DiffusionConfig(**SMALL_UNET)
+            tmp_path / "other", save_autoencoder(tmp_path), tmp_path / "pipeline", UNet1DConfig(**SMALL_UNET)
         )
 
 
@@ -129,7 +132,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, mon
         if stage == "autoencoder":
             train_autoencoder(dataset, tmp_path / folder, autoencoder_config(**common), resume_from_checkpoint=resume)
             return weights(tmp_path / folder)
-        config = DiffusionConfig(**SMALL_UNET, **common)
+        config = UNet1DConfig(**SMALL_UNET, **common)
         train_diffusion(dataset, save_autoencoder(tmp_path), tmp_path / folder, config, resume_from_checkpoint=resume)
         return weights(tmp_path / folder / "unet")
 
@@ -187,6 +190,6 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 
 
 def test_preset_fills_only_what_is_not_given():
-    config = AutoencoderConfig(preset="paper", learning_rate=1e-3)
+    config = AutoencoderPDiffConfig(preset="paper", learning_rate=1e-3)
     assert (config.steps, config.train_batch_size, config.learning_rate) == (500, 50, 1e-3)
-    assert DiffusionConfig(preset="paper").prediction_type == "epsilon"
+    assert UNet1DConfig(preset="paper").prediction_type == "epsilon"

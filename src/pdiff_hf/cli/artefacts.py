@@ -59,7 +59,7 @@ def recipes(
     as_json: AsJson = False,
 ) -> None:
     """List the shipped recipes and the parts that others are composed of, or show one."""
-    from ..runs.composition import list_parts, read_recipe
+    from ..runs.composition import list_parts
 
     if name is None:
         listed = list_parts()
@@ -67,10 +67,10 @@ def recipes(
             _print_parts(listed)
         print_json(listed, as_json)
         return
-    from ..runs.recipe import load_recipe
+    from ..runs.recipe import compose_recipe, load_recipe
 
     load_recipe(name, overrides or (), preset=preset, profile=profile)
-    composed = read_recipe(name, overrides or (), preset, profile)
+    composed = compose_recipe(name, overrides or (), preset, profile)
     if not as_json:
         print(yaml.safe_dump(composed, sort_keys=False, default_flow_style=None, width=120), end="")
     print_json(composed, as_json)

@@ -115,7 +115,7 @@ def evaluate(
     if not as_json:
         console.print(make_table(metrics))
         line_printer(as_json)(f"Report: {(out or run_dir / 'report') / 'report.html'}")
-    print_json(metrics, as_json)
+    print_json(metrics.to_dict(), as_json)
 
 
 @app.command()

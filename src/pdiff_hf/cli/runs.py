@@ -33,21 +33,22 @@ def _run(
     # Another run in the last folder is noticed before the first has taken its time.
     for folder, configured in loaded.items():
         open_run(configured, folder)
-    line, metrics = line_printer(as_json), {}
+    line, found = line_printer(as_json), {}
     for folder, configured in loaded.items():
-        metrics[str(folder)] = run_recipe(configured, folder, line)
+        found[folder] = run_recipe(configured, folder, line)
         if not as_json:
-            console.print(make_table(metrics[str(folder)]))
+            console.print(make_table(found[folder]))
         line(f"Report: {folder / 'report' / 'report.html'}\nPipeline: {folder / 'pipeline'}")
     if summary is None:
-        print_json(metrics[str(folder)], as_json)
+        print_json(found[folder].to_dict(), as_json)
         return
-    together = aggregate_seeds({seed: metrics[str(folder)] for folder, seed in runs.items()})
+    together = aggregate_seeds({seed: found[folder] for folder, seed in runs.items()})
     write_summary(together, summary)
     if not as_json:
         console.print(make_table(together))
     line(f"Report of all seeds: {summary / 'report.html'}")
-    print_json({"seeds": metrics, "together": together}, as_json)
+    seeds = {str(folder): metrics.to_dict() for folder, metrics in found.items()}
+    print_json({"seeds": seeds, "together": together.to_dict()}, as_json)
 
 
 @app.command()

@@ -27,7 +27,7 @@ def greedy_soup(originals: torch.Tensor, accuracy: Callable[[torch.Tensor], torc
 
     Args:
         originals (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        accuracy (`Callable`): Accuracies `(n,)` of networks `(n, D)` on the validation images.
+        accuracy (`Callable`): Accuracies `(n,)` of networks `(n, D)` on the validation examples.
     """
     accuracies = accuracy(originals)
     order = accuracies.argsort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""The best of many networks on validation images, without evaluating all of them on all images."""
+"""The best of many networks on validation examples, without evaluating all of them on all examples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from .evaluator import CHUNK_BYTES, ParameterEvaluator
 
-# Networks that are evaluated on all images first, to find the images on which networks differ.
+# Networks that are evaluated on all examples first, to find the examples on which networks differ.
 NUM_PILOTS = 12
-# Shares of the networks and of the images at every rung: 1 000 networks cost 0.122 of evaluating all, pilots included.
+# Shares of the networks and of the examples at every rung: 1 000 networks cost 0.122 of evaluating all, with pilots.
 RUNGS = ((1.0, 1 / 20), (0.15, 1 / 5), (0.03, 1.0))
 MIN_FINALISTS = 16
 
@@ -32,10 +32,10 @@ class Choice:
     Args:
         rows (`torch.Tensor` of shape `(top,)`): Positions among the networks, the best first.
         vectors (`torch.Tensor` of shape `(top, D)`): The chosen networks.
-        accuracy (`torch.Tensor` of shape `(top,)`): On all images. The best of many are lucky too: expect less.
-        nll (`torch.Tensor` of shape `(top,)`): On all images, in nats.
-        num_pilots (`int`): Networks that were evaluated on all images for their order.
-        rungs (`list[tuple[int, int]]`): Numbers of networks and of images of every rung.
+        accuracy (`torch.Tensor` of shape `(top,)`): On all examples. The best of many are lucky too: expect less.
+        nll (`torch.Tensor` of shape `(top,)`): On all examples, in nats.
+        num_pilots (`int`): Networks that were evaluated on all examples for their order.
+        rungs (`list[tuple[int, int]]`): Numbers of networks and of examples of every rung.
         num_dropped (`int`): Networks with values or outputs that are not finite.
     """
 
@@ -55,13 +55,13 @@ def choose_networks(
 ) -> Choice:
     """Choose the networks with the best accuracy (ties: the lowest NLL) by successive halving.
 
-    All networks are ranked on a few images, the better ones on more, the last ones on all. Networks of one generator
-    agree on most images, which tell nothing about their rank; so the first images are those on which some pilot
-    networks differ most. Source: Jamieson & Talwalkar 2016, arXiv 1502.07943; the order of the images is our own.
+    All networks are ranked on a few examples, the better ones on more, the last ones on all. Networks of one generator
+    agree on most examples, which tell nothing about their rank; so the first examples are those on which some pilot
+    networks differ most. Source: Jamieson & Talwalkar 2016, arXiv 1502.07943; the order of the examples is our own.
 
     Args:
-        evaluator ([`ParameterEvaluator`]): On the images to choose on. Rungs take whole batches, so its batch size
-            should be about a twentieth of the images.
+        evaluator ([`ParameterEvaluator`]): On the examples to choose on. Rungs take whole batches, so its batch size
+            should be about a twentieth of the examples.
         vectors (`torch.Tensor` of shape `(B, D)`): Networks; or any object with a length that gives such a tensor
             `(b, D)` when it is indexed by rows `(b,)`, for more than fit into memory.
         top (`int`, *optional*, defaults to 1): Number of networks to choose.
@@ -87,7 +87,7 @@ def choose_networks(
         _check_enough(len(order), top, num_dropped, len(vectors))
         rows = rows[order]
 
-    # 2. The last one, on all images in their own order, for which all that is common to networks is known
+    # 2. The last one, on all examples in their own order, for which all that is common to networks is known
     num_networks, num_images = rungs[-1]
     rows = rows[:num_networks]
     done.append((len(rows), num_images))
@@ -115,7 +115,7 @@ def _check_enough(num_left: int, top: int, num_dropped: int, num_networks: int) 
 
 
 def make_rungs(num_networks: int, num_images: int, batch_size: int, top: int) -> list[tuple[int, int]]:
-    """Numbers of networks and of images, whole batches, of every rung that tells more than the one before."""
+    """Numbers of networks and of examples, whole batches, of every rung that tells more than the one before."""
     rungs: list[tuple[int, int]] = []
     for share_of_networks, share_of_images in RUNGS:
         networks = min(num_networks, max(MIN_FINALISTS, 4 * top, math.ceil(share_of_networks * num_networks)))
@@ -128,7 +128,7 @@ def make_rungs(num_networks: int, num_images: int, batch_size: int, top: int) ->
 
 
 def _most_disputed_first(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> torch.Tensor:
-    """Positions `(N,)` of the images, sorted by how much networks differ in being right, then in their losses."""
+    """Positions `(N,)` of the examples, sorted by how much networks differ in being right, then in their losses."""
     output = evaluator.predict(vectors)
     right = (output.predictions == evaluator.labels.cpu()).double()
     losses = output.losses.double().nan_to_num(0.0, posinf=0.0)
@@ -138,7 +138,7 @@ def _most_disputed_first(evaluator: ParameterEvaluator, vectors: torch.Tensor) -
 def _predict(
     evaluator: ParameterEvaluator, vectors: Vectors, rows: torch.Tensor, num_images: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Accuracy and NLL `(b,)` of some networks on the first images; NaN is the NLL of networks that are not finite."""
+    """Accuracy and NLL `(b,)` of some networks on the first examples; NLL is NaN where a network is not finite."""
     outputs = []
     for part in rows.split(max(1, CHUNK_BYTES // (4 * evaluator.layout.num_parameters))):
         chunk = vectors[part]

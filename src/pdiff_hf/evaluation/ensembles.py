@@ -32,14 +32,14 @@ def evaluate_ensembles(
     Source of the averages: Lakshminarayanan et al. 2017, arXiv 1612.01474, §2.4.
 
     Intervals are the mean over the repeats plus and minus 1.96 standard deviations of a bootstrap that resamples with
-    replacement both the N test images and the R repeats: N images, the same for all repeats, sizes and groups, and
+    replacement both the N test examples and the R repeats: N examples, the same for all repeats, sizes and groups, and
     R - 1 repeats, which makes the variance between repeats unbiased (1 of 1). Source: Owen 2007, "The pigeonhole
     bootstrap", arXiv 0712.1111. The calibration error of a sample is biased upwards, a sum of absolute values; the
     lower end of its interval is lowered by that bias, as the resamples show it.
 
     Args:
         groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name.
-        evaluator ([`ParameterEvaluator`]): On the test images.
+        evaluator ([`ParameterEvaluator`]): On the test examples.
         best_single (`torch.Tensor` of shape `(D,)`, *optional*): One chosen network to compare with; a group of one.
         sizes (`Sequence[int]`, *optional*, defaults to `(1, 2, 5, 10)`): Numbers M of networks; those above `n` are
             left out.
@@ -125,7 +125,7 @@ def _metrics(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 def _resampled_metrics(
     log_probabilities: torch.Tensor, labels: torch.Tensor, image_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The `METRICS` of an ensemble on every resample of the images, `(NUM_RESAMPLES, 3)`."""
+    """The `METRICS` of an ensemble on every resample of the examples, `(NUM_RESAMPLES, 3)`."""
     right, losses, confidences = _per_image(log_probabilities, labels)
     edges = torch.linspace(0, 1, NUM_BINS + 1)
     bins = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)

@@ -1,26 +1,43 @@
-"""The protocol: choose on validation images, report on test images, treat every group alike."""
+"""The protocol: choose on validation examples, report on test examples, treat every group alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from ..results.metrics import EvaluationResult, GroupEvaluation
+from ..results.metrics import SCHEMA, Metrics
+from ..results.records import Difference, SelectedDifference
 from .ensembles import evaluate_ensembles
 from .evaluator import EvaluatorOutput, ParameterEvaluator
+from .groups import is_shown
 from .intervals import accuracy_difference, mean_interval, paired_comparison
 from .matching import nearest_matched_distance
 from .permutations import PermutationSpec
 from .similarity import nearest_cosine, nearest_distance, spread, wrong_iou
-from .summary import summarize_group
+from .summary import GroupEvaluation, summarize_group
 from .verdict import make_verdict
 
-# Groups whose networks are averaged into ensembles, and groups in the matrix of similarities.
-ENSEMBLES = ("generated", "original", "swag")
-IOU_GROUPS = ("original", "generated", "average_16")
 MAX_IOU_NETWORKS = 40
+
+
+@dataclass
+class EvaluationResult:
+    """What [`evaluate_groups`] finds.
+
+    Args:
+        groups (`dict[str, GroupEvaluation]`): Numbers per network, by group name.
+        metrics ([`Metrics`]): What they come to, the content of `metrics.json`.
+        iou (`torch.Tensor` of shape `(m, m)`): IoU of wrong predictions between some networks of some groups.
+        iou_sizes (`dict[str, int]`): How many networks of which group these are, in consecutive blocks.
+    """
+
+    groups: dict[str, GroupEvaluation]
+    metrics: Metrics
+    iou: torch.Tensor
+    iou_sizes: dict[str, int]
 
 
 def evaluate_groups(
@@ -41,8 +58,8 @@ def evaluate_groups(
 
     Args:
         groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
-        val ([`ParameterEvaluator`]): On the images that networks are chosen on.
-        test ([`ParameterEvaluator`]): On the images of everything that is reported.
+        val ([`ParameterEvaluator`]): On the examples that networks are chosen on.
+        test ([`ParameterEvaluator`]): On the examples of everything that is reported.
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
@@ -65,32 +82,14 @@ def evaluate_groups(
     right = {name: output.predictions == labels for name, output in on_test.items()}
     originals = groups["original"]
 
-    # 1. Numbers of every network
-    evaluations: dict[str, GroupEvaluation] = {}
-    for name, vectors in groups.items():
-        is_original = name == "original"
-        iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
-        if is_original:
-            iou.fill_diagonal_(-1)
-        evaluations[name] = GroupEvaluation(
-            val_accuracy=on_val[name].accuracy,
-            test_accuracy=on_test[name].accuracy,
-            test_nll=on_test[name].nll,
-            test_ece=on_test[name].ece,
-            iou_max=iou.max(1).values if iou.shape[1] > is_original else torch.full((len(vectors),), math.nan),
-            l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
-            cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
-            l2_matched=None
-            if permutations is None
-            else nearest_matched_distance(vectors, originals, permutations, exclude_self=is_original),
-            selected=_select(on_val[name]),
-            accuracy_ci95=mean_interval(right[name]),
-            difference_to_original=accuracy_difference(right[name], right["original"]),
-        )
-
-    # 2. What they come to
+    # 1. Numbers of every network, and what they come to
+    evaluations = {
+        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, permutations)
+        for name, vectors in groups.items()
+    }
     summaries = {
         name: summarize_group(
+            name,
             group,
             evaluations["original"],
             right[name],
@@ -101,34 +100,67 @@ def evaluate_groups(
         )
         for name, group in evaluations.items()
     }
-    metrics = {
-        "schema": 1,
-        "num_parameters": originals.shape[1],
-        "num_test": len(labels),
-        "groups": summaries,
-        "comparisons": {},
-        "selected_comparisons": {},
-        "ensembles": evaluate_ensembles(
-            {name: networks[name] for name in ENSEMBLES if name in networks},
-            test,
-            best_single=_best_single(networks, on_val),
-            seed=seed,
+
+    # 2. Groups against each other. Generated networks come first among the ensembles
+    averaged = sorted((name for name in groups if is_shown(name, "ensembles")), key=lambda name: name != "generated")
+    metrics = Metrics(
+        version=SCHEMA,
+        num_parameters=originals.shape[1],
+        num_test=len(labels),
+        groups=summaries,
+        comparisons={},
+        selected_comparisons={},
+        ensembles=evaluate_ensembles(
+            {name: networks[name] for name in averaged}, test, best_single=_best_single(networks, on_val), seed=seed
         ),
-    }
+        seed=seed,
+    )
     if "generated" in groups:
         best = right["generated"][evaluations["generated"].selected]
         for name in (name for name in groups if name != "generated"):
-            metrics["comparisons"][name] = accuracy_difference(right["generated"], right[name])
             found = paired_comparison(best, right[name][evaluations[name].selected])
-            renamed = {"only_a": "only_generated", "only_b": "only_other"}
-            metrics["selected_comparisons"][name] = {renamed.get(key, key): value for key, value in found.items()}
-    metrics["finding"], metrics["verdict"] = make_verdict(metrics)
+            metrics.comparisons[name] = Difference(**accuracy_difference(right["generated"], right[name]))
+            metrics.selected_comparisons[name] = SelectedDifference(
+                only_generated=found.pop("only_a"), only_other=found.pop("only_b"), **found
+            )
+    metrics.finding, metrics.verdict = make_verdict(metrics)
 
     # 3. For the matrix of similarities
-    shown = {name: _spread_rows(len(groups[name])) for name in IOU_GROUPS if name in groups}
+    shown = {name: _spread_rows(len(groups[name])) for name in groups if is_shown(name, "matrix")}
     predictions = torch.cat([on_test[name].predictions[rows] for name, rows in shown.items()])
     iou_sizes = {name: len(rows) for name, rows in shown.items()}
     return EvaluationResult(evaluations, metrics, wrong_iou(predictions, predictions, labels), iou_sizes)
+
+
+def _evaluate_group(
+    name: str,
+    vectors: torch.Tensor,
+    originals: torch.Tensor,
+    on_val: Mapping[str, EvaluatorOutput],
+    on_test: Mapping[str, EvaluatorOutput],
+    right: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    permutations: PermutationSpec | None,
+) -> GroupEvaluation:
+    is_original = name == "original"
+    iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
+    if is_original:
+        iou.fill_diagonal_(-1)
+    return GroupEvaluation(
+        val_accuracy=on_val[name].accuracy,
+        test_accuracy=on_test[name].accuracy,
+        test_nll=on_test[name].nll,
+        test_ece=on_test[name].ece,
+        iou_max=iou.max(1).values if iou.shape[1] > is_original else torch.full((len(vectors),), math.nan),
+        l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
+        cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
+        l2_matched=None
+        if permutations is None
+        else nearest_matched_distance(vectors, originals, permutations, exclude_self=is_original),
+        selected=_select(on_val[name]),
+        accuracy_ci95=mean_interval(right[name]),
+        difference_to_original=Difference(**accuracy_difference(right[name], right["original"])),
+    )
 
 
 def _select(output: EvaluatorOutput) -> int:

@@ -1,10 +1,11 @@
-"""The groups of networks that a report compares."""
+"""Table of the groups of networks that a report compares: how each is made, and its part in the report."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -20,19 +21,116 @@ from .baselines import (
     uniform_soup,
 )
 
-# Every baseline maps (originals (K, D), layout, number of draws, generator) to networks (n, D).
-BASELINES = {
-    "uniform_soup": lambda originals, layout, num, generator: uniform_soup(originals),
-    "average_16": lambda originals, layout, num, generator: averages(originals, num, generator),
-    "noise_0.05": partial(noised_originals, sigma=0.05),
-    "noise_0.1": partial(noised_originals, sigma=0.1),
-    "gaussian": gaussian,
-    "pca_gaussian": pca_gaussian,
-    "swag": swag,
-    "interpolation": lambda originals, layout, num, generator: interpolations(originals, num, generator),
+Place = Literal["points", "latents", "matrix", "histogram", "ensembles"]
+# Where single networks are seen: as points, in latent space, and in the matrix of shared mistakes.
+SINGLY: tuple[Place, ...] = ("points", "latents", "matrix")
+EVERYWHERE: tuple[Place, ...] = (*SINGLY, "histogram", "ensembles")
+
+
+@dataclass(frozen=True)
+class GroupInputs:
+    """What baselines are made of.
+
+    Args:
+        originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, in the order of the training run.
+        layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
+        num (`int`): Number of draws, that of the generated networks.
+        generator (`torch.Generator`): Source of randomness, of this group alone.
+        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples.
+    """
+
+    originals: torch.Tensor
+    layout: ParameterLayout
+    num: int
+    generator: torch.Generator
+    val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """An entry of [`GROUPS`].
+
+    Args:
+        make (`Callable`, *optional*): Makes the networks `(n, D)` out of [`GroupInputs`], or `None` when they lack
+            something; without it, the networks are handed in.
+        role (`str`, *optional*, defaults to `"baseline"`): What it is to the generator: `original` and `generated`
+            are themselves; an `average` of originals, or another `rival`, has to be beaten and is always in view.
+        description (`str`, *optional*): What its networks are, as a part of a sentence.
+        color (`str`, *optional*, defaults to `"ink"`): Name in the palette of the plots: averages are green, noise
+            purple, fitted distributions orange.
+        marker (`str`, *optional*, defaults to `"8"`): Matplotlib's, another one for every group.
+        shown (`tuple[str, ...]`, *optional*): Plots that it is in beside that of all groups: `points` of single
+            networks, `latents`, the `matrix` of shared mistakes, `histogram`, `ensembles`.
+        label (`str`, *optional*): Its name as people read it; that in the table, without underscores, by default.
+    """
+
+    make: Callable[[GroupInputs], torch.Tensor | None] | None = None
+    role: Literal["original", "generated", "average", "rival", "baseline"] = "baseline"
+    description: str = ""
+    color: str = "ink"
+    marker: str = "8"
+    shown: tuple[Place, ...] = ()
+    label: str | None = None
+
+
+def _greedy_soup(given: GroupInputs) -> torch.Tensor | None:
+    return None if given.val_accuracy is None else greedy_soup(given.originals, given.val_accuracy)
+
+
+def _draws(function: Callable, **options) -> Callable[[GroupInputs], torch.Tensor]:
+    """What makes draws of originals by a layout."""
+    return lambda given: function(given.originals, given.layout, given.num, given.generator, **options)
+
+
+def _mixtures(function: Callable) -> Callable[[GroupInputs], torch.Tensor]:
+    """What mixes originals without knowing their layout."""
+    return lambda given: function(given.originals, given.num, given.generator)
+
+
+# fmt: off
+# By name, in the order of the report.
+GROUPS: dict[str, Group] = {
+    "original": Group(None, "original", "originals", "blue", "o", EVERYWHERE),
+    "reconstructed": Group(None, "baseline", "originals through the autoencoder", "grey", "s"),
+    "generated": Group(None, "generated", "generated networks", "vermillion", "D", EVERYWHERE),
+    "uniform_soup": Group(
+        lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
+    ),
+    "greedy_soup": Group(_greedy_soup, "average", "the greedy soup of originals", "green", "P"),
+    "average_16": Group(
+        _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
+    ),
+    "noise_0.05": Group(_draws(noised_originals, sigma=0.05), "baseline", "originals with 5 % noise", "purple", "v"),
+    "noise_0.1": Group(_draws(noised_originals, sigma=0.1), "baseline", "originals with 10 % noise", "purple", "X"),
+    "gaussian": Group(_draws(gaussian), "baseline", "a Gaussian for every coordinate", "orange", "h"),
+    "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "a Gaussian along principal components", "orange", "p"),
+    "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
+    "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
+    "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
+    "unseen": Group(None, "baseline", "checkpoints that the generator was not given", "ink", "H"),
 }
-# The groups of a report, in its order.
-GROUPS = ("original", "reconstructed", "generated", "uniform_soup", "greedy_soup", *list(BASELINES)[1:], "fine_tuned")
+# fmt: on
+
+
+def find_group(name: str) -> Group:
+    """The entry of a group; that of a baseline of no special part for a name that is not in [`GROUPS`]."""
+    return GROUPS.get(name, Group())
+
+
+def is_shown(name: str, place: Place) -> bool:
+    """Whether a group is in a plot that does not show all of them."""
+    return place in find_group(name).shown
+
+
+def label(name: str) -> str:
+    """A group's name as people read it."""
+    return find_group(name).label or name.replace("_", " ")
+
+
+def describe_group(name: str) -> dict[str, str]:
+    """What `metrics.json` says of a group beside its numbers."""
+    group = find_group(name)
+    return {"role": group.role, "label": label(name), "description": group.description, "color": group.color}
 
 
 def build_groups(
@@ -42,6 +140,7 @@ def build_groups(
     reconstructed: torch.Tensor | None = None,
     val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
+    names: Collection[str] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Make the groups of a report; baselines get as many draws as there are generated networks.
 
@@ -50,9 +149,10 @@ def build_groups(
         generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline.
         layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
         reconstructed (`torch.Tensor` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
-        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation images, for
+        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples, for
             the greedy soup; without it there is none.
         seed (`int`, *optional*, defaults to 0): Every baseline starts from this seed, so adding one changes no other.
+        names (`Collection[str]`, *optional*): Baselines to make; all by default.
 
     Returns:
         `tuple[dict[str, torch.Tensor], dict[str, float]]`: networks by group name, `original`, `reconstructed` (if
@@ -60,13 +160,12 @@ def build_groups(
     """
     groups = {"original": originals, "reconstructed": reconstructed, "generated": generated}
     seconds = {}
-    for name in GROUPS:
-        start = time.perf_counter()
-        if name in BASELINES:
-            groups[name] = BASELINES[name](originals, layout, len(generated), torch.Generator().manual_seed(seed))
-        elif name == "greedy_soup" and val_accuracy is not None:
-            groups[name] = greedy_soup(originals, val_accuracy)
-        else:
+    for name, group in GROUPS.items():
+        if group.make is None or (names is not None and name not in names):
             continue
-        seconds[name] = time.perf_counter() - start
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(seed)
+        networks = group.make(GroupInputs(originals, layout, len(generated), generator, val_accuracy))
+        if networks is not None:
+            groups[name], seconds[name] = networks, time.perf_counter() - start
     return {name: vectors for name, vectors in groups.items() if vectors is not None}, seconds

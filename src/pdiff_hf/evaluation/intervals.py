@@ -1,4 +1,4 @@
-"""Intervals on accuracies, paired over the test images."""
+"""Intervals on accuracies, paired over the test examples."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def exact_interval(num_right: int, num_images: int) -> list[float]:
 
 
 def mean_interval(values: torch.Tensor) -> list[float]:
-    """95 % interval of a group's mean, over the choice of test images and of networks (normal approximation).
+    """95 % interval of a group's mean, over the choice of test examples and of networks (normal approximation).
 
     Args:
-        values (`torch.Tensor` of shape `(n, N)`): Whether network `i` is right on image `j`, or its loss there.
+        values (`torch.Tensor` of shape `(n, N)`): Whether network `i` is right on example `j`, or its loss there.
     """
     return _interval(values.double().mean(0), _variance_of_networks(values))
 
 
 def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[str, float | list[float]]:
-    """Difference of the mean accuracies of two groups on the same images.
+    """Difference of the mean accuracies of two groups on the same examples.
 
     Images on which both groups do equally well cancel, so the interval is narrower than the two intervals suggest.
 
     Args:
-        right_a (`torch.Tensor` of shape `(a, N)`, `bool`): Whether a network of group a is right on an image.
+        right_a (`torch.Tensor` of shape `(a, N)`, `bool`): Whether a network of group a is right on an example.
         right_b (`torch.Tensor` of shape `(b, N)`, `bool`): The same for group b.
 
     Returns:
@@ -44,18 +44,18 @@ def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[st
 
 
 def paired_comparison(right_a: torch.Tensor, right_b: torch.Tensor) -> dict:
-    """Compare two networks on the same images by McNemar's exact test.
+    """Compare two networks on the same examples by McNemar's exact test.
 
-    Source: McNemar 1947; the exact version is the sign test on the images on which one of the two alone is right. The
-    interval is that of the test: exact (Clopper-Pearson) for the share of a among these images.
+    Source: McNemar 1947; the exact version is the sign test on the examples on which one of the two alone is right.
+    The interval is that of the test: exact (Clopper-Pearson) for the share of a among these examples.
 
     Args:
-        right_a (`torch.Tensor` of shape `(N,)`, `bool`): Whether network a is right on an image.
+        right_a (`torch.Tensor` of shape `(N,)`, `bool`): Whether network a is right on an example.
         right_b (`torch.Tensor` of shape `(N,)`, `bool`): The same for network b.
 
     Returns:
         `dict`: `difference` of the accuracies, a minus b, with `ci95`; `p_value` of the hypothesis that both are
-        equally accurate; `only_a` and `only_b`, the numbers of images on which only one is right.
+        equally accurate; `only_a` and `only_b`, the numbers of examples on which only one is right.
     """
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     found = {"difference": (only_a - only_b) / len(right_a), "ci95": [0.0, 0.0], "p_value": 1.0}

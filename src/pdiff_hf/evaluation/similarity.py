@@ -12,7 +12,7 @@ BLOCK_VALUES = 2**23
 
 
 def wrong_iou(predictions_a: torch.Tensor, predictions_b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of the wrongly classified images of every pair of networks.
+    """Intersection over union of the wrongly classified examples of every pair of networks.
 
     `|wrong_a and wrong_b| / |wrong_a or wrong_b|`, 1 for two networks that make no mistakes. Source: Wang et al. 2024,
     arXiv 2402.13144, §4.

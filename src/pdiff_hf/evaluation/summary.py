@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ..results.metrics import GroupEvaluation
+from ..results.metrics import SCHEMA, Metrics
+from ..results.records import (
+    Cost,
+    Difference,
+    GroupMetrics,
+    Mean,
+    Selected,
+    ShareIntervals,
+    Shares,
+    Similarity,
+    SimilarityIntervals,
+)
+from .groups import describe_group
 from .intervals import exact_interval, mean_interval, sample_mean_interval
 from .verdict import make_verdict
 
@@ -23,7 +36,38 @@ NOVELTY_MULTIPLES = (1, 2, 4)
 COPIED_FRACTION = 1 / 3
 
 
+@dataclass
+class GroupEvaluation:
+    """What is known of the `n` networks of a group.
+
+    Args:
+        val_accuracy, test_accuracy, test_nll, test_ece (`torch.Tensor` of shape `(n,)`): Metrics per network.
+        iou_max (`torch.Tensor` of shape `(n,)`): IoU of wrong predictions with the most similar original.
+        l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
+        cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
+        l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
+        selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
+        accuracy_ci95 (`list[float]`): 95 % interval of the mean test accuracy.
+        difference_to_original ([`Difference`]): Mean test accuracy minus that of the originals.
+
+    For originals, similarity is to the other originals (leave-one-out).
+    """
+
+    val_accuracy: torch.Tensor
+    test_accuracy: torch.Tensor
+    test_nll: torch.Tensor
+    test_ece: torch.Tensor
+    iou_max: torch.Tensor
+    l2_nearest: torch.Tensor
+    cosine_nearest: torch.Tensor
+    l2_matched: torch.Tensor | None
+    selected: int
+    accuracy_ci95: list[float]
+    difference_to_original: Difference
+
+
 def summarize_group(
+    name: str,
     group: GroupEvaluation,
     original: GroupEvaluation,
     right: torch.Tensor,
@@ -32,67 +76,67 @@ def summarize_group(
     iou: torch.Tensor,
     spread: float | None,
     seconds: float | None,
-) -> dict:
+) -> GroupMetrics:
     """Make the entry of a group in `metrics.json`; numbers that do not exist are `None`.
 
     Args:
+        name (`str`): Of the group.
         group ([`GroupEvaluation`]): Its `n` networks.
         original ([`GroupEvaluation`]): The originals, which set the yardsticks.
-        right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test image.
+        right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test example.
         losses (`torch.Tensor` of shape `(n, N)`): Negative log-likelihoods of the test labels.
         iou (`torch.Tensor` of shape `(n, n)`): IoU of wrong predictions within the group.
         spread (`float`, *optional*): Distance to the originals' mean, in units of the originals' own.
         seconds (`float`, *optional*): What making the networks took.
     """
-    n, num_images = right.shape
+    n, num_examples = right.shape
     yardstick = original.l2_nearest.double().mean()
     distances = group.l2_nearest.double()
     performant = group.test_accuracy.double() >= original.test_accuracy.double().mean()
     novel = {f"{m}x": distances > m * yardstick for m in NOVELTY_MULTIPLES}
-    joint = {name: is_novel & performant for name, is_novel in novel.items()}
+    joint = {key: is_novel & performant for key, is_novel in novel.items()}
     similarity = {
         "iou_max_mean": group.iou_max,
         "l2_nearest_mean": group.l2_nearest,
         "cosine_nearest_mean": group.cosine_nearest,
         "l2_matched_mean": group.l2_matched,
     }
-    similarity = {name: values for name, values in similarity.items() if values is not None}
+    similarity = {key: values for key, values in similarity.items() if values is not None}
     within = (iou.double().sum() - iou.double().trace()) / (n * (n - 1)) if n > 1 else torch.tensor(torch.nan)
-    return {
-        "n": n,
-        "test_accuracy": {**_summary(group.test_accuracy), "ci95": group.accuracy_ci95},
-        "difference_to_original": group.difference_to_original,
-        "test_nll": {**_summary(group.test_nll), "ci95": mean_interval(losses) if losses.isfinite().all() else None},
-        "test_ece": {**_summary(group.test_ece), "ci95": sample_mean_interval(group.test_ece)},
-        "selected": {
-            "index": group.selected,
-            "val_accuracy": group.val_accuracy[group.selected].item(),
-            "test_accuracy": group.test_accuracy[group.selected].item(),
-            "test_ci95": exact_interval(int(right[group.selected].sum()), num_images),
-        },
-        "similarity": {
-            "iou_mean": _finite(within),
-            **{name: _finite(values.double().mean()) for name, values in similarity.items()},
-            "l2_nearest_min": _finite(group.l2_nearest.min()),
-            "ci95": {name: sample_mean_interval(values) for name, values in similarity.items()},
-        },
-        "spread": spread,
-        "novel_and_performant": {
-            "performant": _share(performant),
-            "novel": {name: _share(values) for name, values in novel.items()},
-            "joint": {name: _share(values) for name, values in joint.items()},
-            "copied": _share((distances <= COPIED_FRACTION * yardstick) & yardstick.isfinite()),
-            "ci95": {
-                "performant": _share_interval(performant),
-                "novel": {name: _share_interval(values) for name, values in novel.items()},
-                "joint": {name: _share_interval(values) for name, values in joint.items()},
-            },
-        },
-        "cost": {
-            "seconds": seconds,
-            "gain_per_second": group.difference_to_original["difference"] / seconds if seconds else None,
-        },
-    }
+    difference = group.difference_to_original
+    return GroupMetrics(
+        n=n,
+        test_accuracy=Mean(**_summary(group.test_accuracy), ci95=group.accuracy_ci95),
+        difference_to_original=difference,
+        test_nll=Mean(**_summary(group.test_nll), ci95=mean_interval(losses) if losses.isfinite().all() else None),
+        test_ece=Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece)),
+        selected=Selected(
+            index=group.selected,
+            val_accuracy=group.val_accuracy[group.selected].item(),
+            test_accuracy=group.test_accuracy[group.selected].item(),
+            test_ci95=exact_interval(int(right[group.selected].sum()), num_examples),
+        ),
+        similarity=Similarity(
+            iou_mean=_finite(within),
+            **{key: _finite(values.double().mean()) for key, values in similarity.items()},
+            l2_nearest_min=_finite(group.l2_nearest.min()),
+            ci95=SimilarityIntervals(**{key: sample_mean_interval(values) for key, values in similarity.items()}),
+        ),
+        spread=spread,
+        novel_and_performant=Shares(
+            performant=_share(performant),
+            novel={key: _share(values) for key, values in novel.items()},
+            joint={key: _share(values) for key, values in joint.items()},
+            copied=_share((distances <= COPIED_FRACTION * yardstick) & yardstick.isfinite()),
+            ci95=ShareIntervals(
+                performant=_share_interval(performant),
+                novel={key: _share_interval(values) for key, values in novel.items()},
+                joint={key: _share_interval(values) for key, values in joint.items()},
+            ),
+        ),
+        cost=Cost(seconds=seconds, gain_per_second=difference.difference / seconds if seconds else None),
+        **describe_group(name),
+    )
 
 
 def _share(values: torch.Tensor) -> float:
@@ -114,14 +158,14 @@ def _summary(values: torch.Tensor) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in statistics.items()}
 
 
-def aggregate_seeds(runs: Mapping[int, Mapping]) -> dict:
-    """Aggregate the `metrics.json` of several seeds into one of the same form.
+def aggregate_seeds(runs: Mapping[int, Metrics]) -> Metrics:
+    """Aggregate the metrics of several seeds into those of all of them.
 
     Every number becomes its mean over the seeds, every interval that of this mean by Student's t, and the verdict is
     made anew from these. `seeds` are the seeds; `per_seed` stands beside each mean and difference.
 
     Args:
-        runs (`Mapping[int, Mapping]`): Content of `metrics.json` by seed; at least two.
+        runs (`Mapping[int, Metrics]`): What was found, by seed; at least two.
 
     Raises:
         ValueError: fewer than two runs, or runs of different tasks or groups.
@@ -130,10 +174,16 @@ def aggregate_seeds(runs: Mapping[int, Mapping]) -> dict:
     if len(values) < 2:
         raise ValueError(f"expected the runs of at least 2 seeds, found {len(values)}.")
     for key in ("num_parameters", "num_test"):
-        if len(found := {value[key] for value in values}) > 1:
+        if len(found := {getattr(value, key) for value in values}) > 1:
             raise ValueError(f"expected runs of the same recipe, found {key} {sorted(found)}.")
-    metrics = {**_aggregate(values), "schema": 1, "seeds": list(runs)}
-    metrics["finding"], metrics["verdict"] = make_verdict(metrics)
+    metrics = Metrics.from_dict({**_aggregate([value.to_dict() for value in values]), "schema": SCHEMA})
+    metrics.seeds = list(runs)
+    for name, group in metrics.groups.items():
+        # Runs of 0.1 say it of none of their groups.
+        for key, value in describe_group(name).items():
+            if getattr(group, key) is None:
+                setattr(group, key, value)
+    metrics.finding, metrics.verdict = make_verdict(metrics)
     return metrics
 
 

@@ -36,7 +36,7 @@ def trajectory(
 
     Args:
         pipe ([`PDiffPipeline`]): Trained; its scheduler is used.
-        evaluator ([`ParameterEvaluator`]): On the images that accuracies are measured on.
+        evaluator ([`ParameterEvaluator`]): On the examples that accuracies are measured on.
         originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, at least 3.
         num_starts (`int`, *optional*, defaults to 5): Starts B, standard normal noise each.
         num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps S.
@@ -59,34 +59,7 @@ def trajectory(
         )
 
     # 1. Latents on the way
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(num_starts, *pipe.autoencoder.latent_shape, generator=generator).to(pipe.unet.dtype)
-    steps, timesteps, latents = [], [], {"noisy": [], "predicted": []}
-    before = start.to(pipe.unet.device)
-
-    def look(pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-        nonlocal before
-        num_steps = len(pipe.scheduler.timesteps)
-        if step in torch.linspace(0, num_steps, min(num_steps + 1, max_points)).round().long():
-            steps.append(step)
-            timesteps.append(int(timestep))
-            latents["noisy"].append(before)
-            latents["predicted"].append(predict_clean(pipe.scheduler, tensors["noise_pred"], timestep, before))
-        before = tensors["latents"]
-        return tensors
-
-    final = pipe(
-        batch_size=num_starts,
-        num_inference_steps=num_inference_steps,
-        generator=generator,
-        latents=start,
-        output_type="latent",
-        callback_on_step_end=look,
-        callback_on_step_end_tensor_inputs=["latents", "noise_pred"],
-    ).parameters
-    steps.append(len(pipe.scheduler.timesteps))
-    timesteps.append(0)
-    latents = {name: torch.stack([*points, final]) for name, points in latents.items()}
+    steps, timesteps, latents = _follow(pipe, num_starts, num_inference_steps, seed, max_points)
 
     # 2. What networks these are, and where they lie
     plane = PrincipalPlane(originals)
@@ -120,6 +93,40 @@ def trajectory(
             "plane": plane.project(mean)[0].tolist(),
         },
     }
+
+
+def _follow(
+    pipe: DiffusionPipeline, num_starts: int, num_inference_steps: int, seed: int, max_points: int
+) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
+    """Steps and timesteps of the points, and the latents there `(P, B, C, L)`, as they are and as predicted."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(num_starts, *pipe.autoencoder.latent_shape, generator=generator).to(pipe.unet.dtype)
+    steps, timesteps, latents = [], [], {"noisy": [], "predicted": []}
+    before = start.to(pipe.unet.device)
+
+    def look(pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        nonlocal before
+        num_steps = len(pipe.scheduler.timesteps)
+        if step in torch.linspace(0, num_steps, min(num_steps + 1, max_points)).round().long():
+            steps.append(step)
+            timesteps.append(int(timestep))
+            latents["noisy"].append(before)
+            latents["predicted"].append(predict_clean(pipe.scheduler, tensors["noise_pred"], timestep, before))
+        before = tensors["latents"]
+        return tensors
+
+    final = pipe(
+        batch_size=num_starts,
+        num_inference_steps=num_inference_steps,
+        generator=generator,
+        latents=start,
+        output_type="latent",
+        callback_on_step_end=look,
+        callback_on_step_end_tensor_inputs=["latents", "noise_pred"],
+    ).parameters
+    steps.append(len(pipe.scheduler.timesteps))
+    timesteps.append(0)
+    return steps, timesteps, {name: torch.stack([*points, final]) for name, points in latents.items()}
 
 
 def predict_clean(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..results.metrics import AVERAGES
-from ..results.text import percent, points, sign, signed
+from ..results.metrics import Metrics
+from ..results.records import Difference
+from ..results.text import percent, points, signed
 
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
 # Share of copies from which a generator is called a copying one.
@@ -14,7 +13,7 @@ COPYING_SHARE = 0.5
 AVERAGED_SPREAD = 0.5
 
 
-def make_verdict(metrics: Mapping) -> tuple[str, str]:
+def make_verdict(metrics: Metrics) -> tuple[str, str]:
     """Say what the generated networks are, compared with the originals and with averages of them.
 
     A difference counts when its 95 % interval excludes zero. In this order: `copying` when most networks are copies of
@@ -23,34 +22,33 @@ def make_verdict(metrics: Mapping) -> tuple[str, str]:
     otherwise; `none` without generated networks.
 
     Args:
-        metrics (`Mapping`): `groups` and `comparisons` as in `metrics.json`.
+        metrics ([`Metrics`]): With groups and comparisons.
 
     Returns:
         `tuple[str, str]`: the finding, and the sentence.
     """
-    comparisons = metrics["comparisons"]
-    if "generated" not in metrics["groups"] or "original" not in comparisons:
+    comparisons = metrics.comparisons
+    if "generated" not in metrics.groups or "original" not in comparisons:
         return "none", "No generated networks were evaluated."
-    group = metrics["groups"]["generated"]
-    scores = group["novel_and_performant"]
-    if scores["copied"] >= COPYING_SHARE:
+    group = metrics.generated
+    shares = group.novel_and_performant
+    if shares.copied is not None and shares.copied >= COPYING_SHARE:
         return "copying", (
-            f"The generator copies: {_share(scores['copied'])} of its networks are closer to an original than a third "
+            f"The generator copies: {_share(shares.copied)} of its networks are closer to an original than a third "
             "of the distance that originals have from each other."
         )
 
     # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator
-    gain = sign(comparisons["original"])
-    averages = {name: comparisons[name] for name in AVERAGES if name in comparisons}
-    least = min(averages, key=lambda name: (sign(averages[name]), averages[name]["difference"]), default=None)
-    over_average = sign(averages[least]) if least else gain
+    gain = comparisons["original"].sign
+    least = metrics.hardest_average()
+    over_average = comparisons[least].sign if least else gain
     sentence = f"Generated networks are {RELATIONS[gain]} the originals ({_points(comparisons['original'])})"
     if least:
-        against = f"{RELATIONS[over_average]} {AVERAGES[least]} ({_points(averages[least])})"
+        against = f"{RELATIONS[over_average]} {metrics.groups[least].description} ({_points(comparisons[least])})"
         sentence += f"{' and' if gain == over_average else ', but'} {against}"
 
     # 2. What that is called
-    is_averaged = group["spread"] is not None and group["spread"] <= AVERAGED_SPREAD
+    is_averaged = group.spread is not None and group.spread <= AVERAGED_SPREAD
     if gain < 0:
         finding = "worse"
     elif gain > 0 and over_average > 0:
@@ -62,19 +60,20 @@ def make_verdict(metrics: Mapping) -> tuple[str, str]:
         finding = "no_gain"
 
     # 3. What else decides about their use
-    if "fine_tuned" in comparisons and sign(comparisons["fine_tuned"]) < 0:
-        sentence += f"; fine-tuning for the same time gives more ({_points(comparisons['fine_tuned'])} for generation)"
-    if scores["novel"]["1x"] < 0.5:
-        sentence += f"; only {_share(scores['novel']['1x'])} of them are farther from every original than is usual"
+    for name, rival in metrics.rivals().items():
+        if rival.role == "rival" and comparisons[name].sign < 0:
+            sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"
+    if shares.novel["1x"] < 0.5:
+        sentence += f"; only {_share(shares.novel['1x'])} of them are farther from every original than is usual"
     else:
-        sentence += f"; {_share(scores['joint']['1x'])} of them are both novel and performant"
+        sentence += f"; {_share(shares.joint['1x'])} of them are both novel and performant"
     return finding, sentence + "."
 
 
-def _points(comparison: Mapping) -> str:
-    low, high = comparison["ci95"]
+def _points(comparison: Difference) -> str:
+    low, high = comparison.ci95
     ends = f"{signed(100 * low, '.2f')} to {signed(100 * high, '.2f')}"
-    return f"{points(comparison['difference'])} points, 95 % interval {ends}"
+    return f"{points(comparison.difference)} points, 95 % interval {ends}"
 
 
 def _share(value: float) -> str:

@@ -1,49 +1,60 @@
-"""Table of the autoencoders: by the kind in a recipe, and by the class in a file."""
+"""Tables of the autoencoders and the denoisers: kind → its section, which names and builds its model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from diffusers import ModelMixin
 
 from ..files import read_json
-from .autoencoder_identity import AutoencoderIdentity
-from .autoencoder_pca import AutoencoderPCA
-from .autoencoder_pdiff import AutoencoderPDiff
-from .config import AutoencoderConfig
+from ..sections import OneOf, by_kind
+from .autoencoder_base import ParameterAutoencoderMixin
+from .autoencoder_identity import AutoencoderIdentityConfig
+from .autoencoder_pca import AutoencoderPCAConfig
+from .autoencoder_pdiff import AutoencoderPDiffConfig
+from .config import AutoencoderConfig, DiffusionConfig
+from .unet_1d import UNet1DConfig
 
-# From this size on, a basis is stored in bfloat16 unless the recipe says otherwise.
-MAX_FLOAT32_BASIS_BYTES = 2**30
+AUTOENCODERS: dict[str, type[AutoencoderConfig]] = by_kind(
+    AutoencoderPDiffConfig,
+    AutoencoderPCAConfig,
+    AutoencoderIdentityConfig,
+)
 
-ParameterAutoencoder = AutoencoderPDiff | AutoencoderPCA | AutoencoderIdentity
+DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(
+    UNet1DConfig,
+)
 
-AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderIdentity, AutoencoderPCA, AutoencoderPDiff)}
+# The sections of a recipe. Those of version 0.1 may name no kind.
+AUTOENCODER, DENOISER = OneOf(AUTOENCODERS, "pdiff"), OneOf(DENOISERS, "unet_1d")
+SECTIONS = {"autoencoder": AUTOENCODER, "diffusion": DENOISER}
+AutoencoderSection = Annotated[AutoencoderConfig, AUTOENCODER]
+DiffusionSection = Annotated[DiffusionConfig, DENOISER]
 
 
-def load_autoencoder(folder: str | Path) -> ParameterAutoencoder:
+def model_classes() -> dict[str, type[ModelMixin]]:
+    """The classes of all autoencoders and denoisers, by name."""
+    return {section.builds.__name__: section.builds for section in (*AUTOENCODERS.values(), *DENOISERS.values())}
+
+
+def own_classes() -> dict[str, type[ModelMixin]]:
+    """Those of them that are this package's, by name."""
+    package = __name__.partition(".")[0]
+    return {name: cls for name, cls in model_classes().items() if cls.__module__.partition(".")[0] == package}
+
+
+def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:
     """Load whichever autoencoder a local folder holds, in eval mode.
 
     Raises:
-        ValueError: the folder holds no autoencoder of this package, or its weights are damaged.
+        ValueError: the folder holds no autoencoder of the table, or its weights are damaged.
     """
+    classes = {section.builds.__name__: section.builds for section in AUTOENCODERS.values()}
     name = read_json(Path(folder) / "config.json").get("_class_name")
-    if name not in AUTOENCODERS:
-        raise ValueError(f"{folder}: expected one of {sorted(AUTOENCODERS)}, found {name!r}.")
+    if name not in classes:
+        raise ValueError(f"{folder}: expected one of {sorted(classes)}, found {name!r}.")
     try:
-        return AUTOENCODERS[name].from_pretrained(folder)
+        return classes[name].from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"{folder}: {str(error).splitlines()[0]}") from error
-
-
-def build_autoencoder(config: AutoencoderConfig, layout: dict) -> ParameterAutoencoder:
-    """An untrained autoencoder for `layout` (`ParameterLayout.to_dict()`)."""
-    options = {"layout": layout, "latent_channels": config.latent_channels}
-    if config.normalization is not None:
-        options["normalization"] = config.normalization
-    if config.kind == "none":
-        return AutoencoderIdentity(**options)
-    options["latent_length"] = config.latent_length
-    if config.kind == "pca":
-        size = 4 * config.latent_channels * config.latent_length * layout["num_parameters"]
-        automatic = "bfloat16" if size > MAX_FLOAT32_BASIS_BYTES else "float32"
-        return AutoencoderPCA(**options, basis_dtype=automatic if config.basis_dtype == "auto" else config.basis_dtype)
-    noise = {"input_noise": config.input_noise, "latent_noise": config.latent_noise}
-    return AutoencoderPDiff.from_preset(config.preset, **options, **noise)

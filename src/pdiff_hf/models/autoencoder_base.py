@@ -1,4 +1,4 @@
-"""What every parameter autoencoder has: the normaliser, the shape of the latents and their statistics."""
+"""The common part of all parameter autoencoders: normaliser, shape of the latents and their statistics."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ class ParameterAutoencoderOutput(BaseOutput):
 
 
 class ParameterAutoencoderMixin:
-    """Common interface of [`AutoencoderPDiff`], [`AutoencoderPCA`] and [`AutoencoderIdentity`].
+    """Common interface of all autoencoders, beside diffusers' `ModelMixin` and `ConfigMixin`.
 
     A subclass calls `_init_common` in its constructor and implements `_encode`, normalised `(B, D)` → `(B, C * L)`,
-    and `_decode`, the way back.
+    and `_decode`, the way back. Its config has `num_parameters`, `layout`, `normalization`, `latent_channels`,
+    `latent_length`, `scaling_factor` and `shift_factor`. One that is trained by steps has a `forward` as that of
+    [`AutoencoderPDiff`], which gives the loss of a batch: `model(sample, input_noise, latent_noise, loss_only=True)`.
     """
 
     # De-normalising in half precision would round the parameters to 3 digits.
@@ -98,6 +100,26 @@ class ParameterAutoencoderMixin:
                 "this autoencoder was built without a layout; pass layout=ParameterLayout(...).to_dict()."
             )
         return ParameterLayout.from_dict(dict(self.config.layout))
+
+    @torch.no_grad()
+    def fit_statistics(self, vectors: torch.Tensor) -> None:
+        """Fit the normaliser, and whatever else has a closed form, to raw training vectors `(K, D)`."""
+        self.normalizer.fit(vectors)
+
+    def forward(
+        self, sample: torch.Tensor, return_dict: bool = True
+    ) -> ParameterAutoencoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode and decode raw vectors `(B, D)`."""
+        target = self.normalizer.normalize(sample)
+        latents = self._encode(target.to(self.dtype))
+        normalized = self._decode(latents)
+        loss = torch.nn.functional.mse_loss(normalized.float(), target)
+        output = (self.normalizer.denormalize(normalized), latents.reshape(-1, *self.latent_shape), loss)
+        return ParameterAutoencoderOutput(*output) if return_dict else output
+
+    def run_trained_layers(self, batch_size: int) -> None:
+        """Pass a batch without values through the layers that are trained, whose outputs training keeps."""
+        self._decode(self._encode(torch.empty(batch_size, self.vector_length, device=self.device)))
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> ParameterEncoderOutput | tuple[torch.Tensor]:
         """Encode raw vectors `(B, D)` to latents `(B, C, L)`."""

@@ -1,10 +1,13 @@
 """No autoencoder: normalised parameters, folded to the shape that the denoiser takes."""
 
+from typing import ClassVar, Literal
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
+from .autoencoder_base import ParameterAutoencoderMixin
+from .config import PAPER_LATENTS, AutoencoderConfig
 
 # The denoiser halves the length between its resolutions: a multiple of 8 is enough for four of them.
 LENGTH_MULTIPLE = 8
@@ -50,11 +53,6 @@ class AutoencoderIdentity(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
                 f"{channels} × {length}; leave latent_length out."
             )
 
-    @torch.no_grad()
-    def fit_statistics(self, vectors: torch.Tensor) -> None:
-        """Fit the normaliser to raw training vectors `(K, D)`."""
-        self.normalizer.fit(vectors)
-
     def _encode(self, normalized: torch.Tensor) -> torch.Tensor:
         channels, length = self.latent_shape
         padded = torch.nn.functional.pad(normalized, (0, channels * length - self.vector_length))
@@ -63,13 +61,21 @@ class AutoencoderIdentity(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.reshape(-1, *self.latent_shape).mT.flatten(1)[:, : self.vector_length]
 
-    def forward(
-        self, sample: torch.Tensor, return_dict: bool = True
-    ) -> ParameterAutoencoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode and decode raw vectors `(B, D)`."""
-        target = self.normalizer.normalize(sample)
-        latents = self._encode(target.to(self.dtype))
-        normalized = self._decode(latents)
-        loss = torch.nn.functional.mse_loss(normalized.float(), target)
-        output = (self.normalizer.denormalize(normalized), latents.reshape(-1, *self.latent_shape), loss)
-        return ParameterAutoencoderOutput(*output) if return_dict else output
+
+class AutoencoderIdentityConfig(AutoencoderConfig):
+    """The recipe's `autoencoder` section of `kind: none`: diffusion on the normalised parameters."""
+
+    builds: ClassVar = AutoencoderIdentity
+    latents_grow: ClassVar = True
+    PRESETS: ClassVar = {"fast": {}, "paper": {"latent_channels": PAPER_LATENTS["latent_channels"]}}
+
+    kind: Literal["none"] = "none"
+
+    @classmethod
+    def variants(cls) -> dict:
+        """None: it costs nothing, the denoiser does."""
+        return {}
+
+    def build(self, layout: dict) -> AutoencoderIdentity:
+        """Build it for `layout` (`ParameterLayout.to_dict()`)."""
+        return AutoencoderIdentity(layout=layout, **self.options("normalization", "latent_channels"))

@@ -17,7 +17,6 @@ from ..results.card_lines import (
     comparison_lines,
     ensemble_line,
     eval_results,
-    find,
     generated_values,
     novelty_lines,
     results_table,
@@ -27,8 +26,7 @@ from ..results.card_lines import (
     task_lines,
     tensors_text,
 )
-from ..results.metrics import INTERVALS, SEED_INTERVALS
-from ..results.text import name_examples
+from ..results.metrics import INTERVALS, METRICS_FILE, SEED_INTERVALS, Metrics
 
 TAGS = ["pdiff-hf", "neural-network-diffusion"]
 
@@ -44,13 +42,13 @@ PLOTS = {
 
 
 def write_pipeline_card(
-    pipeline_dir: str | Path, metrics: Mapping | None = None, report_dir: str | Path | None = None
+    pipeline_dir: str | Path, metrics: Metrics | None = None, report_dir: str | Path | None = None
 ) -> Path:
     """Write `README.md` of a pipeline folder; what a person wrote into an earlier one is kept, see [`update_card`].
 
     Args:
         pipeline_dir (`str` or `Path`): A saved [`PDiffPipeline`].
-        metrics (`Mapping`, *optional*): Content of `metrics.json`; without it the card says "not evaluated".
+        metrics ([`Metrics`], *optional*): What an evaluation has found; without it the card says "not evaluated".
         report_dir (`str` or `Path`, *optional*): The report they are from; its `metrics.json` and figures are copied
             beside the card, which shows the figures that are there.
 
@@ -64,17 +62,17 @@ def write_pipeline_card(
     index = read_json(pipeline_dir / "model_index.json")
     autoencoder = read_json(pipeline_dir / "autoencoder" / "config.json")
     if report_dir is not None:
-        for file in [Path(report_dir) / "metrics.json", *(Path(report_dir) / f"{name}.png" for name in PLOTS)]:
+        for file in [Path(report_dir) / METRICS_FILE, *(Path(report_dir) / f"{name}.png" for name in PLOTS)]:
             if file.is_file():
                 shutil.copyfile(file, pipeline_dir / file.name)
-    metrics = metrics or {}
+    is_evaluated = metrics is not None
+    metrics = metrics or Metrics()
     base_model = index.get("base_model")
     title = f"p-diff for {short_name(base_model)}"
     config_file = pipeline_dir / "train_config.json"
     config = read_json(config_file) if config_file.is_file() else {}
     plots = [name for name in PLOTS if (pipeline_dir / f"{name}.png").is_file()]
-    task = metrics.get("task")
-    _, dataset = task_dataset(task)
+    _, dataset = task_dataset(metrics.task)
     results = eval_results(metrics, generated_values(metrics))
     data = ModelCardData(
         library_name="diffusers",
@@ -94,11 +92,10 @@ def write_pipeline_card(
         num_parameters=f"{autoencoder['layout']['num_parameters']:,}",
         tensors=tensors_text(autoencoder["layout"]),
         build_arguments=build_arguments(base_model) if base_model else None,
-        verdict=escape(metrics["verdict"]) if metrics else None,
-        results=results_table(metrics) if metrics else None,
-        num_test=f"{metrics['num_test']:,}" if metrics else None,
-        examples=name_examples("images", task),
-        intervals=name_examples(SEED_INTERVALS if "seeds" in metrics else INTERVALS, task),
+        verdict=escape(metrics.verdict) if is_evaluated else None,
+        results=results_table(metrics) if is_evaluated else None,
+        num_test=f"{metrics.num_test:,}" if is_evaluated else None,
+        intervals=INTERVALS if metrics.seeds is None else SEED_INTERVALS,
         comparisons=comparison_lines(metrics),
         novelty=novelty_lines(metrics),
         ensembles=ensemble_line(metrics),
@@ -106,7 +103,7 @@ def write_pipeline_card(
         other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
         making=_making_lines(index, autoencoder, metrics),
         config=fold(f"```json\n{literal(config, indent=2)}\n```", "Training configuration") if config else None,
-        task_kind=escape(one_line(find(task, "kind") or "image classification").replace("_", " ")),
+        task_kind=escape(one_line(metrics.task.get("kind") or "image classification").replace("_", " ")),
     )
     write_card(pipeline_dir / "README.md", f"{card.content}\n")
     return pipeline_dir / "README.md"
@@ -116,23 +113,21 @@ def _plot(name: str) -> str:
     return f"![{PLOTS[name]}]({name}.png)"
 
 
-def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Mapping) -> list[str]:
+def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics) -> list[str]:
     base_model = index.get("base_model")
     lines = [f"Base model: {base_model_text(base_model)}"]
     if repo := base_model_id(base_model):
         lines[0] += f", weights of [{escape(repo)}](https://huggingface.co/{repo})"
         lines[0] += f" at {code(base_model['revision'])}" if base_model.get("revision") else ""
-    lines += task_lines(metrics.get("task"))
-    num_originals = find(metrics, "groups", "original", "n")
-    if num_originals is not None:
-        lines.append(f"Originals: {num_originals:g} checkpoints of that network")
+    lines += task_lines(metrics.task)
+    if metrics.original.n is not None:
+        lines.append(f"Originals: {metrics.original.n:g} checkpoints of that network")
     latents = f"{autoencoder['latent_channels']}×{autoencoder['latent_length']}"
     lines.append(f"Autoencoder: {code(autoencoder['_class_name'])}, latents {latents}")
     lines.append(f"Denoiser: {code(index['unet'][1])}, noise schedule of {code(index['scheduler'][1])}")
-    seconds = find(metrics, "groups", "generated", "cost", "seconds")
-    if seconds is not None:
-        lines.append(f"Autoencoder, denoiser and drawing together took {seconds:.3g} s")
+    if metrics.generated.cost.seconds is not None:
+        lines.append(f"Autoencoder, denoiser and drawing together took {metrics.generated.cost.seconds:.3g} s")
     lines += seed_lines(metrics)
-    if metrics.get("versions"):
-        lines.append(f"Versions: {', '.join(f'{escape(k)} {escape(v)}' for k, v in metrics['versions'].items())}")
+    if metrics.versions:
+        lines.append(f"Versions: {', '.join(f'{escape(k)} {escape(v)}' for k, v in metrics.versions.items())}")
     return lines

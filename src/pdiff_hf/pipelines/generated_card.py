@@ -15,14 +15,14 @@ from ..results.card_lines import (
     build_arguments,
     comparison_lines,
     eval_results,
-    find,
     generated_values,
     novelty_lines,
     short_name,
     task_lines,
     tensors_text,
 )
-from ..results.text import name_examples, percent
+from ..results.metrics import Metrics
+from ..results.text import percent
 from .card import TAGS
 
 SNIPPETS = {
@@ -47,7 +47,7 @@ def make_generated_card(
     base_model: BaseModel,
     row: int | None = None,
     pipeline: str | None = None,
-    metrics: Mapping | None = None,
+    metrics: Metrics | None = None,
 ) -> str:
     """Make the text of `README.md` of generated networks on the Hub.
 
@@ -58,7 +58,7 @@ def make_generated_card(
         base_model ([`BaseModel`]): The network they belong to.
         row (`int`, *optional*): The one network that is shared, as a position in `index["files"]`; all by default.
         pipeline (`str`, *optional*): The pipeline they are from; named when it is on the Hub.
-        metrics (`Mapping`, *optional*): `metrics.json` of an evaluation of that folder.
+        metrics ([`Metrics`], *optional*): What an evaluation of that folder has found.
     """
     reference = base_model.to_dict()
     arguments = build_arguments(reference)
@@ -67,13 +67,14 @@ def make_generated_card(
     num = len(index["files"])
     name = short_name(reference)
     title = f"{num} generated networks: {name}" if row is None else f"A generated {name}"
-    metrics = metrics or {}
+    is_evaluated = metrics is not None
+    metrics = metrics or Metrics()
     values = generated_values(metrics)
     if row is None:
         values.pop(SELECTED_METRIC)
     else:
         values.pop(MEAN_METRIC)
-        if find(metrics, "groups", "generated", "selected", "index") != row:
+        if metrics.generated.selected.index != row:
             values.clear()
     results = eval_results(metrics, values)
     data = ModelCardData(
@@ -96,12 +97,12 @@ def make_generated_card(
         tensors=tensors_text(layout.to_dict()),
         pipeline=hub_id(pipeline) if pipeline else None,
         snippet=snippet,
-        choice=name_examples(_choice_text(index, row), (metrics or {}).get("task")),
-        verdict=escape(metrics["verdict"]) if metrics else None,
+        choice=_choice_text(index, row),
+        verdict=escape(metrics.verdict) if is_evaluated else None,
         results=_result_lines(metrics, row),
         novelty=novelty_lines(metrics),
         comparisons=comparison_lines(metrics),
-        task=task_lines(metrics.get("task")),
+        task=task_lines(metrics.task),
         settings=fold(f"```json\n{literal(settings, indent=2)}\n```", "Settings"),
     )
     return f"{card.content}\n"
@@ -112,26 +113,26 @@ def _choice_text(index: Mapping, row: int | None) -> str:
     if row is None and not found:
         return "All networks are here; none was chosen."
     if row is None:
-        return f"The best of {found['num_drawn']:,} networks by accuracy on {found['num_val']:,} validation images."
+        return f"The best of {found['num_drawn']:,} networks by accuracy on {found['num_val']:,} validation examples."
     if not found:
         return "Its row was named; it was not chosen by its accuracy."
     return (
         f"It is number {row + 1} of {found['num_drawn']:,} networks by accuracy on {found['num_val']:,} validation "
-        f"images, where it has {found['val_accuracy'][row]:.2%}; that is optimistic, as it was chosen there."
+        f"examples, where it has {found['val_accuracy'][row]:.2%}; that is optimistic, as it was chosen there."
     )
 
 
-def _result_lines(metrics: Mapping, row: int | None) -> list[str]:
-    group = find(metrics, "groups", "generated")
-    if group is None:
+def _result_lines(metrics: Metrics, row: int | None) -> list[str]:
+    if "generated" not in metrics.groups:
         return []
-    mean, chosen, original = group["test_accuracy"], group["selected"], find(metrics, "groups", "original")
-    lines = [f"Mean over {group['n']:g} generated networks: {percent(mean['mean'], mean.get('ci95'))}"]
-    if row is not None and chosen.get("index") == row:
-        lines.insert(0, f"This network: {percent(chosen['test_accuracy'], chosen['test_ci95'])}")
-    elif row is not None:
-        lines.insert(0, "This network alone: not reported")
-    if original is not None:
-        accuracy = original["test_accuracy"]
-        lines.append(f"Mean over {original['n']:g} originals: {percent(accuracy['mean'], accuracy.get('ci95'))}")
+    lines = []
+    if row is not None:
+        chosen = metrics.generated.selected
+        own = percent(chosen.test_accuracy, chosen.test_ci95)
+        lines.append(f"This network: {own}" if chosen.index == row else "This network alone: not reported")
+    for name, text in (("generated", "generated networks"), ("original", "originals")):
+        if name in metrics.groups:
+            group = metrics.groups[name]
+            accuracy = percent(group.test_accuracy.mean, group.test_accuracy.ci95)
+            lines.append(f"Mean over {group.n:g} {text}: {accuracy}")
     return lines

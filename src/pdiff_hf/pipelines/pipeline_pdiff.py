@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
-from ..files import atomic_write, read_json
+from ..files import atomic_write
 from ..layout import ParameterLayout
 from .hub import download_pipeline
 
@@ -49,10 +49,10 @@ class PDiffPipeline(DiffusionPipeline):
 
     Args:
         autoencoder ([`ModelMixin`]):
-            One of `pdiff_hf.models.auto.AUTOENCODERS`: decodes latents to parameter vectors; its config carries their
-            layout.
-        unet ([`UNet1DModel`]):
-            Denoises the scaled latents.
+            Of a kind of `pdiff_hf.models.auto.AUTOENCODERS`: decodes latents to parameter vectors; its config carries
+            their layout.
+        unet ([`ModelMixin`]):
+            Of a kind of `pdiff_hf.models.auto.DENOISERS`: denoises the scaled latents.
         scheduler ([`SchedulerMixin`]):
             Any diffusers scheduler made from the config of the trained one.
         base_model (`dict`, *optional*):
@@ -181,7 +181,8 @@ class PDiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: the Hub refuses; nothing is committed then.
         """
-        # Here, because a stand-alone export carries neither.
+        # Here, because a stand-alone export carries none of them.
+        from ..results.metrics import METRICS_FILE, Metrics
         from .card import write_pipeline_card
         from .push import push_pipeline
 
@@ -192,9 +193,9 @@ class PDiffPipeline(DiffusionPipeline):
             source = Path(self._base_root or self.config.get("_name_or_path") or folder)
             if (source / "train_config.json").is_file():
                 copyfile(source / "train_config.json", Path(folder) / "train_config.json")
-            metrics = source / "metrics.json"
+            metrics = source / METRICS_FILE
             if metrics.is_file():
-                write_pipeline_card(folder, read_json(metrics), report_dir=source)
+                write_pipeline_card(folder, Metrics.read(metrics), report_dir=source)
             else:
                 write_pipeline_card(folder)
             return push_pipeline(folder, repo_id, **options, standalone=standalone)

@@ -19,6 +19,7 @@ from ..data.folder import read_layout
 from ..files import read_json, write_json
 from ..hub.upload import push_files
 from ..layout import ParameterLayout
+from ..results.metrics import METRICS_FILE, Metrics
 from .generated_card import make_generated_card
 from .hub import download_pipeline
 from .network_folder import load_generated, read_index
@@ -39,7 +40,7 @@ def push_generated(
     token: str | None = None,
     create_pr: bool = False,
     trusted_imports: tuple[str, ...] = (),
-    metrics: Mapping | None = None,
+    metrics: Metrics | None = None,
 ) -> str:
     """Push a generated network with all its weights, in the form that its library loads, or all networks as a zoo.
 
@@ -55,7 +56,7 @@ def push_generated(
         zoo (`bool`, *optional*, defaults to `False`): Push all networks as they are, with the base model's weights.
         private, revision, token, create_pr: See [`push_pipeline`].
         trusted_imports (`tuple[str, ...]`, *optional*): See [`BaseModel.build`].
-        metrics (`Mapping`, *optional*): Content of the `metrics.json` of these networks, for the card.
+        metrics ([`Metrics`], *optional*): What an evaluation of these networks has found, for the card.
 
     Returns:
         `str`: address of the commit or pull request.
@@ -102,17 +103,17 @@ def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout
     folder = Path(source)
     if (folder / "layout.json").is_file():
         layout, base_model = read_layout(folder)
-        known, key = folder / "stats.json", "metadata"
+        stats = folder / "stats.json"
+        task = (read_json(stats).get("metadata") or {}).get("task") if stats.is_file() else None
     else:
         folder = folder if folder.is_dir() else download_pipeline(str(source), token=token)
         base = read_json(folder / "model_index.json").get("base_model")
         layout = ParameterLayout.from_dict(read_json(folder / "autoencoder" / "config.json")["layout"])
         base_model = None if base is None else BaseModel.from_dict(base, root=folder)
-        known, key = folder / "metrics.json", None
+        task = Metrics.read(folder / METRICS_FILE).task if (folder / METRICS_FILE).is_file() else None
     if base_model is None:
         raise ValueError(f"{source} carries no base model to put the networks into.")
-    values = read_json(known) if known.is_file() else {}
-    return layout, base_model, (values if key is None else values.get(key) or {}).get("task")
+    return layout, base_model, task
 
 
 def _load(model: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ from importlib import resources, util
 from pathlib import Path
 
 from ..files import read_json, write_json
-from ..models.auto import AUTOENCODERS
+from ..models.auto import own_classes
 from ..version import __version__
 
 # Lines of a source stand behind `#|`, which none of the patterns by which diffusers looks for imports takes for one.
@@ -80,24 +80,27 @@ def export_standalone(files: Mapping[str, Path], output_dir: str | Path) -> dict
         `dict[str, Path]`: all files of the repository by their names.
 
     Raises:
-        ValueError: the autoencoder is none of this package.
+        ValueError: the autoencoder or the denoiser is neither of this package nor of diffusers.
     """
     output_dir = Path(output_dir)
     index = read_json(files["model_index.json"])
-    library, name = index["autoencoder"]
-    package, _, path = AUTOENCODERS[name].__module__.partition(".") if name in AUTOENCODERS else ("", "", "")
-    if library != "pdiff_hf" or package != "pdiff_hf":
-        raise ValueError(
-            f"{files['model_index.json']}: expected an autoencoder of pdiff_hf, found {index['autoencoder']}."
-        )
-    module = path.rpartition(".")[2]
     index["_class_name"] = ["pipeline_pdiff", "PDiffPipeline"]
-    index["autoencoder"] = [module, name]
+    code = {"pipeline_pdiff.py": loader("pipelines.pipeline_pdiff", "PDiffPipeline", ON_DEMAND)}
+    classes = own_classes()
+    for component in ("autoencoder", "unet"):
+        library, name = index[component]
+        if library == "diffusers":
+            continue
+        if library != "pdiff_hf" or name not in classes:
+            raise ValueError(
+                f"{files['model_index.json']}: expected the {component} to be one of pdiff_hf or diffusers, found "
+                f"{index[component]}."
+            )
+        path = classes[name].__module__.partition(".")[2]
+        module = path.rpartition(".")[2]
+        index[component] = [module, name]
+        code[f"{component}/{module}.py"] = loader(path, name)
     write_json(output_dir / "model_index.json", index)
-    code = {
-        "pipeline_pdiff.py": loader("pipelines.pipeline_pdiff", "PDiffPipeline", ON_DEMAND),
-        f"autoencoder/{module}.py": loader(path, name),
-    }
     for file, text in code.items():
         (output_dir / file).parent.mkdir(exist_ok=True)
         (output_dir / file).write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""`report.html`: one file that needs nothing else, for light and dark, desks and phones."""
+"""Forms of a report: Markdown, and one page that needs nothing else, for light and dark, desks and phones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,9 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ..results.metrics import AVERAGES
-from ..results.text import ReportTable, Section, markdown_table, name_examples, percent, points, sign
-from .plots.style import COLORS, STYLES, Plot
+from ..evaluation.groups import find_group
+from ..results.metrics import Metrics
+from ..results.records import Difference
+from ..results.text import ReportTable, Section, markdown_table, percent, points, sign
+from .plots.style import COLORS, Plot
 
 # What a finding is called in large type, and the colour of the page's head.
 HEADLINES = {
@@ -37,14 +39,14 @@ class Tile:
     note: str
 
 
-def make_html(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
+def make_html(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
     """Write the text of `report.html`.
 
     Everything is inside: styles, and figures as SVG, drawn for desks and for phones, in colours that follow
     `prefers-color-scheme`. There are no scripts.
 
     Args:
-        metrics (`Mapping`): Content of `metrics.json`.
+        metrics ([`Metrics`]): What was found.
         sections (`Sequence[Section]`): Of [`make_sections`]; the first is shown under the key numbers.
         plots (`Sequence[Plot]`): Figures.
     """
@@ -54,7 +56,7 @@ def make_html(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plo
     template = environment.from_string(
         (resources.files("pdiff_hf.report") / "report.html.j2").read_text(encoding="utf-8")
     )
-    headline, tone = HEADLINES.get(metrics.get("finding"), ("Evaluation", "grey"))
+    headline, tone = HEADLINES.get(metrics.finding, ("Evaluation", "grey"))
     return template.render(
         metrics=metrics,
         kicker=_kicker(metrics),
@@ -64,83 +66,65 @@ def make_html(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plo
         sections=sections,
         figures={plot.name: (plot, {width: Markup(svg) for width, svg in plot.svgs().items()}) for plot in plots},
         colors=COLORS,
-        group_colors={name: STYLES.get(name, ("ink",))[0] for name in metrics["groups"]},
+        group_colors={name: group.color or find_group(name).color for name, group in metrics.groups.items()},
         settings=_settings(metrics),
     )
 
 
-def _kicker(metrics: Mapping) -> str:
-    dataset = (metrics.get("task") or {}).get("dataset")
+def _kicker(metrics: Metrics) -> str:
     parts = ["pdiff evaluation"]
-    if dataset:
+    if dataset := metrics.task.get("dataset"):
         # Of a folder the name is enough.
         parts.append(Path(dataset).name if Path(dataset).is_absolute() else dataset)
-    parts += [
-        f"{metrics['num_parameters']:,} generated parameters",
-        name_examples(f"{metrics['num_test']:,} test images", metrics.get("task")),
-    ]
-    parts += [f"seeds {', '.join(map(str, metrics['seeds']))}"] if "seeds" in metrics else []
+    parts += [f"{metrics.num_parameters:,} generated parameters", f"{metrics.num_test:,} test examples"]
+    parts += [] if metrics.seeds is None else [f"seeds {', '.join(map(str, metrics.seeds))}"]
     return " · ".join(parts)
 
 
-def _tiles(metrics: Mapping) -> list[Tile]:
-    groups, comparisons = metrics["groups"], metrics.get("comparisons", {})
-    if "generated" not in groups:
+def _tiles(metrics: Metrics) -> list[Tile]:
+    if "generated" not in metrics.groups:
         return []
-    group = groups["generated"]
-    accuracy, original = group["test_accuracy"], groups["original"]["test_accuracy"]
-    tiles = [
-        Tile(
-            "Generated, mean accuracy",
-            percent(accuracy["mean"], unit=""),
-            "%",
-            "" if accuracy["ci95"] is None else f"95 % interval {_range(accuracy['ci95'])}",
-        )
-    ]
-    if "original" in comparisons:
-        tiles.append(_difference_tile("Against the originals", comparisons["original"], percent(original["mean"])))
-    averages = [name for name in AVERAGES if name in comparisons]
-    if averages:
-        # The average that is hardest to beat.
-        name = min(averages, key=lambda name: (sign(comparisons[name]), comparisons[name]["difference"]))
-        mean = groups[name]["test_accuracy"]["mean"]
-        tiles.append(_difference_tile(f"Against {AVERAGES[name]}", comparisons[name], percent(mean)))
-    scores = group["novel_and_performant"]
-    interval = (scores.get("ci95") or {}).get("joint", {}).get("1x")
-    if groups["original"]["similarity"]["l2_nearest_mean"] is not None:
-        tiles.append(
-            Tile(
-                "Novel and performant",
-                percent(scores["joint"]["1x"], digits=0, unit=""),
-                "%",
-                f"95 % interval {_range(interval, 0)}" if interval else "of the generated networks",
-            )
-        )
-    seconds = (group.get("cost") or {}).get("seconds")
-    if seconds is not None:
+    group, comparisons = metrics.generated, metrics.comparisons
+    accuracy = group.test_accuracy
+    note = "" if accuracy.ci95 is None else f"95 % interval {_range(accuracy.ci95)}"
+    tiles = [Tile("Generated, mean accuracy", percent(accuracy.mean, unit=""), "%", note)]
+    against = {"original": "the originals"} if "original" in comparisons else {}
+    if name := metrics.hardest_average():
+        against[name] = metrics.groups[name].description
+    for name, text in against.items():
+        mean = percent(metrics.groups[name].test_accuracy.mean)
+        tiles.append(_difference_tile(f"Against {text}", comparisons[name], mean))
+    shares = group.novel_and_performant
+    if metrics.yardstick is not None:
+        interval = shares.ci95.joint.get("1x")
+        note = f"95 % interval {_range(interval, 0)}" if interval else "of the generated networks"
+        tiles.append(Tile("Novel and performant", percent(shares.joint["1x"], digits=0, unit=""), "%", note))
+    if group.cost.seconds is not None:
         note = "for training and drawing"
-        if "fine_tuned" in comparisons:
-            note += f"; {points(comparisons['fine_tuned']['difference'])} points against fine-tuning as long"
-        tiles.append(Tile("Cost of the generator", f"{seconds:.0f}", "s", note))
+        for name, rival in metrics.rivals().items():
+            if rival.role == "rival":
+                note += f"; {points(comparisons[name].difference)} points against {rival.description}"
+        tiles.append(Tile("Cost of the generator", f"{group.cost.seconds:.0f}", "s", note))
     return tiles
 
 
-def _difference_tile(name: str, comparison: Mapping, other: str) -> Tile:
-    low, high = (points(bound) for bound in comparison["ci95"])
-    return Tile(name, points(comparison["difference"]), "points", f"95 % interval {low} to {high}; they reach {other}")
+def _difference_tile(name: str, comparison: Difference, other: str) -> Tile:
+    low, high = (points(bound) for bound in comparison.ci95)
+    return Tile(name, points(comparison.difference), "points", f"95 % interval {low} to {high}; they reach {other}")
 
 
 def _range(interval: Sequence[float], digits: int = 2) -> str:
     return f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f} %"
 
 
-def _settings(metrics: Mapping) -> list[tuple[str, str]]:
+def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     """What the numbers belong to, as pairs of a name and its value."""
-    task = {key: value for key, value in (metrics.get("task") or {}).items() if value not in (None, [], {})}
-    pairs = [(f"task {key.replace('_', ' ')}", value) for key, value in task.items()]
-    pairs += [(key, metrics[key]) for key in ("seed", "seeds") if key in metrics]
-    pairs += metrics.get("versions", {}).items()
-    return [(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for key, value in pairs]
+    pairs = [
+        (f"task {key.replace('_', ' ')}", value) for key, value in metrics.task.items() if value not in (None, [], {})
+    ]
+    pairs += [("seed", metrics.seed)] if metrics.seed is not None else []
+    pairs += [("seeds", metrics.seeds)] if metrics.seeds is not None else []
+    return [(key, _list(value)) for key, value in [*pairs, *metrics.versions.items()]]
 
 
 def _bars(table: ReportTable) -> list[dict | None]:
@@ -160,21 +144,21 @@ def _bars(table: ReportTable) -> list[dict | None]:
             continue
         center, low, high = (round(50 + 48 * max(-1.0, min(1.0, value / limit)), 2) for value in bar)
         outside = "" if abs(bar[0]) <= limit else "◂" if bar[0] < 0 else "▸"
-        tone = TONES[sign({"ci95": bar[1:]})]
+        tone = TONES[sign(bar[1:])]
         bars.append({"center": center, "low": low, "width": round(high - low, 2), "outside": outside, "tone": tone})
     return bars
 
 
-def make_markdown(metrics: Mapping, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
+def make_markdown(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
     """Write the text of `report.md`.
 
     Args:
-        metrics (`Mapping`): Content of `metrics.json`.
+        metrics ([`Metrics`]): What was found.
         sections (`Sequence[Section]`): Of [`make_sections`].
         plots (`Sequence[Plot]`): Figures, whose PNGs lie beside it.
     """
     figures = {plot.name: plot for plot in plots}
-    lines = ["# Evaluation", "", f"**{metrics['verdict']}**", ""]
+    lines = ["# Evaluation", "", f"**{metrics.verdict}**", ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
         for text in section.text:
@@ -186,12 +170,11 @@ def make_markdown(metrics: Mapping, sections: Sequence[Section], plots: Sequence
             lines += [f"![{plot.alt}]({name}.png)", "", f"{plot.note}", ""]
         if section.bullets:
             lines.append("")
-    for name in ("seeds", "seed"):
-        if name in metrics:
-            lines += [f"{name.capitalize()}: {_list(metrics[name])}", ""]
-    lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in metrics["versions"].items()), ""]
+    lines += [] if metrics.seeds is None else [f"Seeds: {_list(metrics.seeds)}", ""]
+    lines += [] if metrics.seed is None else [f"Seed: {metrics.seed}", ""]
+    lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in metrics.versions.items()), ""]
     return "\n".join(lines)
 
 
-def _list(value) -> str:
+def _list(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

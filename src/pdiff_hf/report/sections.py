@@ -1,15 +1,18 @@
-"""What a report tells after its verdict, section by section, for every form in which it is written."""
+"""Sections of a report after its verdict, for every form in which it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.metrics import INTERVALS, SEED_INTERVALS
-from ..results.text import MISSING, ReportTable, Section, name_examples, number, percent, points, signed
+from ..results.columns import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS
+from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
+from ..results.records import Difference, Ensemble, SelectedDifference
+from ..results.tables import group_table, make_table
+from ..results.text import MISSING, ReportTable, Section, number, percent
 
 PROTOCOL = (
-    "Three disjoint sets of images: networks are trained on the first, anything chosen (the best network of a group, "
-    "the greedy soup) is chosen on the second, val, and everything reported is measured on the third, test.",
+    "Three disjoint sets of examples: networks are trained on the first, anything chosen (the best network of a "
+    "group, the greedy soup) is chosen on the second, val, and everything reported is measured on the third, test.",
     "Every group goes through the same evaluation. Baselines have as many draws as the generator; soups are one "
     "network.",
     "Originals are compared with the other originals, never with themselves.",
@@ -17,21 +20,25 @@ PROTOCOL = (
 )
 
 
-def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
+def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
     """Make the sections of a report; what `metrics` does not know is left out.
 
     Args:
-        metrics (`Mapping`): Content of `metrics.json`.
+        metrics ([`Metrics`]): What was found.
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         plots (`Sequence[str]`): Names of the figures that there are.
     """
-    intervals = SEED_INTERVALS if "seeds" in metrics else INTERVALS
+    intervals = INTERVALS if metrics.seeds is None else SEED_INTERVALS
     sections = [
         _groups(metrics),
         _novelty(metrics),
         _comparisons(metrics),
         _ensembles(metrics),
-        _calibration(metrics),
+        Section(
+            "Calibration",
+            ["Means over the networks. ECE: expected calibration error with 15 equal bins; lower is better."],
+            tables=[group_table(metrics, ("nll", "ece"), "Calibration")],
+        ),
         _cost(metrics),
         _training(gate),
         Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
@@ -40,14 +47,12 @@ def make_sections(metrics: Mapping, gate: Mapping | None, plots: Sequence[str]) 
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
-        section.text = [name_examples(text, metrics.get("task")) for text in section.text]
     return [section for section in sections if section.text or section.plots or section.tables]
 
 
-def _left_out(metrics: Mapping) -> list[str]:
-    groups = metrics["groups"]
-    is_own = "generated" in groups and groups["generated"].get("cost", {}).get("seconds") is not None
-    if not is_own or "fine_tuned" in groups:
+def _left_out(metrics: Metrics) -> list[str]:
+    group = metrics.groups.get("generated")
+    if group is None or group.cost.seconds is None or "fine_tuned" in metrics.groups:
         return []
     return [
         "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
@@ -55,33 +60,16 @@ def _left_out(metrics: Mapping) -> list[str]:
     ]
 
 
-def _groups(metrics: Mapping) -> Section:
-    rows, intervals = [], []
-    for name, group in metrics["groups"].items():
-        accuracy, selected, difference = group["test_accuracy"], group["selected"], group["difference_to_original"]
-        minus = points(difference["difference"], difference["ci95"])
-        rows.append(
-            (
-                name,
-                MISSING if name == "original" else minus,
-                percent(accuracy["mean"], accuracy["ci95"], unit=""),
-                percent(selected["test_accuracy"], selected["test_ci95"], unit=""),
-                number(accuracy["std"] and 100 * accuracy["std"], ".2f"),
-                str(group["n"]),
-            )
-        )
-        is_known = name != "original" and difference["ci95"] is not None
-        intervals.append((difference["difference"], *difference["ci95"]) if is_known else None)
-    columns = ("group", "minus originals, points (95 %)", "mean, % (95 %)", "best on val, % (95 %)", "std", "networks")
-    table = ReportTable(columns, rows, "Test accuracy", intervals)
-    text = f"{metrics['num_parameters']:,} generated parameters, {metrics['num_test']:,} test images. The best "
-    text += "network of a group is chosen on the val images; everything is reported on the test images."
+def _groups(metrics: Metrics) -> Section:
+    columns = ("difference", "accuracy", "selected", "std", "networks")
+    table = group_table(metrics, columns, "Test accuracy", bars="difference")
+    text = f"{metrics.num_parameters:,} generated parameters, {metrics.num_test:,} test examples. The best network "
+    text += "of a group is chosen on the val examples; everything is reported on the test examples."
     return Section("Are they good?", [text], ["accuracy_similarity", "accuracy_histograms"], [table])
 
 
-def _novelty(metrics: Mapping) -> Section:
-    groups = metrics["groups"]
-    yardstick = groups["original"]["similarity"]["l2_nearest_mean"]
+def _novelty(metrics: Metrics) -> Section:
+    yardstick = metrics.yardstick
     text = [
         "IoU of wrong predictions: 1 means the same mistakes. Within: between networks of a group. Nearest: the "
         "original that is most alike."
@@ -94,155 +82,74 @@ def _novelty(metrics: Mapping) -> Section:
             "novel at 2x when it is farther than twice that from every original, a copy when it is closer than a "
             "third of it, and performant when its test accuracy is not below the originals' mean."
         ]
-    distances = [_similarity_row(name, group, yardstick) for name, group in groups.items()]
-    titles = ("group", "IoU within", "IoU to nearest (95 %)", "L2 to nearest (95 %)")
-    titles += ("in yardsticks", "after matching", "cosine distance", "spread")
-    # Columns of which nothing is known are left out.
-    kept = [i for i in range(len(titles)) if any(row[i] != MISSING for row in distances)]
-    similarity = ReportTable([titles[i] for i in kept], [[row[i] for i in kept] for row in distances], "Similarity")
-    if "spread" in similarity.columns:
+    columns = ("iou_within", "iou_nearest", "l2_nearest", "yardsticks", "l2_matched", "cosine", "spread")
+    tables = [group_table(metrics, columns, "Similarity", plain=("yardsticks",))]
+    if any(group.spread is not None for group in metrics.groups.values()):
         text += [
             "Spread: distance from the originals' mean, in units of the originals' own; averages of 16 independent "
             "networks have 0.25."
         ]
-    if "after matching" in similarity.columns:
+    if any(group.similarity.l2_matched_mean is not None for group in metrics.groups.values()):
         text[-1] += " After matching: L2 with the hidden units permuted so that they fit best."
-    tables = [similarity]
     if yardstick is not None:
-        tables.append(_novelty_table(groups))
+        columns = ("performant", "novel_all", "joint_all", "copies")
+        tables.append(group_table(metrics, columns, "Shares of the networks"))
     return Section("Are they new?", text, ["iou_matrix", "latent_pca"], tables)
 
 
-def _similarity_row(name: str, group: Mapping, yardstick: float | None) -> list[str]:
-    similarity = group["similarity"]
-    intervals = similarity.get("ci95", {})
-    nearest, cosine = similarity["l2_nearest_mean"], similarity.get("cosine_nearest_mean")
-    return [
-        name,
-        number(similarity["iou_mean"], ".3f"),
-        number(similarity["iou_max_mean"], ".3f", intervals.get("iou_max_mean")),
-        number(nearest, ".3g", intervals.get("l2_nearest_mean")),
-        number(nearest / yardstick if nearest is not None and yardstick else None, ".3g"),
-        number(similarity.get("l2_matched_mean"), ".3g", intervals.get("l2_matched_mean")),
-        number(None if cosine is None else max(0.0, 1 - cosine), ".2g"),
-        number(group.get("spread"), ".2f"),
-    ]
-
-
-def _novelty_table(groups: Mapping) -> ReportTable:
-    rows = []
-    for name, group in groups.items():
-        scores = group["novel_and_performant"]
-        intervals = scores.get("ci95", {})
-        joint = [_share(scores["joint"]["1x"], intervals.get("joint", {}).get("1x"))]
-        joint += [_share(value) for key, value in scores["joint"].items() if key != "1x"]
-        rows.append(
-            (
-                name,
-                _share(scores["performant"], intervals.get("performant")),
-                " / ".join(map(_share, scores["novel"].values())),
-                " / ".join(joint),
-                _share(scores.get("copied")),
-            )
-        )
-    multiples = " / ".join(groups["original"]["novel_and_performant"]["novel"])
-    columns = ("group", "performant (95 %)", f"novel at {multiples}", f"both at {multiples} (95 %)", "copies")
-    return ReportTable(columns, rows, "Shares of the networks, %")
-
-
-def _comparisons(metrics: Mapping) -> Section:
-    means, chosen = metrics.get("comparisons", {}), metrics.get("selected_comparisons", {})
-    if not means:
+def _comparisons(metrics: Metrics) -> Section:
+    if not metrics.comparisons:
         return Section("")
-    has_test = any("p_value" in value for value in chosen.values())
-    columns = ["generated minus", "means, points (95 %)"]
-    columns += ["best on val, points (95 %)"] if chosen else []
-    columns += ["p (McNemar)", "only generated right", "only the other right"] if has_test else []
-    rows, intervals = [], []
-    for name, comparison in means.items():
-        row = [name, points(comparison["difference"], comparison["ci95"])]
-        if chosen:
-            best = chosen.get(name, {})
-            row.append(points(best.get("difference"), best.get("ci95")))
-        if has_test:
-            row.append(number(best.get("p_value"), ".3f"))
-            row += [number(best.get(key), "d") for key in ("only_generated", "only_other")]
-        rows.append(row)
-        intervals.append((comparison["difference"], *comparison["ci95"]) if comparison["ci95"] else None)
-    text = ["The generated networks against every other group, image by image."]
-    if has_test:
-        text[0] += " The best on val are compared by McNemar's exact test on the images that only one gets right."
-    return Section("Generated against the others", text, tables=[ReportTable(columns, rows, "Differences", intervals)])
+    rows: list[tuple[str, tuple[Difference, SelectedDifference]]] = [
+        (name, (mean, metrics.selected_comparisons.get(name, SelectedDifference())))
+        for name, mean in metrics.comparisons.items()
+    ]
+    columns = [column for column in COMPARISON_COLUMNS if any(column.cell(*row) != MISSING for _, row in rows)]
+    text = ["The generated networks against every other group, example by example."]
+    if any(best.p_value is not None for _, (_, best) in rows):
+        text[0] += " The best on val are compared by McNemar's exact test on the examples that only one gets right."
+    table = make_table("generated minus", columns, rows, "Differences", bars=COMPARISON_COLUMNS[0])
+    return Section("Generated against the others", text, tables=[table])
 
 
-def _ensembles(metrics: Mapping) -> Section:
-    rows = []
-    for name, sizes in metrics.get("ensembles", {}).items():
-        for size, scores in sizes.items():
-            accuracy, nll, ece = scores["accuracy"], scores["nll"], scores["ece"]
-            rows.append(
-                (
-                    name,
-                    size,
-                    percent(accuracy["mean"], accuracy["ci95"], unit=""),
-                    number(nll["mean"], ".4f", nll["ci95"]),
-                    number(ece["mean"], ".4f", ece["ci95"]),
-                )
-            )
+def _ensembles(metrics: Metrics) -> Section:
+    rows: list[tuple[str, tuple[Ensemble, str]]] = [
+        (name, (found, size)) for name, sizes in metrics.ensembles.items() for size, found in sizes.items()
+    ]
     if not rows:
         return Section("")
     text = ["Averaging the probabilities of M networks, which costs M times the inference of one."]
-    columns = ("group", "M", "accuracy, % (95 %)", "NLL (95 %)", "ECE (95 %)")
-    table = ReportTable(columns, rows, "All ensembles", folded=True)
+    table = make_table("group", ENSEMBLE_COLUMNS, rows, "All ensembles", folded=True)
     return Section("Do they help each other? Ensembles", text, ["ensembles"], [table])
 
 
-def _calibration(metrics: Mapping) -> Section:
-    rows = []
-    for name, group in metrics["groups"].items():
-        nll, ece = group["test_nll"], group["test_ece"]
-        rows.append((name, number(nll["mean"], ".4f", nll.get("ci95")), number(ece["mean"], ".4f", ece.get("ci95"))))
-    text = ["Means over the networks. ECE: expected calibration error with 15 equal bins; lower is better."]
-    table = ReportTable(("group", "NLL (95 %)", "ECE (95 %)"), rows, "Calibration")
-    return Section("Calibration", text, tables=[table])
-
-
-def _cost(metrics: Mapping) -> Section:
+def _cost(metrics: Metrics) -> Section:
     tables, text = [], []
-    rows = []
-    for name, group in metrics["groups"].items():
-        cost, gain = group.get("cost") or {}, group["difference_to_original"]
-        if cost.get("seconds") is not None:
-            per_second = cost.get("gain_per_second")
-            # Two digits, and no exponent for large numbers.
-            rate = MISSING if per_second is None else signed(float(f"{100 * per_second:.2g}"), "g")
-            rows.append((name, _seconds(cost["seconds"]), points(gain["difference"], gain["ci95"]), rate))
-    if rows:
+    table = group_table(metrics, ("seconds", "difference", "gain_per_second"), "Gain per second", known="seconds")
+    if table.rows:
         text = [
             "What making the networks of a group takes once the checkpoints are there, and the gain in mean accuracy "
             "over the originals that this buys. For the generated ones: autoencoder, diffusion and drawing."
         ]
-        columns = ("group", "seconds", "gain, points (95 %)", "points per second")
-        tables.append(ReportTable(columns, rows, "Gain per second"))
-    if metrics.get("timings_s"):
-        memory = metrics.get("peak_rss_mb") or {}
+        tables.append(table)
+    if metrics.timings_s:
         rows = [
-            (stage, f"{seconds:.1f}", number(memory.get(stage), ".0f"))
-            for stage, seconds in metrics["timings_s"].items()
+            (stage, f"{seconds:.1f}", number(metrics.peak_rss_mb.get(stage), ".0f"))
+            for stage, seconds in metrics.timings_s.items()
             if seconds is not None
         ]
         tables.append(ReportTable(("stage", "seconds", "peak memory (MB)"), rows, "Stages of the run", folded=True))
     return Section("What it costs", text, tables=tables)
 
 
-def _seeds(metrics: Mapping) -> Section:
-    if "seeds" not in metrics:
+def _seeds(metrics: Metrics) -> Section:
+    if metrics.seeds is None:
         return Section("")
     rows = [
-        (name, *(percent(value, unit="") for value in group["test_accuracy"].get("per_seed", ())))
-        for name, group in metrics["groups"].items()
+        (name, *(percent(value, unit="") for value in group.test_accuracy.per_seed or ()))
+        for name, group in metrics.groups.items()
     ]
-    columns = ("group", *(f"seed {seed}" for seed in metrics["seeds"]))
+    columns = ("group", *(f"seed {seed}" for seed in metrics.seeds))
     return Section("Seed by seed", tables=[ReportTable(columns, rows, "Mean test accuracy, %")])
 
 
@@ -255,11 +162,3 @@ def _training(gate: Mapping | None) -> Section:
             text[0] += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
         text[0] += "."
     return Section("Training", text, ["loss_curves"])
-
-
-def _share(value: float | None, interval: Sequence[float] | None = None) -> str:
-    return percent(value, interval, digits=0, unit="")
-
-
-def _seconds(value: float) -> str:
-    return "< 0.01" if value < 0.01 else f"{value:.2f}" if value < 10 else f"{value:.0f}"

@@ -1,9 +1,8 @@
-"""What people and programs read: `metrics.json`, `report.md`, `report.html`, figures and the table in the terminal."""
+"""Files of a report: `metrics.json`, `report.md`, `report.html` and figures; and the table in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from ..evaluation.evaluate import EvaluationResult
 from ..files import atomic_write, write_json
 from ..machine import describe_hardware
-from ..results.metrics import TRAJECTORY_FILE, EvaluationResult
-from ..results.text import name_examples, number, percent, points
+from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
+from ..results.tables import fold_header, group_table
 from .plots.curves import plot_ensembles, plot_loss_curves
 from .plots.maps import plot_iou_matrix, plot_latent_pca
 from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
@@ -24,16 +24,10 @@ from .render import make_html, make_markdown
 from .sections import make_sections
 
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
-# Header and narrowest width that keeps a number and its interval on one line, so that the table fits into 120 columns.
-TERMINAL_COLUMNS = {
-    "group": 13,
-    "n": 3,
-    "mean accuracy,\n% (95 %)": 19,
-    "minus originals,\npoints (95 %)": 23,
-    "best on val,\n% (95 %)": 19,
-    "IoU to\nnearest": 7,
-    "novel and\nperformant": 10,
-}
+# Columns of the terminal's table, and the narrowest width that keeps a number and its interval on one line, so that it
+# fits into 120 characters.
+TERMINAL_WIDTHS = {"networks": 3, "accuracy": 19, "difference": 23, "selected": 19, "iou_nearest": 7, "joint": 10}
+NARROW_HEADERS = {"networks": "n", "joint": "novel and\nperformant\n(%)"}
 
 
 def write_report(
@@ -64,21 +58,22 @@ def write_report(
     Returns:
         `list[Path]`: the files written.
     """
-    metrics = {
-        **result.metrics,
-        "task": dict(task or {}),
-        "timings_s": dict(timings_s or {}),
-        "peak_rss_mb": dict(peak_rss_mb or {}),
-        "versions": {package: version(package) for package in PACKAGES},
-        "hardware": describe_hardware(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    metrics = result.metrics.model_copy(
+        update={
+            "task": dict(task or {}),
+            "timings_s": dict(timings_s or {}),
+            "peak_rss_mb": dict(peak_rss_mb or {}),
+            "versions": {package: version(package) for package in PACKAGES},
+            "hardware": describe_hardware(),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+    )
     plots = [
         plot_accuracy_similarity(metrics, result.groups),
         plot_accuracy_histograms(metrics, result.groups),
         plot_latent_pca(latents or {}),
         plot_iou_matrix(result.iou, result.iou_sizes),
-        plot_ensembles(metrics.get("ensembles", {})),
+        plot_ensembles(metrics.ensembles),
         plot_loss_curves(logs or {}),
     ]
     if trajectory is not None:
@@ -88,11 +83,11 @@ def write_report(
     return written if trajectory is None else [*written, Path(output_dir) / TRAJECTORY_FILE]
 
 
-def write_summary(metrics: Mapping, output_dir: str | Path) -> list[Path]:
+def write_summary(metrics: Metrics, output_dir: str | Path) -> list[Path]:
     """Write `metrics.json`, `report.md`, `report.html` and the figure of what several seeds found together.
 
     Args:
-        metrics (`Mapping`): Of [`aggregate_seeds`].
+        metrics ([`Metrics`]): Of [`aggregate_seeds`].
         output_dir (`str` or `Path`): Folder, made when missing.
 
     Returns:
@@ -102,38 +97,26 @@ def write_summary(metrics: Mapping, output_dir: str | Path) -> list[Path]:
     return _write(metrics, [] if plot is None else [plot], None, output_dir)
 
 
-def make_table(metrics: Mapping) -> Table:
-    """Make the terminal's table of groups, with the verdict below, from `metrics.json`'s content."""
+def make_table(metrics: Metrics) -> Table:
+    """Make the terminal's table of groups, with the verdict below."""
     options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
-    table = Table(caption=metrics["verdict"], **options)
-    for column, width in TERMINAL_COLUMNS.items():
-        is_first = column == "group"
-        table.add_column(column, justify="left" if is_first else "right", no_wrap=is_first, min_width=width)
-    for name, group in metrics["groups"].items():
-        accuracy, selected, difference = (
-            group[key] for key in ("test_accuracy", "selected", "difference_to_original")
-        )
-        table.add_row(
-            name,
-            str(group["n"]),
-            percent(accuracy["mean"], accuracy["ci95"], unit=""),
-            "" if name == "original" else points(difference["difference"], difference["ci95"]),
-            percent(selected["test_accuracy"], selected["test_ci95"], unit=""),
-            number(group["similarity"]["iou_max_mean"], ".3f"),
-            percent(group["novel_and_performant"]["joint"]["1x"], digits=0),
-            style="bold" if name == "generated" else None,
-        )
+    table = Table(caption=metrics.verdict, **options)
+    found = group_table(metrics, list(TERMINAL_WIDTHS), plain=("iou_nearest", "joint"), all_columns=True)
+    table.add_column("group", no_wrap=True, min_width=13)
+    for header, (key, width) in zip(found.columns[1:], TERMINAL_WIDTHS.items(), strict=True):
+        table.add_column(NARROW_HEADERS.get(key) or fold_header(header, width), justify="right", min_width=width)
+    for row in found.rows:
+        table.add_row(*row, style="bold" if row[0] == "generated" else None)
     return table
 
 
-def _write(metrics: Mapping, plots: Sequence[Plot], gate: Mapping | None, output_dir: str | Path) -> list[Path]:
+def _write(metrics: Metrics, plots: Sequence[Plot], gate: Mapping | None, output_dir: str | Path) -> list[Path]:
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sections = make_sections(metrics, gate, [plot.name for plot in plots])
-    plots = [replace(plot, note=name_examples(plot.note, metrics.get("task"))) for plot in plots]
-    write_json(output_dir / "metrics.json", metrics)
+    metrics.write(output_dir / METRICS_FILE)
     texts = {"report.md": make_markdown(metrics, sections, plots), "report.html": make_html(metrics, sections, plots)}
     for name, text in texts.items():
         with atomic_write(output_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return [*(output_dir / name for name in ("metrics.json", *texts)), *(plot.save_png(output_dir) for plot in plots)]
+    return [*(output_dir / name for name in (METRICS_FILE, *texts)), *(plot.save_png(output_dir) for plot in plots)]

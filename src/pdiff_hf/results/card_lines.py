@@ -1,8 +1,8 @@
-"""What `metrics.json` says, as Markdown and metadata of a card; what it does not know is left out."""
+"""Markdown and metadata of cards, of what `metrics.json` says; what it does not know is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,106 +11,85 @@ from huggingface_hub import EvalResult
 
 from ..base_model import OWN_FACTORIES
 from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, literal, make_table, one_line
-from .metrics import AVERAGES
-from .text import MISSING, name_examples, number, percent, points
+from .metrics import Metrics
+from .tables import group_table
+from .text import number, percent, points
 
 # Tensors that are named in the text.
 MAX_NAMES = 6
 
-# What a generator has to beat, by the names of groups.
-RIVALS = {**AVERAGES, "fine_tuned": "fine-tuning for the time that the generator took"}
 
-
-def results_table(metrics: Mapping) -> str:
+def results_table(metrics: Metrics) -> str:
     """All groups with their intervals."""
-    columns = ("group", "networks", "mean, % (95 %)", "minus originals, points (95 %)", "best on val, % (95 %)")
-    columns += ("IoU with nearest original (95 %)", "novel and performant, % (95 %)")
-    rows = []
-    for name, group in metrics["groups"].items():
-        minus = None if name == "original" else find(group, "difference_to_original")
-        rows.append(
-            (
-                escape(name),
-                f"{group['n']:g}",
-                percent(find(group, "test_accuracy", "mean"), find(group, "test_accuracy", "ci95"), unit=""),
-                points(find(minus, "difference"), find(minus, "ci95")),
-                percent(find(group, "selected", "test_accuracy"), find(group, "selected", "test_ci95"), unit=""),
-                number(
-                    find(group, "similarity", "iou_max_mean"), ".3f", find(group, "similarity", "ci95", "iou_max_mean")
-                ),
-                _share(group, "joint", "1x", unit=""),
-            )
-        )
-    return make_table(columns, rows)
+    columns = ("networks", "accuracy", "difference", "selected", "iou_nearest", "joint")
+    table = group_table(metrics, columns)
+    return make_table(table.columns, [(escape(name), *cells) for name, *cells in table.rows])
 
 
-def novelty_lines(metrics: Mapping) -> list[str]:
+def novelty_lines(metrics: Metrics) -> list[str]:
     """How new the generated networks are, and how far from the originals."""
-    group = find(metrics, "groups", "generated")
-    if group is None:
-        return []
-    lines = []
-    scores = find(group, "novel_and_performant") or {}
-    if "performant" in scores:
-        lines.append(f"Performant, test accuracy not below the originals' mean: {_share(group, 'performant')}")
-    for key, text in (("novel", "Novel"), ("joint", "Both novel and performant")):
-        shares = [f"{_share(group, key, multiple)} at {multiple}" for multiple in scores.get(key) or ()]
-        lines += [f"{text}: {', '.join(shares)}"] if shares else []
-    if scores.get("copied") is not None:
-        lines.append(f"Copies, closer to an original than a third of that distance: {_share(group, 'copied')}")
-    nearest = find(group, "similarity", "l2_nearest_mean")
-    yardstick = find(metrics, "groups", "original", "similarity", "l2_nearest_mean")
-    if nearest is not None and yardstick:
-        interval = find(group, "similarity", "ci95", "l2_nearest_mean")
-        distance = f"{number(nearest, '.3g', interval)}, {nearest / yardstick:.3g} times what is usual among originals"
-        lines.append(f"L2 distance to the nearest original: {distance}")
-    if find(group, "spread") is not None:
+    group, lines = metrics.generated, []
+    shares, similarity = group.novel_and_performant, group.similarity
+    if shares.performant is not None:
+        share = _share(shares.performant, shares.ci95.performant)
+        lines.append(f"Performant, test accuracy not below the originals' mean: {share}")
+    for text, values, intervals in (
+        ("Novel", shares.novel, shares.ci95.novel),
+        ("Both novel and performant", shares.joint, shares.ci95.joint),
+    ):
+        known = [f"{_share(value, intervals.get(multiple))} at {multiple}" for multiple, value in values.items()]
+        lines += [f"{text}: {', '.join(known)}"] if known else []
+    if shares.copied is not None:
+        lines.append(f"Copies, closer to an original than a third of that distance: {_share(shares.copied)}")
+    nearest = similarity.l2_nearest_mean
+    if nearest is not None and metrics.yardstick:
+        distance = number(nearest, ".3g", similarity.ci95.l2_nearest_mean)
+        ratio = f"{nearest / metrics.yardstick:.3g} times what is usual among originals"
+        lines.append(f"L2 distance to the nearest original: {distance}, {ratio}")
+    if group.spread is not None:
         lines.append(
-            f"Spread, the distance from the originals' mean in units of the originals' own: {group['spread']:.2f} "
+            f"Spread, the distance from the originals' mean in units of the originals' own: {group.spread:.2f} "
             "(averages of 16 independent networks have 0.25)"
         )
     return lines
 
 
-def comparison_lines(metrics: Mapping) -> list[str]:
+def comparison_lines(metrics: Metrics) -> list[str]:
     """The generated networks minus what averaging and training on give."""
     lines = []
-    for name, text in RIVALS.items():
-        mean, chosen = find(metrics, "comparisons", name), find(metrics, "selected_comparisons", name)
-        if mean is None:
-            continue
-        line = f"{text}: {points(mean['difference'], mean['ci95'])} points on average"
+    for name, group in metrics.rivals().items():
+        mean, chosen = metrics.comparisons[name], metrics.selected_comparisons.get(name)
+        line = f"{escape(group.description or name)}: {points(mean.difference, mean.ci95)} points on average"
         if chosen is not None:
-            line += f", {points(chosen['difference'], chosen['ci95'])} for those that are best on val"
-            line += f" (McNemar's test: p = {chosen['p_value']:.3f})" if chosen.get("p_value") is not None else ""
+            line += f", {points(chosen.difference, chosen.ci95)} for those that are best on val"
+            line += f" (McNemar's test: p = {chosen.p_value:.3f})" if chosen.p_value is not None else ""
         lines.append(line)
     return lines
 
 
-def ensemble_line(metrics: Mapping) -> str | None:
+def ensemble_line(metrics: Metrics) -> str | None:
     """Accuracy of the largest ensembles of generated networks and of originals."""
     texts = []
     for name in ("generated", "original"):
-        sizes = find(metrics, "ensembles", name)
-        if sizes:
+        if sizes := metrics.ensembles.get(name):
             size = max(sizes, key=int)
-            accuracy = sizes[size]["accuracy"]
-            texts.append(f"{size} {name} networks {percent(accuracy['mean'], accuracy['ci95'])}")
+            accuracy = sizes[size].accuracy
+            texts.append(f"{size} {name} networks {percent(accuracy.mean, accuracy.ci95)}")
     return f"Averaged probabilities of {', of '.join(texts)}." if texts else None
 
 
 def task_lines(task: Mapping | None) -> list[str]:
-    """The images of a task: dataset, splits, sizes, preprocessing."""
+    """The examples of a task: dataset, splits, sizes, preprocessing."""
     label, repo = task_dataset(task)
     if label is None:
         return []
     name = code(label) if repo is None else f"[{escape(label)}](https://huggingface.co/datasets/{repo})"
     config = f", configuration {code(task['config_name'])}" if task.get("config_name") else ""
-    lines = [f"{name_examples('Images', task)}: {name}{config}"]
+    lines = [f"Data: {name}{config}"]
     sizes = [f"{task[f'num_{split}']:,} {split}" for split in ("train", "val", "test") if task.get(f"num_{split}")]
     if sizes:
         classes = f", {task['num_classes']} classes" if task.get("num_classes") else ""
-        lines.append(f"Disjoint sets of {name_examples('images', task)}: {', '.join(sizes)}{classes}")
+        lines.append(f"Disjoint sets of examples: {', '.join(sizes)}{classes}")
     stored = []
     for split in ("train", "val", "test"):
         if task.get(f"{split}_split"):
@@ -128,7 +107,7 @@ def task_lines(task: Mapping | None) -> list[str]:
 
 
 def task_dataset(task: Mapping | None) -> tuple[str | None, str | None]:
-    """Name of a task's image dataset to be shown, and its Hub id if it has one; paths of a machine are not shown."""
+    """Name of a task's dataset to be shown, and its Hub id if it has one; paths of a machine are not shown."""
     if find(task, "dataset") is None:
         return None, None
     name = str(task["dataset"])
@@ -137,9 +116,9 @@ def task_dataset(task: Mapping | None) -> tuple[str | None, str | None]:
     return one_line(name if repo else Path(name).name or name), repo
 
 
-def eval_results(metrics: Mapping, values: Mapping[str, tuple[float | None, Any]]) -> list[EvalResult]:
+def eval_results(metrics: Metrics, values: Mapping[str, tuple[float | None, Any]]) -> list[EvalResult]:
     """Test accuracies by their names, with intervals, as results for a model-index; none without a dataset's name."""
-    task = metrics.get("task")
+    task = metrics.task
     label, repo = task_dataset(task)
     if label is None or not task.get("kind"):
         return []
@@ -160,33 +139,28 @@ def eval_results(metrics: Mapping, values: Mapping[str, tuple[float | None, Any]
     ]
 
 
-def generated_values(metrics: Mapping) -> dict[str, tuple[float | None, Any]]:
+def generated_values(metrics: Metrics) -> dict[str, tuple[float | None, Any]]:
     """Mean and selected test accuracy of the generated networks with their intervals, for [`eval_results`]."""
-    mean, chosen = (find(metrics, "groups", "generated", key) for key in ("test_accuracy", "selected"))
-    return {
-        MEAN_METRIC: (find(mean, "mean"), find(mean, "ci95")),
-        SELECTED_METRIC: (find(chosen, "test_accuracy"), find(chosen, "test_ci95")),
-    }
+    mean, chosen = metrics.generated.test_accuracy, metrics.generated.selected
+    return {MEAN_METRIC: (mean.mean, mean.ci95), SELECTED_METRIC: (chosen.test_accuracy, chosen.test_ci95)}
 
 
-def seed_lines(metrics: Mapping) -> list[str]:
+def seed_lines(metrics: Metrics) -> list[str]:
     """The seeds of the runs, or that of an evaluation."""
-    if metrics.get("seeds"):
-        return [f"Seeds of the runs that are reported together: {', '.join(map(escape, metrics['seeds']))}"]
-    return [] if metrics.get("seed") is None else [f"Seed of the evaluation: {escape(metrics['seed'])}"]
+    if metrics.seeds:
+        return [f"Seeds of the runs that are reported together: {', '.join(map(str, metrics.seeds))}"]
+    return [] if metrics.seed is None else [f"Seed of the evaluation: {metrics.seed}"]
 
 
 def find(value: Any, *keys: str) -> Any:
-    """What is under nested keys, `None` when there is none."""
+    """What is under nested keys of metadata, which may be anybody's; `None` when there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def _share(group: Mapping, *keys: str, unit: str = " %") -> str:
-    value = find(group, "novel_and_performant", *keys)
-    interval = find(group, "novel_and_performant", "ci95", *keys)
-    return MISSING if value is None else percent(value, interval, digits=0, unit=unit)
+def _share(value: float | None, interval: Sequence[float] | None = None) -> str:
+    return percent(value, interval, digits=0)
 
 
 def base_model_id(base_model: Mapping | None) -> str | None:

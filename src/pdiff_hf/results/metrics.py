@@ -1,15 +1,24 @@
-"""`metrics.json`: the numbers of an evaluation."""
+"""The model of `metrics.json`: what an evaluation has found, read and written here and nowhere else."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import torch
+from pydantic import Field, ValidationError, model_validator
+
+from ..files import read_json, write_json
+from .records import Difference, Ensemble, GroupMetrics, Record, SelectedDifference
+
+METRICS_FILE = "metrics.json"
+TRAJECTORY_FILE = "trajectory.json"
+SCHEMA = 1
 
 INTERVALS = (
-    "Intervals are 95 %: of a mean, over test images and networks; of one network, exact (Clopper-Pearson); of a "
+    "Intervals are 95 %: of a mean, over test examples and networks; of one network, exact (Clopper-Pearson); of a "
     "share, exact, over networks; of similarities and ECE, Student's t over networks. Differences are paired on the "
-    "same test images, so they are surer than two separate intervals suggest."
+    "same test examples, so they are surer than two separate intervals suggest."
 )
 
 SEED_INTERVALS = (
@@ -17,57 +26,125 @@ SEED_INTERVALS = (
     "seeds, so it is wide for few seeds."
 )
 
-TRAJECTORY_FILE = "trajectory.json"
-
-AVERAGES = {
-    "average_16": "averages of 16 originals",
-    "uniform_soup": "the uniform soup of all originals",
-    "greedy_soup": "the greedy soup of originals",
+# What groups are to each other and what sentences call them; files of 0.1 do not say it of their groups.
+ROLES_OF_0_1 = {
+    "original": ("original", "originals"),
+    "generated": ("generated", "generated networks"),
+    "average_16": ("average", "averages of 16 originals"),
+    "uniform_soup": ("average", "the uniform soup of all originals"),
+    "greedy_soup": ("average", "the greedy soup of originals"),
+    "fine_tuned": ("rival", "fine-tuning for the same time"),
 }
 
 
-@dataclass
-class GroupEvaluation:
-    """What is known of the `n` networks of a group.
+class Metrics(Record):
+    """The content of `metrics.json`."""
 
-    Args:
-        val_accuracy, test_accuracy, test_nll, test_ece (`torch.Tensor` of shape `(n,)`): Metrics per network.
-        iou_max (`torch.Tensor` of shape `(n,)`): IoU of wrong predictions with the most similar original.
-        l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
-        cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
-        l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
-        selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
-        accuracy_ci95 (`list[float]`): 95 % interval of the mean test accuracy.
-        difference_to_original (`dict`): Mean test accuracy minus that of the originals, with `ci95`.
+    version: int = Field(SCHEMA, alias="schema")
+    """Of the format."""
+    num_parameters: int | None = None
+    """Generated parameters D."""
+    num_test: int | None = None
+    """Test examples."""
+    groups: dict[str, GroupMetrics] = Field(default_factory=dict)
+    """By name, in the order of the report."""
+    comparisons: dict[str, Difference] = Field(default_factory=dict)
+    """Mean test accuracy of `generated` minus that of a group."""
+    selected_comparisons: dict[str, SelectedDifference] = Field(default_factory=dict)
+    """The same for the selected network of `generated` and that of a group."""
+    ensembles: dict[str, dict[str, Ensemble]] = Field(default_factory=dict)
+    """By group, and by the number of networks; `best_single` is the best on val among originals and generated."""
+    finding: str | None = None
+    """`copying`, `worse`, `no_gain`, `averaging`, `better`, or `none` without generated networks."""
+    verdict: str = ""
+    """The finding as one sentence."""
+    seed: int | None = None
+    """Of the baselines' draws, the ensembles and the bootstrap."""
+    task: dict[str, Any] = Field(default_factory=dict)
+    """What was learned: dataset, splits and their sizes, preprocessing, class names."""
+    timings_s: dict[str, float | None] = Field(default_factory=dict)
+    """Wall time by stage."""
+    peak_rss_mb: dict[str, float | None] = Field(default_factory=dict)
+    """Peak memory of the process up to the end of a stage."""
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    """Of the packages that matter."""
+    hardware: dict[str, Any] | None = None
+    """Of the evaluation: `cpu`, `cores` that the process may use, `memory_gb` (GiB), `accelerator`."""
+    date: str | None = None
+    """Of the evaluation, UTC."""
+    seeds: list[int] | None = None
+    """Of the runs that are reported together, see [`aggregate_seeds`]."""
 
-    For originals, similarity is to the other originals (leave-one-out).
-    """
+    @model_validator(mode="after")
+    def _know_groups_of_0_1(self) -> Metrics:
+        for name, group in self.groups.items():
+            if group.role is None and name in ROLES_OF_0_1:
+                group.role, group.description = ROLES_OF_0_1[name]
+        return self
 
-    val_accuracy: torch.Tensor
-    test_accuracy: torch.Tensor
-    test_nll: torch.Tensor
-    test_ece: torch.Tensor
-    iou_max: torch.Tensor
-    l2_nearest: torch.Tensor
-    cosine_nearest: torch.Tensor
-    l2_matched: torch.Tensor | None
-    selected: int
-    accuracy_ci95: list[float]
-    difference_to_original: dict[str, float | list[float]]
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], name: str | Path = METRICS_FILE) -> Metrics:
+        """Check the content of a file.
 
+        Raises:
+            ValueError: another schema, or a value of another kind than its key has.
+        """
+        if not isinstance(values, Mapping) or values.get("schema", SCHEMA) != SCHEMA:
+            found = f"schema {values.get('schema')!r}" if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(
+                f"{name}: expected metrics of schema {SCHEMA}, found {found}; update pdiff-hf to read it."
+            )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{name}: {key}: {first['msg']}, found {first['input']!r}; evaluate again.") from error
 
-@dataclass
-class EvaluationResult:
-    """What [`evaluate_groups`] finds.
+    @classmethod
+    def read(cls, path: str | Path) -> Metrics:
+        """Read a `metrics.json`, also one that 0.1 wrote.
 
-    Args:
-        groups (`dict[str, GroupEvaluation]`): Numbers per network, by group name.
-        metrics (`dict`): The JSON-able summary that goes into `metrics.json`, described in `docs/metrics.md`.
-        iou (`torch.Tensor` of shape `(m, m)`): IoU of wrong predictions between some networks of some groups.
-        iou_sizes (`dict[str, int]`): How many networks of which group these are, in consecutive blocks.
-    """
+        Raises:
+            ValueError: the file is missing, is not JSON, or holds something else.
+        """
+        return cls.from_dict(read_json(path), path)
 
-    groups: dict[str, GroupEvaluation]
-    metrics: dict
-    iou: torch.Tensor
-    iou_sizes: dict[str, int]
+    def write(self, path: str | Path) -> None:
+        """Write a `metrics.json` atomically.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        write_json(path, self.to_dict())
+
+    @property
+    def original(self) -> GroupMetrics:
+        """The originals; a group of which nothing is known when there are none."""
+        return self.groups.get("original", GroupMetrics())
+
+    @property
+    def generated(self) -> GroupMetrics:
+        """The generated networks; a group of which nothing is known when there are none."""
+        return self.groups.get("generated", GroupMetrics())
+
+    @property
+    def yardstick(self) -> float | None:
+        """The mean distance of an original to its nearest other one."""
+        return self.original.similarity.l2_nearest_mean
+
+    def rivals(self) -> dict[str, GroupMetrics]:
+        """Groups that the generated networks are compared with and have to beat, averages of originals first."""
+        rivals = {
+            name: group
+            for name, group in self.groups.items()
+            if group.role in ("average", "rival") and name in self.comparisons
+        }
+        # Of averages, those of which there are many come before single ones.
+        return dict(sorted(rivals.items(), key=lambda item: (item[1].role == "rival", item[1].n == 1)))
+
+    def hardest_average(self) -> str | None:
+        """The average of originals over which the generated networks gain least; `None` without averages."""
+        averages = [name for name, group in self.rivals().items() if group.role == "average"]
+        least = {name: (self.comparisons[name].sign, self.comparisons[name].difference) for name in averages}
+        return min(averages, key=least.__getitem__, default=None)

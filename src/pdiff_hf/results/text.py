@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MISSING = "–"
-
-# What our own sentences call images, by the kind of task.
-NOUNS = {"text_classification": {"image": "text", "images": "texts", "Images": "Texts"}}
 
 
 @dataclass
@@ -22,6 +18,7 @@ class ReportTable:
         title (`str`, *optional*): Its caption.
         intervals (`list[tuple | None]`, *optional*): A value, its lower and its upper end for each row, to be drawn.
         folded (`bool`): Whether few look at it.
+        meanings (`Sequence[str]`, *optional*): What the columns mean.
     """
 
     columns: Sequence[str]
@@ -29,6 +26,7 @@ class ReportTable:
     title: str = ""
     intervals: list[tuple[float, float, float] | None] = field(default_factory=list)
     folded: bool = False
+    meanings: Sequence[str] = ()
 
 
 @dataclass
@@ -59,12 +57,6 @@ def markdown_table(table: ReportTable) -> list[str]:
         "|" + " --- |" + " ---: |" * (len(table.columns) - 1),
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows),
     ]
-
-
-def name_examples(text: str, task: Mapping | None) -> str:
-    """A sentence of ours, which speaks of images, with the word for the examples of another kind of task."""
-    nouns = NOUNS.get((task or {}).get("kind"), {})
-    return re.sub(r"\b[Ii]mages?\b", lambda found: nouns.get(found[0], found[0]), text)
 
 
 def percent(value: float | None, interval: Sequence[float] | None = None, digits: int = 2, unit: str = " %") -> str:
@@ -98,7 +90,7 @@ def signed(value: float, fmt: str) -> str:
     return format(value, f"+{fmt}").replace("-", "−")
 
 
-def sign(comparison: Mapping) -> int:
+def sign(interval: Sequence[float] | None) -> int:
     """1 or -1 when the 95 % interval of a difference excludes zero, else 0."""
-    low, high = comparison["ci95"] or (-1, 1)
+    low, high = interval or (-1, 1)
     return 1 if low > 0 else -1 if high < 0 else 0

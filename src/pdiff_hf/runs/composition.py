@@ -128,6 +128,20 @@ def read_recipe(
     return _resolve(values, facts)
 
 
+def read_written(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What of a recipe is the user's: the file, unless it is a shipped one, its own parts, and the overrides."""
+    own, parts = _read_source(source)
+    written: dict[str, Any] = {}
+    for axis, _, part in parts:
+        if axis == "own":
+            merge_into(written, part)
+    if str(source) not in named_recipes():
+        merge_into(written, own)
+    for override in overrides:
+        apply_override(written, override)
+    return written
+
+
 def _read_source(source: str | Path) -> tuple[dict[str, Any], list[tuple[str, str, dict[str, Any]]]]:
     """A recipe's own keys, and `(axis, name, values)` of its parts in the order in which they are merged."""
     name, folder, own = str(source), Path(), {}

@@ -11,15 +11,15 @@ import yaml
 
 from ..data.dataset import ParameterDataset
 from ..evaluation.batch_norm import Reestimated
-from ..evaluation.evaluate import evaluate_groups
-from ..evaluation.groups import build_groups
+from ..evaluation.evaluate import EvaluationResult, evaluate_groups
+from ..evaluation.groups import build_groups, is_shown
 from ..evaluation.permutations import find_permutations
 from ..files import atomic_folder, read_json
 from ..machine import process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..report.write import write_report
-from ..results.metrics import TRAJECTORY_FILE, EvaluationResult
+from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
 from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
@@ -30,8 +30,6 @@ from .recipe import EvaluateConfig
 
 # What has to be done before there are generated networks.
 GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
-# Shown as points in the latent space.
-LATENT_GROUPS = ("original", "generated", "average_16")
 
 
 def evaluate_config(run: Run, seed: int | None = None, fine_tune: bool | None = None) -> EvaluateConfig:
@@ -97,7 +95,7 @@ def evaluate_run(
     pipeline_dir: Path | None = None,
     generated_dir: Path | None = None,
     output_dir: Path | None = None,
-) -> dict:
+) -> Metrics:
     """Evaluate originals, reconstructions, generated networks and baselines, and write the report anew.
 
     Started by `accelerate launch`, the processes share the networks, and the main one writes the report.
@@ -110,7 +108,7 @@ def evaluate_run(
         pipeline_dir, generated_dir, output_dir (`Path`, *optional*): Instead of the run's folders.
 
     Returns:
-        `dict`: the content of `metrics.json`.
+        [`Metrics`]: what was found, as `metrics.json` has it.
 
     Raises:
         ValueError: the dataset names no task or base model, a folder is missing or damaged, or `output_dir` holds
@@ -169,16 +167,16 @@ def evaluate_run(
         networks=networks.extend_groups(groups),
         seed=config.seed,
     )
-    result.metrics["seed"] = config.seed
     if process_state().is_main_process:
-        latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in LATENT_GROUPS}
+        shown = [name for name in groups if is_shown(name, "latents")]
+        latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in shown}
         _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
     process_state().wait_for_everyone()
-    return read_json(output_dir / "metrics.json")
+    return Metrics.read(output_dir / METRICS_FILE)
 
 
 def _check_report_folder(folder: Path) -> None:
-    is_report = any((folder / name).is_file() for name in ("metrics.json", TRAJECTORY_FILE))
+    is_report = any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORY_FILE))
     if folder.exists() and not is_report and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"expected a new folder or an earlier report, found that {folder} is neither.")
 

@@ -14,6 +14,9 @@ from pydantic import ValidationError
 
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
 from ..machine import peak_memory, process_state
+from ..models.auto import SECTIONS
+from ..results.metrics import METRICS_FILE, Metrics
+from ..sections import without_foreign_keys
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -82,10 +85,10 @@ def describe(path: str | Path) -> dict[str, Any]:
             "parameters": autoencoder["layout"]["num_parameters"],
             "base_model": None if base_model is None else base_model["name"],
         }
-    if (path / "metrics.json").is_file():
-        metrics = read_json(path / "metrics.json")
-        means = {name: round(group["test_accuracy"]["mean"], 4) for name, group in metrics["groups"].items()}
-        return {"kind": "report", "verdict": metrics["verdict"], "test_accuracy": means}
+    if (path / METRICS_FILE).is_file():
+        metrics = Metrics.read(path / METRICS_FILE)
+        means = {name: round(group.test_accuracy.mean, 4) for name, group in metrics.groups.items()}
+        return {"kind": "report", "verdict": metrics.verdict, "test_accuracy": means}
     if (path / "index.json").is_file():
         index = read_json(path / "index.json")
         return {"kind": "generated networks", "networks": len(index.pop("files")), **index}
@@ -176,11 +179,11 @@ class Run:
         write_json(self.folder / STATE_FILE, {"schema": 1, "stages": self.stages})
 
 
-def read_metrics(generated_dir: Path) -> dict | None:
+def read_metrics(generated_dir: Path) -> Metrics | None:
     """What a run found out about the networks it generated; other folders of networks were not evaluated."""
-    report = generated_dir.parent / STAGES["evaluate"] / "metrics.json"
+    report = generated_dir.parent / STAGES["evaluate"] / METRICS_FILE
     is_stage = generated_dir.resolve().name == STAGES["generate"]
-    return read_json(report) if is_stage and report.is_file() else None
+    return Metrics.read(report) if is_stage and report.is_file() else None
 
 
 def cost_since(start: float) -> dict[str, float]:
@@ -241,10 +244,10 @@ def write_recipe(recipe: PydanticModel, run: Run) -> None:
 
 
 def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
-    """The recipe of a run folder; keys that came later than the folder have their defaults."""
+    """The recipe of a run folder; keys that came later have their defaults, those of other kinds are left out."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        return model.model_validate(values).model_dump(mode="json")
+        return model.model_validate(without_foreign_keys(SECTIONS, values)).model_dump(mode="json")
     except ValidationError:
         return values
 

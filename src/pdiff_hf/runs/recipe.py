@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from torch import nn
 
 from ..base_model import BaseModel
-from ..models.config import AutoencoderConfig, DiffusionConfig
-from ..tasks.auto import TASK_KINDS, TaskConfig
+from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
+from ..sections import OneOf, without_foreign_keys
+from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
-from .composition import FACTS, RULES, apply_override, merge_into, read_recipe
+from .composition import FACTS, RULES, apply_override, merge_into, read_recipe, read_written
 from .recipe_parts import find_part, named_recipes, read_part
 
 # diffusers' name of a flag, where the recipe's key is another.
@@ -94,9 +97,7 @@ class EvaluateConfig(PydanticModel):
 
     batch_size: int = Field(500, ge=1, description="images per forward pass")
     max_cache_mb: int = Field(2048, ge=1, description="memory for activations that do not change")
-    fine_tune: bool = Field(
-        True, description="also fine-tune for as long as the generator took: twice the time"
-    )
+    fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")
 
 
@@ -106,8 +107,8 @@ class TrainingRecipe(PydanticModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: str
-    autoencoder: AutoencoderConfig
-    diffusion: DiffusionConfig
+    autoencoder: AutoencoderSection
+    diffusion: DiffusionSection
 
 
 class Recipe(PydanticModel):
@@ -120,8 +121,8 @@ class Recipe(PydanticModel):
     base_model: BaseModelConfig
     base_training: BaseTrainingConfig = BaseTrainingConfig()
     collect: CollectConfig = CollectConfig()
-    autoencoder: AutoencoderConfig
-    diffusion: DiffusionConfig
+    autoencoder: AutoencoderSection
+    diffusion: DiffusionSection
     generate: GenerateConfig
     evaluate: EvaluateConfig
 
@@ -146,6 +147,7 @@ def load_recipe(
     seed: int | None = None,
     preset: str | None = None,
     profile: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Load a recipe, compose it of its parts and validate it.
 
@@ -155,15 +157,38 @@ def load_recipe(
         seed (`int`, *optional*): Replaces the recipe's `seed`.
         preset (`str`, *optional*): `"paper"` or `"fast"`, see [`composition.read_recipe`].
         profile (`str`, *optional*): `"cpu-smoke"`.
+        changes (`Mapping[str, Any]`, *optional*): Values by `"section.key"`, after all else; see [`compose_recipe`].
 
     Raises:
         ValueError: no such recipe or part, or an unknown key (with the nearest valid one), a missing key or a wrong
             value.
     """
-    values = read_recipe(source, overrides, preset, profile)
+    values = compose_recipe(source, overrides, preset, profile, changes)
     if seed is not None:
         values["seed"] = seed
     return parse_config(Recipe, values, also=(*FACTS, *RULES))
+
+
+def compose_recipe(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    profile: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The values of a recipe, composed but not validated.
+
+    What is shipped says something for every kind of a section; of that, what its kind has no key for is left out. So
+    is what the user has written for one kind when `changes` make it another.
+
+    Args:
+        source, overrides, preset, profile, changes: See [`load_recipe`].
+    """
+    # JSON is YAML.
+    overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())]
+    values, written = read_recipe(source, overrides, preset, profile), read_written(source, overrides)
+    kept = {name: section for name, section in written.items() if f"{name}.kind" not in (changes or {})}
+    return without_foreign_keys(SECTIONS, values, kept)
 
 
 def load_training(
@@ -183,8 +208,11 @@ def load_training(
         if name is not None:
             overlay = read_part(find_part(name, axis))
             merge_into(values, {section: overlay[section] for section in values if section in overlay})
+    written: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)
+        apply_override(written, override)
+    values = without_foreign_keys(SECTIONS, values, written)
     if seed is not None:
         values = {name: {"seed": seed, **section} for name, section in values.items()}
     return parse_config(TrainingRecipe, {"dataset": str(Path(dataset).resolve()), **values})
@@ -204,11 +232,8 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
         problems = error.errors(include_url=False)
     # What is missing may be so because of another problem, such as a misspelt key or preset.
     problem = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
-    # A union's branches stand in the location as well; they are no keys.
     keys = [str(key) for key in problem["loc"]]
-    kinds = [key for key in keys if key in TASK_KINDS]
-    keys = [key for key in keys if key not in kinds]
-    names = [*_valid_keys(model, kinds=kinds), *also]
+    names = [*_valid_keys(model, values), *also]
     if problem["type"] == "union_tag_invalid":
         expected, found = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
         raise ValueError(f"key '{'.'.join(keys)}.kind': expected one of {expected}, found {found!r}.")
@@ -220,7 +245,8 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
         parent = path.rpartition(".")[0]
         siblings = [name for name in names if name.rpartition(".")[0] == parent]
         near = difflib.get_close_matches(path, siblings, 1, 0.5) or difflib.get_close_matches(path, names, 1, 0.0)
-        raise ValueError(f"unknown key {path!r}; the nearest valid key is {near[0]!r}.")
+        kind = f" of kind {_kinds(model, values)[parent]!r}" if path in _valid_keys(model) else ""
+        raise ValueError(f"unknown key {path!r}{kind}; the nearest valid key is {near[0]!r}.")
     if problem["type"] == "missing":
         raise ValueError(f"key {path!r} is missing; it has no default.")
     if problem["type"] == "value_error":
@@ -234,29 +260,62 @@ def recipe_keys() -> list[str]:
     return list(dict.fromkeys(_valid_keys(Recipe)))
 
 
-def _valid_keys(model: type[PydanticModel], prefix: str = "", kinds: Sequence[str] = ()) -> Iterator[str]:
-    """Keys of a section and of those in it; of a union's branches of these `kinds`, or of all."""
+def _valid_keys(
+    model: type[PydanticModel], values: Mapping[str, Any] | None = None, prefix: str = ""
+) -> Iterator[str]:
+    """Keys of a recipe and of its sections: of the kinds that `values` name, or of all."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        annotations = get_args(field.annotation) or (field.annotation,)
-        branches = [a for a in map(_without_tag, annotations) if isinstance(a, type) and issubclass(a, PydanticModel)]
-        if kinds and len(branches) > 1:
-            branches = [branch for branch in branches if branch.model_fields["kind"].default in kinds]
-        for branch in branches:
-            yield from _valid_keys(branch, f"{prefix}{name}.", kinds)
+        union = _union(field)
+        if union is not None:
+            kind = None if values is None else union.kind_of(values.get(name))
+            yield from (f"{prefix}{name}.{key}" for key in union.keys(kind if kind in list(union.kinds) else None))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, PydanticModel):
+            yield from _valid_keys(field.annotation, None, f"{prefix}{name}.")
 
 
-def _without_tag(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+def _union(field: FieldInfo) -> OneOf | None:
+    return next((entry for entry in field.metadata if isinstance(entry, OneOf)), None)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, config: type[PydanticModel]) -> None:
-    """Add a flag for every field of a config; a flag not given leaves the preset's or the field's default."""
-    for name, field in config.model_fields.items():
+def _kinds(model: type[PydanticModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The kinds of the sections that come in several."""
+    unions = {name: _union(field) for name, field in model.model_fields.items()}
+    return {name: union.kind_of(values.get(name)) for name, union in unions.items() if union is not None}
+
+
+def parse_section(union: OneOf, values: Mapping[str, Any]) -> Any:
+    """Validate one section that comes in kinds, as [`parse_config`].
+
+    Args:
+        union ([`OneOf`]): Such as `models.auto.AUTOENCODER`.
+        values (`Mapping`): Its keys.
+    """
+    if (kind := union.kind_of(values)) not in union.kinds:
+        raise ValueError(f"key 'kind': expected one of {', '.join(map(repr, union.kinds))}, found {kind!r}.")
+    return parse_config(union.kinds[kind], values)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, union: OneOf) -> None:
+    """Add a flag for every key of a section; a flag not given leaves the preset's or the key's default.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Receives the flags.
+        union ([`OneOf`]): The section; flags are those of all its kinds.
+    """
+    shown = f"defaults to {union.default}"
+    parser.add_argument("--kind", choices=list(union.kinds), default=argparse.SUPPRESS, help=shown)
+    fields: dict[str, FieldInfo] = {}
+    for section in union.kinds.values():
+        fields = {**section.model_fields, **fields}
+    del fields["kind"]
+    for name, field in fields.items():
         flag = f"--{FLAGS.get(name, name)}"
         shown = "" if field.is_required() else f"defaults to {field.default}"
-        text = " ".join(part for part in (field.description, shown or "set by --preset") if part).replace("%", "%%")
-        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        kinds = [kind for kind in union.kinds if name in union.keys(kind)]
+        only = f"of kind {', '.join(kinds)}" if len(kinds) < len(union.kinds) else ""
+        text = "; ".join(part for part in (only, field.description, shown or "set by --preset") if part)
+        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if field.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif "tuple" in str(field.annotation):
@@ -265,6 +324,6 @@ def add_config_arguments(parser: argparse.ArgumentParser, config: type[PydanticM
             parser.add_argument(flag, **options)
 
 
-def config_values(arguments: argparse.Namespace, config: type[PydanticModel]) -> dict[str, Any]:
-    """The values of a config that were given on the command line."""
-    return {name: value for name, value in vars(arguments).items() if name in config.model_fields}
+def config_values(arguments: argparse.Namespace, union: OneOf) -> dict[str, Any]:
+    """The values of a section that were given on the command line."""
+    return {name: value for name, value in vars(arguments).items() if name in union.keys()}

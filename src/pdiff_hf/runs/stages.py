@@ -14,11 +14,10 @@ from ..files import read_json
 from ..forward import forward_logits
 from ..layout import ParameterLayout
 from ..machine import process_state
-from ..models.auto import build_autoencoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
-from ..models.unet_1d import make_unet_1d
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline
+from ..results.metrics import METRICS_FILE, Metrics
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
@@ -32,8 +31,8 @@ from .generate import generate_networks
 from .recipe import Recipe, TrainingRecipe
 
 
-def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> dict:
-    """Carry out all stages of a recipe and return the content of `metrics.json`.
+def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
+    """Carry out all stages of a recipe and return what its evaluation has found.
 
     What can be checked without training is checked before the folder is touched. Started by `accelerate launch`, the
     processes share every stage, and the main one writes.
@@ -71,7 +70,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
             write_pipeline_card(pipeline, metrics, report_dir=run.path("evaluate"))
 
     run.do("evaluate", evaluate, report)
-    return read_json(run.path("evaluate") / "metrics.json")
+    return Metrics.read(run.path("evaluate") / METRICS_FILE)
 
 
 def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn.Module:
@@ -112,20 +111,20 @@ def check_training(
         ValueError: a network cannot be built, or there are too few checkpoints.
     """
     with torch.device("meta"):
-        model = build_autoencoder(autoencoder, layout.to_dict())
-        channels, length = model.latent_shape
-        unet = make_unet_1d(channels, length, diffusion.block_out_channels, diffusion.layers_per_block)
+        channels, length = autoencoder.build(layout.to_dict()).latent_shape
+        unet = diffusion.build((channels, length))
     train_rows, heldout_rows = split_rows(num_rows, autoencoder.holdout_every)
     if len(heldout_rows) == 0:
         raise ValueError(
             f"expected at least {autoencoder.holdout_every // 2 + 1} checkpoints for autoencoder.holdout_every="
             f"{autoencoder.holdout_every}, found {num_rows}; collect more or lower it."
         )
-    if autoencoder.kind == "none":
-        check_unet_memory(unet, diffusion.train_batch_size, num_rows)
-        return
-    has_components = autoencoder.kind == "pca" or model.config.linear_path
-    if has_components and channels * length > len(train_rows) - 1:
+    if autoencoder.latents_grow:
+        try:
+            check_unet_memory(unet, diffusion.train_batch_size, num_rows)
+        except ValueError as error:
+            raise ValueError(f"autoencoder.kind={autoencoder.kind}: {error}") from error
+    if autoencoder.has_components and channels * length > len(train_rows) - 1:
         raise ValueError(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
             f"{len(train_rows)}. Collect more checkpoints or lower latent_channels × latent_length."

@@ -5,36 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag, TypeAdapter
+from pydantic import TypeAdapter
 
 from ..base_model import BaseModel
+from ..sections import OneOf, by_kind
 from .image_classification import ImageClassification, ImageClassificationConfig
+from .splits import SplitConfig
 from .task import Task
 from .text_classification import TextClassification, TextClassificationConfig
 
-DEFAULT_KIND = "image_classification"
+TASKS: dict[type[SplitConfig], type[Task]] = {
+    ImageClassificationConfig: ImageClassification,
+    TextClassificationConfig: TextClassification,
+}
 
-
-def _kind(values: Any) -> Any:
-    """The kind that a `task` section names; images are the default."""
-    if isinstance(values, Mapping):
-        return values.get("kind", DEFAULT_KIND)
-    return getattr(values, "kind", DEFAULT_KIND)
-
-
-TaskConfig = Annotated[
-    Annotated[ImageClassificationConfig, Tag("image_classification")]
-    | Annotated[TextClassificationConfig, Tag("text_classification")],
-    Discriminator(_kind),
-]
+TaskConfig = Annotated[SplitConfig, OneOf(by_kind(*TASKS), "image_classification")]
 """The recipe's `task` section: one of the kinds, by its key `kind`."""
-
-TASKS = {ImageClassificationConfig: ImageClassification, TextClassificationConfig: TextClassification}
-TASK_KINDS = [config.model_fields["kind"].default for config in TASKS]
 
 
 def load_task(
-    config: ImageClassificationConfig | TextClassificationConfig | Mapping[str, Any],
+    config: SplitConfig | Mapping[str, Any],
     base_model: BaseModel | None = None,
 ) -> Task:
     """The task of a configuration.

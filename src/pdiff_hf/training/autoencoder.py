@@ -13,8 +13,8 @@ from ..data.vectors import StoredVectors, split_rows, take_rows
 from ..evaluation.evaluator import ParameterEvaluator
 from ..files import write_json
 from ..machine import return_large_blocks
-from ..models.auto import ParameterAutoencoder, build_autoencoder
-from ..models.config import AutoencoderConfig
+from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.config import AutoencoderConfig, OptimizationConfig
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .gate import check_reconstruction, measure_reconstruction
@@ -29,13 +29,13 @@ def train_autoencoder(
     evaluator: ParameterEvaluator | None = None,
     resume_from_checkpoint: str | None = None,
     accelerator: Accelerator | None = None,
-) -> tuple[ParameterAutoencoder, dict]:
+) -> tuple[ParameterAutoencoderMixin, dict]:
     """Train an autoencoder on a parameter dataset, measure the gate and save both.
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
         output_dir (`str` or `Path`): Receives the model, its config and log, and `reconstruction.json`.
-        config ([`AutoencoderConfig`]): Hyper-parameters and gate.
+        config ([`AutoencoderConfig`]): Of a kind of `models.auto.AUTOENCODERS`: hyper-parameters and gate.
         evaluator ([`ParameterEvaluator`], *optional*): On validation images, for the accuracy half of the gate.
         resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
         accelerator ([`accelerate.Accelerator`], *optional*): Made from the config when absent.
@@ -50,7 +50,7 @@ def train_autoencoder(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    accelerator = accelerator or make_accelerator(config, output_dir)
+    accelerator = accelerator or make_accelerator(config.optimization, output_dir)
     dataset = ParameterDataset.of(dataset)
     vectors = dataset.vectors()
     train_rows, heldout_rows = split_rows(len(vectors), config.holdout_every)
@@ -65,30 +65,14 @@ def train_autoencoder(
 
     # 1. Statistics of the data
     torch.manual_seed(config.seed)
-    autoencoder = build_autoencoder(config, dataset.layout.to_dict()).to(accelerator.device)
+    autoencoder = config.build(dataset.layout.to_dict()).to(accelerator.device)
     autoencoder.fit_statistics(train_vectors)
 
-    # 2. Gradient steps; the closed-form autoencoder needs none
+    # 2. Gradient steps; what has a closed form needs none
     history = []
-    if config.kind == "pdiff":
-        if isinstance(train_vectors, StoredVectors):
-            return_large_blocks()
-
-        def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
-            sample = train_vectors[batch.indices.to(train_vectors.device)].to(accelerator.device)
-            noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
-            return model(sample, *noise, loss_only=True)
-
-        autoencoder, history = run_steps(
-            accelerator,
-            autoencoder,
-            len(train_vectors),
-            loss_fn,
-            config,
-            output_dir,
-            "autoencoder",
-            resume_from_checkpoint,
-        )
+    if config.optimization is not None:
+        options = (config.optimization, output_dir, resume_from_checkpoint)
+        autoencoder, history = _train_steps(accelerator, autoencoder, train_vectors, *options)
     autoencoder.eval()
 
     # 3. Scale of the latents
@@ -114,3 +98,24 @@ def train_autoencoder(
                     write_log(folder, history)
     check_reconstruction(report, config)
     return autoencoder, report
+
+
+def _train_steps(
+    accelerator: Accelerator,
+    autoencoder: ParameterAutoencoderMixin,
+    vectors: torch.Tensor | StoredVectors,
+    config: OptimizationConfig,
+    output_dir: Path,
+    resume_from_checkpoint: str | None,
+) -> tuple[ParameterAutoencoderMixin, list[dict[str, float]]]:
+    """The autoencoder after its optimiser steps on raw vectors `(K, D)`, and the loss history."""
+    if isinstance(vectors, StoredVectors):
+        return_large_blocks()
+
+    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+        sample = vectors[batch.indices.to(vectors.device)].to(accelerator.device)
+        noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
+        return model(sample, *noise, loss_only=True)
+
+    stage = (config, output_dir, "autoencoder", resume_from_checkpoint)
+    return run_steps(accelerator, autoencoder, len(vectors), loss_fn, *stage)

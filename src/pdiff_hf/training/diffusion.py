@@ -7,13 +7,12 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet1DModel
+from diffusers import ModelMixin
 
 from ..data.dataset import ParameterDataset
 from ..files import read_json, write_json
 from ..models.auto import load_autoencoder
 from ..models.config import DiffusionConfig
-from ..models.unet_1d import make_unet_1d, use_fast_layers
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
@@ -71,16 +70,7 @@ def train_diffusion(
 
     # 2. Denoiser
     torch.manual_seed(config.seed)
-    unet = make_unet_1d(*autoencoder.latent_shape, config.block_out_channels, config.layers_per_block)
-    use_fast_layers(unet)
-    scheduler = DDPMScheduler(
-        num_train_timesteps=config.num_train_timesteps,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        beta_schedule=config.beta_schedule,
-        prediction_type=config.prediction_type,
-        clip_sample=False,
-    )
+    unet, scheduler = config.build(autoencoder.latent_shape), config.build_scheduler()
 
     def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
         clean = latents[batch.indices.to(latents.device)]
@@ -115,14 +105,14 @@ def train_diffusion(
     return pipeline
 
 
-def unet_training_bytes(unet: UNet1DModel, batch_size: int, num_rows: int) -> int:
+def unet_training_bytes(unet: ModelMixin, batch_size: int, num_rows: int) -> int:
     """Bytes that training a denoiser takes at least, beside Python and its libraries.
 
     Activations that the backward pass needs are counted on a forward pass without values; they are the larger part.
     What the libraries' kernels take on top depends on sizes: on CPUs it was measured to be 0 to 70 %.
 
     Args:
-        unet ([`UNet1DModel`]): On the device `meta`.
+        unet ([`ModelMixin`]): A denoiser, on the device `meta`.
         batch_size (`int`): Rows of a batch.
         num_rows (`int`): Rows of the dataset.
     """
@@ -146,7 +136,7 @@ def unet_training_bytes(unet: UNet1DModel, batch_size: int, num_rows: int) -> in
     return activations + COPIES_OF_WEIGHTS * weights + COPIES_OF_DATASET * num_rows * 4 * shape[0] * shape[1]
 
 
-def check_unet_memory(unet: UNet1DModel, batch_size: int, num_rows: int) -> None:
+def check_unet_memory(unet: ModelMixin, batch_size: int, num_rows: int) -> None:
     """Compare what training the denoiser takes with the memory that is free.
 
     Raises:
@@ -160,7 +150,7 @@ def check_unet_memory(unet: UNet1DModel, batch_size: int, num_rows: int) -> None
     needed = unet_training_bytes(unet, batch_size, num_rows)
     if needed > free:
         raise ValueError(
-            f"autoencoder.kind=none: a denoiser of {unet.config.in_channels} × {unet.config.sample_size} values needs "
+            f"a denoiser of {unet.config.in_channels} × {unet.config.sample_size} values needs "
             f"at least {needed / 2**30:.1f} GB with diffusion.train_batch_size={batch_size}, found {free / 2**30:.1f} "
             "GB free; lower it, select fewer tensors, or use an autoencoder."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..evaluation.evaluator import ParameterEvaluator
-from ..models.auto import ParameterAutoencoder
+from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
 from ..models.normalizer import BLOCK_VALUES
 
@@ -18,7 +18,7 @@ class PoorReconstructionError(ValueError):
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: ParameterAutoencoder, vectors: torch.Tensor) -> torch.Tensor:
+def reconstruct(autoencoder: ParameterAutoencoderMixin, vectors: torch.Tensor) -> torch.Tensor:
     """Encode and decode raw vectors `(B, D)`."""
     reconstructed = torch.empty(vectors.shape)
     for rows, columns, block in autoencoder.reconstruct_blocks(vectors):
@@ -27,7 +27,7 @@ def reconstruct(autoencoder: ParameterAutoencoder, vectors: torch.Tensor) -> tor
 
 
 def measure_reconstruction(
-    autoencoder: ParameterAutoencoder,
+    autoencoder: ParameterAutoencoderMixin,
     train_vectors: torch.Tensor,
     heldout_vectors: torch.Tensor,
     evaluator: ParameterEvaluator | None = None,

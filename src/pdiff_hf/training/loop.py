@@ -28,20 +28,29 @@ from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
 LOG_EVERY = 10
 
 
-def make_accelerator(config: OptimizationConfig, output_dir: str | Path) -> Accelerator:
+def make_accelerator(config: OptimizationConfig | None, output_dir: str | Path) -> Accelerator:
     """Make the `Accelerator` of a stage from its config; trackers write to `output_dir/logs`.
+
+    Args:
+        config ([`OptimizationConfig`], *optional*): `None` for a stage without steps.
+        output_dir (`str` or `Path`): Folder of the stage.
 
     Raises:
         ValueError: the tracker's package is missing, or FSDP is not configured as in `accelerate_configs/fsdp.yaml`.
     """
-    check_tracker(config.report_to)
+    options = {"mixed_precision": "no"}
+    if config is not None:
+        check_tracker(config.report_to)
+        options = {
+            "mixed_precision": config.mixed_precision,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "log_with": None if config.report_to == "none" else config.report_to,
+        }
     process_state()
     # The stage before may have had another precision, which Accelerate keeps for the whole program.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
+        **options,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(Path(output_dir) / "logs")),
         # Buffers are statistics of all parameters, as large as the dataset's rows, and the same on every process.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
@@ -95,30 +104,7 @@ def run_steps(
         ValueError: the checkpoint named cannot be used, or one could not be written.
     """
     set_seed(config.seed)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    # FSDP replaces the parameters; the trained ones are put together in here.
-    whole = copy.deepcopy(model).to(accelerator.device) if is_sharded(accelerator) else None
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    # Not prepared by Accelerate, which would step it once per process.
-    lr_scheduler = get_scheduler(
-        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
-    )
-    with warnings.catch_warnings():
-        # torch has another name for the option that Accelerate passes on.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        model, optimizer = accelerator.prepare(model, optimizer)
-    parameters = list(model.parameters())
-    ema = None
-    if config.use_ema:
-        ema = ShardedEMA(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        accelerator.register_for_checkpointing(ema)
-    accelerator.register_for_checkpointing(lr_scheduler)
+    trained = _Trained(accelerator, model, config)
 
     # 1. Resume
     state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint) or {"step": 0, "rows": 0}
@@ -130,7 +116,7 @@ def run_steps(
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
     # 2. Steps
-    model.train()
+    trained.model.train()
     shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
     with (
         tracking(accelerator, config, description),
@@ -138,42 +124,16 @@ def run_steps(
         tqdm(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,
     ):
         for step in bar:
-            losses = []
-            for micro_step in range(config.gradient_accumulation_steps):
-                batch = GlobalBatch(
-                    num_rows,
-                    config.train_batch_size,
-                    step,
-                    config.seed,
-                    rank=accelerator.process_index,
-                    world_size=accelerator.num_processes,
-                    device=accelerator.device,
-                    micro_step=micro_step,
-                    micro_steps=config.gradient_accumulation_steps,
-                    start=rows,
-                )
-                with accelerator.accumulate(model):
-                    with accelerator.autocast():
-                        loss = loss_fn(model, batch)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        norm = whole_tensor(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-                    optimizer.step()
-                    optimizer.zero_grad()
-                losses.append(loss.detach())
-            # With fp16 an infinite gradient only lowers the scale of the loss.
-            history.add(losses, norm if accelerator.scaler is None else torch.zeros_like(norm))
-            lr_scheduler.step()
-            rows += batch.global_size
-            if ema is not None:
-                ema.step(parameters)
+            losses, norm, taken = trained.step(num_rows, step, rows, loss_fn)
+            history.add(losses, norm)
+            rows += taken
 
             # 3. Log and save, at the same steps whether resumed or not; what is not finite is found before it is saved
             done = step + 1
             is_due = done % config.checkpointing_steps == 0 and done < config.steps
             try:
                 if is_due or done % LOG_EVERY == 0 or done == config.steps:
-                    entry = history.log(done, lr_scheduler.get_last_lr()[0])
+                    entry = history.log(done, trained.lr_scheduler.get_last_lr()[0])
                     accelerator.log({"loss": entry["loss"], "lr": entry["lr"]}, step=done)
                     bar.set_postfix(loss=f"{entry['loss']:.4g}", refresh=False)
                 if is_due:
@@ -188,23 +148,85 @@ def run_steps(
                 ) from error
             if number is not None:
                 _stop(accelerator, number, checkpoint, description, config.steps)
+    return trained.whole_model(), history.entries
 
-    # 4. The whole model, the same everywhere
-    if ema is not None:
-        ema.copy_to(parameters)
-    if whole is None:
-        model = accelerator.unwrap_model(model, keep_torch_compile=False)
-        if accelerator.num_processes > 1:
-            # Without SyncBatchNorm, running statistics are those of each process's rows.
-            broadcast(dict(model.named_buffers()))
-    else:
-        weights = accelerator.get_state_dict(model)
-        if accelerator.is_main_process:
-            whole.load_state_dict(weights)
-        broadcast(dict(whole.state_dict()))
-        model = whole
-    model.eval()
-    return model, history.entries
+
+class _Trained:
+    """A model with what trains it, prepared for all processes: optimiser, schedule and moving average."""
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, config: OptimizationConfig):
+        self.accelerator, self.config = accelerator, config
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # FSDP replaces the parameters; the trained ones are put together in here.
+        self.whole = copy.deepcopy(model).to(accelerator.device) if is_sharded(accelerator) else None
+        options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        optimizer = torch.optim.AdamW(model.parameters(), **options, fused=True)
+        # Not prepared by Accelerate, which would step it once per process.
+        self.lr_scheduler = get_scheduler(
+            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
+        )
+        with warnings.catch_warnings():
+            # torch has another name for the option that Accelerate passes on.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.parameters = list(self.model.parameters())
+        self.ema = None
+        if config.use_ema:
+            average = {"decay": config.ema_decay, "use_ema_warmup": True, "power": 0.75, "foreach": True}
+            self.ema = ShardedEMA(self.parameters, **average)
+            accelerator.register_for_checkpointing(self.ema)
+        accelerator.register_for_checkpointing(self.lr_scheduler)
+
+    def step(
+        self, num_rows: int, step: int, start: int, loss_fn: Callable[[nn.Module, GlobalBatch], torch.Tensor]
+    ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
+        """One optimiser step: losses of its batches, norm of the gradient, and rows of all processes that it took."""
+        accelerator, config, losses = self.accelerator, self.config, []
+        for micro_step in range(config.gradient_accumulation_steps):
+            batch = GlobalBatch(
+                num_rows,
+                config.train_batch_size,
+                step,
+                config.seed,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                device=accelerator.device,
+                micro_step=micro_step,
+                micro_steps=config.gradient_accumulation_steps,
+                start=start,
+            )
+            with accelerator.accumulate(self.model):
+                with accelerator.autocast():
+                    loss = loss_fn(self.model, batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = whole_tensor(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        self.lr_scheduler.step()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        # With fp16 an infinite gradient only lowers the scale of the loss.
+        return losses, norm if accelerator.scaler is None else torch.zeros_like(norm), batch.global_size
+
+    def whole_model(self) -> nn.Module:
+        """The model without wrappers, in eval mode, the same on all processes; averaged if there is an average."""
+        accelerator, model = self.accelerator, self.whole
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        if model is None:
+            model = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if accelerator.num_processes > 1:
+                # Without SyncBatchNorm, running statistics are those of each process's rows.
+                broadcast(dict(model.named_buffers()))
+        else:
+            weights = accelerator.get_state_dict(self.model)
+            if accelerator.is_main_process:
+                model.load_state_dict(weights)
+            broadcast(dict(model.state_dict()))
+        return model.eval()
 
 
 def _stop(accelerator: Accelerator, number: int, checkpoint: Path, description: str, steps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...models.config import AutoencoderConfig
+from ...models.auto import AUTOENCODER
 from .functional import MAX_BARRIER
 
 SEVERITIES = ("stop", "warning", "hint")
@@ -14,7 +14,7 @@ MAX_RELATIVE_DISTANCE = 0.5
 # From fewer independent networks no distribution can be learned.
 MIN_EFFECTIVE_ROWS = 10
 MAX_CONSTANT_SHARE = 0.1
-DEFAULTS = AutoencoderConfig()
+DEFAULTS = AUTOENCODER.validate({})
 
 
 def make_advice(report: Mapping) -> list[dict[str, str]]:

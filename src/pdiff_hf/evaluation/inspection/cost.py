@@ -9,15 +9,10 @@ import torch
 from torch import nn
 
 from ...layout import ParameterLayout
-from ...models.auto import build_autoencoder
-from ...models.autoencoder_pdiff import AutoencoderPDiff
-from ...models.config import AutoencoderConfig
+from ...models.auto import AUTOENCODERS
+from ...models.autoencoder_base import ParameterAutoencoderMixin
+from ...models.config import AutoencoderConfig, OptimizationConfig
 
-CONFIGS = {
-    "pca": AutoencoderConfig(kind="pca"),
-    "fast": AutoencoderConfig(preset="fast"),
-    "paper": AutoencoderConfig(preset="paper"),
-}
 # Training steps are timed when they need no more than this part of the free memory, for so long.
 MAX_MEMORY_SHARE = 0.5
 TIMING_SECONDS = 3.0
@@ -42,9 +37,10 @@ def autoencoder_costs(
         pca_seconds (`float`): Duration of fitting the normaliser and of the Gram matrix of all rows.
 
     Returns:
-        `dict[str, dict]`: for `pca`, `fast` and `paper`: `num_parameters` (trained, or fitted in closed form), `bytes`
-        with `weights`, `gradients`, `optimizer`, `activations`, `dataset` and `total`, `fits` into the `free_bytes`,
-        and `seconds` of the whole training, `None` where its steps cannot be timed.
+        `dict[str, dict]`: for every variant of every kind (`pca`, `fast`, `paper`): `num_parameters` (trained, or
+        fitted in closed form), `bytes` with `weights`, `gradients`, `optimizer`, `activations`, `dataset` and
+        `total`, `fits` into the `free_bytes`, and `seconds` of the whole training, `None` where its steps cannot be
+        timed.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -52,30 +48,36 @@ def autoencoder_costs(
         # The vectors are read again by the training, in another process.
         free = psutil.virtual_memory().available + vectors.nbytes
     costs = {}
-    for name, config in CONFIGS.items():
+    for name, config in inspected_autoencoders().items():
         with torch.device("meta"):
-            model = build_autoencoder(config, layout.to_dict())
+            model = config.build(layout.to_dict())
+        optimization = config.optimization
         trained = sum(parameter.numel() for parameter in model.parameters())
-        fitted = sum(buffer.numel() for buffer in model.components.buffers()) if name == "pca" else 0
+        # What is fitted beside the normaliser and the statistics of the latents.
+        fitted = sum(
+            buffer.numel()
+            for key, buffer in model.named_buffers()
+            if not key.startswith("normalizer.") and key != "latent_mean"
+        )
         state = sum(tensor.nbytes for tensor in model.state_dict().values())
         sizes = {
             "weights": state,
             "gradients": 4 * trained,
             # Two moments.
             "optimizer": 8 * trained,
-            "activations": activation_bytes(model, config.train_batch_size) if trained else 0,
+            "activations": 0 if optimization is None else activation_bytes(model, optimization.train_batch_size),
             "dataset": vectors.nbytes * (CPU_COPIES_OF_DATASET if device.type == "cpu" else 1),
         }
         total = sum(sizes.values())
         seconds = None
         # Another pass over the rows projects them onto the components.
-        latents = config.latent_channels * config.latent_length
-        fit_seconds = pca_seconds * (1 + min(1, latents / len(vectors)))
-        if name == "pca":
+        latents = model.latent_shape[0] * model.latent_shape[1]
+        fit_seconds = pca_seconds * (1 + min(1, latents / len(vectors))) if config.has_components else 0.0
+        if optimization is None:
             seconds = fit_seconds
         elif total <= MAX_MEMORY_SHARE * free:
-            step = seconds_per_step(model.to_empty(device=device), config, vectors)
-            seconds = config.steps * step + (fit_seconds if model.config.linear_path else 0)
+            step = seconds_per_step(model.to_empty(device=device), optimization, vectors)
+            seconds = optimization.steps * step + fit_seconds
         costs[name] = {
             "num_parameters": trained or fitted,
             "bytes": {**sizes, "total": total},
@@ -86,7 +88,13 @@ def autoencoder_costs(
     return costs
 
 
-def activation_bytes(model: AutoencoderPDiff, batch_size: int) -> int:
+def inspected_autoencoders() -> dict[str, AutoencoderConfig]:
+    """The variants of all kinds, those that need no steps first."""
+    variants = {name: config for kind in AUTOENCODERS.values() for name, config in kind.variants().items()}
+    return dict(sorted(variants.items(), key=lambda item: item[1].optimization is not None))
+
+
+def activation_bytes(model: ParameterAutoencoderMixin, batch_size: int) -> int:
     """Bytes of all layers' outputs for one batch, for a model on the meta device."""
     total = 0
 
@@ -97,14 +105,13 @@ def activation_bytes(model: AutoencoderPDiff, batch_size: int) -> int:
     # Flattening makes no copy.
     layers = [m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Unflatten)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    # Beside the components, which take long vectors block by block.
-    model.decoder(model.encoder(torch.empty(batch_size, 1, model.padded_length, device="meta")))
+    model.run_trained_layers(batch_size)
     for hook in hooks:
         hook.remove()
     return total
 
 
-def seconds_per_step(model: AutoencoderPDiff, config: AutoencoderConfig, vectors: torch.Tensor) -> float:
+def seconds_per_step(model: ParameterAutoencoderMixin, config: OptimizationConfig, vectors: torch.Tensor) -> float:
     """Duration of one training step of a model whose memory is not initialised: the fastest of a few.
 
     When a step would be too slow to be timed, one of a small batch is, as if time grew in proportion.
@@ -123,7 +130,7 @@ def seconds_per_step(model: AutoencoderPDiff, config: AutoencoderConfig, vectors
             begin = time.perf_counter()
             shapes = sample.shape, (batch_size, *model.latent_shape)
             noise = [torch.randn(*shape, generator=generator, device=model.device) for shape in shapes]
-            model(sample, *noise, return_dict=False)[2].backward()
+            model(sample, *noise, loss_only=True).backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()

@@ -41,11 +41,11 @@ def functional_figures(
 
 
 def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, generator: torch.Generator) -> dict:
-    """Accuracy of averages minus the mean accuracy of the originals, paired over the images.
+    """Accuracy of averages minus the mean accuracy of the originals, paired over the examples.
 
     Args:
         vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        evaluator ([`ParameterEvaluator`]): On the validation images.
+        evaluator ([`ParameterEvaluator`]): On the validation examples.
         generator (`torch.Generator`): Draws the originals that are evaluated and those that are averaged.
 
     Returns:
@@ -78,13 +78,13 @@ def interpolation_barriers(
     Args:
         vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
         runs (`torch.Tensor` of shape `(K,)`): Number of the run of every row.
-        evaluator ([`ParameterEvaluator`]): On the validation images; at most 1 000 of them are used.
-        generator (`torch.Generator`): Draws pairs and images.
+        evaluator ([`ParameterEvaluator`]): On the validation examples; at most 1 000 of them are used.
+        generator (`torch.Generator`): Draws pairs and examples.
         num_pairs (`int`): Pairs of each kind, or all where there are fewer.
 
     Returns:
         `dict`: `within_runs` and `between_runs`, `None` where there are no pairs, each with `num_pairs`, `mean`, `max`
-        (fractions of the images) and `errors`, the mean error at the values of alpha from 0 to 1.
+        (fractions of the examples) and `errors`, the mean error at the values of alpha from 0 to 1.
     """
     evaluator = evaluator.reordered(torch.randperm(len(evaluator.labels), generator=generator))
     num_images = min(NUM_BARRIER_IMAGES, len(evaluator.labels))

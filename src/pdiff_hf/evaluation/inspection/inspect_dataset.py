@@ -14,7 +14,6 @@ import torch
 from ...data.dataset import ParameterDataset
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
-from ...models.autoencoder_pdiff import PRESETS
 from ...models.normalizer import ParameterNormalizer
 from ..evaluator import ParameterEvaluator
 from .advice import DEFAULTS, make_advice
@@ -120,10 +119,10 @@ def inspect_dataset(
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
-        evaluator ([`ParameterEvaluator`], *optional*): On the validation images; without it, barriers and the gain of
-            averaging are not measured.
+        evaluator ([`ParameterEvaluator`], *optional*): On the validation examples; without it, barriers and the gain
+            of averaging are not measured.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
-        seed (`int`, *optional*, defaults to 0): Of the rows, pairs and images that are drawn.
+        seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
         num_pairs (`int`, *optional*, defaults to 10): Pairs of networks between which the barrier is measured, of
             each kind.
 
@@ -170,7 +169,9 @@ def inspect_dataset(
 
         # 3. Geometry, in the space in which the default autoencoder works
         fit_begin = time.perf_counter()
-        normalizer = ParameterNormalizer(layout.num_parameters, PRESETS["fast"]["normalization"], layout.to_dict())
+        with torch.device("meta"):
+            mode = DEFAULTS.build(layout.to_dict()).normalizer.mode
+        normalizer = ParameterNormalizer(layout.num_parameters, mode, layout.to_dict())
         normalizer.fit(vectors)
         gram = gram_matrix(vectors, normalizer)
         pca_seconds = time.perf_counter() - fit_begin

@@ -64,7 +64,7 @@ def _figures(report: Mapping) -> Table:
     table.add_row("nearest", f"L2 {', '.join(texts)}; norm {distances['median_norm']:.3g}")
     functional = report["functional"]
     if functional is None:
-        table.add_row("barrier", "not measured: no base model, or no images")
+        table.add_row("barrier", "not measured: no base model, or no examples")
         table.add_row("averaging", "not measured")
         return table
     texts = [

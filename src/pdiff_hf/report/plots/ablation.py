@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -32,11 +33,8 @@ def plot_ablation(axis: str, results: Mapping) -> Plot:
     """
     entries, base = results["axes"][axis], results["base"][axis]
     values = [entry["value"] for entry in entries]
-    found = {
-        place: point for place, entry in enumerate(entries) if (point := results["points"][entry["point"]])["num_runs"]
-    }
-    # One hopeless point must not squeeze all others.
-    floor = min((100 * point["original"]["mean"] for point in found.values()), default=0) - OUT_OF_VIEW
+    points = [results["points"][entry["point"]] for entry in entries]
+    found = {place: point for place, point in enumerate(points) if point["num_runs"]}
     panels = {
         "Variance\nexplained, %": [100 * point["explained_variance"] for point in found.values()],
         "Peak memory,\nMB": [max(point["peak_rss_mb"].values()) for point in found.values()],
@@ -47,40 +45,11 @@ def plot_ablation(axis: str, results: Mapping) -> Plot:
         figure, (axes, *others) = new_figure(
             narrow, 1.75, rows=1 + len(panels), sharex=True, height_ratios=[3.2, *[1] * len(panels)]
         )
-        handles = {}
-        for name, (shift, key, center, interval) in SERIES.items():
-            for place, point in found.items():
-                mean, ends = 100 * point[key][center], point[key][interval]
-                if mean < floor:
-                    if key == "generated":
-                        _say(axes, place, f"▾ {mean:.1f} %", "vermillion")
-                    continue
-                # An interval over seeds does not exist for one of them.
-                bars = [[mean - 100 * ends[0]], [100 * ends[1] - mean]] if ends else None
-                face = color("vermillion" if key == "generated" else "surface")
-                options = {"color": color("vermillion"), "marker": "D", "markersize": 6, "markerfacecolor": face}
-                options |= {"linestyle": "", "elinewidth": 1.5, "capsize": 3}
-                handles[name] = axes.errorbar(place + shift, mean, bars, **options)
-        for name in ("original", "uniform_soup"):
-            face, _ = style(name)
-            for place, point in found.items():
-                options = {"color": face, "linewidth": 1.6, "linestyle": "-" if name == "original" else ":"}
-                handles[name] = axes.hlines(100 * point[name]["mean"], place - 0.36, place + 0.36, **options)
+        handles = _draw_accuracies(axes, found)
         for place in set(range(len(values))) - set(found):
-            _say(axes, place, results["points"][entries[place]["point"]]["status"], "muted")
-        axes.set_ylabel("Test accuracy")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+            _say(axes, place, points[place]["status"], "muted")
         for panel, (title, numbers) in zip(others, panels.items(), strict=True):
-            # Autoencoders worse than the mean explain less than nothing; their number says it.
-            panel.bar(list(found), np.clip(numbers, 0, None), width=0.5, color=color("sky"))
-            for place, value in zip(found, numbers, strict=True):
-                options = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": color("text")}
-                text = f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-                panel.text(place, max(value, 0), text.replace("-", "−"), **options)
-            panel.set_ylabel(title, fontsize=8)
-            panel.margins(y=0.3)
-            panel.grid(False, axis="x")
-            panel.locator_params(axis="y", nbins=3)
+            _draw_numbers(panel, title, list(found), numbers)
         names = [f"{_short(value)}\n(recipe)" if value == base else _short(value) for value in values]
         others[-1].set_xticks(range(len(values)), names, parse_math=False)
         others[-1].set_xlim(-0.6, len(values) - 0.4)
@@ -89,21 +58,66 @@ def plot_ablation(axis: str, results: Mapping) -> Plot:
             legend(figure, handles, loc="outside lower center", ncols=2 if narrow else 4)
         return figure
 
-    texts = {values[place]: percent(point["generated"]["mean"]) for place, point in found.items()}
     alt = "; ".join(
         f"{values[place]}: generated {percent(point['generated']['mean'])}, best "
         f"{percent(point['best']['test_accuracy'])}, originals {percent(point['original']['mean'])}"
         for place, point in found.items()
     )
-    title = f"{label(axis)}: generated networks reach {', '.join(f'{v} at {k}' for k, v in texts.items())}"
-    if len(texts) > 3:
-        ordered = sorted(found, key=lambda place: found[place]["generated"]["mean"])
-        low, high = values[ordered[0]], values[ordered[-1]]
-        title = f"{label(axis)}: generated networks reach from {texts[low]} at {low} to {texts[high]} at {high}"
-    note = "Filled: mean of the generated networks; open: the best on val; both on test images, with 95 % intervals. "
-    note += "The images are the same for all, so differences are surer than the bars suggest. Lines: mean and uniform "
-    note += "soup of the point's own originals."
-    return Plot(f"axis_{re.sub(r'[^A-Za-z0-9]+', '_', axis)}", title, f"Dots with bars. {alt}.", note, draw)
+    note = "Filled: mean of the generated networks; open: the best on val; both on test examples, with 95 % "
+    note += "intervals. The examples are the same for all, so differences are surer than the bars suggest. Lines: "
+    note += "mean and uniform soup of the point's own originals."
+    name = f"axis_{re.sub(r'[^A-Za-z0-9]+', '_', axis)}"
+    return Plot(name, _title(axis, values, found), f"Dots with bars. {alt}.", note, draw)
+
+
+def _title(axis: str, values: Sequence[str], found: Mapping[int, Mapping]) -> str:
+    texts = {values[place]: percent(point["generated"]["mean"]) for place, point in found.items()}
+    if len(texts) <= 3:
+        return f"{label(axis)}: generated networks reach {', '.join(f'{v} at {k}' for k, v in texts.items())}"
+    ordered = sorted(found, key=lambda place: found[place]["generated"]["mean"])
+    low, high = values[ordered[0]], values[ordered[-1]]
+    return f"{label(axis)}: generated networks reach from {texts[low]} at {low} to {texts[high]} at {high}"
+
+
+def _draw_accuracies(axes: Axes, found: Mapping[int, Mapping]) -> dict[str, Artist]:
+    """Draw the points of [`SERIES`] and the originals' lines; returns what the legend names."""
+    handles: dict[str, Artist] = {}
+    # One hopeless point must not squeeze all others.
+    floor = min((100 * point["original"]["mean"] for point in found.values()), default=0) - OUT_OF_VIEW
+    for name, (shift, key, center, interval) in SERIES.items():
+        for place, point in found.items():
+            mean, ends = 100 * point[key][center], point[key][interval]
+            if mean < floor:
+                if key == "generated":
+                    _say(axes, place, f"▾ {mean:.1f} %", "vermillion")
+                continue
+            # An interval over seeds does not exist for one of them.
+            bars = [[mean - 100 * ends[0]], [100 * ends[1] - mean]] if ends else None
+            face = color("vermillion" if key == "generated" else "surface")
+            options = {"color": color("vermillion"), "marker": "D", "markersize": 6, "markerfacecolor": face}
+            options |= {"linestyle": "", "elinewidth": 1.5, "capsize": 3}
+            handles[name] = axes.errorbar(place + shift, mean, bars, **options)
+    for name in ("original", "uniform_soup"):
+        face, _ = style(name)
+        for place, point in found.items():
+            options = {"color": face, "linewidth": 1.6, "linestyle": "-" if name == "original" else ":"}
+            handles[name] = axes.hlines(100 * point[name]["mean"], place - 0.36, place + 0.36, **options)
+    axes.set_ylabel("Test accuracy")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    return handles
+
+
+def _draw_numbers(panel: Axes, title: str, places: Sequence[int], numbers: Sequence[float]) -> None:
+    # Autoencoders worse than the mean explain less than nothing; their number says it.
+    panel.bar(places, np.clip(numbers, 0, None), width=0.5, color=color("sky"))
+    for place, value in zip(places, numbers, strict=True):
+        options = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": color("text")}
+        text = f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+        panel.text(place, max(value, 0), text.replace("-", "−"), **options)
+    panel.set_ylabel(title, fontsize=8)
+    panel.margins(y=0.3)
+    panel.grid(False, axis="x")
+    panel.locator_params(axis="y", nbins=3)
 
 
 def _say(axes: Axes, place: int, text: str, name: str) -> None:

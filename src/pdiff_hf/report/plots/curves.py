@@ -10,18 +10,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ...results.records import Ensemble, Mean
 from ...results.text import percent
 from .style import Plot, color, label, legend, new_figure, style
 
-NAMES = {"original": "originals", "swag": "SWAG"}
 METRICS = {"accuracy": "Accuracy (higher is better)", "nll": "NLL (lower is better)", "ece": "ECE (lower is better)"}
 
 
-def plot_ensembles(ensembles: Mapping[str, Mapping]) -> Plot | None:
+def plot_ensembles(ensembles: Mapping[str, Mapping[str, Ensemble]]) -> Plot | None:
     """Accuracy, NLL and ECE of ensembles by their number of networks; `None` when there are none.
 
     Args:
-        ensembles (`Mapping`): `metrics["ensembles"]`.
+        ensembles (`Mapping`): By group and number of networks, as in [`Metrics`].
     """
     single = ensembles.get("best_single", {}).get("1")
     groups = {name: values for name, values in ensembles.items() if name != "best_single" and values}
@@ -36,20 +36,21 @@ def plot_ensembles(ensembles: Mapping[str, Mapping]) -> Plot | None:
             scale = 100 if metric == "accuracy" else 1
             for shift, (name, values) in enumerate(groups.items()):
                 face, marker = style(name)
-                known = [size for size in sizes if (values.get(str(size)) or {}).get(metric, {}).get("ci95")]
+                found = {size: getattr(values[str(size)], metric) for size in sizes if str(size) in values}
+                known = [size for size, value in found.items() if value.ci95]
                 if not known:
                     continue
-                means = np.array([scale * values[str(size)][metric]["mean"] for size in known])
-                lows, highs = np.array([values[str(size)][metric]["ci95"] for size in known]).T * scale
+                means = np.array([scale * found[size].mean for size in known])
+                lows, highs = np.array([found[size].ci95 for size in known]).T * scale
                 # Side by side, so that their bars do not hide each other.
                 x = [sizes.index(size) + 0.14 * (shift - (len(groups) - 1) / 2) for size in known]
                 bars = np.clip([means - lows, highs - means], 0, None)
                 handles[name] = axes.errorbar(
                     x, means, bars, color=face, marker=marker, markersize=5, linewidth=1.8, elinewidth=1, capsize=2
                 )
-            if single and single[metric]["mean"] is not None:
+            if single and getattr(single, metric).mean is not None:
                 handles["best single network"] = axes.axhline(
-                    scale * single[metric]["mean"], color=color("muted"), linewidth=1.2, linestyle=(0, (4, 3))
+                    scale * getattr(single, metric).mean, color=color("muted"), linewidth=1.2, linestyle=(0, (4, 3))
                 )
             axes.set_title(title, loc="left", fontsize=9, color=color("text"))
             axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
@@ -64,16 +65,16 @@ def plot_ensembles(ensembles: Mapping[str, Mapping]) -> Plot | None:
 
     largest = max(sizes, key=lambda size: (sum(str(size) in values for values in groups.values()), size))
     reached = {name: values[str(largest)] for name, values in groups.items() if str(largest) in values}
-    parts = [f"{NAMES.get(name, name)} {percent(value['accuracy']['mean'])}" for name, value in reached.items()]
+    parts = [f"{label(name)} {percent(value.accuracy.mean)}" for name, value in reached.items()]
     title = f"{'Ensembles of ' + str(largest) if largest > 1 else 'Single networks'}: {', '.join(parts)}"
     alt = "; ".join(
-        f"{label(name)} with {size}: accuracy {percent(value['accuracy']['mean'])}, NLL {_text(value, 'nll')}, "
-        f"ECE {_text(value, 'ece')}"
+        f"{label(name)} with {size}: accuracy {percent(value.accuracy.mean)}, NLL {_text(value.nll)}, "
+        f"ECE {_text(value.ece)}"
         for name, values in ensembles.items()
         for size, value in values.items()
     )
     note = "Average of the probabilities of 1 to M networks, against the best single network on val. Bars: 95 % "
-    note += "intervals over test images and draws; the images are the same for all, so differences are surer than "
+    note += "intervals over test examples and draws; the examples are the same for all, so differences are surer than "
     note += "the bars suggest."
     return Plot("ensembles", title, f"Line plots. {alt}.", note, draw)
 
@@ -122,6 +123,5 @@ def plot_loss_curves(logs: Mapping[str, str | Path]) -> Plot | None:
     return Plot("loss_curves", title, f"Line plots. {alt}.", note, draw)
 
 
-def _text(value: Mapping, metric: str) -> str:
-    mean = value[metric]["mean"]
-    return "unknown" if mean is None else f"{mean:.4f}"
+def _text(value: Mean) -> str:
+    return "unknown" if value.mean is None else f"{value.mean:.4f}"

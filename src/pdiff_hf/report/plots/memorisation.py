@@ -11,14 +11,13 @@ from matplotlib.ticker import FuncFormatter, LogFormatter
 from ...results.text import percent
 from .style import Plot, color, label, legend, new_figure, style
 
-UNSEEN = "unseen"
 PANELS = {
     "iou_max": "Largest IoU of mistakes",
     "distance": "Distance to the nearest, yardsticks",
     "novel_and_performant": "Novel and performant",
 }
 # Those that move with the generated networks; the others stand back.
-LEADING = ("original", "generated", UNSEEN)
+LEADING = ("original", "generated", "unseen")
 
 
 def plot_audit(found: Mapping) -> Plot:
@@ -37,7 +36,7 @@ def plot_audit(found: Mapping) -> Plot:
         handles = {}
         for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
             for shift, name in enumerate(names):
-                face, marker = _style(name)
+                face, marker = style(name)
                 centers, below, above = curves[name, key]
                 is_leading = name in LEADING
                 # Side by side, so that their bars do not hide each other.
@@ -86,10 +85,6 @@ def _curve(rows: list[Mapping], name: str, key: str) -> tuple[np.ndarray, np.nda
     centers = np.array([value[center] for value in values], dtype=float)
     ends = np.array([value["ci95"] or (value[center],) * 2 for value in values], dtype=float).T
     return centers, np.clip(centers - ends[0], 0, None), np.clip(ends[1] - centers, 0, None)
-
-
-def _style(name: str) -> tuple[str, str]:
-    return (color("ink"), "s") if name == UNSEEN else style(name)
 
 
 def _text(value: float) -> str:

@@ -6,19 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from ...results.metrics import GroupEvaluation
-from ...results.text import percent, points, sign
+from ...evaluation.groups import find_group, is_shown
+from ...evaluation.summary import GroupEvaluation
+from ...results.metrics import Metrics
+from ...results.text import percent, points
 from .style import Plot, color, label, legend, new_figure, style
 
-HISTOGRAMS = ("original", "generated", "average_16", "swag", "fine_tuned")
-# Groups of which single networks are shown.
-CLOUDS = ("original", "generated", "average_16")
-# Groups that are always in view.
-IN_VIEW = ("original", "generated", "average_16", "uniform_soup", "greedy_soup", "fine_tuned")
 ACCURACY = {
     -1: "less accurate than the originals",
     0: "not distinguishable from the originals in accuracy",
@@ -26,57 +24,54 @@ ACCURACY = {
 }
 
 
-def plot_accuracy_similarity(metrics: Mapping, groups: Mapping[str, GroupEvaluation] | None = None) -> Plot | None:
+def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluation] | None = None) -> Plot | None:
     """Test accuracy against the IoU of wrong predictions with the nearest original; `None` without similarities.
 
     Large markers are group means; their bars are 95 % intervals of the difference to the originals' mean (dashed
     line), so a bar that stays clear of the line is a real difference.
 
     Args:
-        metrics (`Mapping`): Content of `metrics.json`.
+        metrics ([`Metrics`]): What was found.
         groups (`Mapping[str, GroupEvaluation]`, *optional*): Then there is a small point for every network.
     """
     means = {
-        name: (group["similarity"]["iou_max_mean"], 100 * group["test_accuracy"]["mean"])
-        for name, group in metrics["groups"].items()
-        if None not in (group["similarity"]["iou_max_mean"], group["test_accuracy"]["mean"])
+        name: (group.similarity.iou_max_mean, 100 * group.test_accuracy.mean)
+        for name, group in metrics.groups.items()
+        if None not in (group.similarity.iou_max_mean, group.test_accuracy.mean)
     }
-    reference = metrics["groups"]["original"]["test_accuracy"]["mean"]
+    reference = metrics.original.test_accuracy.mean
     if not means or reference is None:
         return None
     reference *= 100
-    clouds = {name: _networks(groups[name]) for name in CLOUDS if groups and name in means and name in groups}
-    differences = {name: metrics["groups"][name]["difference_to_original"]["ci95"] for name in means}
+    clouds = {
+        name: _networks(groups[name]) for name in means if groups and name in groups and is_shown(name, "points")
+    }
+    differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means}
     intervals = {
         name: [reference + 100 * bound for bound in interval]
         for name, interval in differences.items()
         if name != "original" and interval is not None
     }
-    left, right = _view([mean[0] for mean in means.values()], _core(means, clouds, 0), 0.02)
+    in_view = [name for name in means if find_group(name).role != "baseline"]
+    centers = [means[name] for name in in_view]
+    left, right = _view([mean[0] for mean in means.values()], _core(centers, clouds, 0), 0.02)
     inside = [name for name, (x, _) in means.items() if left <= x <= right]
     heights = [y for name in inside for y in (means[name][1], *intervals.get(name, ()))]
-    core = [reference, *_core(means, clouds, 1), *(y for name in IN_VIEW for y in intervals.get(name, ()))]
+    core = [reference, *_core(centers, clouds, 1), *(y for name in in_view for y in intervals.get(name, ()))]
     low, high = _view(heights, core, 0.5)
-    image = 100 / metrics["num_test"]
+    example = 100 / metrics.num_test
 
     def draw(narrow: bool) -> Figure:
         figure, (axes,) = new_figure(narrow, 4.9 if narrow else 4.4)
         for name, (x, y) in clouds.items():
             face, marker = style(name)
-            # Accuracies are whole numbers of images: without this, networks would hide each other.
-            y = y + image * np.random.default_rng(0).uniform(-0.4, 0.4, len(y))
+            # Accuracies are whole numbers of examples: without this, networks would hide each other.
+            y = y + example * np.random.default_rng(0).uniform(-0.4, 0.4, len(y))
             axes.scatter(x, y, s=10, color=face, marker=marker, alpha=0.3, linewidths=0, rasterized=len(x) > 400)
         axes.axhline(reference, color=color("blue"), linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         axes.set(xlim=(left, right), ylim=(low, high))
-        for name, (x, y) in means.items():
-            face, marker = style(name)
-            if name in intervals and left <= x <= right and low <= y <= high:
-                bars = np.clip([[y - intervals[name][0]], [intervals[name][1] - y]], 0, None)
-                axes.errorbar(x, y, bars, color=face, linewidth=1.5, capsize=3, zorder=3)
-            size = (130 if marker == "*" else 100 if name == "generated" else 60) * (0.7 if narrow else 1)
-            place = min(max(x, left), right), min(max(y, low), high)
-            options = {"edgecolors": color("surface"), "linewidths": 1, "zorder": 4 + (name == "generated")}
-            axes.scatter(*place, s=size, color=face, marker=marker, clip_on=False, **options)
+        for name, mean in means.items():
+            _draw_mean(axes, name, mean, intervals.get(name), narrow)
         iou = "IoU" if narrow else "IoU of wrong predictions with the nearest original"
         axes.set_xlabel(f"← new mistakes · {iou} · same mistakes →")
         axes.set_ylabel("Test accuracy")
@@ -92,30 +87,45 @@ def plot_accuracy_similarity(metrics: Mapping, groups: Mapping[str, GroupEvaluat
 
     note = "Large: group means, with the 95 % interval of the difference to the originals' mean (dashed line)."
     if clouds:
-        note += f" Small: single networks ({', '.join(map(label, clouds))}), scattered by less than an image."
+        note += f" Small: single networks ({', '.join(map(label, clouds))}), scattered by less than an example."
     outside = [label(name) for name, (x, y) in means.items() if not (left <= x <= right and low <= y <= high)]
     note += f" Beyond the edge: {', '.join(outside)}." if outside else ""
     alt = "; ".join(f"{label(name)}: {y:.2f} % accuracy, IoU {x:.3f}" for name, (x, y) in means.items())
-    return Plot("accuracy_similarity", _title(metrics["groups"]), f"Scatter plot. {alt}.", note, draw)
+    return Plot("accuracy_similarity", _title(metrics), f"Scatter plot. {alt}.", note, draw)
 
 
-def plot_accuracy_histograms(metrics: Mapping, groups: Mapping[str, GroupEvaluation]) -> Plot | None:
+def _draw_mean(
+    axes: Axes, name: str, mean: tuple[float, float], interval: Sequence[float] | None, narrow: bool
+) -> None:
+    """Mark a group's mean with its interval, at the edge when it lies beyond."""
+    (left, right), (low, high), (x, y) = axes.get_xlim(), axes.get_ylim(), mean
+    face, marker = style(name)
+    if interval is not None and left <= x <= right and low <= y <= high:
+        bars = np.clip([[y - interval[0]], [interval[1] - y]], 0, None)
+        axes.errorbar(x, y, bars, color=face, linewidth=1.5, capsize=3, zorder=3)
+    size = (130 if marker == "*" else 100 if name == "generated" else 60) * (0.7 if narrow else 1)
+    place = min(max(x, left), right), min(max(y, low), high)
+    options = {"edgecolors": color("surface"), "linewidths": 1, "zorder": 4 + (name == "generated")}
+    axes.scatter(*place, s=size, color=face, marker=marker, clip_on=False, **options)
+
+
+def plot_accuracy_histograms(metrics: Metrics, groups: Mapping[str, GroupEvaluation]) -> Plot | None:
     """Test accuracies of the networks of a few groups; `None` when there are none.
 
     Args:
-        metrics (`Mapping`): Content of `metrics.json`.
+        metrics ([`Metrics`]): What was found.
         groups (`Mapping[str, GroupEvaluation]`): Numbers per network.
     """
-    accuracies = {name: groups[name].test_accuracy.double().numpy() for name in HISTOGRAMS if name in groups}
+    accuracies = {name: groups[name].test_accuracy.double().numpy() for name in groups if is_shown(name, "histogram")}
     accuracies = {name: values[np.isfinite(values)] for name, values in accuracies.items()}
     accuracies = {name: 100 * values for name, values in accuracies.items() if len(values)}
     if "original" not in accuracies:
         return None
-    # Bars hold whole numbers of images and are centred on them.
-    image = 100 / metrics["num_test"]
+    # Bars hold whole numbers of examples and are centred on them.
+    example = 100 / metrics.num_test
     lowest, highest = (f([f(values) for values in accuracies.values()]) for f in (np.min, np.max))
-    width = image * max(1, math.ceil((highest - lowest) / image / 40))
-    edges = lowest - image / 2 + width * np.arange(math.ceil((highest - lowest + image) / width) + 1)
+    width = example * max(1, math.ceil((highest - lowest) / example / 40))
+    edges = lowest - example / 2 + width * np.arange(math.ceil((highest - lowest + example) / width) + 1)
     reference = accuracies["original"].mean()
 
     def draw(narrow: bool) -> Figure:
@@ -138,7 +148,7 @@ def plot_accuracy_histograms(metrics: Mapping, groups: Mapping[str, GroupEvaluat
 
     title = f"The originals' mean is {reference:.2f} %"
     if "generated" in accuracies:
-        share = metrics["groups"]["generated"]["novel_and_performant"]["performant"]
+        share = metrics.generated.novel_and_performant.performant
         title = f"{percent(share, digits=0)} of the generated networks reach the originals' mean of {reference:.2f} %"
     alt = "; ".join(
         f"{label(name)}: {values.min():.2f} to {values.max():.2f} %, mean {values.mean():.2f} %"
@@ -148,14 +158,14 @@ def plot_accuracy_histograms(metrics: Mapping, groups: Mapping[str, GroupEvaluat
     return Plot("accuracy_histograms", title, f"Histograms. {alt}.", note, draw)
 
 
-def _title(groups: Mapping) -> str:
-    if "generated" not in groups:
-        return f"The originals reach {percent(groups['original']['test_accuracy']['mean'])}"
-    comparison = groups["generated"]["difference_to_original"]
-    title = f"Generated networks are {ACCURACY[sign(comparison)]}"
-    ours, theirs = (groups[name]["similarity"]["iou_max_mean"] for name in ("generated", "original"))
+def _title(metrics: Metrics) -> str:
+    if "generated" not in metrics.groups:
+        return f"The originals reach {percent(metrics.original.test_accuracy.mean)}"
+    comparison = metrics.generated.difference_to_original
+    title = f"Generated networks are {ACCURACY[comparison.sign]}"
+    ours, theirs = (group.similarity.iou_max_mean for group in (metrics.generated, metrics.original))
     if ours is None or theirs is None:
-        return f"{title}: {points(comparison['difference'])} points"
+        return f"{title}: {points(comparison.difference)} points"
     return f"{title}; IoU of mistakes {ours:.2f}, among originals {theirs:.2f}"
 
 
@@ -165,11 +175,11 @@ def _networks(group: GroupEvaluation) -> tuple[np.ndarray, np.ndarray]:
     return x[is_known], y[is_known]
 
 
-def _core(means: Mapping, clouds: Mapping, axis: int) -> list[float]:
+def _core(centers: Sequence[tuple[float, float]], clouds: Mapping, axis: int) -> list[float]:
     """What has to be in view along an axis."""
     clouds = [cloud[axis] for cloud in clouds.values() if len(cloud[axis])]
     percentiles = [value for cloud in clouds for value in np.percentile(cloud, [3, 97])]
-    return [*percentiles, *(means[name][axis] for name in IN_VIEW if name in means)]
+    return [*percentiles, *(center[axis] for center in centers)]
 
 
 def _view(values: Sequence[float], core: Sequence[float], least: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""How every figure of a report looks, and how it gets into a PNG and into a page."""
+"""Looks of every figure of a report, and its way into a PNG and into a page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ...evaluation.groups import find_group, label
 from ...files import atomic_write
 
 # On a light and on a dark page. The hues are Okabe and Ito's, distinguishable with every kind of colour blindness,
@@ -31,23 +32,6 @@ COLORS = {
     "sky": ("#2f8fc4", "#8ecdf5"),
     "ink": ("#30363d", "#d3d9e0"),
 }
-# A hue for each kind of group, a marker for each group: averages green, noise purple, fitted distributions orange.
-STYLES = {
-    "original": ("blue", "o"),
-    "reconstructed": ("grey", "s"),
-    "generated": ("vermillion", "D"),
-    "uniform_soup": ("green", "*"),
-    "greedy_soup": ("green", "P"),
-    "average_16": ("green", "^"),
-    "noise_0.05": ("purple", "v"),
-    "noise_0.1": ("purple", "X"),
-    "gaussian": ("orange", "h"),
-    "pca_gaussian": ("orange", "p"),
-    "swag": ("orange", "d"),
-    "interpolation": ("sky", "<"),
-    "fine_tuned": ("ink", ">"),
-}
-OTHER_STYLE = ("ink", "8")
 
 
 @dataclass
@@ -89,13 +73,8 @@ def color(name: str) -> str:
 
 def style(group: str) -> tuple[str, str]:
     """Colour and marker of a group."""
-    name, marker = STYLES.get(group, OTHER_STYLE)
-    return color(name), marker
-
-
-def label(group: str) -> str:
-    """A group's name as people read it."""
-    return group.replace("_", " ")
+    found = find_group(group)
+    return color(found.color), found.marker
 
 
 def new_figure(narrow: bool, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, list]:

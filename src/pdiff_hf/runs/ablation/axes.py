@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ...data.vectors import split_rows
-from ...models.config import fit_latents
+from ...models.auto import AUTOENCODERS, SECTIONS
 from ..composition import FACTS
 from ..recipe import Recipe, recipe_keys
 
@@ -19,6 +19,8 @@ NOISE = {"autoencoder.input_noise": 1e-3, "autoencoder.latent_noise": 1e-1}
 LATENT_NOISE = ("autoencoder.latent_noise", "diffusion.latent_noise")
 NOISES = {"none": (False, False), "input": (True, False), "latent": (False, True), "both": (True, True)}
 SAMPLERS = {"diffusion": "diffusion", "vae": "gaussian_latents"}
+# Axes that decide which keys a section has.
+KIND_AXES = ("autoencoder", *(f"{section}.kind" for section in SECTIONS))
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,12 @@ def _num_checkpoints(value: str, recipe: Recipe) -> dict[str, Any]:
     changes: dict[str, Any] = {"collect.num_checkpoints": number}
     try:
         train_rows, _ = split_rows(recipe.collect.runs * number, recipe.autoencoder.holdout_every)
-        fitting = fit_latents(recipe.autoencoder, recipe.diffusion, len(train_rows))
+        fitting = recipe.autoencoder.fit_latents(recipe.diffusion, len(train_rows)).model_dump()
     except ValueError:
         # The run says so, and becomes a row of its own.
         return changes
-    for key in ("latent_channels", "latent_length"):
-        if (size := getattr(fitting, key)) != getattr(recipe.autoencoder, key):
-            changes[f"autoencoder.{key}"] = size
-    return changes
+    given = recipe.autoencoder.model_dump()
+    return changes | {f"autoencoder.{key}": value for key, value in fitting.items() if value != given[key]}
 
 
 def _noise(value: str, recipe: Recipe) -> dict[str, Any]:
@@ -118,12 +118,15 @@ def _noise(value: str, recipe: Recipe) -> dict[str, Any]:
     for key, is_on in wanted.items():
         # The denoiser's own noise is ours, not the paper's: it is turned off with the latent's, but never on.
         present = _get(recipe, key)
+        if present is None:
+            # This kind has no such noise.
+            continue
         changes[key] = (present or NOISE.get(key, 0.0)) if is_on else 0.0
     return {key: noise for key, noise in changes.items() if noise != _get(recipe, key)}
 
 
 def _current_noise(recipe: Recipe) -> str:
-    found = recipe.autoencoder.input_noise > 0, any(_get(recipe, key) > 0 for key in LATENT_NOISE)
+    found = tuple(any(_get(recipe, key) for key in keys) for keys in (("autoencoder.input_noise",), LATENT_NOISE))
     return next(name for name, noise in NOISES.items() if noise == found)
 
 
@@ -143,6 +146,11 @@ def _layer(value: str, recipe: Recipe) -> dict[str, Any]:
     if fact in FACTS:
         return {"collect.select": f"${{{fact}}}"}
     return {"collect.select": yaml.safe_load(value) if value.startswith("[") else value}
+
+
+def _autoencoder(value: str, recipe: Recipe) -> dict[str, Any]:
+    _one_of("autoencoder", value, AUTOENCODERS)
+    return {"autoencoder.kind": value}
 
 
 def _choice(axis: str, key: str, values: dict[str, str]) -> NamedAxis:
@@ -222,5 +230,7 @@ AXES = {
     ),
     "sampling": _choice("sampling", "generate.sampler", SAMPLERS),
     "optimizer": _choice("optimizer", "collect.optimizer", {name: name for name in ("adamw", "adam", "sgd")}),
-    "autoencoder": _choice("autoencoder", "autoencoder.kind", {name: name for name in ("pdiff", "pca", "none")}),
+    "autoencoder": NamedAxis(
+        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`", _autoencoder, lambda recipe: recipe.autoencoder.kind
+    ),
 }

@@ -1,8 +1,9 @@
-"""What generators of several numbers of checkpoints say about memorisation: one table, one figure."""
+"""Tables and figure of the memorisation audit, by the number of checkpoints that a generator was given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,15 @@ from rich.table import Table
 
 from ...files import atomic_write, write_json
 from ...report.plots.memorisation import plot_audit
-from ...results.text import MISSING, ReportTable, markdown_table, name_examples, number, percent, points
+from ...results.columns import GROUP_COLUMNS, Column, at, in_percent
+from ...results.metrics import Metrics
+from ...results.records import GroupMetrics
+from ...results.tables import fold_header, make_table
+from ...results.text import ReportTable, markdown_table
 
 SCHEMA = 1
-# Of the table, what fits into 120 columns: header, and width that keeps a number and its interval on one line.
-TERMINAL_COLUMNS = {
-    "K": ("K", 3),
-    "minus originals, points (95 %)": ("minus originals,\npoints (95 %)", 23),
-    "IoU to nearest (95 %)": ("IoU to\nnearest (95 %)", 19),
-    "IoU, originals": ("among\noriginals", 9),
-    "L2 in yardsticks (95 %)": ("L2 in\nyardsticks (95 %)", 19),
-    "novel and performant, % (95 %)": ("novel and\nperformant, %", 13),
-    "copies, %": ("copies,\n%", 7),
-}
+# Of the table, what fits into 120 columns, and the width that keeps a number and its interval on one line.
+TERMINAL_WIDTHS = {"K": 3, "difference": 23, "iou_nearest": 19, "among": 9, "yardsticks": 19, "joint": 13, "copies": 7}
 # What the generated networks are seen with. `unseen`: checkpoints of the same run that the generator was not given.
 AUDIT_GROUPS = ("original", "generated", "unseen", "average_16", "noise_0.05", "noise_0.1")
 REFERENCES = (
@@ -35,14 +32,14 @@ REFERENCES = (
 
 
 def summarize_audit(
-    results: Mapping[int, tuple[Mapping, Mapping]],
+    results: Mapping[int, tuple[Metrics, Mapping]],
     latents: Mapping[int, tuple[int, int]],
     task: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Put the evaluations of several K together.
 
     Args:
-        results (`Mapping[int, tuple]`): Content of `metrics.json` and `reconstruction.json` by K.
+        results (`Mapping[int, tuple]`): What was found, and content of `reconstruction.json`, by K.
         latents (`Mapping[int, tuple[int, int]]`): C and L by K.
         task (`Mapping`): What was learned.
 
@@ -51,15 +48,16 @@ def summarize_audit(
     """
     rows = []
     for count, (metrics, gate) in results.items():
-        yardstick = metrics["groups"]["original"]["similarity"]["l2_nearest_mean"]
         rows.append(
             {
                 "num_checkpoints": count,
                 "latent_shape": list(latents[count]),
                 "explained_variance": gate["explained_variance"],
-                "yardstick": yardstick,
+                "yardstick": metrics.yardstick,
                 "groups": {
-                    name: _row(group, yardstick) for name, group in metrics["groups"].items() if name in AUDIT_GROUPS
+                    name: _row(group, metrics.original)
+                    for name, group in metrics.groups.items()
+                    if name in AUDIT_GROUPS
                 },
             }
         )
@@ -68,9 +66,9 @@ def summarize_audit(
         "schema": SCHEMA,
         "kind": task.get("kind"),
         "dataset": Path(task["dataset"]).name,
-        "num_parameters": metrics["num_parameters"],
-        "num_test": metrics["num_test"],
-        "seed": metrics["seed"],
+        "num_parameters": metrics.num_parameters,
+        "num_test": metrics.num_test,
+        "seed": metrics.seed,
         "rows": rows,
     }
 
@@ -84,8 +82,8 @@ def write_audit(found: Mapping[str, Any], output_dir: str | Path) -> list[Path]:
         "# Memorisation audit",
         "",
         f"{found['num_parameters']:,} generated parameters of networks on {found['dataset']}, "
-        + name_examples(f"{found['num_test']:,} test images", found)
-        + ", the same for every K. Each generator was trained on the first K checkpoints of one run alone.",
+        f"{found['num_test']:,} test examples, the same for every K. Each generator was trained on the first K "
+        "checkpoints of one run alone.",
         "",
         f"![{plot.alt}](audit.png)",
         "",
@@ -100,93 +98,87 @@ def write_audit(found: Mapping[str, Any], output_dir: str | Path) -> list[Path]:
 
 def audit_tables(found: Mapping[str, Any]) -> list[ReportTable]:
     """Tables of an audit: the generated networks by K, then every group by K for each kind of similarity."""
-    tables = [ReportTable(("K", *_COLUMNS), [_generated(row) for row in found["rows"]], "Generated networks")]
+    rows = [(str(row["num_checkpoints"]), (row,)) for row in found["rows"]]
+    tables = [make_table("K", list(COLUMNS.values()), rows, "Generated networks")]
     names = [name for name in AUDIT_GROUPS if any(name in row["groups"] for row in found["rows"])]
-    for title, cell in _SIMILARITIES.items():
-        rows = []
-        for row in found["rows"]:
-            groups = row["groups"]
-            rows.append(
-                (
-                    str(row["num_checkpoints"]),
-                    *(cell(groups[name]) if name in groups else MISSING for name in names),
-                )
-            )
-        tables.append(ReportTable(("K", *names), rows, title))
+    for key, title in SIMILARITIES.items():
+        columns = [_of(name, key, name=name, unit="") for name in names]
+        tables.append(make_table("K", columns, rows, title))
     return tables
 
 
 def make_audit_table(found: Mapping[str, Any]) -> Table:
     """The first table of an audit for the terminal."""
     table = Table(show_edge=False, pad_edge=False)
-    for header, width in TERMINAL_COLUMNS.values():
+    first, keys = audit_tables(found)[0], ["K", *COLUMNS]
+    for key, width in TERMINAL_WIDTHS.items():
+        header = fold_header(first.columns[keys.index(key)], width)
         table.add_column(header, justify="right", min_width=width)
-    for row in found["rows"]:
-        cells = dict(zip(("K", *_COLUMNS), _generated(row), strict=True))
-        table.add_row(*(cells[column] for column in TERMINAL_COLUMNS))
+    for row in first.rows:
+        table.add_row(*(row[keys.index(key)] for key in TERMINAL_WIDTHS))
     return table
 
 
-_COLUMNS = (
-    "latents",
-    "explained, %",
-    "accuracy, %",
-    "minus originals, points (95 %)",
-    "IoU to nearest (95 %)",
-    "IoU, originals",
-    "L2 in yardsticks (95 %)",
-    "novel, %",
-    "novel and performant, % (95 %)",
-    "copies, %",
-)
-_SIMILARITIES = {
-    "Largest IoU of wrong predictions with one of the K checkpoints (95 %)": lambda group: number(
-        group["iou_max"]["mean"], ".3f", group["iou_max"]["ci95"]
-    ),
-    "Distance to the nearest of the K checkpoints, in yardsticks (95 %)": lambda group: number(
-        group["distance"]["mean"], ".3g", group["distance"]["ci95"]
-    ),
-    "Novel and performant, % (95 %)": lambda group: percent(
-        group["novel_and_performant"]["share"], group["novel_and_performant"]["ci95"], 0, ""
-    ),
-}
+def _row(group: GroupMetrics, original: GroupMetrics) -> dict[str, Any]:
+    accuracy, shares, intervals = group.test_accuracy, group.novel_and_performant, group.similarity.ci95
+    distance, ends = GROUP_COLUMNS["yardsticks"].read(group, original)
+    return {
+        "n": group.n,
+        "accuracy": {"mean": accuracy.mean, "ci95": accuracy.ci95},
+        "difference_to_original": group.difference_to_original.to_dict(),
+        "iou_max": {"mean": group.similarity.iou_max_mean, "ci95": intervals.iou_max_mean},
+        "distance": {"mean": distance, "ci95": ends},
+        "performant": shares.performant,
+        "novel": shares.novel["1x"],
+        "novel_and_performant": {"share": shares.joint["1x"], "ci95": shares.ci95.joint["1x"]},
+        "copied": shares.copied,
+    }
 
 
-def _generated(row: Mapping[str, Any]) -> Sequence[str]:
-    group, original = row["groups"]["generated"], row["groups"]["original"]
-    difference, joint = group["difference_to_original"], group["novel_and_performant"]
-    return (
-        str(row["num_checkpoints"]),
-        "×".join(map(str, row["latent_shape"])),
-        percent(row["explained_variance"], unit=""),
-        percent(group["accuracy"]["mean"], unit=""),
-        points(difference["difference"], difference["ci95"]),
-        number(group["iou_max"]["mean"], ".3f", group["iou_max"]["ci95"]),
-        number(original["iou_max"]["mean"], ".3f"),
-        number(group["distance"]["mean"], ".3g", group["distance"]["ci95"]),
-        percent(group["novel"], digits=0, unit=""),
-        percent(joint["share"], joint["ci95"], 0, ""),
-        percent(group["copied"], digits=0, unit=""),
+def _groups(name: str, row: Mapping[str, Any]) -> tuple[GroupMetrics, GroupMetrics]:
+    """A group and the originals of one K, distances in yardsticks."""
+    return _group(row["groups"].get(name)), _group(row["groups"]["original"])
+
+
+def _group(values: Mapping[str, Any] | None) -> GroupMetrics:
+    if values is None:
+        return GroupMetrics()
+    iou, distance, joint = (values[key] for key in ("iou_max", "distance", "novel_and_performant"))
+    return GroupMetrics(
+        test_accuracy=values["accuracy"],
+        difference_to_original=values["difference_to_original"],
+        similarity={
+            "iou_max_mean": iou["mean"],
+            "l2_nearest_mean": distance["mean"],
+            "ci95": {"iou_max_mean": iou["ci95"], "l2_nearest_mean": distance["ci95"]},
+        },
+        novel_and_performant={
+            "novel": {"1x": values["novel"]},
+            "joint": {"1x": joint["share"]},
+            "copied": values["copied"],
+            "ci95": {"joint": {"1x": joint["ci95"]}},
+        },
     )
 
 
-def _row(group: Mapping[str, Any], yardstick: float | None) -> dict[str, Any]:
-    similarity, scores = group["similarity"], group["novel_and_performant"]
-    intervals = similarity["ci95"]
-    accuracy = group["test_accuracy"]
-    distance, ends = similarity["l2_nearest_mean"], intervals["l2_nearest_mean"]
-    is_known = distance is not None and bool(yardstick)
-    return {
-        "n": group["n"],
-        "accuracy": {"mean": accuracy["mean"], "ci95": accuracy["ci95"]},
-        "difference_to_original": group["difference_to_original"],
-        "iou_max": {"mean": similarity["iou_max_mean"], "ci95": intervals["iou_max_mean"]},
-        "distance": {
-            "mean": distance / yardstick if is_known else None,
-            "ci95": [end / yardstick for end in ends] if is_known and ends else None,
-        },
-        "performant": scores["performant"],
-        "novel": scores["novel"]["1x"],
-        "novel_and_performant": {"share": scores["joint"]["1x"], "ci95": scores["ci95"]["joint"]["1x"]},
-        "copied": scores["copied"],
-    }
+def _of(group: str, key: str, **changes: str) -> Column:
+    return GROUP_COLUMNS[key].of(partial(_groups, group), **changes)
+
+
+# fmt: off
+COLUMNS = {
+    "latents": Column("latents", "", at("latent_shape"), lambda shape, _: "×".join(map(str, shape)),
+        "Channels and length of the latents."),
+    "explained": Column("explained", "%", at("explained_variance"), in_percent,
+        "Variance of held-out checkpoints that the autoencoder explains."),
+    "accuracy": _of("generated", "accuracy").plain,
+    **{key: _of("generated", key) for key in ("difference", "iou_nearest")},
+    "among": _of("original", "iou_nearest", name="IoU, originals").plain,
+    **{key: _of("generated", key) for key in ("yardsticks", "novel", "joint", "copies")},
+}
+# fmt: on
+SIMILARITIES = {
+    "iou_nearest": "Largest IoU of wrong predictions with one of the K checkpoints (95 %)",
+    "yardsticks": "Distance to the nearest of the K checkpoints, in yardsticks (95 %)",
+    "joint": "Novel and performant, % (95 %)",
+}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe, load_recipe
-from .axes import axis_changes, current_value
+from .axes import KIND_AXES, axis_changes, current_value
 
 BASE = "base"
 # Sections of the recipe that a stage depends on, beside those of the stages before it and the seed.
@@ -148,8 +148,7 @@ def make_plan(
         if any(point.values == values for point in points):
             continue
         changes, _ = _apply(load, overrides, varied, first_seed)
-        texts = [*overrides, *_override_texts(changes)]
-        recipes = {seed: load(texts, seed) for seed in (seeds or [None])}
+        recipes = {seed: load(overrides, seed, changes=changes) for seed in (seeds or [None])}
         points.append(Point(_name(varied, points), values, changes, recipes))
     options = {"overrides": list(overrides), "preset": preset, "profile": profile}
     return Plan(recipe, options, list(seeds), grid, ordered, base_values, points)
@@ -212,16 +211,12 @@ def _apply(load, overrides: Sequence[str], values: Mapping[str, str], seed: int 
     """What the values of some axes change, one after another, and the recipe that comes out."""
     changes: dict[str, Any] = {}
     recipe = load(overrides, seed)
-    # Last, because how large latents may be depends on all else.
-    for axis in sorted(values, key=lambda axis: axis == "num_checkpoints"):
+    # A kind first, because it decides which keys there are; the number last, because how large latents may be depends
+    # on all else.
+    for axis in sorted(values, key=lambda axis: (axis == "num_checkpoints", axis not in KIND_AXES)):
         changes |= axis_changes(axis, values[axis], recipe)
-        recipe = load([*overrides, *_override_texts(changes)], seed)
+        recipe = load(overrides, seed, changes=changes)
     return changes, recipe
-
-
-def _override_texts(changes: Mapping[str, Any]) -> list[str]:
-    # JSON is YAML.
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def _name(varied: Mapping[str, str], points: Sequence[Point]) -> str:

@@ -1,0 +1,175 @@
+"""Records of `metrics.json`: what is known of a group of networks, of a difference and of an ensemble.
+
+Every key may be missing, as in files of earlier versions: then its attribute is `None` or empty, and it is not
+written. Keys of later versions are kept and written again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .text import sign
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Record(BaseModel):
+    """A part of the file."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, populate_by_name=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that are known, as in the file."""
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+
+class Mean(Record):
+    """A mean over networks or over draws."""
+
+    mean: float | None = None
+    std: float | None = None
+    """Over the networks, as `min` and `max`."""
+    min: float | None = None
+    max: float | None = None
+    ci95: Interval | None = None
+    """Of the mean."""
+    per_seed: list[float | None] | None = None
+    """The means of several seeds, one by one."""
+
+
+class Difference(Record):
+    """A difference of mean test accuracies."""
+
+    difference: float | None = None
+    ci95: Interval | None = None
+    """Paired over the test examples."""
+    per_seed: list[float | None] | None = None
+    """The differences of several seeds, one by one."""
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 when the interval excludes zero, else 0."""
+        return sign(self.ci95)
+
+
+class SelectedDifference(Difference):
+    """A difference of the test accuracies of two networks, the selected ones of their groups."""
+
+    p_value: float | None = None
+    """Of McNemar's exact test."""
+    only_generated: int | None = None
+    """Test examples on which the generated network alone is right."""
+    only_other: int | None = None
+    """Test examples on which the other network alone is right."""
+
+
+class Selected(Record):
+    """The network of a group with the best validation accuracy; ties: the lowest validation NLL."""
+
+    index: int | None = None
+    """Its row in the group."""
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    test_ci95: Interval | None = None
+    """Of the test accuracy, exact."""
+    per_seed: list[float | None] | None = None
+    """The test accuracies of several seeds, one by one."""
+
+
+class SimilarityIntervals(Record):
+    """Intervals of mean similarities, over networks."""
+
+    iou_max_mean: Interval | None = None
+    l2_nearest_mean: Interval | None = None
+    cosine_nearest_mean: Interval | None = None
+    l2_matched_mean: Interval | None = None
+
+
+class Similarity(Record):
+    """How alike networks are; originals are compared with the other originals."""
+
+    iou_mean: float | None = None
+    """Mean pairwise IoU of wrong predictions within the group."""
+    iou_max_mean: float | None = None
+    """Mean over networks of the largest IoU with an original."""
+    l2_nearest_mean: float | None = None
+    """Mean over networks of the Euclidean distance to the nearest original; of the originals, the yardstick."""
+    cosine_nearest_mean: float | None = None
+    """Mean over networks of the largest cosine similarity to an original."""
+    l2_matched_mean: float | None = None
+    """`l2_nearest_mean` after permutation matching; ReLU perceptrons and plain convolutional networks only."""
+    l2_nearest_min: float | None = None
+    """The smallest distance to an original."""
+    ci95: SimilarityIntervals = SimilarityIntervals()
+
+
+class ShareIntervals(Record):
+    """Exact intervals of shares, over networks."""
+
+    performant: Interval | None = None
+    novel: dict[str, Interval | None] = {}
+    joint: dict[str, Interval | None] = {}
+
+
+class Shares(Record):
+    """Shares of the networks of a group."""
+
+    performant: float | None = None
+    """Test accuracy not below the originals' mean."""
+    novel: dict[str, float | None] = {}
+    """Farther from every original than 1, 2, 4 yardsticks (`1x`, `2x`, `4x`)."""
+    joint: dict[str, float | None] = {}
+    """Both, by the same multiples."""
+    copied: float | None = None
+    """Nearer to an original than a third of a yardstick."""
+    ci95: ShareIntervals = ShareIntervals()
+
+
+class Cost(Record):
+    """What the networks of a group cost once the checkpoints are there."""
+
+    seconds: float | None = None
+    """Of `generated`: all stages from the autoencoder on."""
+    gain_per_second: float | None = None
+    """`difference_to_original` divided by them."""
+
+
+class GroupMetrics(Record):
+    """The numbers of a group of networks."""
+
+    n: int | float | None = None
+    """Networks in the group."""
+    test_accuracy: Mean = Mean()
+    """Fractions; the interval is over test examples and networks."""
+    difference_to_original: Difference = Difference()
+    """Mean test accuracy minus the originals'."""
+    test_nll: Mean = Mean()
+    """In nats; the interval is over test examples and networks."""
+    test_ece: Mean = Mean()
+    """Expected calibration error with 15 equal bins; the interval is over networks."""
+    selected: Selected = Selected()
+    similarity: Similarity = Similarity()
+    spread: float | None = None
+    """Root mean square distance to the originals' mean, in units of the originals' own: 1 for networks as spread out
+    as they are, 1/√n for averages of n independent ones."""
+    novel_and_performant: Shares = Shares()
+    cost: Cost = Cost()
+    role: str | None = None
+    """`original`, `generated`, `average` (of originals, which a generator has to beat), `rival` (another way that it
+    has to beat), or `baseline`."""
+    label: str | None = None
+    """Its name as people read it."""
+    description: str | None = None
+    """What its networks are, as a part of a sentence."""
+    color: str | None = None
+    """Of its marks in figures: a name of the report's palette."""
+
+
+class Ensemble(Record):
+    """Test metrics of averaged probabilities, means over draws of the networks."""
+
+    accuracy: Mean = Mean()
+    nll: Mean = Mean()
+    ece: Mean = Mean()

@@ -1,0 +1,79 @@
+"""Sections of a recipe that come in several kinds, told apart by their key `kind`."""
+
+from __future__ import annotations
+
+from collections.abc import KeysView, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticKnownError, core_schema
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A union of sections, discriminated by `kind`: `Annotated[AutoencoderConfig, OneOf(AUTOENCODERS, "pdiff")]`.
+
+    The table is looked up whenever values are validated, so what is put into it later is known as well.
+
+    Args:
+        kinds (`Mapping[str, type[BaseModel]]`): The table: kind → section.
+        default (`str`): Kind of a section that names none.
+    """
+
+    kinds: Mapping[str, type[BaseModel]]
+    default: str
+
+    def kind_of(self, values: Any) -> Any:
+        """The kind that a section names."""
+        return values.get("kind", self.default) if isinstance(values, Mapping) else self.default
+
+    def keys(self, kind: str | None = None) -> KeysView[str]:
+        """Keys of a kind, or of all, in order."""
+        sections = self.kinds.values() if kind is None else [self.kinds[kind]]
+        return dict.fromkeys(key for section in sections for key in section.model_fields).keys()
+
+    def validate(self, values: Any) -> BaseModel:
+        """The section of its kind; the errors are pydantic's own."""
+        if isinstance(values, tuple(self.kinds.values())):
+            return values
+        if not isinstance(values, Mapping):
+            raise PydanticKnownError("dict_type")
+        if (kind := self.kind_of(values)) not in list(self.kinds):
+            expected = ", ".join(map(repr, self.kinds))
+            raise PydanticKnownError(
+                "union_tag_invalid", {"discriminator": "kind", "tag": str(kind), "expected_tags": expected}
+            )
+        return self.kinds[kind].model_validate(dict(values))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+
+def by_kind(*sections: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The table of these sections: the default of each one's field `kind` → the section."""
+    return {section.model_fields["kind"].default: section for section in sections}
+
+
+def without_foreign_keys(
+    sections: Mapping[str, OneOf], values: Mapping[str, Any], written: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Values of a recipe without keys that other kinds of a section have and its own has not.
+
+    For values that were written for any kind, such as a profile's, or for all of them, as version 0.1 recorded its
+    recipes. What the user has written stays, and is refused when it is validated.
+
+    Args:
+        sections (`Mapping[str, OneOf]`): The sections that come in kinds, by name.
+        values (`Mapping`): The recipe's, by section.
+        written (`Mapping`, *optional*): What the user has written, by section.
+    """
+    kept = dict(values)
+    for name, union in sections.items():
+        section = values.get(name)
+        if not isinstance(section, Mapping) or (kind := union.kind_of(section)) not in list(union.kinds):
+            continue
+        own = (written or {}).get(name)
+        foreign = union.keys() - union.keys(kind) - set(own if isinstance(own, Mapping) else ())
+        kept[name] = {key: value for key, value in section.items() if key not in foreign}
+    return kept

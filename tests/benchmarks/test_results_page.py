@@ -17,7 +17,7 @@ from results_page.cells import Cell, find_cell, missing_cells, paper, paper_cell
 from results_page.page import make_page
 from results_page.runs import collect_results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPE = {
     "seed": 0,
     "task": {"dataset": "digits"},

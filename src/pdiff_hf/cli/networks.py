@@ -87,10 +87,15 @@ def evaluate(
     generated: Annotated[Path | None, typer.Option(help="Generated networks, when they are elsewhere.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/report by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the baselines' draws; the recipe's by default.")] = None,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Also fine-tune for as long as the run's generator took.")
+    ] = False,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate generated networks against originals and baselines, and write the report anew."""
+    if fine_tune and (dataset or pipeline or generated):
+        raise ValueError("--fine-tune takes the time that the run's own generator took; leave out the other folders.")
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
@@ -101,7 +106,7 @@ def evaluate(
     run = Run(run_dir)
     metrics = evaluate_run(
         run,
-        evaluate_config(run, seed),
+        evaluate_config(run, seed, True if fine_tune else None),
         ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
         pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,

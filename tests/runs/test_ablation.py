@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline
+from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline, without_figures
 from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.files import read_json
@@ -221,7 +221,8 @@ def ablation(tmp_path_factory):
     folder, launch = tmp_path_factory.mktemp("ablation") / "out", InThisProcess()
     plan = plan_of("num_checkpoints=4,20", "sampling=vae", "optimizer=sgd")
     lines = []
-    execute(plan, folder, lines.append, launch)
+    with without_figures():
+        execute(plan, folder, lines.append, launch)
     results = collect_results(plan, folder)
     return folder, plan, results, launch.commands, lines
 

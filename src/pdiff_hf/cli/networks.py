@@ -23,7 +23,7 @@ def generate(
     top: Annotated[int | None, typer.Option(min=1, help="Number of networks to keep; 1 by default.")] = None,
     soup: Annotated[bool, typer.Option("--soup", help="Also write the average of those that are kept.")] = False,
     reestimate_bn: Annotated[
-        bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training images.")
+        bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training examples.")
     ] = False,
     dataset: Annotated[
         str | None, typer.Option(help="Parameter dataset whose examples are chosen on; beside PIPELINE by default.")
@@ -71,7 +71,7 @@ def generate(
         difference = found["soup_val_accuracy"] - best
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
         line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
-    line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test images.")
+    line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test examples.")
     print_json({"folder": str(out), "num_samples": num_samples, "choice": found}, as_json)
 
 

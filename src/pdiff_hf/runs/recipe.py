@@ -95,7 +95,7 @@ class EvaluateConfig(PydanticModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    batch_size: int = Field(500, ge=1, description="images per forward pass")
+    batch_size: int = Field(500, ge=1, description="examples per forward pass")
     max_cache_mb: int = Field(2048, ge=1, description="memory for activations that do not change")
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")

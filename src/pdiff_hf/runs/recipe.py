@@ -234,9 +234,6 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
     problem = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
     keys = [str(key) for key in problem["loc"]]
     names = [*_valid_keys(model, values), *also]
-    if problem["type"] == "union_tag_invalid":
-        expected, found = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
-        raise ValueError(f"key '{'.'.join(keys)}.kind': expected one of {expected}, found {found!r}.")
     path = ".".join(keys)
     while path not in names and len(keys) > 1 and problem["type"] not in ("extra_forbidden", "missing"):
         keys.pop()
@@ -249,6 +246,8 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
         raise ValueError(f"unknown key {path!r}{kind}; the nearest valid key is {near[0]!r}.")
     if problem["type"] == "missing":
         raise ValueError(f"key {path!r} is missing; it has no default.")
+    if problem["type"] == "literal_error" and keys[-1] == "kind":
+        raise ValueError(f"key {path!r}: expected one of {problem['ctx']['expected']}, found {problem['input']!r}.")
     if problem["type"] == "value_error":
         raise ValueError(f"key {path!r}: {problem['ctx']['error']}")
     expected = problem["msg"].removeprefix("Input should be ")

@@ -9,8 +9,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data import rest
-from pdiff_hf.data.dataset import dataset_vectors, load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
+from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
 

@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
+from ...evaluation.groups import label
 from ...results.columns import GROUP_COLUMNS
 from ...results.records import GroupMetrics
 from ...results.text import percent
-from .style import Plot, color, label, legend, new_figure, style
+from .style import Plot, color, legend, new_figure, style
 
 # By the column of the tables that they show.
 PANELS = {

@@ -115,12 +115,14 @@ class ParameterDataset:
         """Number of checkpoints.
 
         Raises:
-            ValueError: the dataset is streamed from the Hub.
+            ValueError: there are none, a shard is damaged, or the dataset is streamed from the Hub.
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
         if (self.folder / RECORDING).is_file():
             return len(self._read())
+        for file in self._files():
+            check_shard(file, self.layout)
         return recorded_runs(self.folder).total()
 
     # What is known of the rows

@@ -1,4 +1,4 @@
-"""The gate between the two stages: does the autoencoder reconstruct networks, or only numbers?"""
+"""The gate between the two stages: an autoencoder has to reconstruct what networks do, not only their numbers."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def measure_reconstruction(
     in parameter units (`log` tensors in log units).
 
     Args:
-        autoencoder: A trained autoencoder in eval mode.
-        train_vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw rows.
-        heldout_vectors (`torch.Tensor` or [`StoredVectors`] of shape `(H, D)`): Raw rows.
+        autoencoder ([`ParameterAutoencoderMixin`]): In eval mode.
+        train_vectors (`(K, D)`), heldout_vectors (`(H, D)`): Raw rows, `torch.Tensor` or [`StoredVectors`].
         evaluator ([`ParameterEvaluator`], *optional*): On validation images; without it no accuracies are measured.
 
     Returns:
@@ -66,13 +65,10 @@ def measure_reconstruction(
     if evaluator is not None:
         size = max(1, MAX_EVALUATED_VALUES // heldout_vectors.shape[1])
         parts = [heldout_vectors[start : start + size] for start in range(0, len(heldout_vectors), size)]
-        accuracies = torch.stack(
-            [
-                torch.cat([evaluator.accuracy(part) for part in parts]),
-                torch.cat([evaluator.accuracy(reconstruct(autoencoder, part)) for part in parts]),
-            ]
-        )
-        report["accuracy_original"], report["accuracy_reconstructed"] = accuracies.mean(1).tolist()
+        original = torch.cat([evaluator.accuracy(part) for part in parts])
+        decoded = torch.cat([evaluator.accuracy(reconstruct(autoencoder, part)) for part in parts])
+        means = torch.stack([original, decoded]).mean(1).tolist()
+        report["accuracy_original"], report["accuracy_reconstructed"] = means
         report["accuracy_drop"] = report["accuracy_original"] - report["accuracy_reconstructed"]
     return report
 

@@ -28,8 +28,7 @@ class BatchNormEstimator:
     Args:
         model (`nn.Module`): The base model; it is copied and not changed.
         layout ([`ParameterLayout`]): Which tensors are generated.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed training images; those that fill no batch are
-            left out.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Training images; those that fill no batch are left out.
         batch_size (`int`, *optional*, defaults to 256): Images per batch.
         device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
 

@@ -108,7 +108,8 @@ class TextClassification(Task):
             self.tokenizer = load_tokenizer(name)
         if network is not None:
             _check_network(self.tokenizer, network)
-        vocabulary = vocabulary_hash(self.tokenizer)
+        ids = self.tokenizer.get_vocab()
+        vocabulary = hashlib.sha256("\n".join(sorted(ids, key=ids.get)).encode()).hexdigest()
         if config.vocabulary_sha256 not in (None, vocabulary):
             raise ValueError(
                 f"expected the tokens with sha256 {config.vocabulary_sha256[:12]}…, found {vocabulary[:12]}… by "
@@ -192,12 +193,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         raise ValueError(f"expected a tokenizer with a padding token, found none in {name!r}; name another one")
     return tokenizer
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the tokens in the order of their ids."""
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256("\n".join(token for token, _ in tokens).encode()).hexdigest()
 
 
 def token_ids(

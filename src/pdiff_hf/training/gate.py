@@ -32,19 +32,16 @@ def measure_reconstruction(
     heldout_vectors: torch.Tensor,
     evaluator: ParameterEvaluator | None = None,
 ) -> dict:
-    """Measure decode(encode(x)) on training and held-out rows, in bounded memory.
+    """Measure decode(encode(x)) on training and held-out raw rows, in bounded memory.
 
     Explained variance is `1 - Σ(x - x̂)² / Σ(x - x̄)²` over all rows and coordinates, x̄ the mean of the training rows,
     in parameter units (`log` tensors in log units).
 
-    Args:
-        autoencoder ([`ParameterAutoencoderMixin`]): In eval mode.
-        train_vectors (`(K, D)`), heldout_vectors (`(H, D)`): Raw rows, `torch.Tensor` or [`StoredVectors`].
-        evaluator ([`ParameterEvaluator`], *optional*): On validation images; without it no accuracies are measured.
+    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode.
 
     Returns:
-        `dict`: `explained_variance`, `train_explained_variance`, and with an evaluator `accuracy_original`,
-        `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
+        `dict`: `explained_variance`, `train_explained_variance`, and with an evaluator, on validation examples,
+        `accuracy_original`, `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
     """
     transform, device = autoencoder.normalizer.transform, autoencoder.device
     mean = torch.empty(train_vectors.shape[1], device=device)

@@ -89,7 +89,7 @@ class SplitForward:
 
     Args:
         full ([`FullForward`]): The base model.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): A batch; only batches of this shape can be computed later.
+        images (`torch.Tensor`): A batch of inputs; only batches of this shape can be computed later.
         names (`Collection[str]`): Names of the generated tensors. Tied weights have one name; all aliases follow it.
 
     Raises:
@@ -178,12 +178,8 @@ class SplitForward:
 
     def tail(self, activations: tuple[torch.Tensor, ...], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits `(N, classes)` of the network with the generated `tensors`."""
-        arguments = []
-        for slot in self._slots:
-            if isinstance(slot, str):
-                arguments.append(tensors[slot])
-            else:
-                arguments.append(activations[slot] if isinstance(slot, int) else slot)
+        sources = {str: tensors, int: activations}
+        arguments = (sources[type(slot)][slot] if type(slot) in sources else slot for slot in self._slots)
         return self._module[TAIL](*arguments)
 
 
@@ -204,11 +200,7 @@ def split_if_exportable(
 ) -> SplitForward | FullForward:
     """Split a forward pass, or return it as it is, with a warning, when its model cannot be exported.
 
-    Args:
-        full ([`FullForward`]): The whole forward pass.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): An example batch; the split knows this size only.
-        names (`Collection[str]`): The generated tensors.
-        unit (`str`): What will then cost a full forward pass each, for the warning.
+    The warning says that every `unit` will cost a full forward pass. Arguments are those of [`SplitForward`].
 
     Raises:
         UnusedTensorsError: the logits do not depend on the generated tensors.
@@ -229,10 +221,8 @@ def split_if_exportable(
 def forward_logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`.
 
-    Args:
-        model (`nn.Module`): The network.
-        inputs (`torch.Tensor`): Images `(N, C, H, W)`, or token ids `(N, L)` int64, of which a transformers model
-            attends to all but the padding token of its configuration.
+    Inputs are images `(N, C, H, W)`, or token ids `(N, L)` int64, of which a transformers model attends to all but the
+    padding token of its configuration.
     """
     if isinstance(model, PreTrainedModel) and not inputs.is_floating_point():
         mask = (inputs != model.config.pad_token_id).to(inputs.dtype)

@@ -30,18 +30,20 @@ def describe_hardware() -> dict[str, Any]:
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else psutil.cpu_count()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = default_device().type
+    if accelerator == "cuda":
+        accelerator = torch.cuda.get_device_name()
     return {
         "cpu": cpu or platform.machine(),
         "cores": cores,
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "accelerator": None if accelerator is None else _name(accelerator),
+        "accelerator": None if accelerator == "cpu" else f"{torch.accelerator.device_count()} × {accelerator}",
     }
 
 
-def _name(accelerator: torch.device) -> str:
-    name = torch.cuda.get_device_name() if accelerator.type == "cuda" else accelerator.type
-    return f"{torch.accelerator.device_count()} × {name}"
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def peak_memory() -> int:
@@ -56,16 +58,20 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
 
 
-def return_large_blocks(size: int = 2**22) -> None:
-    """Let freed blocks of `size` bytes or more go back to the system, with glibc.
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or else in the memory of the machine."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
-    By default, once blocks of up to 32 MB have been freed, the next ones come from the heap, where what lies between
-    them keeps them for ever: a few hundred MB of a training whose tensors are a few MB each (`M_MMAP_THRESHOLD` in
-    mallopt(3)).
+
+def return_large_blocks() -> None:
+    """Let freed blocks of 4 MiB or more go back to the system, with glibc (`M_MMAP_THRESHOLD` in mallopt(3)).
+
+    By default, after the first blocks of up to 32 MB the next ones come from the heap, and stay there when they are
+    freed: a few hundred MB of a training whose tensors are a few MB each.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, size)
+        mallopt(-3, 2**22)
 
 
 def process_state() -> PartialState:
@@ -74,5 +80,5 @@ def process_state() -> PartialState:
     Not an `Accelerator`, whose first one fixes the precision of all later ones of the program.
     """
     # Without this, Accelerate would take every process of a launch for one alone.
-    has_no_accelerator = torch.accelerator.current_accelerator(check_available=True) is None
-    return PartialState(cpu=has_no_accelerator or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    is_cpu = default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=is_cpu, timeout=TIMEOUT)

@@ -1,4 +1,7 @@
-"""Small networks that are generated as a whole in the paper; factories for `BaseModel.imported`."""
+"""Small networks that are generated as a whole in the paper; factories for `BaseModel.imported`.
+
+All take images `(B, C, H, W)`, C the number of channels `in_chans`, and give logits `(B, num_classes)`.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,6 @@ def mlp3(in_features: int = 64, hidden: Sequence[int] = (32, 16), num_classes: i
     Args:
         in_features (`int`, *optional*, defaults to 64): Values of an image, `C * H * W`.
         hidden (`Sequence[int]`, *optional*, defaults to `(32, 16)`): Widths of the hidden layers.
-        num_classes (`int`, *optional*, defaults to 10): Number of classes.
-
-    Returns:
-        `nn.Module`: Takes images `(B, C, H, W)` and gives logits `(B, num_classes)`.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
@@ -34,12 +33,7 @@ def convnet3(in_chans: int = 1, channels: Sequence[int] = (16, 32, 32), num_clas
     size from `2 ** (len(channels) - 1)` pixels fit.
 
     Args:
-        in_chans (`int`, *optional*, defaults to 1): Channels of an image.
         channels (`Sequence[int]`, *optional*, defaults to `(16, 32, 32)`): Output channels of the convolutions.
-        num_classes (`int`, *optional*, defaults to 10): Number of classes.
-
-    Returns:
-        `nn.Module`: Takes images `(B, C, H, W)` and gives logits `(B, num_classes)`.
     """
     layers: list[nn.Module] = []
     for index, width in enumerate(channels):
@@ -55,12 +49,7 @@ def resnet_mini(in_chans: int = 3, channels: Sequence[int] = (8, 16, 32, 64), nu
     The stem is three 3x3 convolutions of stride 2 in all, without the max pooling that is for photographs.
 
     Args:
-        in_chans (`int`, *optional*, defaults to 3): Channels of an image.
         channels (`Sequence[int]`, *optional*, defaults to `(8, 16, 32, 64)`): Channels of the four stages.
-        num_classes (`int`, *optional*, defaults to 10): Number of classes.
-
-    Returns:
-        `nn.Module`: Takes images `(B, C, H, W)` of any size and gives logits `(B, num_classes)`.
     """
     blocks = (1,) * len(channels)
     model = ResNet(
@@ -83,17 +72,12 @@ def vit_mini(
     """A timm `VisionTransformer` of small dimensions that averages its tokens.
 
     Args:
-        in_chans (`int`, *optional*, defaults to 3): Channels of an image.
         img_size (`int`, *optional*, defaults to 32): Pixels of an image's side, a multiple of `patch_size`.
         patch_size (`int`, *optional*, defaults to 4): Pixels of a patch's side.
         embed_dim (`int`, *optional*, defaults to 48): Values of a token.
         depth (`int`, *optional*, defaults to 3): Blocks.
         num_heads (`int`, *optional*, defaults to 3): Attention heads, a divisor of `embed_dim`.
         mlp_ratio (`float`, *optional*, defaults to 2.0): Hidden values of a block's perceptron per value of a token.
-        num_classes (`int`, *optional*, defaults to 10): Number of classes.
-
-    Returns:
-        `nn.Module`: Takes images `(B, C, img_size, img_size)` and gives logits `(B, num_classes)`.
     """
     return VisionTransformer(
         img_size=img_size,
@@ -114,15 +98,12 @@ def convnext_mini(
 ) -> nn.Module:
     """A timm `ConvNeXt` with one block a stage and without layer scale, which is for deep networks.
 
+    By default, images have 32 pixels or more.
+
     Args:
-        in_chans (`int`, *optional*, defaults to 3): Channels of an image.
         dims (`Sequence[int]`, *optional*, defaults to `(16, 24, 32, 48)`): Channels of the four stages.
         patch_size (`int`, *optional*, defaults to 2): Pixels that the stem takes together. With 2, timm lets the first
             stage halve as well, which shrinks an image by 32 in all.
-        num_classes (`int`, *optional*, defaults to 10): Number of classes.
-
-    Returns:
-        `nn.Module`: Takes images `(B, C, H, W)`, by default from 32 pixels, and gives logits `(B, num_classes)`.
     """
     return ConvNeXt(
         in_chans, num_classes, depths=(1, 1, 1, 1), dims=tuple(dims), patch_size=patch_size, ls_init_value=None

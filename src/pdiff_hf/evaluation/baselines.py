@@ -8,6 +8,8 @@ import torch
 
 from ..layout import ParameterLayout
 
+# Share of the variance that the components of the Gaussian along principal components hold.
+PCA_VARIANCE = 0.99
 # Deviations that SWAG's low-rank part is made of; Source: Maddox et al. 2019, arXiv 1902.02476, §5.
 SWAG_RANK = 20
 
@@ -21,13 +23,11 @@ def uniform_soup(originals: torch.Tensor) -> torch.Tensor:
 
 
 def greedy_soup(originals: torch.Tensor, accuracy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """The mean of those originals that do not lower its accuracy, tried from the best to the worst, `(1, D)`.
+    """The mean of those originals `(K, D)` that do not lower its accuracy, tried from the best on, `(1, D)`.
 
     Source: Wortsman et al. 2022, arXiv 2203.05482, recipe 1.
 
-    Args:
-        originals (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        accuracy (`Callable`): Accuracies `(n,)` of networks `(n, D)` on the validation examples.
+    `accuracy` gives the accuracies `(n,)` of networks `(n, D)` on the validation examples.
     """
     accuracies = accuracy(originals)
     order = accuracies.argsort(descending=True, stable=True)
@@ -43,30 +43,18 @@ def greedy_soup(originals: torch.Tensor, accuracy: Callable[[torch.Tensor], torc
 def noised_originals(
     originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator, sigma: float
 ) -> torch.Tensor:
-    """Random originals with Gaussian noise of `sigma` times the standard deviation of each tensor's own elements.
+    """Originals, drawn with replacement, with noise of `sigma` times each tensor's own standard deviation, `(num, D)`.
 
     Source: Wang et al. 2024, arXiv 2402.13144, §4. Tensors with the `log` transform get the noise on their
     logarithm, so variances stay positive.
-
-    Args:
-        originals (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
-        num (`int`): Number of networks; originals are drawn with replacement.
-        generator (`torch.Generator`): Source of randomness.
-        sigma (`float`): Noise level.
-
-    Returns:
-        `torch.Tensor` of shape `(num, D)`.
     """
-    networks = originals[torch.randint(len(originals), (num,), generator=generator)]
+    rows = torch.randint(len(originals), (num,), generator=generator)
+    networks = _log_tensors(originals[rows], layout, torch.log)
     for spec in layout.tensors:
         values = networks[:, spec.offset : spec.offset + spec.numel]
-        is_log = spec.transform == "log"
-        values = values.log() if is_log else values
         scale = sigma * values.std(1, correction=0, keepdim=True)
-        values = values + scale * torch.randn(values.shape, generator=generator)
-        networks[:, spec.offset : spec.offset + spec.numel] = values.exp() if is_log else values
-    return networks
+        values += scale * torch.randn(values.shape, generator=generator)
+    return _log_tensors(networks, layout, torch.exp)
 
 
 def averages(originals: torch.Tensor, num: int, generator: torch.Generator, size: int = 16) -> torch.Tensor:
@@ -98,9 +86,9 @@ def gaussian(originals: torch.Tensor, layout: ParameterLayout, num: int, generat
 
 
 def pca_gaussian(
-    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator, variance: float = 0.99
+    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draws `(num, D)` from a Gaussian along the fewest principal components that hold `variance` of the variance.
+    """Draws `(num, D)` from a Gaussian along the fewest principal components that hold 99 % of the variance.
 
     The components are found by the Gram matrix of the originals; `log` tensors are fitted in log space.
     """
@@ -109,18 +97,14 @@ def pca_gaussian(
     centered = values - mean
     eigenvalues, eigenvectors = torch.linalg.eigh((centered @ centered.T).double())
     eigenvalues, eigenvectors = eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1)
-    rank = int((eigenvalues.cumsum(0) < variance * eigenvalues.sum()).sum()) + 1
+    rank = int((eigenvalues.cumsum(0) < PCA_VARIANCE * eigenvalues.sum()).sum()) + 1
     # A draw along the components is this combination of the centred originals.
     weights = torch.randn(num, rank, generator=generator, dtype=torch.float64) @ eigenvectors[:, :rank].T
     return _log_tensors(mean + (weights.to(values.dtype) @ centered) / len(originals) ** 0.5, layout, torch.exp)
 
 
 def swag(
-    originals: torch.Tensor,
-    layout: ParameterLayout,
-    num: int,
-    generator: torch.Generator,
-    rank: int = SWAG_RANK,
+    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator, rank: int = SWAG_RANK
 ) -> torch.Tensor:
     """Draws `(num, D)` from SWAG's Gaussian: half of the covariance diagonal, half of low rank.
 
@@ -137,9 +121,8 @@ def swag(
         deviations[index] = values[row] - total / (row + 1)
     mean, std = values.mean(0), values.std(0, correction=0)
     diagonal = std * torch.randn(num, values.shape[1], generator=generator) / 2**0.5
-    low_rank = (
-        torch.randn(num, rank, generator=generator).to(values.dtype) @ deviations / (2 * max(1, rank - 1)) ** 0.5
-    )
+    weights = torch.randn(num, rank, generator=generator).to(values.dtype)
+    low_rank = weights @ deviations / (2 * max(1, rank - 1)) ** 0.5
     return _log_tensors(mean + diagonal + low_rank, layout, torch.exp)
 
 

@@ -28,14 +28,13 @@ class BatchNormEstimator:
     Args:
         model (`nn.Module`): The base model; it is copied and not changed.
         layout ([`ParameterLayout`]): Which tensors are generated.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed training images; those that fill no batch are
-            left out.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Training images; those that fill no batch are left out.
         batch_size (`int`, *optional*, defaults to 256): Images per batch.
         device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
 
     Attributes:
         layout ([`ParameterLayout`]): The generated tensors, followed by the re-estimated statistics.
-        names (`list[str]`): Every tensor that is re-estimated, the counters of batches included.
+        names (`list[str]`): All that is re-estimated, the counters of batches included.
 
     Raises:
         ValueError: no BatchNorm statistics depend on the generated tensors.
@@ -69,14 +68,7 @@ class BatchNormEstimator:
 
     @torch.no_grad()
     def extend(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Append their statistics to networks.
-
-        Args:
-            vectors (`torch.Tensor` of shape `(B, D)`): Raw values of the generated tensors.
-
-        Returns:
-            `torch.Tensor` of shape `(B, E)`: vectors of `self.layout`.
-        """
+        """Append their statistics to networks `(B, D)`, which gives vectors `(B, E)` of `self.layout`."""
         extended = nn.functional.pad(vectors, (0, self.layout.num_parameters - vectors.shape[1]))
         for batch in self._batches:
             activations = self._forward.prefix(batch.to(self._device))
@@ -98,19 +90,13 @@ class BatchNormEstimator:
 
 
 class Reestimated:
-    """Networks with re-estimated statistics beside networks without, in one layout for one evaluator.
+    """Networks with re-estimated statistics beside networks with the base model's, in one `layout` for one evaluator.
 
-    Args:
-        model (`nn.Module`): The base model, whose statistics the networks without have.
-        layout ([`ParameterLayout`]): The generated tensors.
-        statistics (`Mapping[str, torch.Tensor]`): Of the generated networks, `(n, …)` by name; empty when nothing was
-            re-estimated. Counters play no part in the forward pass.
-
-    Attributes:
-        layout ([`ParameterLayout`]): The generated tensors, followed by the statistics.
+    `statistics` are those of the generated networks, `(n, …)` by name; empty when nothing was re-estimated.
     """
 
     def __init__(self, model: nn.Module, layout: ParameterLayout, statistics: Mapping[str, torch.Tensor]):
+        # Counters of batches play no part in the forward pass.
         own = {name: values for name, values in statistics.items() if values.is_floating_point()}
         self.layout = extended_layout(layout, model, own)
         self._own = torch.cat([values.flatten(1) for values in own.values()], 1) if own else None
@@ -145,10 +131,7 @@ def extended_layout(layout: ParameterLayout, model: nn.Module, names: Iterable[s
 def dependent_batch_norms(model: nn.Module, layout: ParameterLayout, images: torch.Tensor) -> list[str]:
     """Names of the BatchNorm layers with statistics that depend on the generated tensors and are not among them.
 
-    Args:
-        model (`nn.Module`): The base model; it is copied and not changed.
-        layout ([`ParameterLayout`]): Which tensors are generated.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Some images.
+    Found by a forward pass of a copy of the model on some images `(N, C, H, W)`.
     """
     model = copy.deepcopy(model).eval()
     generated, found = set(layout.names), []
@@ -169,8 +152,7 @@ def dependent_batch_norms(model: nn.Module, layout: ParameterLayout, images: tor
 class _BatchStatistics(TorchDispatchMode):
     """Makes BatchNorm layers normalise by the batch, and notes means and unbiased variances of their batches.
 
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`): Running statistics by name, the very objects that the layers are given.
+    Layers are known by their running statistics: `tensors` are the very objects that they are given, by name.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):

@@ -48,11 +48,7 @@ class Choice:
     num_dropped: int
 
 
-def choose_networks(
-    evaluator: ParameterEvaluator,
-    vectors: Vectors,
-    top: int = 1,
-) -> Choice:
+def choose_networks(evaluator: ParameterEvaluator, vectors: Vectors, top: int = 1) -> Choice:
     """Choose the networks with the best accuracy (ties: the lowest NLL) by successive halving.
 
     All networks are ranked on a few examples, the better ones on more, the last ones on all. Networks of one generator
@@ -62,8 +58,7 @@ def choose_networks(
     Args:
         evaluator ([`ParameterEvaluator`]): On the examples to choose on. Rungs take whole batches, so its batch size
             should be about a twentieth of the examples.
-        vectors (`torch.Tensor` of shape `(B, D)`): Networks; or any object with a length that gives such a tensor
-            `(b, D)` when it is indexed by rows `(b,)`, for more than fit into memory.
+        vectors ([`Vectors`] of shape `(B, D)`): Networks, which need not fit into memory.
         top (`int`, *optional*, defaults to 1): Number of networks to choose.
 
     Raises:
@@ -144,8 +139,7 @@ def _predict(
         chunk = vectors[part]
         output = evaluator.predict(chunk, num_images)
         outputs.append((output.accuracy, output.nll.where(chunk.isfinite().all(1), torch.nan)))
-    accuracy, nll = (torch.cat(column) for column in zip(*outputs, strict=True))
-    return accuracy, nll
+    return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
 
 def _ranking(first: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from .evaluator import NUM_BINS, ParameterEvaluator
+from .evaluator import NUM_BINS, ParameterEvaluator, confidence_bins
 from .intervals import Z95
 
 # What is measured, and the largest value it can have.
@@ -71,8 +70,9 @@ def evaluate_ensembles(
         values: dict[int, list[torch.Tensor]] = {size: [] for size in group_sizes}
         resampled: dict[int, list[torch.Tensor]] = {size: [] for size in group_sizes}
         for size, log_probabilities in _ensembles(vectors, draws, evaluator, group_sizes):
-            values[size].append(_metrics(log_probabilities, labels))
-            resampled[size].append(_resampled_metrics(log_probabilities, labels, image_weights))
+            own, resamples = _metrics(log_probabilities, labels, image_weights)
+            values[size].append(own)
+            resampled[size].append(resamples)
         for size in group_sizes:
             means = torch.stack(values[size]).mean(0)
             resamples = (torch.stack(resampled[size], 1) * repeat_weights[..., None]).sum(1)
@@ -112,33 +112,19 @@ def _ensembles(
                 yield size, (total - math.log(size)).cpu()
 
 
-def _metrics(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The `METRICS` of an ensemble."""
-    right, losses, confidences = _per_image(log_probabilities, labels)
-    ece = torch.tensor(math.nan)
-    if confidences.isfinite().all():  # torchmetrics takes probabilities for logits when some are NaN or above 1
-        probabilities = log_probabilities.exp().clamp(max=1)
-        ece = multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=NUM_BINS)
-    return torch.stack([right.mean(), losses.mean(), ece])
-
-
-def _resampled_metrics(
+def _metrics(
     log_probabilities: torch.Tensor, labels: torch.Tensor, image_weights: torch.Tensor
-) -> torch.Tensor:
-    """The `METRICS` of an ensemble on every resample of the examples, `(NUM_RESAMPLES, 3)`."""
-    right, losses, confidences = _per_image(log_probabilities, labels)
-    edges = torch.linspace(0, 1, NUM_BINS + 1)
-    bins = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
-    gaps = torch.zeros(len(labels), NUM_BINS + 1).scatter_(1, bins[:, None], (right - confidences)[:, None])
-    accuracy, nll, *gaps = (image_weights @ torch.column_stack([right, losses, gaps])).unbind(1)
-    return torch.stack([accuracy, nll, torch.stack(gaps).abs().sum(0)], 1)
-
-
-def _per_image(log_probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Whether an ensemble is right, 0 where it is NaN; its loss; and its confidence; each `(N,)`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `METRICS` of an ensemble, `(3,)`, and those on every resample of the examples, `(NUM_RESAMPLES, 3)`."""
     confidences, predictions = log_probabilities.max(-1)
-    right = (predictions == labels) & ~confidences.isnan()
-    return right.float(), -log_probabilities.gather(-1, labels[:, None])[:, 0], confidences.exp()
+    right = ((predictions == labels) & ~confidences.isnan()).float()
+    losses = -log_probabilities.gather(-1, labels[:, None])[:, 0]
+    confidences = confidences.exp()
+    bins, gaps = confidence_bins(confidences)[:, None], (right - confidences)[:, None]
+    gaps = torch.zeros(len(labels), NUM_BINS + 1).scatter_(1, bins, gaps)
+    accuracy, nll, *resampled = (image_weights @ torch.column_stack([right, losses, gaps])).unbind(1)
+    own = torch.stack([right.mean(), losses.mean(), gaps.mean(0).abs().sum()])
+    return own, torch.stack([accuracy, nll, torch.stack(resampled).abs().sum(0)], 1)
 
 
 def _with_interval(metric: str, mean: float, resamples: torch.Tensor) -> dict[str, float | list[float] | None]:

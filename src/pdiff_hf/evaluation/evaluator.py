@@ -25,6 +25,12 @@ TIMING_REPEATS = 5
 MIN_NETWORKS_TO_TIME = 40
 
 
+def confidence_bins(confidences: torch.Tensor) -> torch.Tensor:
+    """The bin of the expected calibration error of every confidence: `NUM_BINS` equal ones, and one for exactly 1."""
+    edges = torch.linspace(0, 1, NUM_BINS + 1, device=confidences.device)
+    return torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
+
+
 @dataclass
 class EvaluatorOutput:
     """Metrics of `B` networks on `N` images.
@@ -99,14 +105,13 @@ class ParameterEvaluator:
         self._set_images(images.to(self.device), labels.to(self.device, torch.int64), max_cache_bytes)
 
         self._forward = split_if_exportable(FullForward(model, self.device), self._batches[0], layout.names, "network")
-        is_split = isinstance(self._forward, SplitForward)
-        self.num_nodes = self._forward.num_nodes if is_split else 0
-        self.num_dependent_nodes = self._forward.num_dependent_nodes if is_split else 0
+        self.num_nodes = self._forward.num_nodes if self.is_partial else 0
+        self.num_dependent_nodes = self._forward.num_dependent_nodes if self.is_partial else 0
         self._networks_at_once = networks_at_once
         self._accelerator = accelerator
         with torch.no_grad():
-            own = self._tensors(layout.flatten(model)[None])
-            self.num_classes = self._tail(self._activations(0), own, 0, 1, at_once=1).shape[-1]
+            own = layout.unflatten(layout.flatten(model)[None].to(self.device))
+            self.num_classes = self._tail(self._activations(0), own, 1, at_once=1).shape[-1]
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0 or highest >= self.num_classes:
             raise ValueError(
@@ -170,7 +175,6 @@ class ParameterEvaluator:
         outputs = []
         # Per network: predictions and losses, and a batch of logits, of probabilities and of temporaries.
         for _, chunk in self._chunks(vectors, 12 * len(all_labels) + 12 * self._sizes[0] * self.num_classes):
-            edges = torch.linspace(0, 1, NUM_BINS + 1, device=self.device)
             gaps = torch.zeros(len(chunk), NUM_BINS + 1, device=self.device)
             predictions, losses = [], []
             for images, logits in self._chunk_logits(chunk, num_images):
@@ -180,8 +184,7 @@ class ParameterEvaluator:
                 confidences, predicted = log_probabilities.max(-1)
                 confidences = confidences.exp()
                 predicted = predicted.masked_fill(confidences.isnan(), -1)
-                bins = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
-                gaps.scatter_add_(1, bins, (predicted == labels).float() - confidences)
+                gaps.scatter_add_(1, confidence_bins(confidences), (predicted == labels).float() - confidences)
                 predictions.append(predicted)
             predictions, losses = torch.cat(predictions, 1), torch.cat(losses, 1)
             accuracy = (predictions == all_labels).float().mean(1)
@@ -219,9 +222,6 @@ class ParameterEvaluator:
         for start in range(0, len(vectors), size):
             yield start, vectors[start : start + size]
 
-    def _tensors(self, chunk: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.layout.unflatten(chunk.to(self.device))
-
     def _activations(self, index: int) -> tuple[torch.Tensor, ...]:
         """Output of the prefix for image batch `index`, kept as long as there is room."""
         if index in self._cache:
@@ -238,7 +238,7 @@ class ParameterEvaluator:
         self, chunk: torch.Tensor, num_images: int | None = None
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Image slices and the logits `(b, n, classes)` of all networks of a chunk on them."""
-        tensors = self._tensors(chunk)
+        tensors = self.layout.unflatten(chunk.to(self.device))
         start, stop = 0, num_images or len(self.labels)
         for index, size in enumerate(self._sizes):
             if start >= stop:
@@ -247,24 +247,19 @@ class ParameterEvaluator:
             activations = self._activations(index)
             if self._networks_at_once is None and len(chunk) >= MIN_NETWORKS_TO_TIME:
                 self._networks_at_once = self._time_tail(activations, tensors, len(chunk))
-            logits = self._tail(activations, tensors, 0, len(chunk), self._networks_at_once or 1)
+            logits = self._tail(activations, tensors, len(chunk), self._networks_at_once or 1)
             yield slice(start, start + size), logits[:, :size].float()
             start += size
 
     def _tail(
-        self,
-        activations: tuple[torch.Tensor, ...],
-        tensors: dict[str, torch.Tensor],
-        start: int,
-        stop: int,
-        at_once: int,
+        self, activations: tuple[torch.Tensor, ...], tensors: dict[str, torch.Tensor], num: int, at_once: int
     ) -> torch.Tensor:
-        """Logits `(stop - start, n, classes)` of the networks from `start` to `stop`, `at_once` networks at a time."""
+        """Logits `(num, n, classes)` of the first `num` networks, `at_once` networks at a time."""
         if at_once == 1:
-            rows = ({name: tensor[row] for name, tensor in tensors.items()} for row in range(start, stop))
+            rows = ({name: tensor[row] for name, tensor in tensors.items()} for row in range(num))
             return torch.stack([self._forward.tail(activations, row) for row in rows])
         tail = torch.func.vmap(self._forward.tail, in_dims=(None, 0))
-        groups = (slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once))
+        groups = (slice(first, min(first + at_once, num)) for first in range(0, num, at_once))
         return torch.cat([tail(activations, {name: tensor[g] for name, tensor in tensors.items()}) for g in groups])
 
     def _time_tail(
@@ -281,7 +276,7 @@ class ParameterEvaluator:
                 seconds = []
                 for _ in range(TIMING_REPEATS):
                     begin = time.perf_counter()
-                    self._tail(activations, tensors, 0, at_once, at_once)
+                    self._tail(activations, tensors, at_once, at_once)
                     if self.device.type == "cuda":
                         torch.cuda.synchronize(self.device)
                     seconds.append((time.perf_counter() - begin) / at_once)

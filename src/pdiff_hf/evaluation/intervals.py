@@ -20,23 +20,16 @@ def exact_interval(num_right: int, num_images: int) -> list[float]:
 def mean_interval(values: torch.Tensor) -> list[float]:
     """95 % interval of a group's mean, over the choice of test examples and of networks (normal approximation).
 
-    Args:
-        values (`torch.Tensor` of shape `(n, N)`): Whether network `i` is right on example `j`, or its loss there.
+    `values` `(n, N)` say whether network `i` is right on example `j`, or its loss there.
     """
     return _interval(values.double().mean(0), _variance_of_networks(values))
 
 
 def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[str, float | list[float]]:
-    """Difference of the mean accuracies of two groups on the same examples.
+    """`difference` of the mean accuracies of two groups, a minus b, and its `ci95` (normal approximation).
 
-    Images on which both groups do equally well cancel, so the interval is narrower than the two intervals suggest.
-
-    Args:
-        right_a (`torch.Tensor` of shape `(a, N)`, `bool`): Whether a network of group a is right on an example.
-        right_b (`torch.Tensor` of shape `(b, N)`, `bool`): The same for group b.
-
-    Returns:
-        `dict`: `difference` of a minus b, and its `ci95` (normal approximation).
+    The groups say by `(a, N)` and `(b, N)`, `bool`, which network is right on which example. Examples on which both do
+    equally well cancel, so the interval is narrower than the two intervals suggest.
     """
     difference = right_a.double().mean(0) - right_b.double().mean(0)
     variance = _variance_of_networks(right_a) + _variance_of_networks(right_b)
@@ -44,14 +37,10 @@ def accuracy_difference(right_a: torch.Tensor, right_b: torch.Tensor) -> dict[st
 
 
 def paired_comparison(right_a: torch.Tensor, right_b: torch.Tensor) -> dict:
-    """Compare two networks on the same examples by McNemar's exact test.
+    """Compare two networks, right or not `(N,)` on the same examples, by McNemar's exact test.
 
     Source: McNemar 1947; the exact version is the sign test on the examples on which one of the two alone is right.
     The interval is that of the test: exact (Clopper-Pearson) for the share of a among these examples.
-
-    Args:
-        right_a (`torch.Tensor` of shape `(N,)`, `bool`): Whether network a is right on an example.
-        right_b (`torch.Tensor` of shape `(N,)`, `bool`): The same for network b.
 
     Returns:
         `dict`: `difference` of the accuracies, a minus b, with `ci95`; `p_value` of the hypothesis that both are

@@ -27,16 +27,11 @@ MAX_ROUNDS = 100
 
 
 def match(vectors: torch.Tensor, reference: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
-    """Permute the hidden units of networks so that they come close to a reference.
+    """Permute the hidden units of networks `(A, D)` so that they come close to a reference `(D,)`.
 
     Weight matching by coordinate descent: from the order as it is, the units of one layer after the other get the
     order that is best given the others, until no layer gets better. The exact problem is NP-hard. Source: Ainsworth et
     al. 2023, arXiv 2209.04836, §3.2.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
-        reference (`torch.Tensor` of shape `(D,)`): What they are matched with.
-        spec ([`PermutationSpec`]): Of [`permutation_spec`].
 
     Returns:
         `torch.Tensor` of shape `(A, D)`: networks that compute the same, none farther from the reference than before;
@@ -50,21 +45,10 @@ def match(vectors: torch.Tensor, reference: torch.Tensor, spec: PermutationSpec)
 
 
 def align(vectors: torch.Tensor, reference: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
-    """Match networks with one reference from the beginning: the order in which they come has no influence.
+    """Match networks with one reference as [`match`] does, without an influence of the order in which their units are.
 
-    Before the descent of [`match`], one layer after the other is ordered by what its units get from the layer before,
-    which undoes any permutation of the reference.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(n, D)`): Parameter vectors.
-        reference (`torch.Tensor` of shape `(D,)`): What they are matched with.
-        spec ([`PermutationSpec`]): Of [`permutation_spec`].
-
-    Returns:
-        `torch.Tensor` of shape `(n, D)`: networks that compute the same.
-
-    Raises:
-        ValueError: vectors of another length than the specification's.
+    Before the descent, one layer after the other is ordered by what its units get from the layer before, which undoes
+    any permutation of the reference.
     """
     chunks = []
     for chunk, references in _pair_chunks(vectors, reference.expand_as(vectors), spec):
@@ -85,14 +69,7 @@ def nearest_matched_distance(
     rows of `b` are tried, the `NUM_CANDIDATES` nearest as they are and the `NUM_CANDIDATES` nearest after all networks
     were matched with the first row of `b`.
 
-    Args:
-        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
-        b (`torch.Tensor` of shape `(B, D)`): Parameter vectors.
-        spec ([`PermutationSpec`]): Of [`permutation_spec`].
-        exclude_self (`bool`, *optional*, defaults to `False`): As for [`nearest_distance`].
-
-    Returns:
-        `torch.Tensor` of shape `(A,)`: distances in parameter units, infinite when no row of `b` is left.
+    Arguments and result are those of [`nearest_distance`].
 
     Raises:
         ValueError: vectors of another length than the specification's, or `exclude_self` with two sets.
@@ -195,10 +172,6 @@ def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> tuple[torch.
     simplest of their ways to merge many. Another order of the units of the first network only permutes the result in
     the same way; another order of any other network changes nothing.
 
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        spec ([`PermutationSpec`]): Of [`permutation_spec`].
-
     Returns:
         `tuple[torch.Tensor, dict]`: vectors `(K, D)`, each with the values of its row in another order, and how it
         went: `method`, `rounds`, `converged`, and the root of the mean squared distance to the mean in parameter
@@ -214,9 +187,7 @@ def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> tuple[torch.
         converged = torch.equal(moved, aligned)
         aligned, rounds = moved, rounds + 1
     report = {"method": "permutation", "rounds": rounds, "converged": converged}
-    return aligned, report | {"spread_before": _spread(vectors), "spread_after": _spread(aligned)}
-
-
-def _spread(vectors: torch.Tensor) -> float:
-    mean = vectors.double().mean(0)
-    return torch.stack([(row - mean).square().sum() for row in vectors]).mean().sqrt().item()
+    for name, rows in (("spread_before", vectors), ("spread_after", aligned)):
+        mean = rows.double().mean(0)
+        report[name] = torch.stack([(row - mean).square().sum() for row in rows]).mean().sqrt().item()
+    return aligned, report

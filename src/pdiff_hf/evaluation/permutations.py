@@ -29,13 +29,10 @@ WHAT_TO_CHANGE = "set collect.align=none or collect from one base model"
 
 @dataclass(frozen=True)
 class PermutedTensor:
-    """A tensor that is permuted with hidden units, seen as `(outputs, inputs, values)`.
+    """A tensor that is permuted with hidden units, from the position `offset` in the vector on.
 
-    Args:
-        offset (`int`): Position of its first value in the vector.
-        shape (`tuple[int, int, int]`): Outputs, inputs, and the values that stay together.
-        output (`int`, *optional*): The hidden layer whose units are its outputs.
-        input (`int`, *optional*): The hidden layer whose units are its inputs.
+    Its `shape` is outputs, inputs, and the values that stay together; `output` and `input` are the hidden layers whose
+    units are its outputs and inputs.
     """
 
     offset: int
@@ -50,13 +47,7 @@ class PermutedTensor:
 
 @dataclass(frozen=True)
 class PermutationSpec:
-    """How the hidden units of a network may be permuted.
-
-    Args:
-        num_parameters (`int`): Length D of a vector.
-        num_layers (`int`): Number of hidden layers.
-        tensors (`tuple[PermutedTensor, ...]`): What is permuted with their units.
-    """
+    """How the units of a network's `num_layers` hidden layers, and `tensors` with them, may be permuted."""
 
     num_parameters: int
     num_layers: int
@@ -77,10 +68,6 @@ def permutation_spec(model: nn.Module, layout: ParameterLayout) -> PermutationSp
     The graph is traced by `torch.fx`. Known are chains, written as `nn.Sequential` or in a `forward` of one's own, of
     convolutions without groups, flattening and linear layers, with element-wise activations, pooling, dropout and
     BatchNorm between them.
-
-    Args:
-        model (`nn.Module`): The base model.
-        layout ([`ParameterLayout`]): Which tensors the vectors hold.
 
     Raises:
         ValueError: the network is another one, has no hidden layer, or a tensor of its layers is not in the layout, so

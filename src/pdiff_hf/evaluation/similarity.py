@@ -15,15 +15,7 @@ def wrong_iou(predictions_a: torch.Tensor, predictions_b: torch.Tensor, labels: 
     """Intersection over union of the wrongly classified examples of every pair of networks.
 
     `|wrong_a and wrong_b| / |wrong_a or wrong_b|`, 1 for two networks that make no mistakes. Source: Wang et al. 2024,
-    arXiv 2402.13144, §4.
-
-    Args:
-        predictions_a (`torch.Tensor` of shape `(A, N)`): Predicted classes.
-        predictions_b (`torch.Tensor` of shape `(B, N)`): Predicted classes.
-        labels (`torch.Tensor` of shape `(N,)`): True classes.
-
-    Returns:
-        `torch.Tensor` of shape `(A, B)`: values in [0, 1].
+    arXiv 2402.13144, §4. Predicted classes `(A, N)` and `(B, N)` and labels `(N,)` give `(A, B)` values in [0, 1].
     """
     if predictions_a.shape[1:] != labels.shape or predictions_b.shape[1:] != labels.shape:
         raise ValueError(
@@ -38,35 +30,22 @@ def wrong_iou(predictions_a: torch.Tensor, predictions_b: torch.Tensor, labels: 
 
 
 def nearest_distance(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
-    """Euclidean distance from every row of `a` to the nearest row of `b`.
+    """Euclidean distance from every row of `a` `(A, D)` to the nearest row of `b` `(B, D)`, in parameter units.
 
-    Args:
-        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
-        b (`torch.Tensor` of shape `(B, D)`): Parameter vectors.
-        exclude_self (`bool`, *optional*, defaults to `False`): Leave row `i` of `b` out for row `i` of `a`, for
-            leave-one-out distances within one set (`a` is `b`).
-
-    Returns:
-        `torch.Tensor` of shape `(A,)`: distances in parameter units, infinite when no row of `b` is left.
+    `exclude_self` leaves row `i` of `b` out for row `i` of `a`, for leave-one-out distances within one set. Of shape
+    `(A,)`, infinite when no row of `b` is left.
     """
     squares = squared_distances(a, b, exclude_self)
     if len(b) - exclude_self < 1:
         return torch.full((len(a),), float("inf"))
-    nearest = squares.argmin(1)
-    rows = (torch.linalg.vector_norm(row.double() - b[index]) for row, index in zip(a, nearest, strict=True))
-    return torch.stack(list(rows)).float()
+    pairs = zip(a, squares.argmin(1), strict=True)
+    return torch.stack([torch.linalg.vector_norm(row.double() - b[nearest]) for row, nearest in pairs]).float()
 
 
 def nearest_cosine(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
-    """Largest cosine similarity of every row of `a` to a row of `b`, of the raw vectors.
+    """Largest cosine similarity `(A,)` of every row of `a` `(A, D)` to a row of `b` `(B, D)`, of the raw vectors.
 
-    Args:
-        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
-        b (`torch.Tensor` of shape `(B, D)`): Parameter vectors.
-        exclude_self (`bool`, *optional*, defaults to `False`): As for [`nearest_distance`].
-
-    Returns:
-        `torch.Tensor` of shape `(A,)`: values in [-1, 1], 0 for a vector of zeros, NaN when no row of `b` is left.
+    In [-1, 1], 0 for a vector of zeros, NaN when no row of `b` is left; `exclude_self` as for [`nearest_distance`].
     """
     _check_pair(a, b, exclude_self)
     if len(b) - exclude_self < 1:
@@ -85,17 +64,10 @@ def nearest_cosine(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False)
 
 
 def spread(a: torch.Tensor, originals: torch.Tensor) -> float | None:
-    """How far vectors lie from the originals' mean, relative to the originals themselves.
+    """Root mean square distance of vectors `(A, D)` to the mean of the originals `(K, D)`, in units of the originals'.
 
-    The root mean square distance of the rows of `a` to the mean, divided by that of the originals: 1 for vectors as
-    spread out as the originals, `1 / sqrt(n)` for averages of `n` independent ones, 0 for the mean itself.
-
-    Args:
-        a (`torch.Tensor` of shape `(A, D)`): Parameter vectors.
-        originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset.
-
-    Returns:
-        `float`, or `None` where there is no finite value, as for originals that are all equal.
+    1 for vectors as spread out as the originals, `1 / sqrt(n)` for averages of `n` independent ones, 0 for the mean
+    itself; `None` where there is no finite value, as for originals that are all equal.
     """
     _check_pair(a, originals)
     own = reference = 0.0

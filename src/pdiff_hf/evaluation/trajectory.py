@@ -1,9 +1,8 @@
-"""The way of generation: what the networks are between noise and the end, step by step."""
+"""Trajectories of generation: the networks between noise and the end, step by step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,6 +66,18 @@ def trajectory(
     mean = originals.mean(0, keepdim=True)
     reach = nearest_distance(originals, mean).double().square().mean().sqrt().item()
     accuracy = evaluator.accuracy(originals)
+
+    def describe(latents: torch.Tensor) -> dict[str, list]:
+        """Nested lists `(P, B, …)` of the networks that latents `(P, B, C, L)` mean, few of them at a time."""
+        columns: dict[str, list[torch.Tensor]] = {"accuracy": [], "distance": [], "distance_to_mean": [], "plane": []}
+        for decoded in pipe.autoencoder.decode_rows(pipe.autoencoder.unscale_latents(latents.flatten(0, 1))):
+            networks = decoded.cpu()
+            columns["accuracy"].append(evaluator.accuracy(networks))
+            columns["distance"].append(nearest_distance(networks, originals) / yardstick)
+            columns["distance_to_mean"].append(nearest_distance(networks, mean) / reach)
+            columns["plane"].append(plane.project(networks))
+        return {name: _json(torch.cat(parts).unflatten(0, latents.shape[:2])) for name, parts in columns.items()}
+
     return {
         "schema": SCHEMA,
         "scheduler": type(pipe.scheduler).__name__,
@@ -78,8 +89,8 @@ def trajectory(
         "steps": steps,
         "timesteps": timesteps,
         "num_train_timesteps": pipe.scheduler.config.num_train_timesteps,
-        "noisy": _describe(pipe, evaluator, latents["noisy"], originals, plane, yardstick, reach),
-        "predicted": _describe(pipe, evaluator, latents["predicted"], originals, plane, yardstick, reach),
+        "noisy": describe(latents["noisy"]),
+        "predicted": describe(latents["predicted"]),
         "originals": {
             "accuracy": {"mean": accuracy.mean().item(), "min": accuracy.min().item(), "max": accuracy.max().item()},
             "l2_nearest_mean": yardstick,
@@ -132,16 +143,10 @@ def _follow(
 def predict_clean(
     scheduler: SchedulerMixin, output: torch.Tensor, timestep: torch.Tensor | int, latents: torch.Tensor
 ) -> torch.Tensor:
-    """The clean latents that a UNet's output means at a timestep.
+    """The clean latents that a UNet's output `(B, C, L)` means, given `latents` `(B, C, L)` of a timestep.
 
     Source: Ho et al. 2020, arXiv 2006.11239, eq. 15, for noise; Salimans and Ho 2022, arXiv 2202.00512, appendix D,
     for the velocity.
-
-    Args:
-        scheduler ([`SchedulerMixin`]): One of [`SCHEDULERS`], whose config says what is predicted.
-        output (`torch.Tensor` of shape `(B, C, L)`): Of the UNet.
-        timestep (`torch.Tensor` or `int`): Of `latents`.
-        latents (`torch.Tensor` of shape `(B, C, L)`): What the UNet was given.
     """
     alpha = scheduler.alphas_cumprod[int(timestep)].to(latents)
     predicted = {
@@ -153,10 +158,7 @@ def predict_clean(
 
 
 class PrincipalPlane:
-    """The plane of the first two principal components of parameter vectors, by their Gram matrix.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): What spans the plane; K at least 3.
+    """The plane of the first two principal components of vectors `(K, D)`, K at least 3, by their Gram matrix.
 
     Attributes:
         explained (`list[float]`): Shares of the variance along both components.
@@ -181,31 +183,8 @@ class PrincipalPlane:
         return (vectors - self._mean) @ self._components.T
 
 
-def _describe(
-    pipe: DiffusionPipeline,
-    evaluator: ParameterEvaluator,
-    latents: torch.Tensor,
-    originals: torch.Tensor,
-    plane: PrincipalPlane,
-    yardstick: float,
-    reach: float,
-) -> Mapping[str, list]:
-    """Decode latents `(P, B, C, L)`, few at a time, and describe their networks by nested lists `(P, B, …)`."""
-    mean = originals.mean(0, keepdim=True)
-    columns: dict[str, list[torch.Tensor]] = {"accuracy": [], "distance": [], "distance_to_mean": [], "plane": []}
-    for decoded in pipe.autoencoder.decode_rows(pipe.autoencoder.unscale_latents(latents.flatten(0, 1))):
-        networks = decoded.cpu()
-        columns["accuracy"].append(evaluator.accuracy(networks))
-        columns["distance"].append(nearest_distance(networks, originals) / yardstick)
-        columns["distance_to_mean"].append(nearest_distance(networks, mean) / reach)
-        columns["plane"].append(plane.project(networks))
-    return {name: _json(torch.cat(parts).unflatten(0, latents.shape[:2])) for name, parts in columns.items()}
-
-
 def _json(values: torch.Tensor) -> list:
     """Nested lists with `None` for what is not finite, as far off networks may be."""
-    if values.isfinite().all():
-        return values.tolist()
     if values.ndim > 1:
         return [_json(row) for row in values]
     return [value if math.isfinite(value) else None for value in values.tolist()]

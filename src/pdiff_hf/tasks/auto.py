@@ -23,15 +23,8 @@ TaskConfig = Annotated[SplitConfig, OneOf(by_kind(*TASKS), "image_classification
 """The recipe's `task` section: one of the kinds, by its key `kind`."""
 
 
-def load_task(
-    config: SplitConfig | Mapping[str, Any],
-    base_model: BaseModel | None = None,
-) -> Task:
-    """The task of a configuration.
-
-    Args:
-        config (`TaskConfig` or `Mapping`): A validated `task` section, or one as JSON.
-        base_model ([`BaseModel`], *optional*): What the inputs are for; decides what the configuration leaves `null`.
+def load_task(config: SplitConfig | Mapping[str, Any], base_model: BaseModel | None = None) -> Task:
+    """The task of a `task` section, validated or as JSON; the base model decides what it leaves `null`.
 
     Raises:
         ValueError: the configuration is invalid, or as the task of its kind.

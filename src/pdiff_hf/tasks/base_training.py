@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..forward import forward_logits
-from ..machine import process_state
+from ..machine import default_device, process_state
 from .config import BaseTrainingConfig
 from .task import Task
 
@@ -45,13 +47,10 @@ def train_base_model(
     Raises:
         ValueError: the model does not give logits `(B, num_classes)`, or the loss is no longer finite.
     """
-    device = torch.device(device or _default_device())
+    device = torch.device(device or default_device())
     set_seed(config.seed)
     model.to(device).train()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * len(task.batch_indices("train", config.train_batch_size))
-    lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    optimizer, lr_scheduler, steps = make_optimizer(task, model.parameters(), config)
     history = []
     with tqdm(total=steps, desc="base training", disable=not progress, leave=False) as bar:
         for epoch in range(config.epochs):
@@ -78,9 +77,18 @@ def train_base_model(
                 )
             bar.set_postfix(loss=f"{history[-1]:.4f}", refresh=False)
     model.eval()
-    return {split: _accuracy(model, task, split[:-9]) for split in ("val_accuracy", "test_accuracy")} | {
-        "train_loss": history
-    }
+    val, test = _accuracy(model, task, "val"), _accuracy(model, task, "test")
+    return {"val_accuracy": val, "test_accuracy": test, "train_loss": history}
+
+
+def make_optimizer(
+    task: Task, parameters: Iterable[torch.Tensor], config: BaseTrainingConfig
+) -> tuple[torch.optim.Optimizer, LRScheduler, int]:
+    """AdamW for the parameters that require a gradient, its cosine schedule, and the number of steps in all."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.epochs * len(task.batch_indices("train", config.train_batch_size))
+    return optimizer, get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps), steps
 
 
 def train_base_model_once(
@@ -89,25 +97,17 @@ def train_base_model_once(
     model: nn.Module,
     config: BaseTrainingConfig,
     folder: str | Path,
-    device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Trains a base model unless a folder holds the result of the same training, and keeps the result there.
 
     Of several processes of `accelerate launch`, which share the folder, the main one trains.
 
-    Args:
-        task ([`Task`]): The examples.
-        base_model ([`BaseModel`]): How `model` is built.
-        model (`nn.Module`): Initialised; trained in place.
-        config ([`BaseTrainingConfig`]): Hyper-parameters.
-        folder (`str` or `Path`): Receives `base/model.safetensors` and `base_training.json`. What another training has
-            left there is removed.
-        device (`torch.device` or `str`, *optional*): Where to train; an accelerator when there is one by default.
-        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+    The folder receives `base/model.safetensors` and `base_training.json`; what another training has left there is
+    removed. `base_model` says how `model` is built.
 
     Returns:
-        `tuple[nn.Module, dict]`: the trained network on `device`, and what [`train_base_model`] returns.
+        `tuple[nn.Module, dict]`: the trained network on the accelerator, if there is one, and what
+        [`train_base_model`] returns.
 
     Raises:
         ValueError: as [`train_base_model`], or the weights in the folder are damaged.
@@ -124,23 +124,19 @@ def train_base_model_once(
     state.wait_for_everyone()
     if not is_known and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
-        result = train_base_model(task, model, config, device, progress)
+        result = train_base_model(task, model, config)
         stored = base_model.save_weights(model, folder).to_dict()
         write_json(file, {"plan": plan, "result": result, "stored": stored})
     state.wait_for_everyone()
     known = read_json(file)
     if is_known or not state.is_main_process:
         model = BaseModel.from_dict(known["stored"], root=folder).build(base_model.trusted_imports)
-    return model.to(device or _default_device()), known["result"]
-
-
-def _default_device() -> torch.device:
-    return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return model.to(default_device()), known["result"]
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, task: Task, split: str, batch_size: int = 500) -> float:
+def _accuracy(model: nn.Module, task: Task, split: str) -> float:
     images, labels = task.arrays(split)
     device = next(model.parameters()).device
-    predicted = [forward_logits(model, batch.to(device)).argmax(-1).cpu() for batch in images.split(batch_size)]
+    predicted = [forward_logits(model, batch.to(device)).argmax(-1).cpu() for batch in images.split(500)]
     return (torch.cat(predicted) == labels).float().mean().item()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -30,22 +30,13 @@ PLAN_FILE = "plan.json"
 
 
 def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | Path) -> ParameterLayout:
-    """What can be checked before any training: the selection and the folder.
-
-    Args:
-        model (`nn.Module`): The base model, trained or not.
-        config ([`CollectConfig`]): Hyper-parameters.
-        output_dir (`str` or `Path`): Folder of the parameter dataset to be.
-
-    Returns:
-        [`ParameterLayout`]: The selected tensors.
+    """The selected tensors of a base model, trained or not: all that can be checked before any training.
 
     Raises:
         ValueError: the selection is empty, `independent` leaves tensors out, the hidden units of the network cannot be
             aligned, or `output_dir` is not empty.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not _is_free(output_dir):
         raise ValueError(f"expected an empty or new folder for the checkpoints, found that {output_dir} is neither")
     layout = ParameterLayout.from_model(model, config.select, config.buffers)
     if config.independent and config.runs > 1:
@@ -58,6 +49,11 @@ def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | 
     if config.align == "permutation":
         permutation_spec(model, layout)
     return layout
+
+
+def _is_free(folder: str | Path) -> bool:
+    folder = Path(folder)
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def partial_folder(output_dir: str | Path) -> Path:
@@ -73,7 +69,6 @@ def collect_checkpoints(
     config: CollectConfig,
     output_dir: str | Path,
     seed: int = 0,
-    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the selected tensors on and writes a parameter dataset with `runs * num_checkpoints` rows.
@@ -90,12 +85,11 @@ def collect_checkpoints(
     Args:
         task ([`Task`]): The examples.
         base_model ([`BaseModel`]): How `model` is built; the dataset carries it with the weights of `model`.
-        model (`nn.Module`): The trained base model. It is not changed.
+        model (`nn.Module`): The trained base model, on the device where runs are trained. It is not changed.
         base_training ([`BaseTrainingConfig`]): How it was trained; `independent` runs train in the same way.
         config ([`CollectConfig`]): Hyper-parameters.
         output_dir (`str` or `Path`): Folder of the parameter dataset.
         seed (`int`, *optional*, defaults to 0): Run `r` shuffles the images by `seed + r`.
-        device (`torch.device` or `str`, *optional*): Where to train; that of `model` by default.
         progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
     Returns:
@@ -105,7 +99,7 @@ def collect_checkpoints(
         ValueError: as [`check_collection`], or the loss is no longer finite.
     """
     state = process_state()
-    model = copy.deepcopy(model).to(device or next(model.parameters()).device)
+    model = copy.deepcopy(model)
     layout = check_collection(model, config, output_dir)
     folder = partial_folder(output_dir)
     metadata = {
@@ -117,7 +111,11 @@ def collect_checkpoints(
         base_model = base_model.save_weights(model, folder)
         # Rows are aligned when all of them are there.
         kept = {"collect": config.model_dump(mode="json", exclude={"align"}), "seed": seed}
-        _open_plan(folder, {**metadata, **kept, "base_model": base_model.to_dict()})
+        plan, file = {**metadata, **kept, "base_model": base_model.to_dict()}, folder / PLAN_FILE
+        # What was done for another plan is of no use.
+        if file.is_file() and read_json(file) != plan:
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+        write_json(file, plan)
     state.wait_for_everyone()
 
     # 1. Runs, a part at a time into folders that get their names when they are complete
@@ -128,15 +126,15 @@ def collect_checkpoints(
     state.wait_for_everyone()
     own = missing[state.process_index :: state.num_processes]
     total = sum(len(part) for part in own) * config.num_checkpoints
-    is_silent = not (progress and state.is_main_process)
-    with tqdm(total=total, desc="collect", disable=is_silent, leave=False) as bar:
+    with tqdm(total=total, desc="collect", disable=not (progress and state.is_main_process), leave=False) as bar:
         for part in own:
             with atomic_folder(folders[part]) as partial:
                 runs.collect(part, partial, bar.update)
     state.wait_for_everyone()
 
     # 2. All rows, their accuracies on both splits in one pass, and the folder
-    vectors, columns = _read_parts(folders.values(), layout)
+    rows = datasets.concatenate_datasets([ParameterDataset(path).rows for path in folders.values()])
+    vectors, columns = _vectors_and_columns(rows, layout)
     if config.align == "permutation":
         vectors, metadata["alignment"] = align_networks(vectors, permutation_spec(model, layout))
     (val_images, val_labels), (test_images, test_labels) = task.arrays("val"), task.arrays("test")
@@ -160,37 +158,15 @@ def collect_checkpoints(
     }
 
 
-def _open_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Note what is being collected; what was done for another plan is removed."""
-    file = folder / PLAN_FILE
-    if file.is_file() and read_json(file) != plan:
-        shutil.rmtree(folder / "runs", ignore_errors=True)
-    write_json(file, plan)
-
-
-def _read_parts(folders: Iterable[Path], layout: ParameterLayout) -> tuple[torch.Tensor, dict[str, list]]:
-    """Vectors `(K, D)` and all other columns of parameter datasets, one after another."""
-    vectors, columns = [], {}
-    for path in folders:
-        rows = ParameterDataset(path).rows
-        vectors.append(dataset_vectors(rows, layout))
-        for name, values in rows.remove_columns("parameters").with_format(None).to_dict().items():
-            columns.setdefault(name, []).extend(values)
-    # Of one part, the rows need not be copied.
-    return vectors[0] if len(vectors) == 1 else torch.cat(vectors), columns
+def _vectors_and_columns(rows: datasets.Dataset, layout: ParameterLayout) -> tuple[torch.Tensor, dict[str, list]]:
+    return dataset_vectors(rows, layout), rows.remove_columns("parameters").with_format(None)[:]
 
 
 def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str, Any]:
     """Write a parameter dataset whose networks are those of another one, their hidden units in a common order.
 
-    Metrics and all other columns stay, and `stats.json` says under `metadata.alignment` what was done.
-
-    Args:
-        dataset ([`ParameterDataset`]): With a base model.
-        output_dir (`str` or `Path`): New folder.
-
-    Returns:
-        `dict`: the report of [`align_networks`], and `num_checkpoints` and `num_parameters`.
+    Metrics and all other columns stay, and `stats.json` says under `metadata.alignment` what was done: the report of
+    [`align_networks`], which is returned with `num_checkpoints` and `num_parameters`.
 
     Raises:
         ValueError: the dataset has no base model, its network has a layer that is not understood, or `output_dir` is
@@ -199,13 +175,11 @@ def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str
     layout, base_model = dataset.layout, dataset.base_model
     if base_model is None:
         raise ValueError(f"expected a base model in {dataset.folder / 'layout.json'}, found none; import it with one")
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not _is_free(output_dir):
         raise ValueError(f"expected a new folder for the aligned dataset, found that {output_dir} is not empty")
     spec = permutation_spec(base_model.build(), layout)
-    rows = dataset.rows
-    aligned, report = align_networks(dataset_vectors(rows, layout), spec)
-    columns = rows.remove_columns("parameters").with_format(None)[:]
+    vectors, columns = _vectors_and_columns(dataset.rows, layout)
+    aligned, report = align_networks(vectors, spec)
     metadata = {**dataset.metadata, "alignment": report}
     with atomic_folder(output_dir) as partial:
         save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)

@@ -26,14 +26,7 @@ from .zoo import networks_at_once, train_networks
 class RunCollector:
     """Makes the rows of some runs of a collection; which ones are made together or before changes no row.
 
-    Args:
-        task ([`Task`]): The examples.
-        base_model ([`BaseModel`]): How `model` is built.
-        model (`nn.Module`): The trained base model, on the device where runs are trained. It is not changed.
-        base_training ([`BaseTrainingConfig`]): How it was trained; `independent` runs train in the same way.
-        config ([`CollectConfig`]): Hyper-parameters.
-        layout ([`ParameterLayout`]): The selected tensors.
-        seed (`int`): Run `r` shuffles the images by `seed + r`.
+    Arguments are those of [`collect_checkpoints`], and the selected tensors.
     """
 
     task: Task
@@ -59,12 +52,8 @@ class RunCollector:
         """
         networks = self._base_models(runs)
         if self.config.takes_trained_networks:
-            columns = {
-                "run": [f"run-{run}" for run in runs],
-                "seed": [self.seed + run for run in runs],
-                "step": [0] * len(runs),
-                "epoch": [0.0] * len(runs),
-            }
+            columns = {"run": [f"run-{run}" for run in runs], "seed": [self.seed + run for run in runs]}
+            columns |= {"step": [0] * len(runs), "epoch": [0.0] * len(runs)}
             vectors = torch.stack([self.layout.flatten(network) for network in networks])
             save_parameter_dataset(vectors, self.layout, folder, columns=columns)
             advance(len(runs))

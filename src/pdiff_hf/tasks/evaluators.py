@@ -24,11 +24,7 @@ def open_task(dataset: ParameterDataset) -> Task | None:
 
 
 def require_task(dataset: ParameterDataset) -> Task:
-    """The task of a dataset whose networks are to be evaluated.
-
-    Raises:
-        ValueError: the dataset names none or no base model, or the examples are not where it says.
-    """
+    """As [`open_task`]; raises `ValueError` when the dataset names no task, or no base model to evaluate networks."""
     if missing := [name for name in ("task", "base_model") if getattr(dataset, name) is None]:
         raise ValueError(
             f"{dataset.folder} names no {missing[0].replace('_', ' ')}; to evaluate networks, a dataset needs a task "
@@ -48,13 +44,8 @@ def make_evaluator(
 ) -> ParameterEvaluator:
     """An evaluator of the dataset's networks, which shares them among the processes of `accelerate launch`.
 
-    Args:
-        dataset ([`ParameterDataset`]): Names base model and task.
-        split (`str`): `"train"`, `"val"` or `"test"`.
-        task ([`Task`], *optional*): Instead of opening that of the dataset.
-        model (`nn.Module`, *optional*): Instead of building the base model.
-        layout ([`ParameterLayout`], *optional*): Of the vectors, that of the dataset by default.
-        options: Those of [`ParameterEvaluator`]: `batch_size`, `max_cache_bytes`, and so on.
+    Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
+    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on.
 
     Raises:
         ValueError: see [`require_task`] and [`BaseModel.build`].

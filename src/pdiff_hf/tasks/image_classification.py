@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import datasets
@@ -82,10 +82,8 @@ class ImageClassification(Task):
     def _load_digits(self, config: ImageClassificationConfig) -> None:
         fixed = {"image_size": 8, "in_chans": 1, "augment": "none"}
         fixed |= dict.fromkeys(("config_name", "val_split", "mean", "std", "interpolation", "crop_pct"))
-        wrong = {
-            key: getattr(config, key) for key, value in fixed.items() if getattr(config, key) not in (None, value)
-        }
-        if wrong:
+        found = {key: getattr(config, key) for key in fixed}
+        if wrong := {key: value for key, value in found.items() if value not in (None, fixed[key])}:
             raise ValueError(
                 f"expected the embedded digits, 1x8x8 and pixel / 16, found {wrong} in task; leave these keys out"
             )
@@ -103,11 +101,17 @@ class ImageClassification(Task):
         # 1. Rows and labels as they are stored
         stored = load_splits(config, self.noun)
         if config.image_column is None:
-            config = config.model_copy(update={"image_column": find_image_column(stored[config.train_split])})
+            rows = stored[config.train_split]
+            found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
+            if len(found) != 1:
+                raise ValueError(
+                    f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it "
+                    "with task.image_column"
+                )
+            config = config.model_copy(update={"image_column": found[0]})
         check_columns(stored, {key: getattr(config, key) for key in ("image_column", "label_column")})
         stored = select_images(stored, config.image_column, config.label_column)
         labels, self.class_names = class_labels(stored, config.train_split, config.label_column)
-
         config = config.model_copy(update={"dataset_fingerprint": check_fingerprint(config, stored, labels)})
 
         # 2. Three disjoint splits
@@ -138,7 +142,7 @@ class ImageClassification(Task):
         self.config = config.model_copy(update=update)
 
     def _prepare(self, split: Split) -> torch.Tensor:
-        return torch.cat([images for images, _ in self._load(split, is_training=False)])
+        return torch.cat([images for images, _ in self._load(split)])
 
     def batches(
         self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0
@@ -146,27 +150,21 @@ class ImageClassification(Task):
         """As [`Task.batches`], with any number of workers."""
         indices = self.batch_indices(split, batch_size, seed, epoch)
         if split == "train" and self.is_augmented:
-            yield from self._load(split, is_training=True, indices=indices, seed=(seed, epoch))
+            yield from self._load(split, indices, seed=(seed, epoch))
         elif self.fits_in_memory(split):
             yield from super().batches(split, batch_size, seed, epoch)
         else:
-            yield from self._load(split, is_training=False, indices=indices)
+            yield from self._load(split, indices)
 
     def _load(
-        self,
-        split: Split,
-        is_training: bool,
-        indices: list[torch.Tensor] | None = None,
-        seed: tuple[int, ...] | None = None,
+        self, split: Split, indices: list[torch.Tensor] | None = None, seed: tuple[int, ...] | None = None
     ) -> torch.utils.data.DataLoader:
+        """Batches of prepared images, in the order of the rows by default; augmented with a seed."""
         config = self.config
         transform = create_transform(
             (config.in_chans, config.image_size, config.image_size),
-            is_training=is_training,
-            interpolation=config.interpolation,
-            mean=config.mean,
-            std=config.std,
-            crop_pct=config.crop_pct,
+            is_training=seed is not None,
+            **{key: getattr(config, key) for key in ("interpolation", "mean", "std", "crop_pct")},
         )
         mode = "L" if config.in_chans == 1 else "RGB"
         images = TransformedImages(self._rows[split], config.image_column, self._labels[split], mode, transform, seed)
@@ -180,36 +178,19 @@ class ImageClassification(Task):
         )
 
 
-def find_image_column(rows: datasets.Dataset) -> str:
-    """The only column with images.
-
-    Raises:
-        ValueError: there are none or several.
-    """
-    found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
-    if len(found) != 1:
-        raise ValueError(
-            f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it with "
-            "task.image_column"
-        )
-    return found[0]
-
-
 def select_images(splits: datasets.DatasetDict, image_column: str, label_column: str) -> datasets.DatasetDict:
     """Keeps the two columns of every split, images as `datasets.Image`.
 
     Raises:
         ValueError: the column holds something else.
     """
-    checked = {}
     for name, rows in splits.items():
         feature = rows.features[image_column]
         if not _is_encoded(feature):
             raise ValueError(f"expected images in column {image_column!r}, found {feature}; set task.image_column")
         if not isinstance(feature, datasets.Image):
-            rows = rows.cast_column(image_column, datasets.Image())
-        checked[name] = rows.select_columns(list(dict.fromkeys((image_column, label_column))))
-    return datasets.DatasetDict(checked)
+            splits[name] = rows.cast_column(image_column, datasets.Image())
+    return splits.select_columns(list(dict.fromkeys((image_column, label_column))))
 
 
 def _is_encoded(feature: object) -> bool:
@@ -218,36 +199,19 @@ def _is_encoded(feature: object) -> bool:
     return is_binary or isinstance(feature, datasets.Image)
 
 
+@dataclass
 class TransformedImages(torch.utils.data.Dataset):
-    """Decoded and transformed images with their labels.
+    """Images of a column, decoded in a PIL `mode` and transformed to `(C, H, W)`, with their labels.
 
-    Args:
-        rows (`datasets.Dataset`): The rows.
-        column (`str`): Their image column.
-        labels (`torch.Tensor` of shape `(N,)`): Their classes.
-        mode (`str`): Mode of a PIL image, `L` or `RGB`.
-        transform (`Callable`): From a PIL image to a tensor `(C, H, W)`.
-        seed (`tuple[int, ...]`, *optional*): The randomness of an image depends on it and on the position only.
-
-    Raises:
-        ValueError: an image cannot be decoded.
+    With a `seed`, the randomness of an image depends on it and on the position only.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        column: str,
-        labels: torch.Tensor,
-        mode: str,
-        transform: Callable[[Image.Image], torch.Tensor],
-        seed: tuple[int, ...] | None = None,
-    ):
-        self.rows = rows
-        self.column = column
-        self.labels = labels
-        self.mode = mode
-        self.transform = transform
-        self.seed = seed
+    rows: datasets.Dataset
+    column: str
+    labels: torch.Tensor
+    mode: str
+    transform: Callable[[Image.Image], torch.Tensor]
+    seed: tuple[int, ...] | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -262,18 +226,12 @@ class TransformedImages(torch.utils.data.Dataset):
             ) from error
         if self.seed is None:
             return self.transform(image), self.labels[index]
-        with _seeded(int(np.random.SeedSequence([*self.seed, index]).generate_state(1)[0])):
-            return self.transform(image), self.labels[index]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the two global generators that timm's transforms draw from, and puts them back."""
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
+        # timm's transforms draw from two global generators, which are put back.
+        seed = int(np.random.SeedSequence([*self.seed, index]).generate_state(1)[0])
+        python_state = random.getstate()
+        with torch.random.fork_rng(devices=()):
+            random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            transformed = self.transform(image)
         random.setstate(python_state)
-        torch.set_rng_state(torch_state)
+        return transformed, self.labels[index]

@@ -29,12 +29,7 @@ def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
     `.json`, itself or in a sub-folder (that of `data`, or the only one that has such files); or it is one that
     [`~datasets.load_dataset`] understands as `imagefolder`.
 
-    Args:
-        config ([`SplitConfig`]): Names the dataset and the splits.
-        noun (`str`): `"images"` or `"texts"`.
-
-    Returns:
-        `datasets.DatasetDict`: The splits, named as they are stored.
+    The splits are named as they are stored, and `noun` is `"images"` or `"texts"`.
 
     Raises:
         ValueError: the folder or Hub id does not exist, a file cannot be read, or a split is missing or named twice.
@@ -106,21 +101,18 @@ def _find_tables(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path
                 raise ValueError(f"expected one configuration in {folder}, found {found}; name one of these folders")
         tables: dict[str, list[Path]] = {}
         for file in files:
-            if suffix == ".parquet":
-                _check_parquet(file)
+            try:
+                if suffix == ".parquet":
+                    pq.read_metadata(file)
+            except pa.ArrowInvalid as error:
+                raise ValueError(
+                    f"expected a complete Parquet file, found that {file} is truncated or damaged ({error}); copy it "
+                    "again"
+                ) from error
             tables.setdefault(file.stem.split("-")[0], []).append(file)
         if tables:
             return tables
     return {}
-
-
-def _check_parquet(file: Path) -> None:
-    try:
-        pq.read_metadata(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"expected a complete Parquet file, found that {file} is truncated or damaged ({error}); copy it again"
-        ) from error
 
 
 def check_fingerprint(

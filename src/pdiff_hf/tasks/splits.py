@@ -41,11 +41,7 @@ class SplitConfig(PydanticModel):
 
 
 def check_columns(splits: datasets.DatasetDict, columns: Mapping[str, str]) -> None:
-    """Checks that every split has the columns `{key of the recipe: column}`.
-
-    Raises:
-        ValueError: one is missing.
-    """
+    """Raise `ValueError` unless every split has the columns `{key of the recipe: column}`."""
     for name, rows in splits.items():
         if any(column not in rows.column_names for column in columns.values()):
             expected = " and ".join(map(repr, columns.values()))
@@ -80,40 +76,31 @@ def class_labels(splits: datasets.DatasetDict, train: str, column: str) -> tuple
     if is_text:
         names = sorted(values[train].unique().to_pylist())
         numbers = {name: number for number, name in enumerate(names)}
-        labels = {}
-        for name, stored in values.items():
-            found = stored.to_pylist()
-            labels[name] = np.array([numbers.get(label, -1) for label in found], dtype=np.int64)
-            (wrong,) = np.nonzero(labels[name] < 0)
-            if len(wrong):
-                raise ValueError(
-                    f"expected the labels of split {train!r} in column {column!r}, found {found[wrong[0]]!r} in row "
-                    f"{wrong[0]} of split {name!r}; drop such rows or name another split or task.label_column"
-                )
-        return labels, names
-    labels = {name: column.to_numpy().astype(np.int64) for name, column in values.items()}
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    if names is None:
-        names = [str(index) for index in range(labels[train].max() + 1)]
+        found = {name: [numbers.get(label, -1) for label in stored.to_pylist()] for name, stored in values.items()}
+        expected = f"the labels of split {train!r}"
+    else:
+        found = {name: stored.to_numpy() for name, stored in values.items()}
+        is_named = isinstance(feature, datasets.ClassLabel) and feature.names is not None
+        names = list(feature.names) if is_named else [str(index) for index in range(int(found[train].max()) + 1)]
+        expected = f"labels in [0, {len(names)})"
+    labels = {name: np.array(split_labels, dtype=np.int64) for name, split_labels in found.items()}
     for name, split_labels in labels.items():
         (wrong,) = np.nonzero((split_labels < 0) | (split_labels >= len(names)))
         if len(wrong):
+            value = values[name][int(wrong[0])].as_py()
             raise ValueError(
-                f"expected labels in [0, {len(names)}) in column {column!r}, found {split_labels[wrong[0]]} in row "
-                f"{wrong[0]} of split {name!r}; drop such rows or name another split or task.label_column"
+                f"expected {expected} in column {column!r}, found {value!r} in row {wrong[0]} of split {name!r}; drop "
+                "such rows or name another split or task.label_column"
             )
-    return labels, list(names)
+    return labels, names
 
 
 def divide(config: SplitConfig, labels: Mapping[str, np.ndarray]) -> dict[Split, tuple[str, np.ndarray]]:
-    """Three disjoint splits.
+    """Three disjoint splits: of `train`, `val` and `test` the stored split and positions in it.
 
     Args:
         config ([`SplitConfig`]): Names the stored splits, or sizes of what is taken of the train split.
         labels (`Mapping[str, np.ndarray]`): Of every stored split the labels `(N,)`.
-
-    Returns:
-        `dict[str, tuple[str, np.ndarray]]`: of `train`, `val` and `test` the stored split and positions in it.
 
     Raises:
         ValueError: there are not enough examples.
@@ -121,10 +108,8 @@ def divide(config: SplitConfig, labels: Mapping[str, np.ndarray]) -> dict[Split,
     train = config.train_split
     rest = np.arange(len(labels[train]))
     parts: dict[Split, tuple[str, np.ndarray]] = {}
-    for split, name, size in (
-        ("test", config.test_split, config.test_size),
-        ("val", config.val_split, config.val_size),
-    ):
+    taken = {"test": (config.test_split, config.test_size), "val": (config.val_split, config.val_size)}
+    for split, (name, size) in taken.items():
         key = f"task.{split}_size"
         if name is not None:
             index = np.arange(len(labels[name]))

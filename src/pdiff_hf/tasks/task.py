@@ -60,12 +60,7 @@ class Task(ABC):
     def arrays(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         """All inputs of a split as they are for evaluation, kept in memory, and their labels.
 
-        Args:
-            split (`str`): `train`, `val` or `test`.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: inputs `(N, …)` (images `(N, C, H, W)` float32, texts `(N, L)` int64)
-            and labels `(N,)` int64.
+        Inputs are images `(N, C, H, W)` float32 or texts `(N, L)` int64, labels are `(N,)` int64.
         """
         if split not in self._arrays:
             self._arrays[split] = self._prepare(split)
@@ -82,16 +77,9 @@ class Task(ABC):
     def batches(
         self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch of shuffled batches, the same for the same `(seed, epoch)`.
+        """One epoch of batches of inputs `(B, …)` and labels `(B,)`; only `train` is augmented.
 
-        Args:
-            split (`str`, *optional*, defaults to `"train"`): `train`, `val` or `test`; only `train` is augmented.
-            batch_size (`int`, *optional*, defaults to 128): Examples in a batch.
-            seed (`int`, *optional*, defaults to 0): Of the order and the augmentation.
-            epoch (`int`, *optional*, defaults to 0): Every epoch has its own order and augmentation.
-
-        Yields:
-            `tuple[torch.Tensor, torch.Tensor]`: inputs `(B, …)` and labels `(B,)` int64.
+        Every `(seed, epoch)` has its own order and augmentation, always the same.
         """
         inputs, labels = self.arrays(split)
         yield from ((inputs[index], labels[index]) for index in self.batch_indices(split, batch_size, seed, epoch))

@@ -25,7 +25,6 @@ from .task import Task
 
 # In the order of their ids, as far as BERT's configuration in transformers expects one: padding is 0.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-
 # The one tokenizer that is made here.
 WORDS = "words"
 # Longer texts are cut unless the configuration says otherwise.
@@ -96,7 +95,10 @@ class TextClassification(Task):
         held_out = [index for split, (name, index) in parts.items() if split != "train" and name == config.train_split]
         pool = np.setdiff1d(np.arange(len(labels[config.train_split])), np.concatenate([[], *held_out]))
         pool_texts = self._texts(stored[config.train_split].select(pool))
-        network = _network_config(base_model)
+        network = None
+        if base_model is not None and base_model.library == "transformers":
+            values = dict(base_model.kwargs["config"])
+            network = AutoConfig.for_model(values.pop("model_type"), **values)
         name = config.tokenizer or getattr(network, "name_or_path", None)
         if not name:
             raise ValueError("expected a tokenizer, found none that belongs to the base model; set task.tokenizer")
@@ -104,8 +106,10 @@ class TextClassification(Task):
             self.tokenizer = make_word_tokenizer((text for column in pool_texts for text in column), config.vocab_size)
         else:
             self.tokenizer = load_tokenizer(name)
-        _check_network(self.tokenizer, network)
-        vocabulary = vocabulary_hash(self.tokenizer)
+        if network is not None:
+            _check_network(self.tokenizer, network)
+        ids = self.tokenizer.get_vocab()
+        vocabulary = hashlib.sha256("\n".join(sorted(ids, key=ids.get)).encode()).hexdigest()
         if config.vocabulary_sha256 not in (None, vocabulary):
             raise ValueError(
                 f"expected the tokens with sha256 {config.vocabulary_sha256[:12]}…, found {vocabulary[:12]}… by "
@@ -144,16 +148,7 @@ class TextClassification(Task):
         return found
 
 
-def _network_config(base_model: BaseModel | None) -> PretrainedConfig | None:
-    if base_model is None or base_model.library != "transformers":
-        return None
-    values = dict(base_model.kwargs["config"])
-    return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-def _check_network(tokenizer: PreTrainedTokenizerBase, network: PretrainedConfig | None) -> None:
-    if network is None:
-        return
+def _check_network(tokenizer: PreTrainedTokenizerBase, network: PretrainedConfig) -> None:
     if network.pad_token_id != tokenizer.pad_token_id:
         raise ValueError(
             f"expected a base model that pads with the tokenizer's token {tokenizer.pad_token_id}, found "
@@ -169,14 +164,8 @@ def _check_network(tokenizer: PreTrainedTokenizerBase, network: PretrainedConfig
 def make_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are the most frequent words of some texts, lower case and without accents.
 
-    The same texts give the same tokenizer: words of equal frequency are in alphabetical order.
-
-    Args:
-        texts (`Iterable[str]`): What is counted.
-        vocab_size (`int`): Number of tokens, with the four special ones.
-
-    Returns:
-        `PreTrainedTokenizerFast`: `[CLS] text [SEP]`, or `[CLS] text [SEP] other text [SEP]`.
+    The same texts give the same tokenizer: words of equal frequency are in alphabetical order. Of its `vocab_size`
+    tokens four are special: `[CLS] text [SEP]`, or `[CLS] text [SEP] other text [SEP]`.
     """
     tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
@@ -193,11 +182,7 @@ def make_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedToke
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer of a folder or of the Hub; its code is never executed.
-
-    Raises:
-        ValueError: there is none, or it has no padding token.
-    """
+    """A tokenizer of a folder or of the Hub, with a padding token, else `ValueError`; its code is never executed."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -208,12 +193,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         raise ValueError(f"expected a tokenizer with a padding token, found none in {name!r}; name another one")
     return tokenizer
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the tokens in the order of their ids."""
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256("\n".join(token for token, _ in tokens).encode()).hexdigest()
 
 
 def token_ids(

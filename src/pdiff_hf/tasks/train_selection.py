@@ -27,18 +27,13 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What the steps of a selection have in common: activations of train images where the selection comes in.
-
-    Args:
-        forward ([`SplitForward`]): The network, cut there; the tail computes what is left.
-        activations (`tuple[torch.Tensor, ...]`): Of `n` images each.
-        labels (`torch.Tensor` of shape `(n,)`): Their classes.
-        rows (`torch.Tensor` of shape `(N,)`, `int64`): Of every train image its place among the `n`, -1 without one.
-    """
+    """Activations of train images where the selected tensors come in, the same in all steps of a training."""
 
     forward: SplitForward
+    # Of n images each, with their labels (n,).
     activations: tuple[torch.Tensor, ...]
     labels: torch.Tensor
+    # Of every train image its place among the n, -1 without one, (N,).
     rows: torch.Tensor
 
     def logits(self, index: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,15 +50,9 @@ def share_prefix(
     config: CollectConfig,
     orders: Iterable[tuple[int, int]] | None = None,
 ) -> SharedPrefix | None:
-    """Compute once what does not change while a selection is trained.
+    """Compute once what does not change while a selection of a network is trained, on the network's device.
 
-    Args:
-        task ([`Task`]): The examples.
-        network (`nn.Module`): The base model, on the device where it will be trained.
-        layout ([`ParameterLayout`]): The selected tensors.
-        config ([`CollectConfig`]): Batches and number of steps.
-        orders (`Iterable[tuple[int, int]]`, *optional*): Seed and first epoch of the runs: only the images that they
-            come to see are computed; all by default.
+    Of runs with the seeds and first epochs `orders`, only the images that they come to see are computed, else all.
 
     Returns:
         [`SharedPrefix`], or `None` where everything changes: when all parameters are trained, norm layers follow the
@@ -86,8 +75,12 @@ def share_prefix(
     if orders is not None:
         needed[:] = False
         for seed, first_epoch in orders:
-            steps = batch_order(task, config, seed, first_epoch)
-            for index, _ in itertools.islice(steps, config.num_steps):
+            batches = (
+                index
+                for epoch in itertools.count(first_epoch)
+                for index in task.batch_indices("train", config.train_batch_size, seed, epoch)
+            )
+            for index in itertools.islice(batches, config.num_steps):
                 needed[index] = True
     positions = needed.nonzero()[:, 0]
     rows = torch.full((len(images),), -1)
@@ -107,13 +100,6 @@ def share_prefix(
     return SharedPrefix(forward, activations, labels[positions].to(device), rows)
 
 
-def batch_order(task: Task, config: CollectConfig, seed: int, first_epoch: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Positions `(B,)` of the images of every step, without an end, and the number of batches in an epoch."""
-    for epoch in itertools.count(first_epoch):
-        batches = task.batch_indices("train", config.train_batch_size, seed, epoch)
-        yield from ((index, len(batches)) for index in batches)
-
-
 def train_selection(
     task: Task,
     network: nn.Module,
@@ -131,10 +117,8 @@ def train_selection(
     mode and so changes running statistics that it does not save.)
 
     Args:
-        task ([`Task`]): The examples.
-        network (`nn.Module`): Trained in place.
-        layout ([`ParameterLayout`]): The selected tensors.
-        config ([`CollectConfig`]): Hyper-parameters.
+        task ([`Task`]), network (`nn.Module`), layout ([`ParameterLayout`]), config ([`CollectConfig`]): What is
+            trained, and how.
         seed (`int`, *optional*, defaults to 0): Of the order of the images.
         first_epoch (`int`, *optional*, defaults to 0): Epochs that came before, so that the order is a new one.
         schedule (`Callable`, *optional*): Factor of the learning rate by step; constant by default.

@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from ..forward import forward_logits
-from .base_training import train_base_model
+from .base_training import make_optimizer, train_base_model
 from .config import BaseTrainingConfig
 from .task import Task
 
-# More networks of this size at once are no faster.
+# More networks at once are no faster.
 MAX_NETWORKS = 50
 # Parameters of all networks that are trained at once; larger ones keep the processor busy one at a time.
 MAX_VALUES = 2**20
@@ -50,12 +49,8 @@ def train_networks(
     those of training one after another but for rounding. Networks that cannot be computed together (dropout, images
     that are augmented or do not fit in memory, operations without a batching rule) are trained one after another.
 
-    Args:
-        task ([`Task`]): The examples.
-        networks (`Sequence[nn.Module]`): Initialised; in eval mode and on `device` in the end.
-        seeds (`Sequence[int]`): Of the order of the images, one for each network.
-        config ([`BaseTrainingConfig`]): Hyper-parameters; its seed is not used.
-        device (`torch.device` or `str`): Where to train.
+    Every network has a seed of the order of the images, in place of that of `config`. In the end they are in eval mode
+    and on `device`.
 
     Raises:
         ValueError: as [`train_base_model`].
@@ -85,10 +80,7 @@ def _train_stacked(
 
     # Random numbers would be others than those of a network alone.
     step_losses = vmap(losses_of, randomness="error")
-    trainable = [tensor for tensor in parameters.values() if tensor.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * len(task.batch_indices("train", config.train_batch_size))
-    lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    optimizer, lr_scheduler, _ = make_optimizer(task, parameters.values(), config)
     images, labels = (tensor.to(device) for tensor in task.arrays("train"))
     for epoch in range(config.epochs):
         orders = [torch.stack(task.batch_indices("train", config.train_batch_size, seed, epoch)) for seed in seeds]

@@ -14,7 +14,7 @@ from ..evaluation.evaluator import ParameterEvaluator
 from ..files import write_json
 from ..machine import return_large_blocks
 from ..models.autoencoder_base import ParameterAutoencoderMixin
-from ..models.config import AutoencoderConfig, OptimizationConfig
+from ..models.config import AutoencoderConfig
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .gate import check_reconstruction, measure_reconstruction
@@ -71,8 +71,16 @@ def train_autoencoder(
     # 2. Gradient steps; what has a closed form needs none
     history = []
     if config.optimization is not None:
-        options = (config.optimization, output_dir, resume_from_checkpoint)
-        autoencoder, history = _train_steps(accelerator, autoencoder, train_vectors, *options)
+        if isinstance(train_vectors, StoredVectors):
+            return_large_blocks()
+
+        def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+            sample = train_vectors[batch.indices.to(train_vectors.device)].to(accelerator.device)
+            noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
+            return model(sample, *noise, loss_only=True)
+
+        stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint)
+        autoencoder, history = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
     autoencoder.eval()
 
     # 3. Scale of the latents
@@ -98,24 +106,3 @@ def train_autoencoder(
                     write_log(folder, history)
     check_reconstruction(report, config)
     return autoencoder, report
-
-
-def _train_steps(
-    accelerator: Accelerator,
-    autoencoder: ParameterAutoencoderMixin,
-    vectors: torch.Tensor | StoredVectors,
-    config: OptimizationConfig,
-    output_dir: Path,
-    resume_from_checkpoint: str | None,
-) -> tuple[ParameterAutoencoderMixin, list[dict[str, float]]]:
-    """The autoencoder after its optimiser steps on raw vectors `(K, D)`, and the loss history."""
-    if isinstance(vectors, StoredVectors):
-        return_large_blocks()
-
-    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
-        sample = vectors[batch.indices.to(vectors.device)].to(accelerator.device)
-        noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
-        return model(sample, *noise, loss_only=True)
-
-    stage = (config, output_dir, "autoencoder", resume_from_checkpoint)
-    return run_steps(accelerator, autoencoder, len(vectors), loss_fn, *stage)

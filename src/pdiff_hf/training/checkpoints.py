@@ -41,12 +41,9 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 @contextmanager
 def writing(accelerator: Accelerator, what: str | Path, output_dir: Path) -> Iterator[None]:
-    """All processes write, or wait for the one that does, and go on together or stop together.
+    """All processes enter; they write, or wait for the one that does, and go on together or stop together.
 
-    Args:
-        accelerator ([`accelerate.Accelerator`]): All of its processes enter.
-        what (`str` or `Path`): What is written, for the error.
-        output_dir (`Path`): Where checkpoints are.
+    The error names `what` was to be written and the last checkpoint in `output_dir`.
 
     Raises:
         ValueError: one of them could not write; the error of this process, if it has one, is quoted.
@@ -85,11 +82,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str, Any], limit: int) -> Path:
     """Write `checkpoint-N`, which appears under its name when it is complete, and keep the newest `limit`.
 
-    Args:
-        accelerator ([`accelerate.Accelerator`]): All of its processes have to call.
-        output_dir (`Path`): On a file system that all processes see.
-        state (`dict`): What the training loop needs beside Accelerate's state; JSON-able; `step` is N.
-        limit (`int`): Complete checkpoints to keep.
+    All processes have to call, and see `output_dir`. `state`, JSON-able, is what the training loop needs beside
+    Accelerate's; its `step` is N.
 
     Raises:
         ValueError: it could not be written; older ones are untouched.
@@ -128,20 +122,15 @@ def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | No
         accelerator ([`accelerate.Accelerator`]): All of its processes have to call; their number may be another than
             when the checkpoint was written.
         output_dir (`Path`): Folder of the stage.
-        wanted (`str`, *optional*): A checkpoint folder, or `"latest"`.
-
-    Returns:
-        `dict` or `None`: `None` when there is nothing to resume from.
+        wanted (`str`, *optional*): A checkpoint folder, or `"latest"`; `None`, as where there is none: the result is
+            `None`.
 
     Raises:
         ValueError: the checkpoint named does not exist or is damaged, or was made by another configuration.
     """
-    found: list[Any] = [None, None]
+    found: list[str | None] = [None, None]
     if accelerator.is_main_process and wanted is not None:
-        try:
-            found[0] = _find(output_dir, wanted)
-        except ValueError as error:
-            found[1] = str(error)
+        found = [*_find(output_dir, wanted)]
     checkpoint, problem = broadcast_object_list(found) if accelerator.num_processes > 1 else found
     if problem is not None:
         raise ValueError(problem)
@@ -166,19 +155,20 @@ def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | No
     return state
 
 
-def _find(output_dir: Path, wanted: str) -> str | None:
+def _find(output_dir: Path, wanted: str) -> tuple[str | None, str | None]:
+    """The checkpoint to load, if there is one, or what is wrong with the one that was named."""
     if wanted != "latest":
         if not Path(wanted).is_dir():
-            raise ValueError(f"resume_from_checkpoint: expected a checkpoint folder, {wanted} does not exist.")
+            return None, f"resume_from_checkpoint: expected a checkpoint folder, {wanted} does not exist."
         if problem := _damage(Path(wanted)):
-            raise ValueError(f"resume_from_checkpoint: {wanted} is damaged: {problem}; choose an older one.")
-        return wanted
+            return None, f"resume_from_checkpoint: {wanted} is damaged: {problem}; choose an older one."
+        return wanted, None
     for checkpoint in reversed(complete_checkpoints(output_dir)):
         problem = _damage(checkpoint)
         if problem is None:
-            return str(checkpoint)
+            return str(checkpoint), None
         print(f"{checkpoint} is damaged ({problem}) and passed over.", file=sys.stderr)
-    return None
+    return None, None
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ..data.dataset import ParameterDataset
 from ..files import read_json, write_json
+from ..machine import default_device, free_memory
 from ..models.auto import load_autoencoder
 from ..models.config import DiffusionConfig
 from ..pipelines.pipeline_pdiff import PDiffPipeline
@@ -21,7 +21,6 @@ from .loop import make_accelerator, run_steps
 
 # Values of the training data that are there at the same time: the table, its rows as vectors, latents, batches.
 COPIES_OF_DATASET = 4
-
 # Weights, gradients, two moments of AdamW and the moving average.
 COPIES_OF_WEIGHTS = 5
 
@@ -94,27 +93,19 @@ def train_diffusion(
     pipeline.base_model = dataset.base_model
     with writing(accelerator, f"the pipeline in {output_dir}", output_dir):
         if accelerator.is_main_process:
-            trained_by = {
-                **read_json(Path(autoencoder_dir) / "train_config.json"),
-                "diffusion": config.model_dump(mode="json"),
-            }
+            trained_by = read_json(Path(autoencoder_dir) / "train_config.json")
             with replacing(output_dir) as folder:
                 pipeline.save_pretrained(folder)
-                write_json(folder / "train_config.json", trained_by)
+                write_json(folder / "train_config.json", {**trained_by, "diffusion": config.model_dump(mode="json")})
                 write_log(folder, history)
     return pipeline
 
 
 def unet_training_bytes(unet: ModelMixin, batch_size: int, num_rows: int) -> int:
-    """Bytes that training a denoiser takes at least, beside Python and its libraries.
+    """Bytes that training a denoiser, given on the device `meta`, takes at least, beside Python and its libraries.
 
     Activations that the backward pass needs are counted on a forward pass without values; they are the larger part.
     What the libraries' kernels take on top depends on sizes: on CPUs it was measured to be 0 to 70 %.
-
-    Args:
-        unet ([`ModelMixin`]): A denoiser, on the device `meta`.
-        batch_size (`int`): Rows of a batch.
-        num_rows (`int`): Rows of the dataset.
     """
     # Views of one tensor are one; kept alive, no other takes its address.
     saved: dict[int, torch.UntypedStorage] = {}
@@ -142,11 +133,7 @@ def check_unet_memory(unet: ModelMixin, batch_size: int, num_rows: int) -> None:
     Raises:
         ValueError: it does not fit.
     """
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None and device.type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = free_memory(default_device())
     needed = unet_training_bytes(unet, batch_size, num_rows)
     if needed > free:
         raise ValueError(

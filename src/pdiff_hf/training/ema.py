@@ -31,18 +31,13 @@ class ShardedEMA(EMAModel):
         """Load a state onto the devices, and into the shards, of the present averages."""
         present = self.shadow_params
         super().load_state_dict(state_dict)
-        self.shadow_params = [
-            _like(loaded, tensor) for loaded, tensor in zip(self.shadow_params, present, strict=True)
-        ]
+        for index, (loaded, own) in enumerate(zip(self.shadow_params, present, strict=True)):
+            loaded = loaded.to(own.device, own.dtype)
+            if isinstance(own, DTensor):
+                loaded = distribute_tensor(loaded, own.device_mesh, own.placements)
+            self.shadow_params[index] = loaded
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or the whole of a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _like(tensor: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.to(present.device, present.dtype)
-    if isinstance(present, DTensor):
-        return distribute_tensor(tensor, present.device_mesh, present.placements)
-    return tensor

@@ -1,4 +1,4 @@
-"""The gate between the two stages: does the autoencoder reconstruct networks, or only numbers?"""
+"""The gate between the two stages: an autoencoder has to reconstruct what networks do, not only their numbers."""
 
 from __future__ import annotations
 
@@ -32,20 +32,16 @@ def measure_reconstruction(
     heldout_vectors: torch.Tensor,
     evaluator: ParameterEvaluator | None = None,
 ) -> dict:
-    """Measure decode(encode(x)) on training and held-out rows, in bounded memory.
+    """Measure decode(encode(x)) on training and held-out raw rows, in bounded memory.
 
     Explained variance is `1 - Σ(x - x̂)² / Σ(x - x̄)²` over all rows and coordinates, x̄ the mean of the training rows,
     in parameter units (`log` tensors in log units).
 
-    Args:
-        autoencoder: A trained autoencoder in eval mode.
-        train_vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw rows.
-        heldout_vectors (`torch.Tensor` or [`StoredVectors`] of shape `(H, D)`): Raw rows.
-        evaluator ([`ParameterEvaluator`], *optional*): On validation images; without it no accuracies are measured.
+    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode.
 
     Returns:
-        `dict`: `explained_variance`, `train_explained_variance`, and with an evaluator `accuracy_original`,
-        `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
+        `dict`: `explained_variance`, `train_explained_variance`, and with an evaluator, on validation examples,
+        `accuracy_original`, `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
     """
     transform, device = autoencoder.normalizer.transform, autoencoder.device
     mean = torch.empty(train_vectors.shape[1], device=device)
@@ -66,13 +62,10 @@ def measure_reconstruction(
     if evaluator is not None:
         size = max(1, MAX_EVALUATED_VALUES // heldout_vectors.shape[1])
         parts = [heldout_vectors[start : start + size] for start in range(0, len(heldout_vectors), size)]
-        accuracies = torch.stack(
-            [
-                torch.cat([evaluator.accuracy(part) for part in parts]),
-                torch.cat([evaluator.accuracy(reconstruct(autoencoder, part)) for part in parts]),
-            ]
-        )
-        report["accuracy_original"], report["accuracy_reconstructed"] = accuracies.mean(1).tolist()
+        original = torch.cat([evaluator.accuracy(part) for part in parts])
+        decoded = torch.cat([evaluator.accuracy(reconstruct(autoencoder, part)) for part in parts])
+        means = torch.stack([original, decoded]).mean(1).tolist()
+        report["accuracy_original"], report["accuracy_reconstructed"] = means
         report["accuracy_drop"] = report["accuracy_original"] - report["accuracy_reconstructed"]
     return report
 

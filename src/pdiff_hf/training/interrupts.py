@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Processes ask each other whether to stop about this often; a step that takes longer is not interrupted.
+# About how often processes ask each other whether to stop; never in the middle of a step.
 SECONDS_BETWEEN_VOTES = 1.0
 MAX_STEPS_BETWEEN_VOTES = 1000
-# A terminal and the launcher both pass on the same Ctrl-C, within this time; a later signal is a second Ctrl-C.
+# One Ctrl-C arrives twice, from the terminal and from the launcher, within this time. A later one is another Ctrl-C.
 SECONDS_OF_COPIES = 3.0
 
 
@@ -71,10 +71,8 @@ class StopRequest:
         if self._steps < self._interval:
             return None
         seconds = (time.monotonic() - self._since) / self._steps
-        votes = [float(self._received == number) for number in SIGNALS]
-        *votes, seconds = self._accelerator.reduce(
-            torch.tensor([*votes, seconds], device=self._accelerator.device), "mean"
-        ).tolist()
+        own = torch.tensor([*(float(self._received == number) for number in SIGNALS), seconds])
+        *votes, seconds = self._accelerator.reduce(own.to(self._accelerator.device), "mean").tolist()
         self._steps, self._since = 0, time.monotonic()
         self._interval = min(max(1, int(SECONDS_BETWEEN_VOTES / seconds)), MAX_STEPS_BETWEEN_VOTES)
         return next((number for number, vote in zip(SIGNALS, votes, strict=True) if vote), None)

@@ -1,8 +1,9 @@
-"""What a training run logs: its losses, to a file and to trackers."""
+"""Logs of a training run: its losses, in a file and by trackers."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,6 @@ from accelerate.tracking import get_available_trackers
 from ..models.config import OptimizationConfig
 
 PROJECT = "pdiff"
-
 LOG_FILE = "train_log.jsonl"
 
 
@@ -23,11 +23,9 @@ class NonFiniteLossError(ValueError):
 
 
 class LossHistory:
-    """Losses of the steps since the last entry, and the entries `{"step", "loss", "lr"}`.
+    """Losses of the steps since the last entry, and the entries `{"step", "loss", "lr"}`, means over all processes.
 
-    Args:
-        accelerator ([`accelerate.Accelerator`]): Entries are means over its processes.
-        entries (`list[dict]`, *optional*), pending (`list[float]`, *optional*): Of a checkpoint.
+    `entries` and `pending`, the losses since the last one, are those of a checkpoint.
     """
 
     def __init__(
@@ -53,16 +51,12 @@ class LossHistory:
         losses, norms = self._accelerator.reduce(torch.stack(self._steps, 1), reduction="mean").tolist()
         for index, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             for name, value in (("loss", loss), ("norm of the gradient", norm)):
-                if value - value != 0:
+                if not math.isfinite(value):
                     raise NonFiniteLossError(f"the {name} is {value} at step {step - len(losses) + 1 + index}")
         return losses
 
     def log(self, step: int, lr: float) -> dict[str, float]:
-        """Make an entry of the steps since the last one.
-
-        Raises:
-            NonFiniteLossError: as [`LossHistory.pending`].
-        """
+        """Make an entry of the steps since the last one; raises as [`LossHistory.pending`]."""
         losses = self.pending(step)
         self.entries.append({"step": step, "loss": sum(losses) / len(losses), "lr": lr})
         self._steps = []

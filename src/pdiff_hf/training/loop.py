@@ -29,11 +29,7 @@ LOG_EVERY = 10
 
 
 def make_accelerator(config: OptimizationConfig | None, output_dir: str | Path) -> Accelerator:
-    """Make the `Accelerator` of a stage from its config; trackers write to `output_dir/logs`.
-
-    Args:
-        config ([`OptimizationConfig`], *optional*): `None` for a stage without steps.
-        output_dir (`str` or `Path`): Folder of the stage.
+    """Make the `Accelerator` of a stage from its config, `None` without steps; trackers write to `output_dir/logs`.
 
     Raises:
         ValueError: the tracker's package is missing, or FSDP is not configured as in `accelerate_configs/fsdp.yaml`.
@@ -85,7 +81,7 @@ def run_steps(
 
     Args:
         accelerator ([`accelerate.Accelerator`]): Of this stage.
-        model (`nn.Module`): Trained, in place but with FSDP; with `use_ema` it holds the averaged weights in the end.
+        model (`nn.Module`): Trained in place, except with FSDP, which trains a copy. Averaged at the end by `use_ema`.
         num_rows (`int`): Rows of the training data, from which `GlobalBatch.indices` are dealt.
         loss_fn (`Callable`): Maps the prepared model and a [`GlobalBatch`] to the mean loss of this process's rows.
         config ([`OptimizationConfig`]): Hyper-parameters.
@@ -147,7 +143,14 @@ def run_steps(
                     "Lower learning_rate or set mixed_precision to no."
                 ) from error
             if number is not None:
-                _stop(accelerator, number, checkpoint, description, config.steps)
+                if accelerator.is_main_process:
+                    print(
+                        f"{description}: stopped by {signal.Signals(number).name} after {done} of {config.steps} "
+                        f"steps → {checkpoint}. To go on, start the same command again, training scripts with "
+                        "--resume_from_checkpoint latest.",
+                        file=sys.stderr,
+                    )
+                raise TrainingInterrupted(number)
     return trained.whole_model(), history.entries
 
 
@@ -227,14 +230,3 @@ class _Trained:
                 model.load_state_dict(weights)
             broadcast(dict(model.state_dict()))
         return model.eval()
-
-
-def _stop(accelerator: Accelerator, number: int, checkpoint: Path, description: str, steps: int) -> None:
-    if accelerator.is_main_process:
-        print(
-            f"{description}: stopped by {signal.Signals(number).name} after {checkpoint.name.split('-')[1]} of "
-            f"{steps} steps → {checkpoint}. To go on, start the same command again, training scripts with "
-            "--resume_from_checkpoint latest.",
-            file=sys.stderr,
-        )
-    raise TrainingInterrupted(number)

@@ -72,8 +72,8 @@ def _values(report: Mapping):
             f"The tensors {_names(names)} are equal in every checkpoint, like tied ones; generated ones will differ.",
             "Select one of them (collect.select).",
         )
-    partly = {run: entry["constant_tensors"] for run, entry in report["runs"].items()}
-    partly = {run: [n for n in names if n not in copied["constant_tensors"]] for run, names in partly.items()}
+    everywhere = set(copied["constant_tensors"])
+    partly = {run: [n for n in e["constant_tensors"] if n not in everywhere] for run, e in report["runs"].items()}
     if frozen := {run: names for run, names in partly.items() if names}:
         run, names = next(iter(frozen.items()))
         yield (
@@ -97,20 +97,17 @@ def _basins(report: Mapping):
     )
     unseen = "" if left_out is None else f" Principal components of the others explain {left_out:.0%} of a run."
     if functional is None:
+        norm = distances["median_norm"]
         for kind, where in (("nearest_in_other_runs", "in another run"), ("nearest", "in the dataset")):
-            if (
-                distances[kind] is None
-                or distances[kind]["median"] <= MAX_RELATIVE_DISTANCE * distances["median_norm"]
-            ):
-                continue
-            yield (
-                "warning",
-                f"The nearest network {where} is {distances[kind]['median']:.3g} away, the norm is "
-                f"{distances['median_norm']:.3g}: these look like independently trained networks. If so, networks "
-                f"that were not trained on {cause}.{unseen}",
-                action,
-            )
-            return
+            if distances[kind] is not None and distances[kind]["median"] > MAX_RELATIVE_DISTANCE * norm:
+                yield (
+                    "warning",
+                    f"The nearest network {where} is {distances[kind]['median']:.3g} away, the norm is {norm:.3g}: "
+                    "these look like independently trained networks. If so, networks that were not trained on "
+                    f"{cause}.{unseen}",
+                    action,
+                )
+                return
         return
     for kind, subject in (("between_runs", "The runs lie"), ("within_runs", "The checkpoints of a run lie")):
         if functional[kind] is None or functional[kind]["mean"] <= MAX_BARRIER:
@@ -182,10 +179,10 @@ def _autoencoder(report: Mapping):
 
 
 def _independence(report: Mapping):
-    effective, runs = report["geometry"]["effective_rows"], report["runs"].values()
+    effective = report["geometry"]["effective_rows"]
     if effective >= MIN_EFFECTIVE_ROWS:
         return
-    longest = max(entry["autocorrelation_time"] for entry in runs if entry["autocorrelation_time"] is not None)
+    longest = max(entry["autocorrelation_time"] or 0 for entry in report["runs"].values())
     yield (
         "warning",
         f"{report['num_rows']} checkpoints count like {effective:.1f} independent ones: correlations last "
@@ -200,13 +197,8 @@ def _averaging(report: Mapping):
     if functional is None:
         return
     averaging = functional["averaging"]
-    name, best = max(
-        (
-            (name, averaging[key])
-            for key, name in (("uniform_soup", "the uniform soup"), ("average_16", "averages of 16"))
-        ),
-        key=lambda pair: pair[1]["difference"],
-    )
+    named = {"the uniform soup": averaging["uniform_soup"], "averages of 16": averaging["average_16"]}
+    name, best = max(named.items(), key=lambda item: item[1]["difference"])
     if best["ci95"][0] <= 0:
         return
     yield (
@@ -226,12 +218,12 @@ def _names(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _ranges(rows: Sequence[int], most: int = 10) -> str:
-    """Ascending rows as `0-4, 7, 9-12`."""
+def _ranges(rows: Sequence[int]) -> str:
+    """Ascending rows as `0-4, 7, 9-12`, ten ranges at most."""
     spans: list[list[int]] = []
     for row in rows:
         if spans and row == spans[-1][1] + 1:
             spans[-1][1] = row
         else:
             spans.append([row, row])
-    return _names([f"{first}" if first == last else f"{first}-{last}" for first, last in spans], most)
+    return _names([f"{first}" if first == last else f"{first}-{last}" for first, last in spans], 10)

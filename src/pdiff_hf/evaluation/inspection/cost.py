@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-import psutil
 import torch
 from torch import nn
 
 from ...layout import ParameterLayout
+from ...machine import free_memory
 from ...models.auto import AUTOENCODERS
 from ...models.autoencoder_base import ParameterAutoencoderMixin
 from ...models.config import AutoencoderConfig, OptimizationConfig
@@ -25,16 +25,11 @@ CPU_COPIES_OF_DATASET = 3
 def autoencoder_costs(
     vectors: torch.Tensor, layout: ParameterLayout, device: torch.device, pca_seconds: float
 ) -> dict[str, dict]:
-    """Memory and time that training each autoencoder with its default settings takes, in float32.
+    """Memory and time that training each autoencoder on raw vectors `(K, D)` takes by default, in float32.
 
     Sizes are those of a model built without memory; activations are the outputs of its layers for one batch. Steps are
-    timed with a model of zeros, for at most a few seconds.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        layout ([`ParameterLayout`]): What a vector is made of.
-        device (`torch.device`): Where the autoencoder would be trained.
-        pca_seconds (`float`): Duration of fitting the normaliser and of the Gram matrix of all rows.
+    timed with a model of zeros, for at most a few seconds; `pca_seconds` is what the normaliser and the Gram matrix of
+    all rows took.
 
     Returns:
         `dict[str, dict]`: for every variant of every kind (`pca`, `fast`, `paper`): `num_parameters` (trained, or
@@ -42,26 +37,19 @@ def autoencoder_costs(
         `total`, `fits` into the `free_bytes`, and `seconds` of the whole training, `None` where its steps cannot be
         timed.
     """
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        # The vectors are read again by the training, in another process.
-        free = psutil.virtual_memory().available + vectors.nbytes
+    # The training reads the vectors again, in another process.
+    free = free_memory(device) + (vectors.nbytes if device.type == "cpu" else 0)
     costs = {}
     for name, config in inspected_autoencoders().items():
         with torch.device("meta"):
             model = config.build(layout.to_dict())
         optimization = config.optimization
         trained = sum(parameter.numel() for parameter in model.parameters())
-        # What is fitted beside the normaliser and the statistics of the latents.
-        fitted = sum(
-            buffer.numel()
-            for key, buffer in model.named_buffers()
-            if not key.startswith("normalizer.") and key != "latent_mean"
-        )
-        state = sum(tensor.nbytes for tensor in model.state_dict().values())
+        # The normaliser and the statistics of the latents do not count as fitted.
+        buffers = {key: buffer for key, buffer in model.named_buffers() if not key.startswith("normalizer.")}
+        fitted = sum(buffer.numel() for key, buffer in buffers.items() if key != "latent_mean")
         sizes = {
-            "weights": state,
+            "weights": sum(tensor.nbytes for tensor in model.state_dict().values()),
             "gradients": 4 * trained,
             # Two moments.
             "optimizer": 8 * trained,
@@ -69,15 +57,13 @@ def autoencoder_costs(
             "dataset": vectors.nbytes * (CPU_COPIES_OF_DATASET if device.type == "cpu" else 1),
         }
         total = sum(sizes.values())
-        seconds = None
         # Another pass over the rows projects them onto the components.
         latents = model.latent_shape[0] * model.latent_shape[1]
-        fit_seconds = pca_seconds * (1 + min(1, latents / len(vectors))) if config.has_components else 0.0
-        if optimization is None:
-            seconds = fit_seconds
-        elif total <= MAX_MEMORY_SHARE * free:
-            step = seconds_per_step(model.to_empty(device=device), optimization, vectors)
-            seconds = optimization.steps * step + fit_seconds
+        seconds = pca_seconds * (1 + min(1, latents / len(vectors))) if config.has_components else 0.0
+        if optimization is not None and total <= MAX_MEMORY_SHARE * free:
+            seconds += optimization.steps * seconds_per_step(model.to_empty(device=device), optimization, vectors)
+        elif optimization is not None:
+            seconds = None
         costs[name] = {
             "num_parameters": trained or fitted,
             "bytes": {**sizes, "total": total},
@@ -96,19 +82,14 @@ def inspected_autoencoders() -> dict[str, AutoencoderConfig]:
 
 def activation_bytes(model: ParameterAutoencoderMixin, batch_size: int) -> int:
     """Bytes of all layers' outputs for one batch, for a model on the meta device."""
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.nbytes
-
+    sizes: list[int] = []
     # Flattening makes no copy.
     layers = [m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Flatten | nn.Unflatten)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    hooks = [layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.nbytes)) for layer in layers]
     model.run_trained_layers(batch_size)
     for hook in hooks:
         hook.remove()
-    return total
+    return sum(sizes)
 
 
 def seconds_per_step(model: ParameterAutoencoderMixin, config: OptimizationConfig, vectors: torch.Tensor) -> float:

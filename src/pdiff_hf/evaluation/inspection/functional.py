@@ -9,6 +9,8 @@ from ..evaluator import ParameterEvaluator
 from ..intervals import accuracy_difference
 
 NUM_ORIGINALS = 100
+# Pairs of networks between which the barrier is measured, of each kind.
+NUM_PAIRS = 10
 NUM_AVERAGES = 20
 # Images on which networks between two originals are evaluated.
 NUM_BARRIER_IMAGES = 1000
@@ -19,10 +21,8 @@ MAX_BARRIER = 0.02
 BLOCK_VALUES = 2**24
 
 
-def functional_figures(
-    vectors: torch.Tensor, runs: torch.Tensor, evaluator: ParameterEvaluator, seed: int, num_pairs: int
-) -> dict:
-    """The keys `functional` of a report.
+def functional_figures(vectors: torch.Tensor, runs: torch.Tensor, evaluator: ParameterEvaluator, seed: int) -> dict:
+    """The figures `functional` of a report, of raw rows `(K, D)` of the runs numbered `(K,)` on validation examples.
 
     Returns:
         `dict`: `num_images`, `averaging` of [`gain_of_averaging`], those of [`interpolation_barriers`], and `basins`:
@@ -30,7 +30,7 @@ def functional_figures(
     """
     generator = torch.Generator().manual_seed(seed)
     averaging = gain_of_averaging(vectors, evaluator, generator)
-    barriers = interpolation_barriers(vectors, runs, evaluator, generator, num_pairs)
+    barriers = interpolation_barriers(vectors, runs, evaluator, generator)
     many = any(barrier["mean"] > MAX_BARRIER for barrier in barriers.values() if barrier is not None)
     return {
         "num_images": len(evaluator.labels),
@@ -41,12 +41,7 @@ def functional_figures(
 
 
 def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, generator: torch.Generator) -> dict:
-    """Accuracy of averages minus the mean accuracy of the originals, paired over the examples.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        evaluator ([`ParameterEvaluator`]): On the validation examples.
-        generator (`torch.Generator`): Draws the originals that are evaluated and those that are averaged.
+    """Accuracy of averages minus the mean accuracy of originals `(K, D)`, paired over the examples.
 
     Returns:
         `dict`: `original_accuracy` of `num_originals` random rows; `uniform_soup` of all rows and `average_16` (mean
@@ -63,24 +58,13 @@ def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, gene
 
 
 def interpolation_barriers(
-    vectors: torch.Tensor,
-    runs: torch.Tensor,
-    evaluator: ParameterEvaluator,
-    generator: torch.Generator,
-    num_pairs: int,
+    vectors: torch.Tensor, runs: torch.Tensor, evaluator: ParameterEvaluator, generator: torch.Generator
 ) -> dict:
-    """Error barriers between random pairs of rows, within runs and between runs.
+    """Error barriers between random pairs of rows, within runs and between runs, on at most 1 000 examples.
 
     The barrier of a pair is the maximum over alpha of the error of `(1 - alpha) a + alpha b` minus the interpolated
     errors of `a` and `b`, at 11 values of alpha. Source: Frankle et al. 2020, arXiv 1912.05671; in this form Entezari
     et al. 2022, arXiv 2110.06296.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        runs (`torch.Tensor` of shape `(K,)`): Number of the run of every row.
-        evaluator ([`ParameterEvaluator`]): On the validation examples; at most 1 000 of them are used.
-        generator (`torch.Generator`): Draws pairs and examples.
-        num_pairs (`int`): Pairs of each kind, or all where there are fewer.
 
     Returns:
         `dict`: `within_runs` and `between_runs`, `None` where there are no pairs, each with `num_pairs`, `mean`, `max`
@@ -91,24 +75,22 @@ def interpolation_barriers(
     alphas = torch.linspace(0, 1, NUM_ALPHAS)[:, None]
     first, second = torch.triu_indices(len(vectors), len(vectors), 1)
     same = runs[first] == runs[second]
-    result: dict[str, dict | None] = {}
+    result: dict[str, dict | None] = {"within_runs": None, "between_runs": None}
     for name, mask in (("within_runs", same), ("between_runs", ~same)):
         candidates = mask.nonzero()[:, 0]
-        candidates = candidates[torch.randperm(len(candidates), generator=generator)[:num_pairs]]
+        candidates = candidates[torch.randperm(len(candidates), generator=generator)[:NUM_PAIRS]]
+        if not len(candidates):
+            continue
         errors = torch.empty(len(candidates), NUM_ALPHAS)
         for index, pair in enumerate(candidates):
             networks = torch.lerp(vectors[first[pair]], vectors[second[pair]], alphas)
             errors[index] = 1 - evaluator.predict(networks, num_images).accuracy
         straight = torch.lerp(errors[:, :1], errors[:, -1:], alphas.T)
         barriers = (errors - straight).amax(1)
-        result[name] = (
-            {
-                "num_pairs": len(candidates),
-                "mean": barriers.mean().item(),
-                "max": barriers.max().item(),
-                "errors": errors.mean(0).tolist(),
-            }
-            if len(candidates)
-            else None
-        )
+        result[name] = {
+            "num_pairs": len(candidates),
+            "mean": barriers.mean().item(),
+            "max": barriers.max().item(),
+            "errors": errors.mean(0).tolist(),
+        }
     return result

@@ -26,13 +26,10 @@ def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch
 
 
 def spectrum(gram: torch.Tensor) -> dict:
-    """Effective rank and explained variance.
+    """Effective rank and explained variance by the inner products `(K, K)` of centred rows.
 
     The effective rank is `exp(-Σ p log p)`, `p` the singular values of the centred rows divided by their sum. Source:
     Roy & Vetterli 2007, "The effective rank".
-
-    Args:
-        gram (`torch.Tensor` of shape `(K, K)`): Inner products of centred rows.
 
     Returns:
         `dict`: `rank`, `effective_rank`, `explained_variance` by number of components, and
@@ -54,15 +51,10 @@ def spectrum(gram: torch.Tensor) -> dict:
 def linear_explained_variance(
     gram: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor, num_components: int
 ) -> float | None:
-    """Share of the variance of held-out rows about the training rows' mean that their principal components hold.
+    """Share of the held-out rows' variance about the training rows' mean that the training rows' components hold.
 
-    Args:
-        gram (`torch.Tensor` of shape `(K, K)`): Inner products of the rows about any centre.
-        train (`torch.Tensor`), heldout (`torch.Tensor`): Indices or mask of rows.
-        num_components (`int`): Components of the training rows.
-
-    Returns:
-        `float`, or `None` when held-out rows all equal the mean.
+    `gram` `(K, K)` are inner products about any centre, `train` and `heldout` indices or masks of rows; `None` when
+    all held-out rows equal the mean.
     """
     means = gram[:, train].mean(1)
     gram = gram - means - means[:, None] + means[train].mean()
@@ -77,8 +69,7 @@ def linear_explained_variance(
 def autocorrelation(gram: torch.Tensor) -> torch.Tensor:
     """Autocorrelation `(n,)` of a run at lags 0 … n - 1, `Σ <x_i, x_{i+t}> / Σ <x_i, x_i>` of rows about their mean.
 
-    Args:
-        gram (`torch.Tensor` of shape `(n, n)`): Inner products of the run's rows in their order, about any centre.
+    `gram` `(n, n)` are inner products of the run's rows in their order, about any centre.
     """
     means = gram.mean(1)
     gram = gram - means - means[:, None] + means.mean()
@@ -87,17 +78,11 @@ def autocorrelation(gram: torch.Tensor) -> torch.Tensor:
 
 
 def autocorrelation_time(correlations: torch.Tensor) -> float:
-    """Integrated autocorrelation time `1 + 2 Σ ρ_t`, in rows; `n` rows count like `n` divided by it.
+    """Integrated autocorrelation time `1 + 2 Σ ρ_t` in [1, n] rows of correlations `(n,)`; n rows count like n / time.
 
     The sum ends by the initial monotone sequence: over pairs `ρ_2m + ρ_2m+1` as long as they are positive, none
     counted larger than the one before. Source: Geyer 1992, "Practical Markov chain Monte Carlo", §3.3. A run shorter
     than some ten times the result gives too small a value.
-
-    Args:
-        correlations (`torch.Tensor` of shape `(n,)`): Of [`autocorrelation`].
-
-    Returns:
-        `float` in [1, n].
     """
     length = len(correlations)
     pairs = correlations[: length // 2 * 2].reshape(-1, 2).sum(1)
@@ -109,11 +94,7 @@ def autocorrelation_time(correlations: torch.Tensor) -> float:
 
 
 def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor) -> dict:
-    """Euclidean distances of every row to its nearest other row, and to its nearest row of another run.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        runs (`torch.Tensor` of shape `(K,)`): Number of the run of every row.
+    """Euclidean distances of every raw row `(K, D)` to its nearest other row, and to its nearest row of another run.
 
     Returns:
         `dict`: quantiles `{"min", "q25", "median", "q75", "max"}` of `nearest` and `nearest_in_other_runs` (`None`

@@ -30,6 +30,16 @@ from .geometry import (
 
 SCHEMA = 1
 
+# The figures of a run whose rows cannot be used.
+UNKNOWN_RUN = {
+    "constant_tensors": [],
+    "num_constant_parameters": 0,
+    "duplicate_rows": [],
+    "autocorrelation": {},
+    "autocorrelation_time": None,
+    "effective_rows": 0.0,
+}
+
 # Left out one after another; each costs an eigendecomposition.
 MAX_LEFT_OUT_RUNS = 10
 
@@ -38,15 +48,7 @@ BLOCK_VALUES = 2**24
 
 
 def find_non_finite(vectors: torch.Tensor, layout: ParameterLayout) -> tuple[torch.Tensor, dict[str, int]]:
-    """Find NaN and infinite values.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values.
-        layout ([`ParameterLayout`]): What a vector is made of.
-
-    Returns:
-        `tuple`: whether a row is finite, `bool` of shape `(K,)`; and for the tensors that are not, in how many rows.
-    """
+    """Whether each row `(K, D)` is finite, `bool` `(K,)`; and of the tensors that are not, in how many rows."""
     # Sums are NaN or infinite wherever a value is, and a mask of all values would cost too much memory.
     finite = vectors.sum(1).isfinite()
     tensors: dict[str, int] = {}
@@ -61,12 +63,7 @@ def find_non_finite(vectors: torch.Tensor, layout: ParameterLayout) -> tuple[tor
 def find_copies(
     vectors: torch.Tensor, layout: ParameterLayout, runs: Mapping[str, torch.Tensor]
 ) -> tuple[dict, dict[str, dict]]:
-    """Find constant tensors and coordinates, and exact copies of rows and of tensors.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(K, D)`): Raw, finite parameter values.
-        layout ([`ParameterLayout`]): What a vector is made of.
-        runs (`Mapping[str, torch.Tensor]`): The rows of every run.
+    """Find constant tensors and coordinates, and exact copies of finite rows `(K, D)` and of tensors.
 
     Returns:
         `tuple[dict, dict[str, dict]]`: of the whole dataset and of every run `constant_tensors` (names),
@@ -84,8 +81,8 @@ def find_copies(
         found = [digests[row] for row in rows.tolist()]
         columns = zip(names, zip(*found, strict=True), strict=True)
         constant = [name for name, column in columns if len(found) > 1 and len(set(column)) == 1]
-        groups = _equal(dict(zip(rows.tolist(), found, strict=True)))
-        return {"constant_tensors": constant, "num_constant_parameters": 0, "duplicate_rows": groups}
+        copies = _equal(dict(zip(rows.tolist(), found, strict=True)))
+        return {"constant_tensors": constant, "num_constant_parameters": 0, "duplicate_rows": copies}
 
     everything = torch.arange(len(vectors))
     whole, of_runs = describe(everything), {run: describe(rows) for run, rows in runs.items()}
@@ -111,7 +108,6 @@ def inspect_dataset(
     evaluator: ParameterEvaluator | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    num_pairs: int = 10,
 ) -> dict:
     """Inspect a parameter dataset before anything is trained on it.
 
@@ -123,8 +119,6 @@ def inspect_dataset(
             of averaging are not measured.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
         seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
-        num_pairs (`int`, *optional*, defaults to 10): Pairs of networks between which the barrier is measured, of
-            each kind.
 
     Returns:
         `dict`: the keys of `docs/inspect.md`, JSON-able.
@@ -153,11 +147,11 @@ def inspect_dataset(
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
-        "runs": {name: _run_entry(names.count(name), own.count(name)) for name in dict.fromkeys(names)},
-        "copies": None,
-        "geometry": None,
-        "functional": None,
-        "autoencoders": None,
+        "runs": {
+            name: {"num_rows": names.count(name), "num_finite_rows": own.count(name), **UNKNOWN_RUN}
+            for name in dict.fromkeys(names)
+        },
+        **dict.fromkeys(("copies", "geometry", "functional", "autoencoders")),
     }
     if len(kept) > 1:
         # 2. Copies; rows are named by their place in the dataset
@@ -179,7 +173,7 @@ def inspect_dataset(
             report["runs"][name] |= _memory(gram[rows][:, rows])
         numbers = torch.tensor([list(runs).index(name) for name in own])
         report["geometry"] = {
-            "normalization": normalizer.mode,
+            "normalization": mode,
             **spectrum(gram),
             "effective_rows": sum(entry["effective_rows"] for entry in report["runs"].values()),
             "reconstruction": _reconstruction(gram, numbers, seed),
@@ -188,7 +182,7 @@ def inspect_dataset(
 
         # 4. What the networks do
         if evaluator is not None:
-            report["functional"] = functional_figures(vectors, numbers, evaluator, seed, num_pairs)
+            report["functional"] = functional_figures(vectors, numbers, evaluator, seed)
 
         # 5. What training would cost
         report["autoencoders"] = autoencoder_costs(vectors, layout, device, pca_seconds)
@@ -198,25 +192,11 @@ def inspect_dataset(
 
 
 def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, list[str], list[int]]:
-    """Vectors, finite or not, and run and step of every row."""
+    """Vectors `(K, D)`, finite or not, and run and step of every row."""
     table = dataset.rows.with_format("arrow")[:]
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("parameters").chunks]
     vectors = torch.from_numpy(np.concatenate(chunks).reshape(len(table), dataset.layout.num_parameters))
     return vectors, table.column("run").to_pylist(), table.column("step").to_pylist()
-
-
-def _run_entry(num_rows: int, num_finite: int) -> dict:
-    """What is said of a run of which nothing else is known yet."""
-    return {
-        "num_rows": num_rows,
-        "num_finite_rows": num_finite,
-        "constant_tensors": [],
-        "num_constant_parameters": 0,
-        "duplicate_rows": [],
-        "autocorrelation": {},
-        "autocorrelation_time": None,
-        "effective_rows": 0.0,
-    }
 
 
 def _memory(gram: torch.Tensor) -> dict:
@@ -232,7 +212,7 @@ def _memory(gram: torch.Tensor) -> dict:
 
 
 def _reconstruction(gram: torch.Tensor, runs: torch.Tensor, seed: int) -> dict:
-    """What as many components as the default latent has values explain of rows they were not fitted to."""
+    """Variance that as many components as the default latent has values explain of rows they were not fitted to."""
     latents = DEFAULTS.latent_channels * DEFAULTS.latent_length
     train, heldout = split_rows(len(gram), DEFAULTS.holdout_every)
     figures = {"num_train": len(train), "num_heldout": len(heldout), "heldout": None, "left_out_run": None}

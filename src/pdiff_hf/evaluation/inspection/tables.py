@@ -31,7 +31,7 @@ def _figures(report: Mapping) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     table.add_row("values", _values(report))
-    geometry = report["geometry"]
+    geometry, functional = report["geometry"], report["functional"]
     if geometry is None:
         return table
     shares = geometry["explained_variance"]
@@ -62,7 +62,6 @@ def _figures(report: Mapping) -> Table:
         if distances[key] is not None
     ]
     table.add_row("nearest", f"L2 {', '.join(texts)}; norm {distances['median_norm']:.3g}")
-    functional = report["functional"]
     if functional is None:
         table.add_row("barrier", "not measured: no base model, or no examples")
         table.add_row("averaging", "not measured")
@@ -108,14 +107,16 @@ def _autoencoders(autoencoders: Mapping) -> Table:
     for column in ("parameters", "memory", "time"):
         table.add_column(column, justify="right")
     for name, cost in autoencoders.items():
-        seconds = "-" if cost["seconds"] is None else _duration(cost["seconds"])
-        memory = _size(cost["bytes"]["total"])
-        table.add_row(
-            name,
-            f"{cost['num_parameters']:,}",
-            memory if cost["fits"] else f"[red]{memory}, does not fit into {_size(cost['free_bytes'])}[/]",
-            seconds,
-        )
+        seconds, memory = cost["seconds"], _size(cost["bytes"]["total"])
+        if not cost["fits"]:
+            memory = f"[red]{memory}, does not fit into {_size(cost['free_bytes'])}[/]"
+        if seconds is None:
+            time = "-"
+        elif seconds < 600:
+            time = f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        else:
+            time = f"{seconds / 60:.0f} min"
+        table.add_row(name, f"{cost['num_parameters']:,}", memory, time)
     return table
 
 
@@ -123,24 +124,17 @@ def _advice(advice: list[Mapping[str, str]]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
-    severities = {entry["severity"] for entry in advice}
-    if "stop" in severities:
-        verdict = Text("Do not train on this dataset as it is.", style="bold red")
-    elif "warning" in severities:
-        verdict = Text("It can be trained on; read the warnings first.", style="bold yellow")
-    else:
-        verdict = Text("Nothing stands in the way.", style="bold green")
-    table.add_row(Text("advice", style="bold"), verdict)
+    # The worst comes first.
+    verdict = {
+        "stop": "[bold red]Do not train on this dataset as it is.[/]",
+        "warning": "[bold yellow]It can be trained on; read the warnings first.[/]",
+    }.get(advice[0]["severity"] if advice else "", "[bold green]Nothing stands in the way.[/]")
+    table.add_row("[bold]advice[/]", verdict)
     for entry in advice:
-        severity = entry["severity"]
         text = f"{escape(entry['finding'])} [bold]→ {escape(entry['action'])}[/]"
-        table.add_row(Text(severity, style=STYLES[severity]), text)
+        table.add_row(Text(entry["severity"], style=STYLES[entry["severity"]]), text)
     return table
 
 
 def _size(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.0f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

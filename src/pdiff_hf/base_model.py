@@ -309,12 +309,14 @@ class BaseModel:
         return {key: vars(self)[key] for key in keys}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], root: str | Path | None = None) -> BaseModel:
-        """Read `to_dict()` back; `root` is the folder that `weights` is relative to.
+    def from_dict(cls, values: Mapping[str, Any] | None, root: str | Path | None = None) -> BaseModel | None:
+        """Read `to_dict()` back, `None` as `None`; `root` is the folder that `weights` is relative to.
 
         Raises:
             ValueError: missing or unknown keys, or a path that leaves the folder.
         """
+        if values is None:
+            return None
         expected = {"library", "name", "kwargs", "weights", "sha256"}
         if set(values) not in (expected, expected | {"repo", "revision"}):
             raise ValueError(f"base model: expected the keys {sorted(expected)}, found {sorted(values)}.")

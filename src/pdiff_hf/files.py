@@ -6,10 +6,21 @@ import hashlib
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def errors_of(name: Any, *kinds: type[Exception]) -> Iterator[None]:
+    """Give every `ValueError` of the block, and errors of `kinds` as such, in one line that begins with `name`."""
+    try:
+        yield
+    except (ValueError, *kinds) as error:
+        reason = textwrap.shorten(str(error), 1000, placeholder=" …") or type(error).__name__
+        raise ValueError(f"{name}: {reason}") from error
 
 
 @contextmanager

@@ -125,7 +125,6 @@ def write_and_die(table, file):
     if count == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 shards.write_shard = write_and_die
-writer.SHARD_BYTES = 1
 writer.append_rows(torch.zeros(5, 20), read_layout(sys.argv[1])[0], sys.argv[1], columns={"run": ["b"] * 5})
 """
 

@@ -103,7 +103,6 @@ def test_stats_count_checkpoints_and_not_chunks(folder):
 
 def test_shards_are_bounded_and_hold_whole_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 4 * D)
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 4 * LENGTH)
     save_parameter_dataset(make_vectors(7), LAYOUT, tmp_path / "ds")
     files = shards.shards(tmp_path / "ds")
@@ -116,7 +115,6 @@ def test_shards_are_bounded_and_hold_whole_checkpoints(tmp_path, monkeypatch):
 
 def test_workers_share_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 4 * D)
     save_parameter_dataset(make_vectors(7), LAYOUT, tmp_path / "ds")
     stream, _ = load_parameter_dataset(tmp_path / "ds", streaming=True)
     parts = [stream.shard(2, index) for index in range(2)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,21 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
-from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..base_model import BaseModel
 from ..files import atomic_folder, read_json
 from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
 from . import writer
-from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
 from .shards import (
     RECORDING,
-    check_shard,
     features,
     metric_names,
     read_columns,
@@ -35,6 +31,8 @@ from .shards import (
     recorded_batches,
     recorded_runs,
     shards,
+    some_shards,
+    stream_rows,
 )
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
@@ -100,8 +98,7 @@ class ParameterDataset:
             else:
                 self.folder = download_dataset(repo_id, **where)
         self.layout, base_model = read_layout(self.folder)
-        trust = {"trusted_imports": tuple(trusted_imports)}
-        self.base_model = None if base_model is None else replace(base_model, **trust)
+        self.base_model = None if base_model is None else replace(base_model, trusted_imports=tuple(trusted_imports))
 
     @classmethod
     def of(cls, source: ParameterDataset | str | Path) -> ParameterDataset:
@@ -119,7 +116,7 @@ class ParameterDataset:
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
-        if (self.folder / RECORDING).is_file():
+        if self._is_recording:
             return len(self._read())
         return recorded_runs(self.folder).total()
 
@@ -150,10 +147,8 @@ class ParameterDataset:
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its metrics are read with its rows.")
-        if (self.folder / RECORDING).is_file():
-            table = self._read().data.table
-        else:
-            table = read_columns(self._files(), self.layout)
+        is_whole = not self._is_recording
+        table = read_columns(some_shards(self.folder), self.layout) if is_whole else self._read().data.table
         columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
@@ -168,14 +163,11 @@ class ParameterDataset:
         Raises:
             ValueError: there are none, or a shard is damaged or does not fit the layout.
         """
-        if self._streaming and not (self.folder / RECORDING).is_file():
-            # Those on the Hub are checked when they are reached; their footers alone may take minutes.
-            checked = self._remote_files[:1] if self._remote_files else self._files()
-            names = dict.fromkeys(name for file in checked for name in check_shard(file, self.layout).names)
-            files = self._remote_files or [glob.escape(str(file.absolute())) for file in checked]
-            return _stream(files, names, self.layout)
-        dataset = self._read()
-        return dataset.to_iterable_dataset().with_format("torch") if self._streaming else dataset
+        if not self._streaming:
+            return self._read()
+        if self._is_recording:
+            return self._read().to_iterable_dataset().with_format("torch")
+        return stream_rows(self._remote_files or some_shards(self.folder), self.layout)
 
     def vectors(
         self, rows: slice | Sequence[int] | torch.Tensor | None = None, columns: slice | None = None
@@ -197,8 +189,7 @@ class ParameterDataset:
         """
         if self._streaming:
             raise ValueError(f"{self._source} is streamed: read .rows, or open it without streaming.")
-        recording = (self.folder / RECORDING).is_file()
-        if not recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
+        if not self._is_recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
             found = self._stored
         else:
             found = dataset_vectors(self._read(), self.layout)
@@ -209,19 +200,17 @@ class ParameterDataset:
 
     @cached_property
     def _stored(self) -> StoredVectors:
-        return store_vectors(self._files(), self.layout)
+        return store_vectors(some_shards(self.folder), self.layout)
 
-    def _files(self) -> list[Path]:
-        files = shards(self.folder)
-        if not files:
-            raise ValueError(f"expected Parquet shards {self.folder / 'data' / 'train-*.parquet'}, found none.")
-        return files
+    @property
+    def _is_recording(self) -> bool:
+        return (self.folder / RECORDING).is_file()
 
     def _read(self) -> Dataset:
-        recording = self.folder / RECORDING
-        files = shards(self.folder) if recording.is_file() else self._files()
+        is_recording, recording = self._is_recording, self.folder / RECORDING
+        files = shards(self.folder) if is_recording else some_shards(self.folder)
         tables = [read_shard(file, self.layout) for file in files]
-        if recording.is_file():
+        if is_recording:
             warnings.warn(
                 f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
                 stacklevel=3,
@@ -314,23 +303,3 @@ def load_parameter_dataset(
 def load_base_model(path: str | Path) -> BaseModel | None:
     """The base model of a folder with a `layout.json`, or `None` when it carries none."""
     return ParameterDataset(path).base_model
-
-
-def _stream(files: list[str], columns: Iterable[str], layout: ParameterLayout) -> IterableDataset:
-    rows = features(layout, metric_names(columns))
-    chunked = is_chunked(layout.num_parameters)
-    stored = chunk_features(rows) if chunked else rows
-    # Fetched ahead, the bytes of a shard would stay in memory while it is read.
-    scan = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=2**22)
-    options = {"features": stored, "fragment_scan_options": scan, "split": "train", "streaming": True}
-    dataset = load_dataset("parquet", data_files=files, **options)
-    if chunked:
-        dataset = dataset.with_format("arrow").map(
-            join_chunks,
-            batched=True,
-            batch_size=len(chunk_lengths(layout.num_parameters)),
-            fn_kwargs={"schema": rows.arrow_schema, "layout": layout},
-            features=rows,
-            remove_columns=[*COLUMNS],
-        )
-    return dataset.with_format("torch")

@@ -16,7 +16,6 @@ from .card import write_dataset_card
 from .folder import SCHEMA, read_layout, write_layout
 from .shards import (
     RECORDING,
-    SHARD_BYTES,
     append_shards,
     arrow_schema,
     check_shard,
@@ -40,10 +39,7 @@ def append_rows(
     columns: Mapping[str, Sequence[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append vectors of new runs to a parameter dataset, see [`ParameterDataset.append`].
-
-    `output_dir` is its folder, and layout and base model have to be those of the dataset.
-    """
+    """[`ParameterDataset.append`] to the folder `output_dir`, whose layout and base model have to be these."""
     path = Path(output_dir)
     table = rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
     if not (path / "layout.json").is_file():
@@ -53,7 +49,7 @@ def append_rows(
         if (path / RECORDING).exists():
             finish_rows(path)
         check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
-        append_shards(table.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * layout.num_parameters))), path)
+        append_shards(table, path)
         finish_dataset(path, metadata)
     finally:
         unlock_folder(lock)
@@ -151,7 +147,7 @@ def save_parameter_dataset(
         raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
     table = rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
     write_layout(output_dir, layout, base_model)
-    append_shards(table.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * layout.num_parameters))), output_dir)
+    append_shards(table, output_dir)
     finish_dataset(output_dir, metadata)
 
 
@@ -164,11 +160,11 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     path = Path(path)
     layout, _ = read_layout(path)
     files = shards(path)
-    metrics = metric_names(dict.fromkeys(name for file in files for name in check_shard(file, layout).names))
+    found = {file: metric_names(check_shard(file, layout).names) for file in files}
+    metrics = list(dict.fromkeys(name for names in found.values() for name in names))
     schema = arrow_schema(layout, metrics)
-    stored = {*schema.names} - {"parameters"}
-    for file in files:
-        if stored - {*check_shard(file, layout).names}:
+    for file, names in found.items():
+        if {*metrics} - {*names}:
             write_shard(with_columns(read_shard(file, layout), schema), file)
     known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
     stats = compute_stats(files, layout, metrics)

@@ -20,10 +20,7 @@ NO_METRICS = re.compile(r"eval_(runtime|model_preparation_time|jit_compilation_t
 
 
 def find_local(sources: Sequence[str | Path]) -> list[Checkpoint]:
-    """The checkpoints in files and folders; every folder is a run, files together are one.
-
-    Args:
-        sources (`Sequence`): Files of weights; folders of such files; folders of a saved model; Trainer outputs.
+    """The checkpoints of the local sources of [`import_checkpoints`].
 
     Raises:
         ValueError: a source is missing or holds no checkpoint, or what is beside the weights is malformed.

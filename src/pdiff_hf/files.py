@@ -14,13 +14,16 @@ from typing import Any
 
 
 @contextmanager
-def errors_of(name: Any, *kinds: type[Exception]) -> Iterator[None]:
-    """Give every `ValueError` of the block, and errors of `kinds` as such, in one line that begins with `name`."""
+def errors_of(name: Any, *kinds: type[Exception], said: str = "") -> Iterator[None]:
+    """Give every `ValueError` of the block, and errors of `kinds` as such, in one line that begins with `name`.
+
+    Errors that are not just a `ValueError` have `said` behind the name.
+    """
     try:
         yield
     except (ValueError, *kinds) as error:
         reason = textwrap.shorten(str(error), 1000, placeholder=" …") or type(error).__name__
-        raise ValueError(f"{name}: {reason}") from error
+        raise ValueError(f"{name}{'' if type(error) is ValueError else said}: {reason}") from error
 
 
 @contextmanager

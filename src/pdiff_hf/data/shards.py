@@ -121,7 +121,7 @@ def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
     Raises:
         ValueError: the file is no complete Parquet file of this layout.
     """
-    with errors_of(f"{file} is not a complete Parquet file", pa.ArrowException, OSError):
+    with errors_of(file, pa.ArrowException, OSError, said=" is not a complete Parquet file"):
         where = {"filesystem": HfFileSystem()} if str(file).startswith("hf://") else {}
         schema = pq.read_schema(str(file).removeprefix("hf://"), **where)
     size, chunked = layout.num_parameters, chunks.is_chunked(layout.num_parameters)
@@ -153,7 +153,7 @@ def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
     chunked = chunks.is_chunked(layout.num_parameters)
     stored = [*schema.names[1:], *chunks.COLUMNS] if chunked else schema.names
     step = len(chunks.chunk_lengths(layout.num_parameters))
-    with errors_of(f"{file} is damaged", pa.ArrowException, OSError), pq.ParquetFile(file) as parquet:
+    with errors_of(file, pa.ArrowException, OSError, said=" is damaged"), pq.ParquetFile(file) as parquet:
         pending = parquet.schema_arrow.empty_table().select(stored)
         for group in range(parquet.num_row_groups):
             pending = pa.concat_tables([pending, parquet.read_row_group(group, stored)])
@@ -179,7 +179,7 @@ def read_columns(files: Sequence[Path], layout: ParameterLayout) -> pa.Table:
     tables = []
     for file in files:
         names = metric_names(check_shard(file, layout).names)
-        with errors_of(f"{file} is damaged", pa.ArrowException, OSError):
+        with errors_of(file, pa.ArrowException, OSError, said=" is damaged"):
             tables.append(_read_beside(file, [*KEYS, *names]))
     return pa.concat_tables(tables, promote_options="default")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -68,36 +69,24 @@ def write_pipeline_card(
     is_evaluated = metrics is not None
     metrics = metrics or Metrics()
     base_model = index.get("base_model")
-    title = f"p-diff for {short_name(base_model)}"
     config_file = pipeline_dir / "train_config.json"
     config = read_json(config_file) if config_file.is_file() else {}
     plots = [name for name in PLOTS if (pipeline_dir / f"{name}.png").is_file()]
     _, dataset = task_dataset(metrics.task)
-    results = eval_results(metrics, generated_values(metrics))
-    data = ModelCardData(
-        library_name="diffusers",
-        tags=TAGS,
-        base_model=base_model_id(base_model),
-        datasets=None if dataset is None else [dataset],
-        metrics=["accuracy"] if results else None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=template("model_card.md"),
-        title=escape(title),
+    text = render_card(
+        "model_card.md",
+        f"p-diff for {short_name(base_model)}",
+        base_model,
+        autoencoder["layout"],
+        metrics,
+        generated_values(metrics),
+        {"library_name": "diffusers", "datasets": None if dataset is None else [dataset]},
         repo_id=REPO_ID,
-        base_text=base_model_text(base_model),
-        num_parameters=f"{autoencoder['layout']['num_parameters']:,}",
-        tensors=tensors_text(autoencoder["layout"]),
         build_arguments=build_arguments(base_model) if base_model else None,
         verdict=escape(metrics.verdict) if is_evaluated else None,
         results=results_table(metrics) if is_evaluated else None,
         num_test=f"{metrics.num_test:,}" if is_evaluated else None,
         intervals=INTERVALS if metrics.seeds is None else SEED_INTERVALS,
-        comparisons=comparison_lines(metrics),
-        novelty=novelty_lines(metrics),
         ensembles=ensemble_line(metrics),
         first_plot=_plot(plots[0]) if plots else None,
         other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
@@ -105,8 +94,45 @@ def write_pipeline_card(
         config=fold(f"```json\n{literal(config, indent=2)}\n```", "Training configuration") if config else None,
         task_kind=escape(one_line(metrics.task.get("kind") or "image classification").replace("_", " ")),
     )
-    write_card(pipeline_dir / "README.md", f"{card.content}\n")
+    write_card(pipeline_dir / "README.md", text)
     return pipeline_dir / "README.md"
+
+
+def render_card(
+    template_name: str,
+    title: str,
+    base_model: Mapping | None,
+    layout: Mapping,
+    metrics: Metrics,
+    values: Mapping[str, tuple[float | None, Any]],
+    data: Mapping[str, Any],
+    **options,
+) -> str:
+    """The text of a card of generated networks or of what generates them.
+
+    `values` are the accuracies of [`eval_results`], `data` further metadata, and `options` are the template's.
+    """
+    results = eval_results(metrics, values)
+    metadata = ModelCardData(
+        tags=TAGS,
+        base_model=base_model_id(base_model),
+        metrics=["accuracy"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+        **data,
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_str=template(template_name),
+        title=escape(title),
+        base_text=base_model_text(base_model),
+        num_parameters=f"{layout['num_parameters']:,}",
+        tensors=tensors_text(layout),
+        comparisons=comparison_lines(metrics),
+        novelty=novelty_lines(metrics),
+        **options,
+    )
+    return f"{card.content}\n"
 
 
 def _plot(name: str) -> str:

@@ -82,16 +82,14 @@ class PDiffPipeline(DiffusionPipeline):
     @property
     def base_model(self) -> BaseModel | None:
         """The network that the generated parameters belong to, or `None` when the pipeline carries none."""
-        if self.config.base_model is None:
-            return None
         component = self.unet.config.get("_name_or_path")
-        if self._base_root is None and component:
+        if self.config.base_model is not None and self._base_root is None and component:
             # Loaded by plain diffusers, which downloads components only; a folder in the cache is named by its commit.
             self._base_root = Path(component).parent
-            weights = BaseModel.from_dict(dict(self.config.base_model), root=self._base_root).carried_weights
+            weights = BaseModel.from_dict(self.config.base_model).carried_weights
             if weights is not None and self._base_root.parent.name == "snapshots":
                 hf_hub_download(self.config._name_or_path, weights, revision=self._base_root.name)
-        return BaseModel.from_dict(dict(self.config.base_model), root=self._base_root)
+        return BaseModel.from_dict(self.config.base_model, root=self._base_root)
 
     @base_model.setter
     def base_model(self, base_model: BaseModel | None) -> None:
@@ -157,23 +155,13 @@ class PDiffPipeline(DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=source)
         return pipeline
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        variant: str | None = None,
-        standalone: bool = False,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options) -> str:
         """Push the pipeline with its base model's weights and a card in one commit, see [`push_pipeline`].
 
         Args:
             repo_id (`str`): `user/name`; made when it does not exist.
-            private, revision, token, create_pr, standalone: See [`push_pipeline`].
             variant (`str`, *optional*): Save the weights as this variant, such as `"fp16"`.
+            options: `private`, `revision`, `token`, `create_pr` and `standalone`, see [`push_pipeline`].
 
         Returns:
             `str`: address of the commit or pull request.
@@ -186,19 +174,15 @@ class PDiffPipeline(DiffusionPipeline):
         from .card import write_pipeline_card
         from .push import push_pipeline
 
-        options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant)
             # What is known of the folder that it was loaded from.
             source = Path(self._base_root or self.config.get("_name_or_path") or folder)
             if (source / "train_config.json").is_file():
                 copyfile(source / "train_config.json", Path(folder) / "train_config.json")
-            metrics = source / METRICS_FILE
-            if metrics.is_file():
-                write_pipeline_card(folder, Metrics.read(metrics), report_dir=source)
-            else:
-                write_pipeline_card(folder)
-            return push_pipeline(folder, repo_id, **options, standalone=standalone)
+            metrics = Metrics.read(source / METRICS_FILE) if (source / METRICS_FILE).is_file() else None
+            write_pipeline_card(folder, metrics, report_dir=None if metrics is None else source)
+            return push_pipeline(folder, repo_id, **options)
 
     def check_inputs(
         self,

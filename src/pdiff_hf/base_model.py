@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .files import atomic_write, sha256_file
+from .files import atomic_write, errors_of, sha256_file
 from .hub.errors import hub_errors
 
 if TYPE_CHECKING:
@@ -76,31 +76,29 @@ class BaseModel:
             raise ValueError(f"base model: expected a name and a dict of arguments, found {self.name!r}.")
         if (self.weights is None) != (self.sha256 is None):
             raise ValueError("base model: expected weights together with their sha256, found only one of them.")
-        if self.repo is not None or self.revision is not None:
-            if self.weights is None or not self.repo or not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
-                raise ValueError(
-                    "base model: weights on the Hub need repo, weights, sha256 and a revision, a commit of 40 digits, "
-                    f"found {self.repo!r} at {self.revision!r}."
-                )
+        is_remote = self.repo is not None or self.revision is not None
+        is_pinned = self.weights and self.repo and re.fullmatch(r"[0-9a-f]{40}", str(self.revision))
+        if is_remote and not is_pinned:
+            raise ValueError(
+                "base model: weights on the Hub need repo, weights, sha256 and a revision, a commit of 40 digits, "
+                f"found {self.repo!r} at {self.revision!r}."
+            )
         if self.weights is not None:
             path = PurePosixPath(str(self.weights))
             if path.is_absolute() or ".." in path.parts or set("\\:") & set(str(path)) or str(path) == ".":
                 raise ValueError(f"base model: weights must be a path inside its own folder, found {self.weights!r}.")
-        try:
+        with errors_of(f"base model: arguments of {self.name!r} must be JSON-able", TypeError):
             # What a reference is compared with has been JSON once: tuples are lists, keys are strings.
             object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs)))
-        except TypeError as error:
-            raise ValueError(f"base model: arguments of {self.name!r} must be JSON-able: {error}.") from error
         arguments = self.kwargs
         if self.library == "transformers":
             arguments = self.kwargs.get("config")
             if not isinstance(arguments, dict) or "model_type" not in arguments:
                 raise ValueError("base model: transformers needs kwargs {'config': config.to_dict()}.")
         for scope in (arguments, arguments.get("backbone_config") or {}):
-            if forbidden := [name for name in FILE_ARGUMENTS[self.library] if scope.get(name)]:
-                raise ValueError(
-                    f"base model: {self.name!r} may not take {forbidden[0]!r}, which can name other files."
-                )
+            for name in FILE_ARGUMENTS[self.library]:
+                if scope.get(name):
+                    raise ValueError(f"base model: {self.name!r} may not take {name!r}, which can name other files.")
             # Attention whose name has a slash is code on the Hub.
             attention = [str(scope.get(name)) for name in ("attn_implementation", "_attn_implementation")]
             if self.library == "transformers" and any("/" in name for name in attention):
@@ -124,9 +122,7 @@ class BaseModel:
     def build(self, trusted_imports: Sequence[str] = ()) -> nn.Module:
         """Build the network in eval mode and load its weights when it has any, in the types they were saved in.
 
-        Args:
-            trusted_imports (`Sequence[str]`, *optional*):
-                May be imported beside the reference's own `trusted_imports`.
+        `trusted_imports` may be imported beside the reference's own.
 
         Raises:
             ValueError: the architecture is unknown or may not be imported, or the weights are missing, damaged, of
@@ -194,7 +190,7 @@ class BaseModel:
     def with_hub_weights(
         self, repo: str, revision: str | None = None, weights: str = "model.safetensors"
     ) -> BaseModel:
-        """This reference with the weights of a model repository on the Hub, pinned by commit and hash.
+        """This reference with the file `weights` of a model repository on the Hub, pinned by commit and hash.
 
         Args:
             repo (`str`): `user/name`.
@@ -215,32 +211,25 @@ class BaseModel:
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
         if self.repo is not None:
             with hub_errors(self.repo, self.revision):
-                return self._check_hash(Path(hf_hub_download(self.repo, self.weights, revision=self.revision)))
-        # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.
-        path = Path(self.root) / self.weights
-        if not path.is_file():
-            raise ValueError(f"base model: expected weights at {path}, found none.")
-        return self._check_hash(path)
-
-    def carried_files(self) -> list[str]:
-        """Names of the files that this reference has in its own folder, their hashes checked; at most one.
-
-        Raises:
-            ValueError: the weights are missing, damaged or have another hash.
-        """
-        if self.carried_weights is None:
-            return []
-        self._checked_weights()
-        return [self.weights]
-
-    def _check_hash(self, path: Path) -> Path:
-        found = sha256_file(path)
-        if found != self.sha256:
+                path = Path(hf_hub_download(self.repo, self.weights, revision=self.revision))
+        else:
+            # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.
+            path = Path(self.root) / self.weights
+            if not path.is_file():
+                raise ValueError(f"base model: expected weights at {path}, found none.")
+        if (found := sha256_file(path)) != self.sha256:
             raise ValueError(
                 f"base model: {path} was changed or is damaged: expected sha256 {str(self.sha256)[:12]}…, "
                 f"found {found[:12]}…; copy or download it again."
             )
         return path
+
+    def carried_files(self) -> list[str]:
+        """Names of the files that this reference has in its own folder, their hashes checked; at most one."""
+        if self.carried_weights is None:
+            return []
+        self._checked_weights()
+        return [self.weights]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read the weights file; tensors that are tied in the network are in it once.
@@ -249,10 +238,8 @@ class BaseModel:
             ValueError: there is no weights file, or it is damaged or has another hash.
         """
         path = self._checked_weights()
-        try:
+        with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"base model: {path} is not a valid safetensors file: {error}.") from error
 
     def _load_weights(self, model: nn.Module) -> None:
         state, path = self.state_dict(), self.weights

@@ -63,11 +63,7 @@ class PDiffPipeline(DiffusionPipeline):
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "noise_pred"]
 
     def __init__(
-        self,
-        autoencoder: ModelMixin,
-        unet: ModelMixin,
-        scheduler: SchedulerMixin,
-        base_model: dict | None = None,
+        self, autoencoder: ModelMixin, unet: ModelMixin, scheduler: SchedulerMixin, base_model: dict | None = None
     ):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, unet=unet, scheduler=scheduler)
@@ -210,9 +206,8 @@ class PDiffPipeline(DiffusionPipeline):
             raise ValueError(f"truncation must be between 0 (the mean) and 1 (as sampled), got {truncation}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {unknown}.")
+        if unknown := set(callback_on_step_end_tensor_inputs) - {*self._callback_tensor_inputs}:
+            raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {sorted(unknown)}.")
 
     @torch.no_grad()
     def __call__(
@@ -259,15 +254,8 @@ class PDiffPipeline(DiffusionPipeline):
             ValueError: an argument cannot be served.
         """
         # 1. Check inputs
-        self.check_inputs(
-            batch_size,
-            num_inference_steps,
-            generator,
-            latents,
-            truncation,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+        tensor_inputs = callback_on_step_end_tensor_inputs
+        self.check_inputs(batch_size, num_inference_steps, generator, latents, truncation, output_type, tensor_inputs)
         device = self._execution_device
 
         # 2. Prepare timesteps and latents
@@ -275,9 +263,7 @@ class PDiffPipeline(DiffusionPipeline):
         if latents is None:
             shape = (batch_size, *self.autoencoder.latent_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        else:
-            latents = latents.to(device=device, dtype=self.unet.dtype)
-        latents = latents * self.scheduler.init_noise_sigma
+        latents = latents.to(device=device, dtype=self.unet.dtype) * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if "generator" in accepted else {}
 
@@ -289,7 +275,7 @@ class PDiffPipeline(DiffusionPipeline):
                 latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **step_kwargs)[0]
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "noise_pred": noise_pred}
-                    tensors = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors = {name: known[name] for name in tensor_inputs}
                     latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
                 progress_bar.update()
 
@@ -310,6 +296,4 @@ class PDiffPipeline(DiffusionPipeline):
         # 6. Offload all models
         self.maybe_free_model_hooks()
 
-        if not return_dict:
-            return (parameters,)
-        return PDiffPipelineOutput(parameters=parameters)
+        return PDiffPipelineOutput(parameters=parameters) if return_dict else (parameters,)

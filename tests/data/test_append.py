@@ -31,7 +31,7 @@ def save(folder, run="a", rows=6, seed=0, **metrics):
 
 
 def parquet(folder):
-    return {path: path.read_bytes() for path in shards.shards(folder)}
+    return {path: path.read_bytes() for path in shards.find_shards(folder)}
 
 
 def test_appended_rows_come_behind_in_new_shards(tmp_path):

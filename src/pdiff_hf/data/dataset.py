@@ -19,21 +19,9 @@ from ..base_model import BaseModel
 from ..files import atomic_folder, read_json
 from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
-from . import writer
+from . import shards, writer
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
-from .shards import (
-    RECORDING,
-    features,
-    metric_names,
-    read_columns,
-    read_shard,
-    recorded_batches,
-    recorded_runs,
-    shards,
-    some_shards,
-    stream_rows,
-)
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
 
@@ -118,7 +106,7 @@ class ParameterDataset:
             raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
         if self._is_recording:
             return len(self._read())
-        return recorded_runs(self.folder).total()
+        return shards.recorded_runs(self.folder).total()
 
     # What is known of the rows
 
@@ -147,9 +135,11 @@ class ParameterDataset:
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its metrics are read with its rows.")
-        is_whole = not self._is_recording
-        table = read_columns(some_shards(self.folder), self.layout) if is_whole else self._read().data.table
-        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
+        if self._is_recording:
+            table = self._read().data.table
+        else:
+            table = shards.read_columns(shards.some_shards(self.folder), self.layout)
+        columns = {name: table.column(name).cast(pa.float32()) for name in shards.metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
     # Rows
@@ -167,7 +157,7 @@ class ParameterDataset:
             return self._read()
         if self._is_recording:
             return self._read().to_iterable_dataset().with_format("torch")
-        return stream_rows(self._remote_files or some_shards(self.folder), self.layout)
+        return shards.stream_rows(self._remote_files or shards.some_shards(self.folder), self.layout)
 
     def vectors(
         self, rows: slice | Sequence[int] | torch.Tensor | None = None, columns: slice | None = None
@@ -200,27 +190,27 @@ class ParameterDataset:
 
     @cached_property
     def _stored(self) -> StoredVectors:
-        return store_vectors(some_shards(self.folder), self.layout)
+        return store_vectors(shards.some_shards(self.folder), self.layout)
 
     @property
     def _is_recording(self) -> bool:
-        return (self.folder / RECORDING).is_file()
+        return (self.folder / shards.RECORDING).is_file()
 
     def _read(self) -> Dataset:
-        is_recording, recording = self._is_recording, self.folder / RECORDING
-        files = shards(self.folder) if is_recording else some_shards(self.folder)
-        tables = [read_shard(file, self.layout) for file in files]
+        is_recording, recording = self._is_recording, self.folder / shards.RECORDING
+        files = shards.find_shards(self.folder) if is_recording else shards.some_shards(self.folder)
+        tables = [shards.read_shard(file, self.layout) for file in files]
         if is_recording:
             warnings.warn(
                 f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
                 stacklevel=3,
             )
-            batches = list(recorded_batches(self.folder))
+            batches = list(shards.recorded_batches(self.folder))
             tables += [pa.Table.from_batches(batches)] if batches else []
             if not tables:
                 raise ValueError(f"{recording} holds no complete row; record again.")
         table = pa.concat_tables(tables, promote_options="default")
-        columns = features(self.layout, metric_names(table.column_names))
+        columns = shards.features(self.layout, shards.metric_names(table.column_names))
         # A random fingerprint, because the default one is a hash over all values.
         rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
         return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")

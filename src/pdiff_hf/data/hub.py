@@ -36,11 +36,7 @@ def download_dataset(repo_id: str, revision: str | None = None, config: str | No
 def open_remote_dataset(
     repo_id: str, revision: str | None = None, config: str | None = None
 ) -> tuple[Path, list[str]]:
-    """What streaming needs: a local folder with `layout.json` alone, and the addresses of the shards on the Hub.
-
-    Raises:
-        ValueError: see [`download_dataset`].
-    """
+    """What streaming needs: a local folder with `layout.json` alone, and the addresses of the shards on the Hub."""
     snapshot, folder, _ = _open_dataset(repo_id, revision, config)
     return folder, [f"hf://datasets/{repo_id}@{snapshot.commit}/{name}" for name in _shards(snapshot, config)]
 
@@ -69,11 +65,7 @@ def _shards(snapshot: Snapshot, config: str | None) -> list[str]:
 
 
 def config_prefix(config: str | None) -> str:
-    """What stands before the names of the files of a dataset on the Hub, one of several or the only one.
-
-    Raises:
-        ValueError: a folder there cannot have this name.
-    """
+    """What stands before the names of the files of one of several datasets, or the only one, in a repository."""
     if config is None:
         return ""
     if not NAME.fullmatch(config) or config in ("data", "base", "default"):

@@ -15,21 +15,10 @@ from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
 from ..hub.upload import PushOptions, make_api, push_files, read_remote, repo_head, select_files
 from ..layout import ParameterLayout
+from . import shards
 from .card import write_dataset_card
 from .folder import DEFAULT
 from .hub import config_prefix
-from .shards import (
-    RECORDING,
-    append_shards,
-    arrow_schema,
-    check_shard,
-    metric_names,
-    read_rows,
-    recorded_runs,
-    shards,
-    some_shards,
-    with_columns,
-)
 from .stats import compute_stats, merge_stats
 
 SHARD = re.compile(r"data/train-(\d+)\.parquet")
@@ -80,23 +69,24 @@ def append_dataset(
                 f"{repo_id}: expected the base model of {folder}, found another or other weights; push it as a config "
                 "of its own, or to another repository."
             )
-        if known := [run for run in recorded_runs(folder) if run in stats["runs"]]:
+        if known := [run for run in shards.recorded_runs(folder) if run in stats["runs"]]:
             raise ValueError(f"{repo_id} already holds run {known[0]!r}; append runs of other names.")
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
         with hub_errors(repo_id, revision):
-            metrics = metric_names(check_shard(shard, layout).names)
-        for file in shards(folder):
-            if more := set(metric_names(check_shard(file, layout).names)) - set(metrics):
+            metrics = shards.shard_metrics(shard, layout)
+        for file in shards.find_shards(folder):
+            if more := set(shards.shard_metrics(file, layout)) - set(metrics):
                 raise ValueError(
                     f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave "
                     "it out, or download the dataset, append to the folder and push that."
                 )
-        schema, new = arrow_schema(layout, metrics), Path(temporary) / "new"
-        rows = (with_columns(table, schema) for file in shards(folder) for table in read_rows(file, layout))
-        append_shards((batch for table in rows for batch in table.to_batches()), new)
+        schema, new = shards.arrow_schema(layout, metrics), Path(temporary) / "new"
+        tables = (table for file in shards.find_shards(folder) for table in shards.read_rows(file, layout))
+        rows = (batch for table in tables for batch in shards.with_columns(table, schema).to_batches())
+        shards.append_shards(rows, new)
 
         # What describes all rows
-        merged = merge_stats(stats, compute_stats(shards(new), layout, metrics), layout)
+        merged = merge_stats(stats, compute_stats(shards.find_shards(new), layout, metrics), layout)
         own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
         metadata = {**own["metadata"], **stats["metadata"]}
         write_json(new / "stats.json", {"schema": stats["schema"], **merged, "metadata": metadata})
@@ -104,7 +94,7 @@ def append_dataset(
         pushed = {f"{prefix}stats.json": new / "stats.json"}
         write_dataset_card(new)
         pushed["README.md"] = write_configs_card(new / "README.md", stored[2], config, new / "card.md")
-        for number, file in enumerate(shards(new), max(numbers) + 1):
+        for number, file in enumerate(shards.find_shards(new), max(numbers) + 1):
             pushed[f"{prefix}data/train-{number:05d}.parquet"] = file
         return push_files(pushed, repo_id, "dataset", "runs", parent=head.sha, revision=revision, token=token)
 
@@ -181,12 +171,12 @@ def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
     """The layout and the files of a folder by their names on the Hub; `ValueError` if it is no complete dataset."""
     if not (folder / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {folder}, found no layout.json there.")
-    if (folder / RECORDING).exists():
+    if (folder / shards.RECORDING).exists():
         raise ValueError(f"{folder} holds a recording that was not closed; call finish_recording first.")
     values = read_json(folder / "layout.json")
     layout = ParameterLayout.from_dict(values)
-    for file in some_shards(folder):
-        check_shard(file, layout)
+    for file in shards.some_shards(folder):
+        shards.check_shard(file, layout)
     base_model = BaseModel.from_dict(values["base_model"], root=folder)
     patterns = ["layout.json", "stats.json", "README.md", "data/train-*.parquet", "*.png"]
     patterns += [] if base_model is None else base_model.carried_files()

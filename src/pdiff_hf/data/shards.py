@@ -103,24 +103,20 @@ def rows_table(
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def shards(path: str | Path) -> list[Path]:
+def find_shards(path: str | Path) -> list[Path]:
     """The Parquet shards of a dataset folder in order."""
     return sorted((Path(path) / "data").glob("train-*.parquet"))
 
 
 def some_shards(path: str | Path) -> list[Path]:
-    """The [`shards`] of a folder; `ValueError` when there are none."""
-    if not (found := shards(path)):
+    """The [`find_shards`] of a folder; `ValueError` when there are none."""
+    if not (found := find_shards(path)):
         raise ValueError(f"expected Parquet shards {Path(path) / 'data' / 'train-*.parquet'}, found none.")
     return found
 
 
 def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
-    """Schema of a shard, a local one or one at `hf://`, of which only the footer is read.
-
-    Raises:
-        ValueError: the file is no complete Parquet file of this layout.
-    """
+    """Schema of a Parquet file, local or at `hf://`, of which only the footer is read; it has to be of this layout."""
     with errors_of(file, pa.ArrowException, OSError, said=" is not a complete Parquet file"):
         where = {"filesystem": HfFileSystem()} if str(file).startswith("hf://") else {}
         schema = pq.read_schema(str(file).removeprefix("hf://"), **where)
@@ -142,12 +138,13 @@ def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
     return schema
 
 
-def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
-    """Read a shard bit by bit, one row per checkpoint, with the columns of [`features`].
+def shard_metrics(file: str | Path, layout: ParameterLayout) -> list[str]:
+    """The metrics of a shard, see [`check_shard`]."""
+    return metric_names(check_shard(file, layout).names)
 
-    Raises:
-        ValueError: the file is damaged or has other columns.
-    """
+
+def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
+    """Read a shard bit by bit, one row per checkpoint, with the columns of [`features`], and check it."""
     names = check_shard(file, layout).names
     schema = arrow_schema(layout, metric_names(names))
     chunked = chunks.is_chunked(layout.num_parameters)
@@ -170,7 +167,7 @@ def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
 
 def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
     """Read a shard whole; see [`read_rows`]."""
-    schema = arrow_schema(layout, metric_names(check_shard(file, layout).names))
+    schema = arrow_schema(layout, shard_metrics(file, layout))
     return pa.concat_tables([*read_rows(file, layout), schema.empty_table()])
 
 
@@ -178,7 +175,7 @@ def read_columns(files: Sequence[Path], layout: ParameterLayout) -> pa.Table:
     """All columns of shards but the parameters, one row per checkpoint; see [`read_rows`]."""
     tables = []
     for file in files:
-        names = metric_names(check_shard(file, layout).names)
+        names = shard_metrics(file, layout)
         with errors_of(file, pa.ArrowException, OSError, said=" is damaged"):
             tables.append(_read_beside(file, [*KEYS, *names]))
     return pa.concat_tables(tables, promote_options="default")
@@ -201,8 +198,7 @@ def stream_rows(files: Sequence[Path | str], layout: ParameterLayout) -> Iterabl
     # Those on the Hub are checked when they are reached; their footers alone may take minutes.
     is_local = isinstance(files[0], Path)
     checked = files if is_local else files[:1]
-    names = dict.fromkeys(name for file in checked for name in check_shard(file, layout).names)
-    rows = features(layout, metric_names(names))
+    rows = features(layout, dict.fromkeys(name for file in checked for name in shard_metrics(file, layout)))
     chunked = chunks.is_chunked(layout.num_parameters)
     dataset = load_dataset(
         "parquet",
@@ -276,7 +272,7 @@ def append_shards(rows: pa.Table | Iterable[pa.RecordBatch], path: str | Path) -
     if isinstance(rows, pa.Table):
         length = rows.schema.field("parameters").type.list_size
         rows = rows.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * length)))
-    last = max((int(re.findall(r"\d+", file.name)[0]) for file in shards(path)), default=-1)
+    last = max((int(re.findall(r"\d+", file.name)[0]) for file in find_shards(path)), default=-1)
     folder, staged = Path(path) / "data", Path(path) / ".append"
     # What an append that was killed has left there is no part of the dataset.
     shutil.rmtree(staged, ignore_errors=True)
@@ -295,7 +291,7 @@ def append_shards(rows: pa.Table | Iterable[pa.RecordBatch], path: str | Path) -
 def recorded_runs(path: str | Path) -> Counter[str]:
     """Number of checkpoints of every run in the shards of a folder."""
     counts: Counter[str] = Counter()
-    for file in shards(path):
+    for file in find_shards(path):
         counts.update(_read_beside(file, ["run"]).column("run").to_pylist())
     return counts
 

@@ -73,10 +73,6 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
 
 
 def resolve_pipeline(source: str | Path) -> Path:
-    """The folder of a pipeline: `source` itself, or a download of `user/name[@revision]`.
-
-    Raises:
-        ValueError: see [`download_pipeline`].
-    """
+    """The folder of a pipeline: `source` itself, or a download of `user/name[@revision]`."""
     found = split_hub_id(source)
     return Path(source) if found is None else download_pipeline(found[0], revision=found[1])

@@ -16,8 +16,9 @@ from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 
 from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
+from ..data.folder import write_layout
 from ..files import errors_of, read_json, write_json
-from ..hub.upload import PushOptions, push_files
+from ..hub.upload import PushOptions, push_files, select_files
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
 from .generated_card import make_generated_card
@@ -80,8 +81,11 @@ def push_generated(
         raise ValueError(f"{folder}: expected an index from 0 to {count - 1}, found {index}.")
     with tempfile.TemporaryDirectory() as temporary:
         output_dir = Path(temporary)
+        files = {}
         if zoo:
-            files = _write_zoo(folder, values, layout, base_model, output_dir)
+            write_layout(output_dir, layout, base_model)
+            networks = [*values["files"], *filter(None, [values.get("soup")])]
+            files = {name: folder / name for name in [*networks, "index.json"]}
         else:
             model = base_model.build(trusted_imports)
             path = folder / values["files"][index]
@@ -90,10 +94,9 @@ def push_generated(
                 model.load_state_dict(load_file(path), strict=False)
             _write_model(model, layout, base_model, task, output_dir)
             write_json(output_dir / "index.json", {**values, "files": [values["files"][index]], "index": index})
-            files = {p.relative_to(output_dir).as_posix(): p for p in output_dir.rglob("*") if p.is_file()}
-        files["README.md"] = output_dir / "README.md"
         card = make_generated_card(repo_id, values, layout, base_model, index, str(source), metrics)
-        files["README.md"].write_text(card, encoding="utf-8")
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
+        files |= select_files(output_dir, ["**/*"])
         return push_files(files, repo_id, "model", "generated", ["?????.safetensors"] if zoo else [], **options)
 
 
@@ -131,22 +134,7 @@ def _write_model(
         if (processor := make_image_processor(task)) is not None:
             processor.save_pretrained(output_dir)
     else:
-        base_model = base_model.save_weights(model, output_dir)
-        write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
-
-
-def _write_zoo(
-    folder: Path, values: dict, layout: ParameterLayout, base_model: BaseModel, output_dir: Path
-) -> dict[str, Path]:
-    if base_model.carried_weights is not None:
-        base_model = base_model.copy_to(output_dir)
-    write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
-    names = [*values["files"], *filter(None, [values.get("soup")]), "index.json"]
-    files = {name: folder / name for name in names}
-    files["layout.json"] = output_dir / "layout.json"
-    if base_model.carried_weights is not None:
-        files[base_model.weights] = output_dir / base_model.weights
-    return files
+        write_layout(output_dir, layout, base_model.save_weights(model, output_dir))
 
 
 def timm_preprocessing(task: Mapping | None) -> dict[str, Any]:

@@ -65,11 +65,7 @@ class Draws:
 
 
 def load_pipeline(folder: str | Path) -> PDiffPipeline:
-    """Load a pipeline from a local folder onto the accelerator, if there is one, with a quiet progress bar.
-
-    Raises:
-        ValueError: the folder holds no pipeline, or a file of it is damaged.
-    """
+    """Load a pipeline from a local folder onto the accelerator, if there is one, with a quiet progress bar."""
     if not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"expected a pipeline at {folder}, found no model_index.json there.")
     with errors_of(folder, OSError, SafetensorError):

@@ -129,7 +129,7 @@ class BaseModel:
                 another hash or do not fit.
         """
         if self.library == "timm":
-            # These libraries here, because whoever only reads a reference would wait for them, and give them memory.
+            # Here, because whoever only reads a reference would wait for these libraries.
             import timm
 
             if not timm.is_model(self.name):
@@ -152,8 +152,9 @@ class BaseModel:
                 )
             model = architecture(config)
         else:
+            factory = self._import_factory((*self.trusted_imports, *trusted_imports))
             try:
-                model = self._import_factory((*self.trusted_imports, *trusted_imports))(**self.kwargs)
+                model = factory(**self.kwargs)
             except TypeError as error:
                 raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
             if not isinstance(model, nn.Module):
@@ -206,7 +207,7 @@ class BaseModel:
         return replace(self, weights=weights, sha256=sha256_file(Path(path)), repo=repo, revision=commit)
 
     def _checked_weights(self) -> Path:
-        """Path of the weights file, its hash checked; downloaded when it is on the Hub."""
+        # Downloaded when it is on the Hub.
         if self.weights is None or (self.root is None and self.repo is None):
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
         if self.repo is not None:
@@ -242,8 +243,7 @@ class BaseModel:
             return load_file(path)
 
     def _load_weights(self, model: nn.Module) -> None:
-        state, path = self.state_dict(), self.weights
-        own = model.state_dict(keep_vars=True)
+        state, path, own = self.state_dict(), self.weights, model.state_dict(keep_vars=True)
         if unexpected := [name for name in state if name not in own]:
             raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
         # The other names of a tied tensor were not stored.
@@ -265,8 +265,7 @@ class BaseModel:
     def save_weights(self, model: nn.Module | Mapping[str, torch.Tensor], root: str | Path) -> BaseModel:
         """Write all weights of a network or state dict to `root/base/model.safetensors`, tied ones once.
 
-        Returns:
-            `BaseModel`: this reference with `weights`, `sha256` and `root` set.
+        Returns this reference with `weights`, `sha256` and `root` set.
         """
         state = model.state_dict() if isinstance(model, nn.Module) else model
         unique = {_memory(tensor): name for name, tensor in reversed(state.items())}
@@ -277,11 +276,7 @@ class BaseModel:
         return replace(self, weights=WEIGHTS, sha256=sha256_file(path), repo=None, revision=None, root=Path(root))
 
     def copy_to(self, root: str | Path) -> BaseModel:
-        """Copy a carried weights file into the folder of another artefact and return a reference to it there.
-
-        Raises:
-            ValueError: there is no weights file, or it is damaged or has another hash.
-        """
+        """Copy a carried weights file into the folder of another artefact and return a reference to it there."""
         if self.repo is not None:
             return replace(self, root=Path(root))
         source, target = self._checked_weights(), Path(root) / self.weights

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from .files import errors_of
+
 SCHEMA = 1
 
 # float64 would lose digits in a float32 vector.
@@ -162,12 +164,11 @@ class ParameterLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form: `schema`, `num_parameters`, `fingerprint` and `tensors`."""
-        tensors = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.tensors]
         return {
             "schema": SCHEMA,
             "num_parameters": self.num_parameters,
             "fingerprint": self.fingerprint,
-            "tensors": tensors,
+            "tensors": [{**asdict(spec), "shape": list(spec.shape)} for spec in self.tensors],
         }
 
     @classmethod
@@ -177,20 +178,10 @@ class ParameterLayout:
         Raises:
             ValueError: another schema, missing keys, or contents that do not match the fingerprint.
         """
-        try:
+        with errors_of("layout: malformed or incomplete", KeyError, TypeError):
             schema, expected = values["schema"], (values["fingerprint"], values["num_parameters"])
-            specs = tuple(
-                TensorSpec(
-                    name=str(t["name"]),
-                    shape=tuple(map(int, t["shape"])),
-                    offset=int(t["offset"]),
-                    dtype=str(t["dtype"]),
-                    transform=str(t["transform"]),
-                )
-                for t in values["tensors"]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"layout: malformed or incomplete ({error!r}).") from error
+            types = {"name": str, "shape": lambda s: tuple(map(int, s)), "offset": int, "dtype": str, "transform": str}
+            specs = tuple(TensorSpec(**{key: read(t[key]) for key, read in types.items()}) for t in values["tensors"])
         if schema != SCHEMA:
             raise ValueError(f"layout: expected schema {SCHEMA}, found {schema!r}; update pdiff_hf.")
         layout = cls(specs)

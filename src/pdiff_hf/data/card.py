@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from ..results.card_lines import (
     task_lines,
     tensors_text,
 )
+from .shards import some_shards
 
 COLUMNS = {
     "parameters": "all values of a checkpoint, in the order of the layout",
@@ -33,28 +33,11 @@ COLUMNS = {
     "values": "values of a part of a checkpoint, in the order of the layout",
 }
 # Settings of sections of the metadata that are told in words.
+OPTIMISER = {"learning_rate": "learning rate", "weight_decay": "weight decay", "train_batch_size": "batch size"}
+COLLECTION = {"num_checkpoints": "checkpoints of a run", "every": "every n-th step, n ="}
 SETTINGS = {
-    "base_training": (
-        "Base training",
-        {
-            "epochs": "epochs",
-            "learning_rate": "learning rate",
-            "weight_decay": "weight decay",
-            "train_batch_size": "batch size",
-            "seed": "seed",
-        },
-    ),
-    "collect": (
-        "Collection",
-        {
-            "num_checkpoints": "checkpoints of a run",
-            "every": "every n-th step, n =",
-            "learning_rate": "learning rate",
-            "weight_decay": "weight decay",
-            "train_batch_size": "batch size",
-            "select": "selection",
-        },
-    ),
+    "base_training": ("Base training", {"epochs": "epochs", **OPTIMISER, "seed": "seed"}),
+    "collect": ("Collection", {**COLLECTION, **OPTIMISER, "select": "selection"}),
     "import": ("Import", {"select": "selection"}),
 }
 # Rows of a table that are seen without a click, and rows at all of a table of sources.
@@ -62,29 +45,18 @@ MAX_SEEN = 24
 MAX_SOURCES = 200
 
 
-def write_dataset_card(dataset_dir: str | Path, license: str | None = None) -> Path:
+def write_dataset_card(dataset_dir: str | Path) -> Path:
     """Write `README.md` of a parameter dataset; what a person wrote into an earlier one is kept, see [`update_card`].
-
-    Args:
-        dataset_dir (`str` or `Path`): Folder with `layout.json`, `stats.json` and Parquet shards.
-        license (`str`, *optional*): Identifier of a licence on the Hub, such as `"apache-2.0"`.
-
-    Returns:
-        `Path`: the card.
 
     Raises:
         ValueError: a file is missing or damaged, or the metadata of the card that is there are malformed.
     """
     dataset_dir = Path(dataset_dir)
     layout, stats = read_json(dataset_dir / "layout.json"), read_json(dataset_dir / "stats.json")
-    shard = next(iter(sorted((dataset_dir / "data").glob("train-*.parquet"))), None)
-    if shard is None:
-        raise ValueError(f"expected Parquet shards {dataset_dir / 'data' / 'train-*.parquet'}, found none.")
-    schema = pq.read_schema(shard)
+    schema = pq.read_schema(some_shards(dataset_dir)[0])
     base_model, metadata = layout["base_model"], stats["metadata"]
     _, images = task_dataset(metadata.get("task"))
     data = DatasetCardData(
-        license=license,
         size_categories=[size_category(stats["num_rows"])],
         tags=["pdiff-hf", "parameter-dataset", "model-weights"],
         source_datasets=None if images is None else [images],
@@ -108,7 +80,7 @@ def write_dataset_card(dataset_dir: str | Path, license: str | None = None) -> P
         making=_making_lines(metadata),
         config=_config(metadata),
         sources=_sources(metadata),
-        distribution=_distribution_table(stats["columns"]) if stats["columns"] else None,
+        distribution=_distribution(stats["columns"]),
     )
     write_card(dataset_dir / "README.md", f"{card.content}\n")
     return dataset_dir / "README.md"
@@ -151,28 +123,25 @@ def _layout_table(layout: Mapping) -> str:
     return table if len(rows) <= MAX_SEEN else fold(table, f"{len(rows)} tensors")
 
 
-def _distribution_table(columns: Mapping) -> str:
+def _distribution(columns: Mapping) -> str | None:
     keys = ("mean", "std", "min", "max")
     rows = [(code(name), *(f"{values[key]:.4g}" for key in keys)) for name, values in columns.items()]
-    return make_table(("metric", *keys), rows)
+    return make_table(("metric", *keys), rows) if rows else None
 
 
 def _making_lines(metadata: Mapping) -> list[str]:
     lines = task_lines(metadata.get("task"))
     for name, (title, keys) in SETTINGS.items():
+        found = {label: find(metadata, name, key) for key, label in keys.items()}
         known = [
-            f"{label} {_value(value)}"
-            for key, label in keys.items()
-            if (value := find(metadata, name, key)) is not None
+            f"{label} {', '.join(map(code, value)) if isinstance(value, list) else escape(value)}"
+            for label, value in found.items()
+            if value is not None
         ]
         lines += [f"{title}: {', '.join(known)}"] if known else []
     if rows := find(metadata, "import", "rows"):
         lines.append(f"{len(rows)} checkpoints that were there before were imported")
     return lines
-
-
-def _value(value: Any) -> str:
-    return ", ".join(map(code, value)) if isinstance(value, list) else escape(value)
 
 
 def _config(metadata: Mapping) -> str | None:

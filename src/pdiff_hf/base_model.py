@@ -233,11 +233,7 @@ class BaseModel:
         return [self.weights]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Read the weights file; tensors that are tied in the network are in it once.
-
-        Raises:
-            ValueError: there is no weights file, or it is damaged or has another hash.
-        """
+        """Read the weights file, its hash checked; tensors that are tied in the network are in it once."""
         path = self._checked_weights()
         with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
@@ -292,11 +288,7 @@ class BaseModel:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, root: str | Path | None = None) -> BaseModel | None:
-        """Read `to_dict()` back, `None` as `None`; `root` is the folder that `weights` is relative to.
-
-        Raises:
-            ValueError: missing or unknown keys, or a path that leaves the folder.
-        """
+        """Read `to_dict()` back and check it, `None` as `None`; `root` is the folder that `weights` is relative to."""
         if values is None:
             return None
         expected = {"library", "name", "kwargs", "weights", "sha256"}

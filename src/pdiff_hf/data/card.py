@@ -12,15 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, make_table, template, write_card
-from ..results.card_lines import (
-    base_model_text,
-    build_arguments,
-    find,
-    short_name,
-    task_dataset,
-    task_lines,
-    tensors_text,
-)
+from ..results import card_lines
 from .shards import some_shards
 
 COLUMNS = {
@@ -55,7 +47,7 @@ def write_dataset_card(dataset_dir: str | Path) -> Path:
     layout, stats = read_json(dataset_dir / "layout.json"), read_json(dataset_dir / "stats.json")
     schema = pq.read_schema(some_shards(dataset_dir)[0])
     base_model, metadata = layout["base_model"], stats["metadata"]
-    _, images = task_dataset(metadata.get("task"))
+    _, images = card_lines.task_dataset(metadata.get("task"))
     data = DatasetCardData(
         size_categories=[size_category(stats["num_rows"])],
         tags=["pdiff-hf", "parameter-dataset", "model-weights"],
@@ -65,14 +57,14 @@ def write_dataset_card(dataset_dir: str | Path) -> Path:
     card = DatasetCard.from_template(
         data,
         template_str=template("dataset_card.md"),
-        title=escape(f"Checkpoints of {short_name(base_model)}"),
+        title=escape(f"Checkpoints of {card_lines.short_name(base_model)}"),
         repo_id=REPO_ID,
         num_rows=f"{stats['num_rows']:,}",
         runs=_runs_text(stats["runs"]),
-        base_text=base_model_text(base_model),
+        base_text=card_lines.base_model_text(base_model),
         num_parameters=f"{layout['num_parameters']:,}",
-        tensors=tensors_text(layout),
-        build_arguments=build_arguments(base_model) if base_model else None,
+        tensors=card_lines.tensors_text(layout),
+        build_arguments=card_lines.build_arguments(base_model) if base_model else None,
         fingerprint=code(layout["fingerprint"]),
         is_chunked="chunk" in schema.names,
         schema=_schema_table(schema),
@@ -130,16 +122,16 @@ def _distribution(columns: Mapping) -> str | None:
 
 
 def _making_lines(metadata: Mapping) -> list[str]:
-    lines = task_lines(metadata.get("task"))
+    lines = card_lines.task_lines(metadata.get("task"))
     for name, (title, keys) in SETTINGS.items():
-        found = {label: find(metadata, name, key) for key, label in keys.items()}
+        found = {label: card_lines.find(metadata, name, key) for key, label in keys.items()}
         known = [
             f"{label} {', '.join(map(code, value)) if isinstance(value, list) else escape(value)}"
             for label, value in found.items()
             if value is not None
         ]
         lines += [f"{title}: {', '.join(known)}"] if known else []
-    if rows := find(metadata, "import", "rows"):
+    if rows := card_lines.find(metadata, "import", "rows"):
         lines.append(f"{len(rows)} checkpoints that were there before were imported")
     return lines
 
@@ -148,13 +140,13 @@ def _config(metadata: Mapping) -> str | None:
     known = {name: value for name, value in metadata.items() if name != "import"}
     if not known:
         return None
-    if find(known, "task", "dataset") is not None:
-        known["task"] = {**known["task"], "dataset": task_dataset(known["task"])[0]}
+    if card_lines.find(known, "task", "dataset") is not None:
+        known["task"] = {**known["task"], "dataset": card_lines.task_dataset(known["task"])[0]}
     return fold(f"```json\n{literal(known, indent=2)}\n```", "All settings")
 
 
 def _sources(metadata: Mapping) -> str | None:
-    rows = find(metadata, "import", "rows")
+    rows = card_lines.find(metadata, "import", "rows")
     if not rows:
         return None
     cells = [

@@ -13,7 +13,7 @@ from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
-from ..hub.upload import PushOptions, make_api, push_files, read_remote, repo_head, select_files
+from ..hub.upload import PushOptions, push_files, read_stored, select_files
 from ..layout import ParameterLayout
 from . import shards
 from .card import write_dataset_card
@@ -53,11 +53,8 @@ def append_dataset(
     folder, prefix = Path(folder), config_prefix(config)
     layout, _ = dataset_files(folder)
     with tempfile.TemporaryDirectory() as temporary:
-        api = make_api(token)
-        with hub_errors(repo_id, revision, writing=True):
-            head = repo_head(api, repo_id, "dataset", revision)
-            names = (f"{prefix}layout.json", f"{prefix}stats.json", "README.md")
-            stored = [read_remote(api, head, name, temporary) for name in names]
+        names = (f"{prefix}layout.json", f"{prefix}stats.json", "README.md")
+        head, stored = read_stored(repo_id, "dataset", names, temporary, revision, token)
         found = {} if head is None else {s.rfilename.removeprefix(prefix) for s in head.siblings}
         numbers = {int(match[1]): name for name in found if (match := SHARD.fullmatch(name))}
         if None in stored[:2] or not numbers:
@@ -117,15 +114,13 @@ def push_dataset(
         ValueError: the folder is no complete dataset, the repository holds one of another layout, or the Hub refuses;
             nothing is committed then.
     """
-    folder, prefix, revision = Path(folder), config_prefix(config), options.get("revision")
+    folder, prefix = Path(folder), config_prefix(config)
     layout, files = dataset_files(folder)
     files = {f"{prefix}{name}": path for name, path in files.items()}
     with tempfile.TemporaryDirectory() as temporary:
-        api = make_api(options.get("token"))
-        with hub_errors(repo_id, revision, writing=True):
-            head = repo_head(api, repo_id, "dataset", revision)
-            stored = read_remote(api, head, f"{prefix}layout.json", temporary)
-            known = read_remote(api, head, "README.md", temporary)
+        names = (f"{prefix}layout.json", "README.md")
+        where = options.get("revision"), options.get("token")
+        _, (stored, known) = read_stored(repo_id, "dataset", names, temporary, *where)
         if stored is not None:
             check_same_layout(repo_id, folder, read_json(stored), layout)
         files.pop(f"{prefix}README.md")

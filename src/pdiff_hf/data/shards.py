@@ -10,7 +10,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,13 +40,9 @@ KEYS = {"run": "string", "seed": "int64", "step": "int64", "epoch": "float32"}
 
 def features(layout: ParameterLayout, metrics: Iterable[str]) -> Features:
     """Column types of a parameter dataset."""
-    return Features(
-        {
-            "parameters": List(Value("float32"), length=layout.num_parameters),
-            **{name: Value(dtype) for name, dtype in KEYS.items()},
-            **{name: Value("float32") for name in metrics},
-        }
-    )
+    types = KEYS | dict.fromkeys(metrics, "float32")
+    vector = List(Value("float32"), length=layout.num_parameters)
+    return Features({"parameters": vector, **{name: Value(dtype) for name, dtype in types.items()}})
 
 
 def arrow_schema(layout: ParameterLayout, metrics: Iterable[str]) -> pa.Schema:
@@ -74,11 +69,7 @@ def check_finite(vectors: np.ndarray, layout: ParameterLayout, unit: str = "row"
 
 
 def rows_table(
-    vectors: np.ndarray,
-    layout: ParameterLayout,
-    columns: Mapping[str, Sequence[Any]],
-    unit: str = "row",
-    first: int = 0,
+    vectors: np.ndarray, layout: ParameterLayout, columns: Mapping[str, Sequence], unit: str = "row", first: int = 0
 ) -> pa.Table:
     """Make a table from vectors `(K, D)` and columns of K values; `run`, `seed` and `step` have defaults.
 
@@ -206,7 +197,7 @@ def stream_rows(files: Sequence[Path | str], layout: ParameterLayout) -> Iterabl
         features=chunks.chunk_features(rows) if chunked else rows,
         # Fetched ahead, the bytes of a shard would stay in memory while it is read.
         fragment_scan_options=ParquetFragmentScanOptions(
-            pre_buffer=False, use_buffered_stream=True, buffer_size=2**22
+            use_buffered_stream=True, buffer_size=2**22, pre_buffer=False
         ),
         split="train",
         streaming=True,

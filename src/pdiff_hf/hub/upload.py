@@ -58,6 +58,16 @@ def repo_head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) ->
         return None
 
 
+def read_stored(
+    repo_id: str, repo_type: str, names: Iterable[str], folder: str, revision: str | None, token: str | None
+) -> tuple[ModelInfo | DatasetInfo | None, list[Path | None]]:
+    """The repository at a branch, and files that are pushed anew as they are there; `None` for what is not there."""
+    api = make_api(token)
+    with hub_errors(repo_id, revision, writing=True):
+        head = repo_head(api, repo_id, repo_type, revision)
+        return head, [read_remote(api, head, name, folder) for name in names]
+
+
 def read_remote(api: HfApi, head: ModelInfo | DatasetInfo | None, name: str, folder: str) -> Path | None:
     """A small file as it is on the Hub, or `None`."""
     if head is None or name not in {sibling.rfilename for sibling in head.siblings}:

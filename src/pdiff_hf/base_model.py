@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 LIBRARIES = ("timm", "transformers", "import")
+KEYS = ("library", "name", "kwargs", "weights", "sha256")
+HUB_KEYS = ("repo", "revision")
 WEIGHTS = "base/model.safetensors"
 
 # What files call the module `networks`. A reference may come from a downloaded file: no other function of this package
@@ -143,8 +145,7 @@ class BaseModel:
             architecture = getattr(transformers, self.name, None)
             if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
                 raise ValueError(f"base model: transformers {transformers.__version__} has no model {self.name!r}.")
-            config = dict(self.kwargs["config"])
-            config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+            config = transformers.AutoConfig.for_model(**self.kwargs["config"])
             if not isinstance(config, architecture.config_class):
                 raise ValueError(
                     f"base model: {self.name} expects a {architecture.config_class.__name__}, "
@@ -266,8 +267,7 @@ class BaseModel:
         state = model.state_dict() if isinstance(model, nn.Module) else model
         unique = {_memory(tensor): name for name, tensor in reversed(state.items())}
         tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
-        path = Path(root) / WEIGHTS
-        with atomic_write(path) as temporary:
+        with atomic_write(path := Path(root) / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return replace(self, weights=WEIGHTS, sha256=sha256_file(path), repo=None, revision=None, root=Path(root))
 
@@ -283,17 +283,15 @@ class BaseModel:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without `root`."""
-        keys = ("library", "name", "kwargs", "weights", "sha256", *(("repo", "revision") if self.repo else ()))
-        return {key: vars(self)[key] for key in keys}
+        return {key: vars(self)[key] for key in (*KEYS, *(HUB_KEYS if self.repo else ()))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, root: str | Path | None = None) -> BaseModel | None:
         """Read `to_dict()` back and check it, `None` as `None`; `root` is the folder that `weights` is relative to."""
         if values is None:
             return None
-        expected = {"library", "name", "kwargs", "weights", "sha256"}
-        if set(values) not in (expected, expected | {"repo", "revision"}):
-            raise ValueError(f"base model: expected the keys {sorted(expected)}, found {sorted(values)}.")
+        if set(values) not in ({*KEYS}, {*KEYS, *HUB_KEYS}):
+            raise ValueError(f"base model: expected the keys {sorted(KEYS)}, found {sorted(values)}.")
         return cls(**values, root=None if root is None else Path(root))
 
 

@@ -136,11 +136,9 @@ def shard_metrics(file: str | Path, layout: ParameterLayout) -> list[str]:
 
 def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
     """Read a shard bit by bit, one row per checkpoint, with the columns of [`features`], and check it."""
-    names = check_shard(file, layout).names
-    schema = arrow_schema(layout, metric_names(names))
-    chunked = chunks.is_chunked(layout.num_parameters)
+    schema = arrow_schema(layout, shard_metrics(file, layout))
+    chunked, step = chunks.is_chunked(layout.num_parameters), len(chunks.chunk_lengths(layout.num_parameters))
     stored = [*schema.names[1:], *chunks.COLUMNS] if chunked else schema.names
-    step = len(chunks.chunk_lengths(layout.num_parameters))
     with errors_of(file, pa.ArrowException, OSError, said=" is damaged"), pq.ParquetFile(file) as parquet:
         pending = parquet.schema_arrow.empty_table().select(stored)
         for group in range(parquet.num_row_groups):
@@ -191,14 +189,13 @@ def stream_rows(files: Sequence[Path | str], layout: ParameterLayout) -> Iterabl
     checked = files if is_local else files[:1]
     rows = features(layout, dict.fromkeys(name for file in checked for name in shard_metrics(file, layout)))
     chunked = chunks.is_chunked(layout.num_parameters)
+    # Fetched ahead, the bytes of a shard would stay in memory while it is read.
+    scan = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=2**22)
     dataset = load_dataset(
         "parquet",
         data_files=[glob.escape(str(file.absolute())) for file in files] if is_local else files,
         features=chunks.chunk_features(rows) if chunked else rows,
-        # Fetched ahead, the bytes of a shard would stay in memory while it is read.
-        fragment_scan_options=ParquetFragmentScanOptions(
-            use_buffered_stream=True, buffer_size=2**22, pre_buffer=False
-        ),
+        fragment_scan_options=scan,
         split="train",
         streaming=True,
     )

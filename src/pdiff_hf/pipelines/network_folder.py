@@ -103,11 +103,7 @@ def load_generated(folder: str | Path, layout: ParameterLayout) -> torch.Tensor:
 
 
 def load_statistics(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Read the re-estimated BatchNorm statistics of a folder of generated networks, `(n, …)` by name; often none.
-
-    Raises:
-        ValueError: a file is missing or damaged, or lacks a tensor that the index declares.
-    """
+    """Read the re-estimated BatchNorm statistics of a folder of generated networks, `(n, …)` by name; often none."""
     index = read_index(folder)
     values: dict[str, list[torch.Tensor]] = {name: [] for name in index.get("batch_norm", ())}
     for path, state in _states(Path(folder), index) if values else ():

@@ -185,12 +185,11 @@ class Architecture:
                 "quantized networks cannot be imported."
             )
         architecture = getattr(transformers, self.base_model.name)
-        config = dict(self.base_model.kwargs["config"])
         kinds = (RuntimeError, TypeError, ImportError, OSError)
         with errors_of(f"{where}: transformers cannot load it", *kinds), _silent_transformers():
             model, found = architecture.from_pretrained(
                 None,
-                config=AutoConfig.for_model(config.pop("model_type"), **config),
+                config=AutoConfig.for_model(**self.base_model.kwargs["config"]),
                 state_dict=state,
                 dtype=dtypes.pop(),
                 output_loading_info=True,

@@ -73,10 +73,6 @@ def _checkpoint(repo_id: str, revision: str | None) -> Checkpoint:
 
     where, root = str(snapshot), {name for name in snapshot.files if "/" not in name}
     weights = saved_model_files(root, lambda name: read_json(fetch(name)), where)
-    if weights is None:
-        raise ValueError(
-            f"{where}: expected model.safetensors or pytorch_model.bin, found {', '.join(sorted(root)[:4])}."
-        )
 
     def files() -> list[Path]:
         snapshot.fetch(weights)

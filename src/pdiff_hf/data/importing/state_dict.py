@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ...hub.snapshot import some_of
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # Under one of these names training scripts keep the network beside optimiser, epoch and the like.
@@ -29,17 +31,20 @@ SAVED_MODELS = (
 )
 
 
-def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], where: str | Path) -> list[str] | None:
-    """The weights of a saved model among the files of a folder, its shards if it has several; `None` without any.
+def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], where: str) -> list[str]:
+    """The weights of a saved model among the files of a folder, its shards if it has several.
 
     `read_index` reads a JSON file of the folder by its name.
 
     Raises:
-        ValueError: the index of the shards is malformed, or names files that are not in the folder.
+        ValueError: there are none, or the index of the shards is malformed or names files that are not in the folder.
     """
     found = next((name for name in SAVED_MODELS if name in names), None)
-    if found is None or not found.endswith(".json"):
-        return None if found is None else [found]
+    if found is None:
+        hint = "; merge the adapter into its base model first" if "adapter_config.json" in names else ""
+        raise ValueError(f"{where}: expected model.safetensors or pytorch_model.bin, found {some_of(names)}{hint}.")
+    if not found.endswith(".json"):
+        return [found]
     index = read_index(found)
     try:
         shards = list(dict.fromkeys(index["weight_map"].values()))

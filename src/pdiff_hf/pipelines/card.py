@@ -32,14 +32,8 @@ def write_pipeline_card(
 ) -> Path:
     """Write `README.md` of a pipeline folder; what a person wrote into an earlier one is kept, see [`update_card`].
 
-    Args:
-        pipeline_dir (`str` or `Path`): A saved [`PDiffPipeline`].
-        metrics ([`Metrics`], *optional*): What an evaluation has found; without it the card says "not evaluated".
-        report_dir (`str` or `Path`, *optional*): The report they are from; its `metrics.json` and figures are copied
-            beside the card, which shows the figures that are there.
-
-    Returns:
-        `Path`: the card.
+    Without `metrics` the card says "not evaluated"; of the report that they are from, `metrics.json` and figures are
+    copied beside the card, which shows the figures that are there.
 
     Raises:
         ValueError: the folder is no pipeline, or the metadata of the card that is there are malformed.

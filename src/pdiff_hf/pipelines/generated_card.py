@@ -36,16 +36,10 @@ def make_generated_card(
     pipeline: str | None = None,
     metrics: Metrics | None = None,
 ) -> str:
-    """Make the text of `README.md` of generated networks on the Hub.
+    """The text of `README.md` of generated networks on the Hub.
 
-    Args:
-        repo_id (`str`): `user/name`.
-        index (`Mapping`): Content of `index.json` of the folder they were generated into.
-        layout ([`ParameterLayout`]): The generated tensors.
-        base_model ([`BaseModel`]): The network they belong to.
-        row (`int`, *optional*): The one network that is shared, as a position in `index["files"]`; all by default.
-        pipeline (`str`, *optional*): The pipeline they are from; named when it is on the Hub.
-        metrics ([`Metrics`], *optional*): What an evaluation of that folder has found.
+    `index` is the `index.json` of their folder, `row` the position of the one that is shared in `index["files"]`, or
+    all are. The `pipeline` that they are from is named when it is on the Hub, and `metrics` are of that folder.
     """
     reference = base_model.to_dict()
     arguments = build_arguments(reference)

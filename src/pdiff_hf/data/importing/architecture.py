@@ -83,7 +83,8 @@ def read_config(file: Path, where: str) -> BaseModel:
 def _transformers_base(model_type: str, values: dict[str, Any], architecture: str, where: str) -> BaseModel:
     # Configs check their values each in their own way.
     with errors_of(f"{where}: transformers does not take this config of a {model_type!r}", Exception):
-        return BaseModel.transformers(AutoConfig.for_model(model_type, **values), architecture)
+        config = AutoConfig.for_model(model_type, **values)
+    return BaseModel.transformers(config, architecture)
 
 
 def _timm_base(values: Mapping[str, Any], where: str) -> BaseModel:

@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A worker computes on one thread (tests/conftest.py) and needs about 1.5 GB.
+WORKERS ?= -n logical --maxprocesses 8 --dist loadgroup
 
 .PHONY: help install demo test test-slow style quality bench
 
@@ -19,11 +21,11 @@ install: $(STAMP)  ## Create the virtual environment and install the package wit
 demo: $(STAMP)  ## Run the main job on embedded data; prints the results and where the report is
 	$(BIN)/pdiff demo --out runs/demo
 
-test: $(STAMP)  ## Run the fast tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the fast tests on all cores; TESTS="PATH…" for a part
+	$(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 test-slow: $(STAMP)  ## Run all tests
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" $(WORKERS) $(TESTS)
 
 style: $(STAMP)  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 
 # Before torch is imported: tiny models run faster on one thread, and test processes do not fight over the cores.
@@ -8,6 +9,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
+from filelock import FileLock
+
+
+# Before xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Several workers: a module's tests stay together for its fixtures, those that start processes for the cores."""
+    for item in items:
+        group = "multiprocess" if item.get_closest_marker("multiprocess") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,3 +43,46 @@ def pdiff(monkeypatch, capsys):
         return caught.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """Makes a folder once, whichever worker comes to need it first; nobody writes into it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def shared(name, make):
+        folder = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not folder.exists():
+                partial = root / f"{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared_folder):
+    """Folder of a finished run of `factories.tiny_recipe()`, not to be written into."""
+    from factories import tiny_recipe
+    from pdiff_hf.runs.stages import run_recipe
+
+    return shared_folder("tiny-run", lambda folder: run_recipe(tiny_recipe(), folder))
+
+
+@pytest.fixture
+def tiny_run_copy(tiny_run, tmp_path):
+    """A copy of it to do anything with."""
+    return shutil.copytree(tiny_run, tmp_path / "copy")
+
+
+@pytest.fixture
+def no_figures():
+    """See [`factories.without_figures`]."""
+    from factories import without_figures
+
+    with without_figures():
+        yield

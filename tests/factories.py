@@ -1,5 +1,8 @@
 """Small real objects that the tests share."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 from diffusers import DDPMScheduler
 
@@ -25,6 +28,28 @@ TINY_RUN = [
     "generate.num_samples=5",
     "generate.num_inference_steps=5",
 ]
+
+
+@contextmanager
+def without_figures():
+    """Reports without figures: they take most of the time of a tiny run, and have tests of their own."""
+    from pdiff_hf.report.plots.style import Plot
+
+    def save_png(plot, folder):
+        (folder / f"{plot.name}.png").write_bytes(b"")
+        return folder / f"{plot.name}.png"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plot, "save_png", save_png)
+        patch.setattr(Plot, "svgs", lambda plot: dict.fromkeys(("wide", "narrow"), "<svg></svg>"))
+        yield
+
+
+def tiny_recipe(*overrides, seed=None):
+    """`digits-mlp` in seconds, without the baseline that takes the generator's time again."""
+    from pdiff_hf.runs.recipe import load_recipe
+
+    return load_recipe("digits-mlp", [*TINY_RUN, "evaluate.fine_tune=false", *overrides], seed)
 
 
 def make_network(seed=0):

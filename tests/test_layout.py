@@ -354,3 +354,16 @@ def test_locate_names_the_tensor_of_a_position(models):
     for spec in layout.tensors:
         assert layout.locate(spec.offset) == spec.name
         assert layout.locate(spec.offset + spec.numel - 1) == spec.name
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_freeze_rest_leaves_the_layout_to_be_trained(buffers):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Dropout()).train()
+    layout = ParameterLayout.from_model(model, "last_norms:1", buffers)
+    layout.freeze_rest(model)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["2.weight", "2.bias"]
+    # Running statistics that are recorded follow the data, all others do not.
+    assert [module.training for module in model] == [False, False, buffers, False]
+    assert layout.followed_modules == ({"2"} if buffers else set())
+    ParameterLayout.from_model(model).freeze_rest(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())

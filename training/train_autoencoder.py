@@ -20,7 +20,7 @@ import sys
 
 def make_parser() -> argparse.ArgumentParser:
     from pdiff_hf.models.auto import AUTOENCODER
-    from pdiff_hf.runs.recipe import add_config_arguments
+    from pdiff_hf.runs.validation import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="a parameter dataset")
@@ -36,7 +36,7 @@ def main() -> None:
 
     from pdiff_hf.data.dataset import ParameterDataset
     from pdiff_hf.models.auto import AUTOENCODER
-    from pdiff_hf.runs.recipe import config_values, parse_section
+    from pdiff_hf.runs.validation import config_values, parse_section
     from pdiff_hf.tasks.evaluators import make_gate_evaluator
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.loop import make_accelerator

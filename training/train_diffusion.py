@@ -21,7 +21,7 @@ import sys
 
 def make_parser() -> argparse.ArgumentParser:
     from pdiff_hf.models.auto import DENOISER
-    from pdiff_hf.runs.recipe import add_config_arguments
+    from pdiff_hf.runs.validation import add_config_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="the parameter dataset the autoencoder was trained on")
@@ -44,7 +44,7 @@ def main() -> None:
     from pdiff_hf.models.auto import DENOISER
     from pdiff_hf.pipelines.card import write_pipeline_card
     from pdiff_hf.pipelines.push import push_pipeline
-    from pdiff_hf.runs.recipe import config_values, parse_section
+    from pdiff_hf.runs.validation import config_values, parse_section
     from pdiff_hf.training.diffusion import train_diffusion
     from pdiff_hf.training.loop import make_accelerator
 

@@ -207,8 +207,12 @@ class BaseModel:
             path = hf_hub_download(repo, weights, revision=commit)
         return replace(self, weights=weights, sha256=sha256_file(Path(path)), repo=repo, revision=commit)
 
-    def _checked_weights(self) -> Path:
-        # Downloaded when it is on the Hub.
+    def checked_weights(self) -> Path:
+        """Path of the weights file, its hash checked; downloaded when it is on the Hub.
+
+        Raises:
+            ValueError: there is no weights file, or it is damaged or has another hash.
+        """
         if self.weights is None or (self.root is None and self.repo is None):
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
         if self.repo is not None:
@@ -230,12 +234,12 @@ class BaseModel:
         """Names of the files that this reference has in its own folder, their hashes checked; at most one."""
         if self.carried_weights is None:
             return []
-        self._checked_weights()
+        self.checked_weights()
         return [self.weights]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read the weights file, its hash checked; tensors that are tied in the network are in it once."""
-        path = self._checked_weights()
+        path = self.checked_weights()
         with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
 
@@ -244,10 +248,10 @@ class BaseModel:
         if unexpected := [name for name in state if name not in own]:
             raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
         # The other names of a tied tensor were not stored.
-        stored = {_memory(own[name]): name for name in state}
+        stored = {same_memory(own[name]): name for name in state}
         values = {}
         for name, tensor in own.items():
-            source = name if name in state else stored.get(_memory(tensor))
+            source = name if name in state else stored.get(same_memory(tensor))
             if source is None:
                 raise ValueError(f"base model: {path} lacks tensor {name!r} of {self.name}.")
             value = values[name] = state[source]
@@ -265,7 +269,7 @@ class BaseModel:
         Returns this reference with `weights`, `sha256` and `root` set.
         """
         state = model.state_dict() if isinstance(model, nn.Module) else model
-        unique = {_memory(tensor): name for name, tensor in reversed(state.items())}
+        unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
         tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
         with atomic_write(path := Path(root) / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -275,7 +279,7 @@ class BaseModel:
         """Copy a carried weights file into the folder of another artefact and return a reference to it there."""
         if self.repo is not None:
             return replace(self, root=Path(root))
-        source, target = self._checked_weights(), Path(root) / self.weights
+        source, target = self.checked_weights(), Path(root) / self.weights
         if source.resolve() != target.resolve():
             with atomic_write(target) as temporary:
                 shutil.copyfile(source, temporary)
@@ -295,6 +299,6 @@ class BaseModel:
         return cls(**values, root=None if root is None else Path(root))
 
 
-def _memory(tensor: torch.Tensor) -> tuple:
+def same_memory(tensor: torch.Tensor) -> tuple:
     """Key of the memory that a tensor views: tied parameters have the same."""
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

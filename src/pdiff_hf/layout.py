@@ -249,6 +249,25 @@ class ParameterLayout:
         for name, value in self.unflatten(vector).items():
             tensors[name].copy_(value)
 
+    @property
+    def followed_modules(self) -> frozenset[str]:
+        """Names of the norm layers whose running statistics are generated, and so follow the data in training."""
+        running = (".running_mean", ".running_var")
+        return frozenset(name.rpartition(".")[0] for name in self.names if name.endswith(running))
+
+    def freeze_rest(self, model: nn.Module) -> None:
+        """Make a model ready for training of these tensors alone.
+
+        All other parameters are frozen. The model is put in eval mode, where neither dropout nor running statistics
+        play a part, but for norm layers whose running statistics are in the layout.
+        """
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.names)
+        model.eval()
+        for name, module in model.named_modules():
+            if name in self.followed_modules:
+                module.train()
+
     def locate(self, index: int) -> str:
         """Name of the tensor that holds position `index` of the vector."""
         return next(spec.name for spec in self.tensors if index < spec.offset + spec.numel)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel
-from pydantic_core import PydanticKnownError, core_schema
+from pydantic import BaseModel, GetCoreSchemaHandler, PlainValidator, TypeAdapter, create_model
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,13 @@ class OneOf:
         """The section of its kind; the errors are pydantic's own."""
         if isinstance(values, tuple(self.kinds.values())):
             return values
-        if not isinstance(values, Mapping):
-            raise PydanticKnownError("dict_type")
-        if (kind := self.kind_of(values)) not in list(self.kinds):
-            expected = ", ".join(map(repr, self.kinds))
-            raise PydanticKnownError(
-                "union_tag_invalid", {"discriminator": "kind", "tag": str(kind), "expected_tags": expected}
-            )
-        return self.kinds[kind].model_validate(dict(values))
+        values = TypeAdapter(dict[str, Any]).validate_python(values)
+        named = create_model("Named", kind=(Literal[tuple(self.kinds)], ...))
+        return self.kinds[named(kind=self.kind_of(values)).kind].model_validate(values)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        # Not `source`, the sections' base, whose keys alone would be written out.
+        return PlainValidator(self.validate).__get_pydantic_core_schema__(Any, handler)
 
 
 def by_kind(*sections: type[BaseModel]) -> dict[str, type[BaseModel]]:

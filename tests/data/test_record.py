@@ -319,7 +319,9 @@ def test_trainer_callback_records_every_second_step(tmp_path):
     data = [{"pixel_values": torch.randn(3, 8, 8), "labels": index % 2} for index in range(16)]
     layout = ParameterLayout.from_model(model, "head")
     start = layout.flatten(model)
-    recorder = ParameterRecorder(layout, tmp_path / "ds", BaseModel.transformers(config, "ViTForImageClassification"))
+    base = BaseModel.transformers(config, "ViTForImageClassification").save_weights(model, tmp_path / "base")
+    layout.freeze_rest(model)
+    recorder = ParameterRecorder(layout, tmp_path / "ds", base)
     arguments = TrainingArguments(
         str(tmp_path / "trainer"),
         per_device_train_batch_size=4,
@@ -339,6 +341,33 @@ def test_trainer_callback_records_every_second_step(tmp_path):
     vectors = dataset_vectors(dataset, layout)
     assert torch.equal(vectors[-1], layout.flatten(model))
     assert len({tuple(vector.tolist()) for vector in [start, *vectors]}) == 5
+    rebuilt = load_base_model(tmp_path / "ds").build()
+    layout.load_into(rebuilt, vectors[-1])
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(rebuilt(images).logits, model.eval()(images).logits)
+
+
+def test_trainer_that_trains_the_rest_too_is_refused(tmp_path):
+    torch.manual_seed(0)
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=8,
+            patch_size=4,
+            num_labels=2,
+        )
+    )
+    base = BaseModel.transformers(model.config, "ViTForImageClassification").save_weights(model, tmp_path / "base")
+    data = [{"pixel_values": torch.randn(3, 8, 8), "labels": index % 2} for index in range(4)]
+    recorder = ParameterRecorder(ParameterLayout.from_model(model, "head"), tmp_path / "ds", base)
+    arguments = TrainingArguments(
+        str(tmp_path / "trainer"), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, max_steps=2
+    )
+    with pytest.raises(ValueError, match=r"step 1: tensor 'vit\.\S+' is not in the layout, but differs .*freeze_rest"):
+        Trainer(model, arguments, train_dataset=data, callbacks=[ParameterRecorderCallback(recorder)]).train()
 
 
 def test_trainer_callback_refuses_an_impossible_interval(tmp_path):

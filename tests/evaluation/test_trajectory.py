@@ -130,13 +130,8 @@ def test_figures_name_what_they_show(found, tmp_path):
     assert "3 starts" in plot_trajectory(found).note
 
 
-def test_command_writes_into_the_report_and_the_next_evaluation_shows_it(pdiff, tmp_path):
-    from factories import TINY_RUN
-    from pdiff_hf.runs.recipe import load_recipe
-    from pdiff_hf.runs.stages import run_recipe
-
-    run = tmp_path / "run"
-    run_recipe(load_recipe("digits-mlp", [*TINY_RUN, "evaluate.fine_tune=false"]), run)
+def test_command_writes_into_the_report_and_the_next_evaluation_shows_it(pdiff, tiny_run_copy):
+    run = tiny_run_copy
     code, out, err = pdiff("trajectory", run, "--num-starts", 2, "--json")
     assert code == 0, err
     written = json.loads((run / "report" / "trajectory.json").read_text())

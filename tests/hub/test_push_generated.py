@@ -132,7 +132,7 @@ def test_snippet_of_the_card_runs(hub, client, tmp_path):
 
 def test_named_network_is_pushed_without_a_selection(hub, client, tmp_path):
     shape, expected = write(tmp_path, "import", selection=False)
-    with pytest.raises(ClientError, match="expected the index of a network, or a selection"):
+    with pytest.raises(ClientError, match="expected the index of a network, or a choice"):
         push(client, tmp_path)
     with pytest.raises(ClientError, match="expected an index from 0 to 2, found 3"):
         push(client, tmp_path, index=3)

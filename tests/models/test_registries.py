@@ -5,13 +5,14 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+import yaml
 from diffusers import ConfigMixin, ModelMixin, UNet1DModel
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
 
 import pdiff_hf
 from factories import TINY_RUN
-from pdiff_hf import PDiffPipeline
+from pdiff_hf import AutoencoderPDiff, PDiffPipeline
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.models.auto import AUTOENCODERS, DENOISERS, load_autoencoder
 from pdiff_hf.models.autoencoder_base import ParameterAutoencoderMixin
@@ -19,6 +20,7 @@ from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, Optimizat
 from pdiff_hf.models.unet_1d import UNet1DConfig, make_unet_1d
 from pdiff_hf.runs.ablation.axes import parse_axes
 from pdiff_hf.runs.ablation.plan import make_plan
+from pdiff_hf.runs.folder import open_run
 from pdiff_hf.runs.generate import generate_networks
 from pdiff_hf.runs.recipe import load_recipe, load_training
 from pdiff_hf.runs.stages import run_recipe
@@ -115,7 +117,7 @@ def test_registered_kinds_run_from_recipe_to_report(registered, tmp_path):
     assert (tmp_path / "run" / "autoencoder" / "train_log.jsonl").is_file()
     assert isinstance(load_autoencoder(tmp_path / "run" / "autoencoder"), AutoencoderMine)
     # 2. Report
-    assert metrics["groups"]["generated"]["n"] == 5 and metrics["groups"]["reconstructed"]["n"] == 5
+    assert metrics.groups["generated"].n == metrics.groups["reconstructed"].n == 5
     assert "generated" in (tmp_path / "run" / "report" / "report.md").read_text()
     # 3. Pipeline, saved and loaded
     pipeline = PDiffPipeline.from_pretrained(tmp_path / "run" / "pipeline")
@@ -148,7 +150,7 @@ def test_registered_kind_is_a_value_of_the_ablation_axis(registered):
         (["autoencoder.temper=2"], "'autoencoder.temper' of kind 'pdiff'; the nearest valid key is 'autoencoder.*"),
         (["autoencoder.kind=pca", "autoencoder.learning_rate=1"], "unknown key 'autoencoder.learning_rate' of kind"),
         (["autoencoder.kind=none", "autoencoder.latent_length=8"], "nearest valid key is '.*latent_channels'"),
-        (["autoencoder.kind=mime"], "'autoencoder.kind': expected one of .*'mine', found 'mime'"),
+        (["autoencoder.kind=mime"], "'autoencoder.kind': expected one of 'pdiff', .* or 'mine', found 'mime'"),
         (["diffusion.kind=one", "diffusion.layers_per_block=2"], "unknown key 'diffusion.layers_per_block' of kind"),
     ],
 )
@@ -163,6 +165,34 @@ def test_own_file_with_a_key_that_the_kind_has_not_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("compose: [mlp3, all, digits]\nautoencoder: {kind: pca, steps: 5}\n")
     with pytest.raises(ValueError, match=r"unknown key 'autoencoder.steps' of kind 'pca'"):
         load_recipe(tmp_path / "mine.yaml")
+
+
+def test_recorded_recipe_of_0_1_with_keys_of_other_kinds_goes_on(tmp_path):
+    recipe = load_recipe("digits-mlp", ["autoencoder.kind=pca"])
+    values = recipe.model_dump(mode="json")
+    values["autoencoder"] |= {"steps": 100, "learning_rate": 3e-4, "use_ema": False, "input_noise": 1e-3}
+    del values["diffusion"]["kind"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert open_run(recipe, tmp_path).folder == tmp_path
+    with pytest.raises(ValueError, match=r"autoencoder.kind is 'pca', expected 'none'"):
+        open_run(load_recipe("digits-mlp", ["autoencoder.kind=none"]), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pdiff", "pca", "none"])
+def test_presets_and_profiles_fit_every_kind(kind):
+    overrides = [f"autoencoder.kind={kind}"]
+    section = load_recipe("resnet18-last_norms-cifar10", overrides, preset="paper", profile="cpu-smoke").autoencoder
+    assert (section.kind, section.preset, section.latent_channels) == (kind, "paper", 4)
+
+
+def test_paper_is_the_same_from_the_command_the_section_and_the_model():
+    composed = load_recipe("resnet18-last_norms-cifar10", preset="paper")
+    alone = AUTOENCODERS["pdiff"](preset="paper"), DENOISERS["unet_1d"](preset="paper")
+    assert (composed.autoencoder, composed.diffusion) == alone
+    assert (alone[1].use_ema, alone[1].latent_noise, alone[1].prediction_type) == (False, 0.0, "epsilon")
+    model = AutoencoderPDiff.from_preset("paper", num_parameters=2048)
+    assert model.latent_shape == (alone[0].latent_channels, alone[0].latent_length) == (1, 128)
+    assert (model.config.input_noise, model.config.latent_noise) == (alone[0].input_noise, alone[0].latent_noise)
 
 
 def test_public_names_are_those_of_the_table():

@@ -104,7 +104,7 @@ def _base_model(
 @app.command()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and images that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and examples that are drawn.")] = 0,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +119,7 @@ def inspect(
     try:
         evaluator = make_gate_evaluator(opened)
     except ValueError as error:
-        # All that needs no images can still be said.
+        # All that needs no examples can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
     report = inspect_dataset(opened, evaluator, seed=seed)
     if not as_json:

@@ -23,7 +23,7 @@ def generate(
     top: Annotated[int | None, typer.Option(min=1, help="Number of networks to keep; 1 by default.")] = None,
     soup: Annotated[bool, typer.Option("--soup", help="Also write the average of those that are kept.")] = False,
     reestimate_bn: Annotated[
-        bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training images.")
+        bool, typer.Option("--reestimate-bn", help="Re-estimate BatchNorm statistics on training examples.")
     ] = False,
     dataset: Annotated[
         str | None, typer.Option(help="Parameter dataset whose examples are chosen on; beside PIPELINE by default.")
@@ -71,7 +71,7 @@ def generate(
         difference = found["soup_val_accuracy"] - best
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
         line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
-    line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test images.")
+    line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test examples.")
     print_json({"folder": str(out), "num_samples": num_samples, "choice": found}, as_json)
 
 
@@ -87,10 +87,15 @@ def evaluate(
     generated: Annotated[Path | None, typer.Option(help="Generated networks, when they are elsewhere.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/report by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the baselines' draws; the recipe's by default.")] = None,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Also fine-tune for as long as the run's generator took.")
+    ] = False,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate generated networks against originals and baselines, and write the report anew."""
+    if fine_tune and (dataset or pipeline or generated):
+        raise ValueError("--fine-tune takes the time that the run's own generator took; leave out the other folders.")
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
@@ -101,7 +106,7 @@ def evaluate(
     run = Run(run_dir)
     metrics = evaluate_run(
         run,
-        evaluate_config(run, seed),
+        evaluate_config(run, seed, True if fine_tune else None),
         ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
         pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,

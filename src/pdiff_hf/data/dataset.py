@@ -100,12 +100,14 @@ class ParameterDataset:
         """Number of checkpoints.
 
         Raises:
-            ValueError: the dataset is streamed from the Hub.
+            ValueError: there are none, a shard is damaged, or the dataset is streamed from the Hub.
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
         if self._is_recording:
             return len(self._read())
+        for file in shards.some_shards(self.folder):
+            shards.check_shard(file, self.layout)
         return shards.recorded_runs(self.folder).total()
 
     # What is known of the rows

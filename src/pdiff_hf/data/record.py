@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
 from .folder import write_layout
+from .rest import RestCheck
 from .shards import RECORDING, rows_table
 from .writer import check_append, finish_rows, lock_folder, unlock_folder
 
@@ -32,7 +33,8 @@ class ParameterRecorder:
         output_dir (`str` or `Path`):
             Folder of the dataset.
         base_model ([`BaseModel`], *optional*):
-            Copied into the folder, with its weights.
+            Copied into the folder, with its weights. What the layout leaves out of a recorded network has to be equal
+            to these weights, or a row and the base model would rebuild a network that never was.
         run (`str`, *optional*, defaults to `"run-0"`):
             Name of the training run; a name that the folder holds already is refused.
         seed (`int`, *optional*, defaults to 0):
@@ -45,7 +47,10 @@ class ParameterRecorder:
 
     Example:
     ```py
-    with ParameterRecorder(ParameterLayout.from_model(model, "last_norms:2"), "runs/params") as recorder:
+    layout = ParameterLayout.from_model(model, "last_norms:2")
+    base_model = BaseModel.timm("resnet18", num_classes=10).save_weights(model, "runs/base")
+    layout.freeze_rest(model)
+    with ParameterRecorder(layout, "runs/params", base_model) as recorder:
         for step, loss in enumerate(train(model)):
             recorder.record(model, step=step, loss=loss)
     ```
@@ -66,6 +71,7 @@ class ParameterRecorder:
         self.num_recorded = 0
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._closed = False
+        self._rest = None if base_model is None else RestCheck(layout, base_model)
         check_append(self.output_dir, layout, base_model, [run])
 
     def record(
@@ -82,7 +88,8 @@ class ParameterRecorder:
 
         Args:
             state (`nn.Module`, `Mapping` or `torch.Tensor` of shape `(D,)`):
-                The network, its state dict or a flat vector.
+                The network, its state dict or a flat vector. Whether the rest of the network is that of the base model
+                can be seen of a network, of a state dict as far as it goes, and of a vector not at all.
             step (`int`):
                 Optimiser step of the run.
             epoch (`float`, *optional*):
@@ -95,12 +102,18 @@ class ParameterRecorder:
                 Further columns. The metrics of a run's first checkpoint are those of all.
 
         Raises:
-            ValueError: a value is NaN or infinite, the state does not fit the layout, the metrics are others than
-                those of the first checkpoint, or another recorder is writing to the folder.
+            ValueError: a value is NaN or infinite, the state does not fit the layout, what the layout leaves out is
+                not the base model's, the metrics are others than those of the first checkpoint, or another recorder is
+                writing to the folder.
         """
         if self._closed:
             raise ValueError(f"run {self.run!r} is closed; record further checkpoints as another run.")
         vector = state if isinstance(state, torch.Tensor) else self.layout.flatten(state)
+        if self._rest is not None and not isinstance(state, torch.Tensor):
+            try:
+                self._rest.check(state)
+            except ValueError as error:
+                raise ValueError(f"step {step}: {error}") from error
         named = {"train_loss": loss, "val_accuracy": accuracy}
         row = {"run": self.run, "seed": self.seed, "step": step, "epoch": epoch}
         row |= {name: value for name, value in named.items() if value is not None} | metrics
@@ -134,7 +147,11 @@ class ParameterRecorder:
         self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, schema), schema, lock
 
     def close(self) -> None:
-        """Turn what was recorded into Parquet and write `stats.json` and `README.md`; a second call does nothing."""
+        """Turn what was recorded into Parquet and write `stats.json` and `README.md`; a second call does nothing.
+
+        Raises:
+            ValueError: what the layout leaves out is no longer the base model's; the rows are in the folder.
+        """
         if self._stream is not None:
             self._stream.close()
             os.fsync(self._file.fileno())
@@ -144,12 +161,21 @@ class ParameterRecorder:
                 finish_rows(self.output_dir, self.metadata)
             finally:
                 unlock_folder(self._held)
+            self._closed = True
+            if self._rest is not None:
+                try:
+                    self._rest.finish()
+                except ValueError as error:
+                    raise ValueError(f"run {self.run!r} in {self.output_dir} is not to be used: {error}") from error
         self._closed = True
 
     def __enter__(self) -> ParameterRecorder:
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
+        if exc_type is not None:
+            # The error that ended the recording is the one to be seen.
+            self._rest = None
         self.close()
 
 
@@ -177,7 +203,10 @@ class ParameterRecorderCallback(TrainerCallback):
 
     Example:
     ```py
-    recorder = ParameterRecorder(ParameterLayout.from_model(model, "head"), "runs/params")
+    layout = ParameterLayout.from_model(model, "head")
+    base_model = BaseModel.transformers(model.config, type(model).__name__).save_weights(model, "runs/base")
+    layout.freeze_rest(model)
+    recorder = ParameterRecorder(layout, "runs/params", base_model)
     Trainer(model, args, train_dataset=dataset, callbacks=[ParameterRecorderCallback(recorder)]).train()
     ```
     """

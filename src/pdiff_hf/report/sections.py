@@ -43,11 +43,21 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
         _training(gate),
         Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
         _seeds(metrics),
-        Section("How it was measured", [*PROTOCOL, intervals], bullets=True),
+        Section("How it was measured", [*PROTOCOL, *_left_out(metrics), intervals], bullets=True),
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
     return [section for section in sections if section.text or section.plots or section.tables]
+
+
+def _left_out(metrics: Metrics) -> list[str]:
+    group = metrics.groups.get("generated")
+    if group is None or group.cost.seconds is None or "fine_tuned" in metrics.groups:
+        return []
+    return [
+        "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
+        "adds it."
+    ]
 
 
 def _groups(metrics: Metrics) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def write_report(
             "peak_rss_mb": dict(peak_rss_mb or {}),
             "versions": {package: version(package) for package in PACKAGES},
             "hardware": describe_hardware(),
-            "date": datetime.now(timezone.utc).date().isoformat(),
+            "date": datetime.now(UTC).date().isoformat(),
         }
     )
     plots = [

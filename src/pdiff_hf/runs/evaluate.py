@@ -32,11 +32,12 @@ from .recipe import EvaluateConfig
 GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
 
 
-def evaluate_config(run: Run, seed: int | None = None) -> EvaluateConfig:
-    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; with another seed if one is given."""
+def evaluate_config(run: Run, seed: int | None = None, fine_tune: bool | None = None) -> EvaluateConfig:
+    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; what is given wins."""
     path = run.folder / RECIPE_FILE
     values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **({} if seed is None else {"seed": seed})})
+    given = {key: value for key, value in {"seed": seed, "fine_tune": fine_tune}.items() if value is not None}
+    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **given})
 
 
 def generator_seconds(run: Run) -> float | None:
@@ -61,6 +62,8 @@ def fine_tune_run(
     collection, seconds = dataset.metadata.get("collect"), generator_seconds(run)
     if not config.fine_tune or collection is None or seconds is None:
         return
+    # Fine-tuned for the first time, later stages have made nothing of it yet, and stay.
+    is_new = "fine_tune" not in run.stages
 
     def stage(path: Path) -> None:
         networks, steps = [], 0
@@ -80,7 +83,7 @@ def fine_tune_run(
             path, dataset.layout, map(dataset.layout.unflatten, networks), {"seconds": seconds, "steps": steps}
         )
 
-    run.do("fine_tune", stage, report)
+    run.do("fine_tune", stage, report, keep_later=is_new)
 
 
 def evaluate_run(
@@ -150,7 +153,7 @@ def evaluate_run(
         groups[UNSEEN] = ParameterDataset(run.folder / UNSEEN).vectors(rows=slice(None))
     if is_own and (spent := generator_seconds(run)):
         seconds["generated"] = spent
-        if config.fine_tune and run.is_complete("fine_tune"):
+        if run.is_complete("fine_tune"):
             groups["fine_tuned"] = load_generated(run.path("fine_tune"), dataset.layout)
             seconds["fine_tuned"] = spent
 

@@ -122,8 +122,16 @@ class Run:
         path = self.path("autoencoder") / GATE_FILE
         return not self.is_complete("autoencoder") and path.is_file() and not read_json(path)["passed"]
 
-    def do(self, stage: str, function: Callable[[Path], object], report: Callable[[str], None]) -> None:
+    def do(
+        self,
+        stage: str,
+        function: Callable[[Path], object],
+        report: Callable[[str], None],
+        keep_later: bool = False,
+    ) -> None:
         """Run `function` on the stage's folder unless the stage is complete, and note what it cost.
+
+        Later stages are then no longer complete, unless `keep_later`.
 
         All processes of `accelerate launch` call it, and `function` is called by all of them.
         """
@@ -135,7 +143,7 @@ class Run:
             report(f"{stage}: complete, skipped ({self.path(stage)})")
             return
         # What later stages made of an earlier folder of this stage does not belong to its new one.
-        from_here = list(STAGES)[list(STAGES).index(stage) :]
+        from_here = [stage] if keep_later else list(STAGES)[list(STAGES).index(stage) :]
         if state.is_main_process:
             self._save({name: cost for name, cost in self.stages.items() if name not in from_here})
             for later in from_here[1:]:
@@ -167,8 +175,8 @@ class Run:
         self.note(stage, other.stages[stage])
 
     def _save(self, stages: dict[str, dict[str, float]]) -> None:
-        self.stages = stages
-        write_json(self.folder / STATE_FILE, {"schema": 1, "stages": stages})
+        self.stages = {stage: stages[stage] for stage in STAGES if stage in stages}
+        write_json(self.folder / STATE_FILE, {"schema": 1, "stages": self.stages})
 
 
 def read_metrics(generated_dir: Path) -> Metrics | None:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from ..base_model import BaseModel
 from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
-from ..sections import OneOf, without_foreign_keys
+from ..sections import without_foreign_keys
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
 from .composition import FACTS, RULES, apply_override, merge_into, read_recipe, read_written
 from .recipe_parts import find_part, named_recipes, read_part
-
-# diffusers' name of a flag, where the recipe's key is another.
-FLAGS = {"steps": "max_train_steps"}
+from .validation import parse_config, valid_keys
 
 
 class BaseModelConfig(PydanticModel):
@@ -95,9 +90,9 @@ class EvaluateConfig(PydanticModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    batch_size: int = Field(500, ge=1, description="images per forward pass")
+    batch_size: int = Field(500, ge=1, description="examples per forward pass")
     max_cache_mb: int = Field(2048, ge=1, description="memory for activations that do not change")
-    fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took")
+    fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")
 
 
@@ -218,112 +213,6 @@ def load_training(
     return parse_config(TrainingRecipe, {"dataset": str(Path(dataset).resolve()), **values})
 
 
-def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
-    """Validate `values` by a pydantic model; the first problem becomes a `ValueError` of one line.
-
-    Args:
-        model (`type`): The pydantic model.
-        values (`Mapping`): What is validated.
-        also (`Sequence[str]`, *optional*): Further valid keys at the top level, to be named when they are misspelt.
-    """
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-    # What is missing may be so because of another problem, such as a misspelt key or preset.
-    problem = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
-    keys = [str(key) for key in problem["loc"]]
-    names = [*_valid_keys(model, values), *also]
-    if problem["type"] == "union_tag_invalid":
-        expected, found = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
-        raise ValueError(f"key '{'.'.join(keys)}.kind': expected one of {expected}, found {found!r}.")
-    path = ".".join(keys)
-    while path not in names and len(keys) > 1 and problem["type"] not in ("extra_forbidden", "missing"):
-        keys.pop()
-        path = ".".join(keys)
-    if problem["type"] == "extra_forbidden":
-        parent = path.rpartition(".")[0]
-        siblings = [name for name in names if name.rpartition(".")[0] == parent]
-        near = difflib.get_close_matches(path, siblings, 1, 0.5) or difflib.get_close_matches(path, names, 1, 0.0)
-        kind = f" of kind {_kinds(model, values)[parent]!r}" if path in _valid_keys(model) else ""
-        raise ValueError(f"unknown key {path!r}{kind}; the nearest valid key is {near[0]!r}.")
-    if problem["type"] == "missing":
-        raise ValueError(f"key {path!r} is missing; it has no default.")
-    if problem["type"] == "value_error":
-        raise ValueError(f"key {path!r}: {problem['ctx']['error']}")
-    expected = problem["msg"].removeprefix("Input should be ")
-    raise ValueError(f"key {path!r}: expected {expected}, found {problem['input']!r}.")
-
-
 def recipe_keys() -> list[str]:
     """Every key of a recipe as `section.key`, and the sections."""
-    return list(dict.fromkeys(_valid_keys(Recipe)))
-
-
-def _valid_keys(
-    model: type[PydanticModel], values: Mapping[str, Any] | None = None, prefix: str = ""
-) -> Iterator[str]:
-    """Keys of a recipe and of its sections: of the kinds that `values` name, or of all."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        union = _union(field)
-        if union is not None:
-            kind = None if values is None else union.kind_of(values.get(name))
-            yield from (f"{prefix}{name}.{key}" for key in union.keys(kind if kind in list(union.kinds) else None))
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, PydanticModel):
-            yield from _valid_keys(field.annotation, None, f"{prefix}{name}.")
-
-
-def _union(field: FieldInfo) -> OneOf | None:
-    return next((entry for entry in field.metadata if isinstance(entry, OneOf)), None)
-
-
-def _kinds(model: type[PydanticModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The kinds of the sections that come in several."""
-    unions = {name: _union(field) for name, field in model.model_fields.items()}
-    return {name: union.kind_of(values.get(name)) for name, union in unions.items() if union is not None}
-
-
-def parse_section(union: OneOf, values: Mapping[str, Any]) -> Any:
-    """Validate one section that comes in kinds, as [`parse_config`].
-
-    Args:
-        union ([`OneOf`]): Such as `models.auto.AUTOENCODER`.
-        values (`Mapping`): Its keys.
-    """
-    if (kind := union.kind_of(values)) not in union.kinds:
-        raise ValueError(f"key 'kind': expected one of {', '.join(map(repr, union.kinds))}, found {kind!r}.")
-    return parse_config(union.kinds[kind], values)
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, union: OneOf) -> None:
-    """Add a flag for every key of a section; a flag not given leaves the preset's or the key's default.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Receives the flags.
-        union ([`OneOf`]): The section; flags are those of all its kinds.
-    """
-    shown = f"defaults to {union.default}"
-    parser.add_argument("--kind", choices=list(union.kinds), default=argparse.SUPPRESS, help=shown)
-    fields: dict[str, FieldInfo] = {}
-    for section in union.kinds.values():
-        fields = {**section.model_fields, **fields}
-    del fields["kind"]
-    for name, field in fields.items():
-        flag = f"--{FLAGS.get(name, name)}"
-        shown = "" if field.is_required() else f"defaults to {field.default}"
-        kinds = [kind for kind in union.kinds if name in union.keys(kind)]
-        only = f"of kind {', '.join(kinds)}" if len(kinds) < len(union.kinds) else ""
-        text = "; ".join(part for part in (only, field.description, shown or "set by --preset") if part)
-        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-        if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif "tuple" in str(field.annotation):
-            parser.add_argument(flag, nargs="+", **options)
-        else:
-            parser.add_argument(flag, **options)
-
-
-def config_values(arguments: argparse.Namespace, union: OneOf) -> dict[str, Any]:
-    """The values of a section that were given on the command line."""
-    return {name: value for name, value in vars(arguments).items() if name in union.keys()}
+    return list(dict.fromkeys(valid_keys(Recipe)))

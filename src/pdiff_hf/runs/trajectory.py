@@ -17,7 +17,8 @@ from ..results.metrics import TRAJECTORY_FILE
 from ..tasks.evaluators import make_evaluator
 from .evaluate import evaluate_config
 from .folder import RECIPE_FILE, Run
-from .recipe import GenerateConfig, parse_config
+from .recipe import GenerateConfig
+from .validation import parse_config
 
 
 def generate_config(run: Run, overrides: Mapping[str, Any] | None = None) -> GenerateConfig:

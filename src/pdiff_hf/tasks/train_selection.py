@@ -47,11 +47,6 @@ class SharedPrefix:
         return self.forward.tail(tuple(a[rows] for a in self.activations), tensors), self.labels[rows]
 
 
-def followed_modules(layout: ParameterLayout) -> set[str]:
-    """Names of the norm layers whose running statistics are collected, so that they follow the data."""
-    return {name.rpartition(".")[0] for name in layout.names if name.endswith((".running_mean", ".running_var"))}
-
-
 @torch.no_grad()
 def share_prefix(
     task: Task,
@@ -76,7 +71,7 @@ def share_prefix(
     """
     parameters = dict(network.named_parameters())
     is_whole = all(name in layout.names for name in parameters)
-    if is_whole or followed_modules(layout) or task.is_augmented or not task.fits_in_memory("train"):
+    if is_whole or layout.followed_modules or task.is_augmented or not task.fits_in_memory("train"):
         return None
     images, labels = task.arrays("train")
     batch_size = min(config.train_batch_size, len(images))
@@ -157,13 +152,7 @@ def train_selection(
     trained = {name: parameter for name, parameter in parameters.items() if name in layout.names}
     if not trained:
         raise ValueError(f"expected a selection with parameters, found buffers only: {layout.names}; select others")
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in trained)
-    network.eval()
-    followed = followed_modules(layout)
-    for name, module in network.named_modules():
-        if name in followed:
-            module.train()
+    layout.freeze_rest(network)
     learning_rate = config.learning_rate or (
         WHOLE_LEARNING_RATE if len(trained) == len(parameters) else SUBSET_LEARNING_RATE
     )

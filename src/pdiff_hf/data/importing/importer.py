@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from ...base_model import WEIGHTS, BaseModel
 from ...files import atomic_folder, errors_of
-from ...layout import ParameterLayout
 from ..record import ParameterRecorder
+from ..rest import StoredRest, describe_differences
 from .architecture import Architecture, config_difference, read_config
 from .checkpoint import Checkpoint, compile_pattern, metric_columns, read_labels, read_pattern
 from .local import find_local
@@ -95,12 +94,13 @@ def import_checkpoints(
         base_model = base_model.save_weights(state, folder)
         layout = architecture.layout(state, select, buffers)
         _check_not_nan(state, first.where)
+        rest = StoredRest(folder / WEIGHTS, layout)
         del state
 
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
         with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}) as recorder:
-            num_copies = _record(recorder, bar, architecture, columns, None if keep_first_rest else first.where)
+            num_copies = _record(recorder, bar, architecture, columns, None if keep_first_rest else rest, first.where)
     if num_copies:
         warnings.warn(
             f"{num_copies} of {len(checkpoints)} checkpoints are exact copies of earlier ones; they are kept.",
@@ -163,9 +163,10 @@ def _record(
     checkpoints: Iterable[Checkpoint],
     architecture: Architecture,
     columns: Sequence[str],
-    first: str | None,
+    rest: StoredRest | None,
+    first: str,
 ) -> int:
-    """Record checkpoints whose other tensors are those of `first`, if that is given; the number of exact copies."""
+    """Record checkpoints whose other tensors are `rest`, that of `first`, if given; the number of exact copies."""
     layout, vectors, counts = recorder.layout, set(), Counter()
     for checkpoint in checkpoints:
         where = checkpoint.where
@@ -178,8 +179,8 @@ def _record(
                     f"tensor {layout.locate(int(finite.int().argmin()))!r} has a NaN or infinite value, expected "
                     "finite values; leave this checkpoint out."
                 )
-        if first is not None:
-            _check_rest(state, layout, recorder.output_dir / WEIGHTS, where, first, architecture.buffers)
+        if rest is not None:
+            _check_rest(state, rest, where, first, architecture.buffers)
         del state
         vectors.add(hashlib.sha256(vector.numpy()).digest())
         # One recording of all runs: closing one goes through all rows that are there.
@@ -204,32 +205,19 @@ def _check_not_nan(state: Mapping[str, torch.Tensor], where: str) -> None:
 
 
 def _check_rest(
-    state: Mapping[str, torch.Tensor],
-    layout: ParameterLayout,
-    weights: Path,
-    where: str,
-    first: str,
-    buffers: set[str],
+    state: Mapping[str, torch.Tensor], rest: StoredRest, where: str, first: str, buffers: set[str]
 ) -> None:
     """Refuse tensors that are not selected and differ from those of the first checkpoint, which the dataset keeps."""
-    differences: dict[str, float] = {}
-    with safe_open(weights, framework="pt") as file:
-        for name in set(file.keys()) - set(layout.names):
-            expected = file.get_tensor(name)
-            if expected.dtype != state[name].dtype:
-                raise ValueError(
-                    f"{where}: tensor {name!r}: expected dtype {expected.dtype}, as in {first}, found "
-                    f"{state[name].dtype}; convert the checkpoints to one type."
-                )
-            if expected.is_floating_point() and not torch.equal(expected, state[name]):
-                differences[name] = (expected.double() - state[name].double()).abs().nan_to_num().max().item()
+    try:
+        differences = rest.differences(state, state.keys())
+    except ValueError as error:
+        raise ValueError(f"{where}, unlike {first}: {error}") from error
     if not differences:
         return
-    name = max(sorted(differences), key=differences.get)
-    others = f", and {len(differences) - 1} more tensors do" if len(differences) > 1 else ""
+    name, how = describe_differences(differences)
     also = " --buffers" if buffers & differences.keys() else ""
     raise ValueError(
-        f"{where}: tensor {name!r} is not selected, but differs from that of {first} by up to "
-        f"{differences[name]:.3g}{others}; expected the same in all checkpoints. Give --select all{also}, or "
+        f"{where}: tensor {name!r} is not selected, but differs from that of {first} {how}; "
+        f"expected the same in all checkpoints. Give --select all{also}, or "
         "--rest first to keep the first's."
     )

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ...evaluation.groups import label
 from ...results.text import percent
-from .style import Plot, color, label, legend, new_figure, style
+from .style import Plot, color, legend, new_figure, style
 
 # Points of accuracy below the lowest originals from which on generated networks are only named.
 OUT_OF_VIEW = 10

@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ...evaluation.groups import label
 from ...results.records import Ensemble, Mean
 from ...results.text import percent
-from .style import Plot, color, label, legend, new_figure, style
+from .style import Plot, color, legend, new_figure, style
 
 METRICS = {"accuracy": "Accuracy (higher is better)", "nll": "NLL (lower is better)", "ece": "ECE (lower is better)"}
 

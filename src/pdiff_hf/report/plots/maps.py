@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .style import Plot, color, label, legend, new_figure, style
+from ...evaluation.groups import label
+from .style import Plot, color, legend, new_figure, style
 
 
 def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:

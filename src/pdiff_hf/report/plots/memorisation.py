@@ -1,4 +1,4 @@
-"""The figure of the memorisation audit: similarity to the checkpoints against their number."""
+"""Figure of memorisation: similarity to the checkpoints of a generator against their number."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
+from ...evaluation.groups import label
+from ...results.columns import GROUP_COLUMNS
+from ...results.records import GroupMetrics
 from ...results.text import percent
-from .style import Plot, color, label, legend, new_figure, style
+from .style import Plot, color, legend, new_figure, style
 
+# By the column of the tables that they show.
 PANELS = {
-    "iou_max": "Largest IoU of mistakes",
-    "distance": "Distance to the nearest, yardsticks",
-    "novel_and_performant": "Novel and performant",
+    "iou_nearest": "Largest IoU of mistakes",
+    "yardsticks": "Distance to the nearest, yardsticks",
+    "joint": "Novel and performant",
 }
 # Those that move with the generated networks; the others stand back.
 LEADING = ("original", "generated", "unseen")
 
 
-def plot_audit(found: Mapping) -> Plot:
+def plot_memorisation(found: Mapping[int, Mapping[str, GroupMetrics]]) -> Plot:
     """Similarity of generated networks and references to the K checkpoints, and the share that is new and good.
 
     Args:
-        found (`Mapping`): Of [`summarize_audit`].
+        found (`Mapping[int, Mapping[str, GroupMetrics]]`): Groups by name, by K.
     """
-    rows = found["rows"]
-    counts = [row["num_checkpoints"] for row in rows]
-    names = list(dict.fromkeys(name for row in rows for name in row["groups"]))
-    curves = {(name, key): _curve(rows, name, key) for name in names for key in PANELS}
+    counts = list(found)
+    names = list(dict.fromkeys(name for groups in found.values() for name in groups))
+    curves = {(name, key): _curve(found, name, key) for name in names for key in PANELS}
 
     def draw(narrow: bool) -> Figure:
         figure, panels = new_figure(narrow, 2.6 if narrow else 3.5, columns=3)
@@ -65,25 +68,25 @@ def plot_audit(found: Mapping) -> Plot:
         legend(figure, handles, loc="outside lower center", ncols=2 if narrow else len(handles))
         return figure
 
-    copied = [row["groups"]["generated"]["copied"] for row in rows]
+    copied = [groups["generated"].novel_and_performant.copied for groups in found.values()]
     title = f"Copies among the generated networks: {percent(copied[0], digits=0)} with {counts[0]} checkpoints"
     title += f", {percent(copied[-1], digits=0)} with {counts[-1]}" if len(counts) > 1 else ""
     alt = "; ".join(
-        f"K = {count}: " + ", ".join(f"{label(name)} {_text(curves[name, 'iou_max'][0][i])}" for name in names)
+        f"K = {count}: " + ", ".join(f"{label(name)} {_text(curves[name, 'iou_nearest'][0][i])}" for name in names)
         for i, count in enumerate(counts)
     )
     note = "Every generator was trained on the first K checkpoints alone. Originals: each against the others; unseen: "
     note += "later checkpoints of the same run. The largest of K similarities grows with K for every network. Copy: "
     note += "nearer to a checkpoint than a third of a yardstick. Bars: 95 % intervals over networks."
-    return Plot("audit", title, f"Line plots against K. Largest IoU of mistakes: {alt}.", note, draw)
+    return Plot("memorisation", title, f"Line plots against K. Largest IoU of mistakes: {alt}.", note, draw)
 
 
-def _curve(rows: list[Mapping], name: str, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _curve(found: Mapping[int, Mapping], name: str, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values and the lengths of their bars, NaN where nothing is known."""
-    center = "share" if key == "novel_and_performant" else "mean"
-    values = [row["groups"].get(name, {}).get(key) or {center: None, "ci95": None} for row in rows]
-    centers = np.array([value[center] for value in values], dtype=float)
-    ends = np.array([value["ci95"] or (value[center],) * 2 for value in values], dtype=float).T
+    read = GROUP_COLUMNS[key].read
+    values = [read(groups[name], groups["original"]) if name in groups else (None, None) for groups in found.values()]
+    centers = np.array([value for value, _ in values], dtype=float)
+    ends = np.array([interval or (value, value) for value, interval in values], dtype=float).T
     return centers, np.clip(centers - ends[0], 0, None), np.clip(ends[1] - centers, 0, None)
 
 

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from ...evaluation.groups import find_group, is_shown
+from ...evaluation.groups import find_group, is_shown, label
 from ...evaluation.summary import GroupEvaluation
 from ...results.metrics import Metrics
 from ...results.text import percent, points
-from .style import Plot, color, label, legend, new_figure, style
+from .style import Plot, color, legend, new_figure, style
 
 ACCURACY = {
     -1: "less accurate than the originals",

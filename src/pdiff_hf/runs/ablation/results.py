@@ -24,6 +24,8 @@ from ..evaluate import GENERATOR_STAGES
 from ..folder import GATE_FILE, Run
 from .axes import AXES
 from .execute import problem_of
+from .memorisation import NOTES as MEMORISATION_NOTES
+from .memorisation import memorisation, similarity_of
 from .plan import Job, Plan, make_jobs
 
 SCHEMA = 1
@@ -114,6 +116,7 @@ def summarize_point(jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
             stage: max(value.peak_rss_mb[stage] for value in metrics) for stage in ("autoencoder", "diffusion")
         },
         "seconds": {stage: _mean([value.timings_s.get(stage) for value in metrics]) for stage in metrics[0].timings_s},
+        "similarity": similarity_of(together),
         "finding": together.finding or make_verdict(together)[0],
     }
 
@@ -129,6 +132,13 @@ def write_results(results: Mapping, folder: str | Path) -> list[Path]:
         lines += [*markdown_table(table), ""]
         if plot is not None:
             lines += [f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
+    if found := memorisation(results):
+        tables, plot = found
+        plots.append(plot)
+        lines += ["## Memorisation", "", f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
+        for table in tables:
+            lines += [*markdown_table(table), ""]
+        lines += [*(f"- {note}" for note in MEMORISATION_NOTES), ""]
     if problems := list_problems(results):
         lines += ["## Problems", "", *(f"- {problem}" for problem in problems), ""]
     lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]

@@ -6,15 +6,17 @@ import pytest
 import torch
 import yaml
 
-from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline
-from pdiff_hf.data.dataset import load_parameter_dataset
+from factories import TINY_RUN, make_autoencoder, make_dataset, make_pipeline, without_figures
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.files import read_json
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.report.plots.ablation import plot_ablation
+from pdiff_hf.results.text import MISSING
 from pdiff_hf.runs.ablation import base_model
 from pdiff_hf.runs.ablation.axes import axis_changes, current_value, parse_axes
 from pdiff_hf.runs.ablation.execute import execute, launcher_free, open_ablation, problem_in
+from pdiff_hf.runs.ablation.memorisation import memorisation
 from pdiff_hf.runs.ablation.plan import make_jobs, make_plan
 from pdiff_hf.runs.ablation.results import collect_results, make_tables, make_terminal_table, write_results
 from pdiff_hf.runs.ablation.share import begin_job, place_base_model
@@ -215,11 +217,12 @@ def test_collection_from_a_placed_base_model_is_the_ordinary_one_to_the_bit(coll
 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
-    """Four runs, one of which fails."""
+    """Five runs, one of which fails."""
     folder, launch = tmp_path_factory.mktemp("ablation") / "out", InThisProcess()
-    plan = plan_of("num_checkpoints=4", "sampling=vae", "optimizer=sgd")
+    plan = plan_of("num_checkpoints=4,20", "sampling=vae", "optimizer=sgd")
     lines = []
-    execute(plan, folder, lines.append, launch)
+    with without_figures():
+        execute(plan, folder, lines.append, launch)
     results = collect_results(plan, folder)
     return folder, plan, results, launch.commands, lines
 
@@ -227,7 +230,7 @@ def ablation(tmp_path_factory):
 def test_every_point_is_an_ordinary_run_and_what_is_shared_is_done_once(ablation):
     folder, plan, results, commands, _ = ablation
     complete = {name for name, point in results["points"].items() if point["status"] == "complete"}
-    assert complete == {"base", "sampling-vae", "optimizer-sgd"}
+    assert complete == {"base", "num_checkpoints-20", "sampling-vae", "optimizer-sgd"}
     done = [command[:2] for command in commands]
     assert done.count(["pdiff_hf", "collect"]) == 2, "adamw and sgd"
     assert len([command for command in commands if command[0] == "pdiff_hf.runs.ablation.base_model"]) == 1
@@ -281,11 +284,46 @@ def test_files_hold_every_axis(ablation, tmp_path):
         "axis_num_checkpoints.png",
         "axis_sampling.png",
         "axis_optimizer.png",
+        "memorisation.png",
     }
     assert json.loads((tmp_path / "ablation.json").read_text()) == results
     text = (tmp_path / "ablation.md").read_text()
     assert "| 40 (recipe) |" in text and "| 4 | failed |" in text and "- num_checkpoints-4: the gate" in text
-    assert make_terminal_table(results).row_count == 3 + 3 * 2
+    assert make_terminal_table(results).row_count == 3 + 3 * 2 + 1
+
+
+def test_checkpoints_that_the_generator_was_not_given_are_a_group(ablation):
+    folder, _, results, _, _ = ablation
+    longer, point = vectors_of(folder / "points" / "base" / "dataset"), folder / "points" / "num_checkpoints-20"
+    assert torch.equal(vectors_of(point / "dataset"), longer[:20])
+    unseen = vectors_of(point / "unseen")
+    rows = torch.linspace(20, 39, len(unseen)).round().long()
+    assert len(unseen) == 5 and torch.equal(unseen, longer[rows])
+    groups = read_json(point / "report" / "metrics.json")["groups"]
+    assert groups["unseen"]["n"] == 5 and groups["unseen"]["similarity"]["l2_nearest_mean"] > 0
+    found = results["points"]["num_checkpoints-20"]["similarity"]
+    assert set(found) == {"original", "generated", "unseen", "average_16", "noise_0.05", "noise_0.1"}
+    assert found == {name: groups[name] for name in found}
+    assert "unseen" not in results["points"]["base"]["similarity"]
+
+
+def test_memorisation_is_seen_along_the_axis_of_checkpoints(ablation):
+    _, _, results, _, _ = ablation
+    tables, _ = memorisation(results)
+    assert [row[0] for row in tables[0].rows] == ["20", "40"] and "unseen" in tables[1].columns
+    assert tables[1].rows[1][tables[1].columns.index("unseen")] == MISSING
+    yardsticks = tables[2]
+    for row, point in zip(yardsticks.rows, ("num_checkpoints-20", "base"), strict=True):
+        assert row[yardsticks.columns.index("original")].startswith("1 ("), "of themselves"
+        group = results["points"][point]["similarity"]["generated"]["similarity"]
+        yardstick = results["points"][point]["similarity"]["original"]["similarity"]["l2_nearest_mean"]
+        nearest = f"{group['l2_nearest_mean'] / yardstick:.3g} ("
+        assert row[yardsticks.columns.index("generated")].startswith(nearest)
+    copying = json.loads(json.dumps(results))
+    copying["points"]["num_checkpoints-20"]["similarity"]["generated"]["novel_and_performant"]["copied"] = 1.0
+    assert "100 % with 20 checkpoints" in memorisation(copying)[1].title
+    copying["points"]["num_checkpoints-20"]["num_runs"] = 0
+    assert memorisation(copying) is None
 
 
 def test_complete_runs_are_skipped_and_failed_ones_tried_again(ablation):
@@ -293,13 +331,13 @@ def test_complete_runs_are_skipped_and_failed_ones_tried_again(ablation):
     launch, lines = InThisProcess(), []
     execute(plan, folder, lines.append, launch)
     assert [command[:2] for command in launch.commands] == [["pdiff_hf", "run"]]
-    assert sum("skipped, complete" in line for line in lines) == 3
+    assert sum("skipped, complete" in line for line in lines) == 4
 
 
 def test_folder_goes_on_with_further_axes_of_the_same_recipe_only(ablation):
     folder, _, _, _, _ = ablation
     axes = open_ablation(plan_of("sampling=vae", "timesteps=100"), folder)
-    assert axes["timesteps"] == ["100", "1000"] and axes["num_checkpoints"] == ["4", "40"]
+    assert axes["timesteps"] == ["100", "1000"] and axes["num_checkpoints"] == ["4", "20", "40"]
     with pytest.raises(ValueError, match=r"another ablation: its recipe\.diffusion\.steps is 20, expected 21"):
         open_ablation(plan_of("sampling=vae", overrides=[*QUICK, "diffusion.steps=21"]), folder)
     with pytest.raises(ValueError, match=r"another ablation: its seeds is \[\], expected \[0, 1\]"):
@@ -344,7 +382,7 @@ def test_several_seeds_give_intervals_over_seeds(tmp_path):
 
 def test_gaussian_latents_have_mean_and_deviation_of_the_encoded_dataset(tmp_path):
     dataset, pipeline = make_dataset(tmp_path), make_pipeline("pca")
-    options = {"sampler": "gaussian_latents", "dataset_dir": dataset, "num_samples": 2000}
+    options = {"sampler": "gaussian_latents", "dataset": ParameterDataset(dataset), "num_samples": 2000}
     generate_networks(pipeline, tmp_path / "out", **options)
     autoencoder = make_autoencoder("pca")
     expected = autoencoder.encode_rows(vectors_of(dataset))

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from artefacts import METADATA, check_golden, save_dataset
 from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import metadata_load
 
+from artefacts import METADATA, check_golden, save_dataset
 from factories import make_network, make_vectors
 from pdiff_hf.data.card import size_category, write_dataset_card
 from pdiff_hf.hub.card_text import REPO_ID

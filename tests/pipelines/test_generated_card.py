@@ -1,9 +1,9 @@
 import copy
 
 import pytest
-from artefacts import METRICS, check_golden
 from huggingface_hub import ModelCard
 
+from artefacts import METRICS, check_golden
 from factories import NETWORK, make_layout
 from pdiff_hf import BaseModel
 from pdiff_hf.pipelines.generated_card import make_generated_card

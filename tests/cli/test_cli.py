@@ -10,41 +10,21 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from factories import make_dataset, make_vectors
+from factories import TINY_RUN, make_dataset, make_vectors
 from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
 from pdiff_hf.runs.folder import STAGES
 
-TRAINING = [
-    "autoencoder.steps=5",
-    "autoencoder.latent_channels=4",
-    "autoencoder.latent_length=2",
-    "diffusion.steps=5",
-    "diffusion.block_out_channels=[16, 16]",
-    "diffusion.lr_warmup_steps=0",
-]
-TINY = [
-    *TRAINING,
-    "base_training.epochs=5",
-    "collect.num_checkpoints=30",
-    "autoencoder.min_explained_variance=0.0",
-    "autoencoder.max_accuracy_drop=1.0",
-    "generate.num_samples=4",
-    "generate.num_inference_steps=3",
-]
+TINY = [*TINY_RUN, "evaluate.fine_tune=false"]
+TRAINING = [override for override in TINY_RUN if override.startswith(("autoencoder", "diffusion"))]
 
 
 def sets(overrides):
     return [argument for override in overrides for argument in ("--set", override)]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    from pdiff_hf.runs.recipe import load_recipe
-    from pdiff_hf.runs.stages import run_recipe
-
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    run_recipe(load_recipe("digits-mlp", TINY), folder)
-    return folder
+@pytest.fixture
+def run(tiny_run):
+    return tiny_run
 
 
 def assert_one_line_error(result, *fragments):
@@ -69,14 +49,14 @@ def test_run_prints_the_table_and_where_the_report_is(pdiff, tmp_path):
 
 def test_json_is_for_machines_alone(pdiff, run):
     code, out, _ = pdiff("run", "digits-mlp", "--out", run, *sets(TINY), "--json")
-    assert code == 0 and json.loads(out)["groups"]["generated"]["n"] == 4
+    assert code == 0 and json.loads(out)["groups"]["generated"]["n"] == 5
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_stages_one_by_one(pdiff, tmp_path):
     dataset = tmp_path / "run" / "dataset"
     assert pdiff("collect", "digits-mlp", "--out", dataset, *sets(TINY))[0] == 0
-    gate = ["autoencoder.min_explained_variance=0.0", "autoencoder.max_accuracy_drop=1.0"]
-    assert pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING + gate))[0] == 0
+    assert pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING))[0] == 0
     options = ("--num-samples", 3, "--num-inference-steps", 2, "--scheduler", "ddim", "--truncation", 0.5)
     generated = tmp_path / "run" / "generated"
     assert pdiff("generate", tmp_path / "run" / "pipeline", "--out", generated, *options)[0] == 0
@@ -237,6 +217,7 @@ def test_another_run_in_the_folder(pdiff, run):
     assert_one_line_error(pdiff("run", "digits-convnet", "--out", run), "holds another run")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_seeds_make_a_run_each(pdiff, tmp_path):
     code, out, err = pdiff("run", "digits-mlp", "--seeds", 0, 2, "--out", tmp_path, *sets(TINY), "--json")
     assert code == 0, err
@@ -267,7 +248,7 @@ def test_evaluate_does_not_replace_other_files(pdiff, run, tmp_path):
 def test_report_in_another_folder_shows_what_the_run_cost(pdiff, run, tmp_path):
     code, out, err = pdiff("evaluate", run, "--out", tmp_path / "report", "--json")
     assert code == 0, err
-    assert list(json.loads(out)["timings_s"]) == list(STAGES)
+    assert list(json.loads(out)["timings_s"]) == [stage for stage in STAGES if stage != "fine_tune"]
 
 
 def test_information_about_a_begun_run(pdiff, tmp_path):

@@ -3,10 +3,10 @@ import json
 
 import pytest
 import torch
-from artefacts import METRICS, check_golden, save_pipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
+from artefacts import METRICS, check_golden, save_pipeline
 from factories import NETWORK
 from pdiff_hf import BaseModel
 from pdiff_hf.evaluation.summary import aggregate_seeds

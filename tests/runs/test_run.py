@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from factories import TINY_RUN
+from factories import TINY_RUN, tiny_recipe
 from pdiff_hf.data.dataset import load_parameter_dataset
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.folder import STAGES
@@ -93,12 +93,12 @@ def test_same_recipe_again_skips_what_is_complete(run):
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
-def test_removed_stage_is_made_again_alike(run, tmp_path):
-    folder, _ = run
-    expected = load_file(folder / "generated" / "00003.safetensors")
-    (folder / "generated").rename(tmp_path / "generated")
-    run_recipe(recipe(), folder)
-    found = load_file(folder / "generated" / "00003.safetensors")
+@pytest.mark.usefixtures("no_figures")
+def test_removed_stage_is_made_again_alike(tiny_run_copy, tmp_path):
+    expected = load_file(tiny_run_copy / "generated" / "00003.safetensors")
+    (tiny_run_copy / "generated").rename(tmp_path / "generated")
+    run_recipe(tiny_recipe(), tiny_run_copy)
+    found = load_file(tiny_run_copy / "generated" / "00003.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

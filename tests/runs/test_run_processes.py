@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_two_processes import generate
 from safetensors.torch import load_file
 
 from factories import TINY_RUN
@@ -15,7 +16,6 @@ from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
 from processes import launch_two
-from run_two_processes import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 

@@ -153,6 +153,7 @@ def test_batch_norm_is_re_estimated_and_stored(made, tmp_path):
         assert model[4].num_batches_tracked == 4
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_evaluation_is_of_the_re_estimated_networks(made, tmp_path):
     dataset, pipeline = made
     generate(made, tmp_path / "generated", top=3, reestimate_batch_norm=True)

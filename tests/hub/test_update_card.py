@@ -1,8 +1,8 @@
 import pytest
 import yaml
-from artefacts import METRICS, save_dataset, save_pipeline
 from huggingface_hub import ModelCard
 
+from artefacts import METRICS, save_dataset, save_pipeline
 from pdiff_hf.data.card import write_dataset_card
 from pdiff_hf.hub.card_text import update_card, write_card
 from pdiff_hf.pipelines.card import write_pipeline_card

@@ -25,8 +25,7 @@ def save(folder, run, rows=4, base_seed=0, layout=LAYOUT, vectors=None, **column
 
 
 def push(client, folder, function="push_dataset", **options):
-    module = "push" if function == "push_dataset" else "append"
-    code = f"from pdiff_hf.hub.{module} import {function} as push; result = push(folder, repo, **options)"
+    code = f"from pdiff_hf.data.push import {function} as push; result = push(folder, repo, **options)"
     return client(code, folder=folder, repo=REPO, options=options)
 
 
@@ -112,7 +111,7 @@ def test_two_who_append_at_once_do_not_overwrite_each_other(hub, client, tmp_pat
     """Somebody else's commit comes between reading and committing: both shards would have the same number."""
     push(client, save(tmp_path / "a", "run-0"))
     code = """
-import pdiff_hf.hub.append as module
+import pdiff_hf.data.push as module
 from pdiff_hf.data.push import append_dataset
 write = module.write_dataset_card
 def meanwhile(folder):

@@ -17,13 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .files import atomic_write, sha256_file
+from .files import atomic_write, errors_of, sha256_file
 from .hub.errors import hub_errors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 LIBRARIES = ("timm", "transformers", "import")
+KEYS = ("library", "name", "kwargs", "weights", "sha256")
+HUB_KEYS = ("repo", "revision")
 WEIGHTS = "base/model.safetensors"
 
 # What files call the module `networks`. A reference may come from a downloaded file: no other function of this package
@@ -76,31 +78,29 @@ class BaseModel:
             raise ValueError(f"base model: expected a name and a dict of arguments, found {self.name!r}.")
         if (self.weights is None) != (self.sha256 is None):
             raise ValueError("base model: expected weights together with their sha256, found only one of them.")
-        if self.repo is not None or self.revision is not None:
-            if self.weights is None or not self.repo or not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
-                raise ValueError(
-                    "base model: weights on the Hub need repo, weights, sha256 and a revision, a commit of 40 digits, "
-                    f"found {self.repo!r} at {self.revision!r}."
-                )
+        is_remote = self.repo is not None or self.revision is not None
+        is_pinned = self.weights and self.repo and re.fullmatch(r"[0-9a-f]{40}", str(self.revision))
+        if is_remote and not is_pinned:
+            raise ValueError(
+                "base model: weights on the Hub need repo, weights, sha256 and a revision, a commit of 40 digits, "
+                f"found {self.repo!r} at {self.revision!r}."
+            )
         if self.weights is not None:
             path = PurePosixPath(str(self.weights))
             if path.is_absolute() or ".." in path.parts or set("\\:") & set(str(path)) or str(path) == ".":
                 raise ValueError(f"base model: weights must be a path inside its own folder, found {self.weights!r}.")
-        try:
+        with errors_of(f"base model: arguments of {self.name!r} must be JSON-able", TypeError):
             # What a reference is compared with has been JSON once: tuples are lists, keys are strings.
             object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs)))
-        except TypeError as error:
-            raise ValueError(f"base model: arguments of {self.name!r} must be JSON-able: {error}.") from error
         arguments = self.kwargs
         if self.library == "transformers":
             arguments = self.kwargs.get("config")
             if not isinstance(arguments, dict) or "model_type" not in arguments:
                 raise ValueError("base model: transformers needs kwargs {'config': config.to_dict()}.")
         for scope in (arguments, arguments.get("backbone_config") or {}):
-            if forbidden := [name for name in FILE_ARGUMENTS[self.library] if scope.get(name)]:
-                raise ValueError(
-                    f"base model: {self.name!r} may not take {forbidden[0]!r}, which can name other files."
-                )
+            for name in FILE_ARGUMENTS[self.library]:
+                if scope.get(name):
+                    raise ValueError(f"base model: {self.name!r} may not take {name!r}, which can name other files.")
             # Attention whose name has a slash is code on the Hub.
             attention = [str(scope.get(name)) for name in ("attn_implementation", "_attn_implementation")]
             if self.library == "transformers" and any("/" in name for name in attention):
@@ -124,16 +124,14 @@ class BaseModel:
     def build(self, trusted_imports: Sequence[str] = ()) -> nn.Module:
         """Build the network in eval mode and load its weights when it has any, in the types they were saved in.
 
-        Args:
-            trusted_imports (`Sequence[str]`, *optional*):
-                May be imported beside the reference's own `trusted_imports`.
+        `trusted_imports` may be imported beside the reference's own.
 
         Raises:
             ValueError: the architecture is unknown or may not be imported, or the weights are missing, damaged, of
                 another hash or do not fit.
         """
         if self.library == "timm":
-            # These libraries here, because whoever only reads a reference would wait for them, and give them memory.
+            # Here, because whoever only reads a reference would wait for these libraries.
             import timm
 
             if not timm.is_model(self.name):
@@ -147,8 +145,7 @@ class BaseModel:
             architecture = getattr(transformers, self.name, None)
             if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
                 raise ValueError(f"base model: transformers {transformers.__version__} has no model {self.name!r}.")
-            config = dict(self.kwargs["config"])
-            config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+            config = transformers.AutoConfig.for_model(**self.kwargs["config"])
             if not isinstance(config, architecture.config_class):
                 raise ValueError(
                     f"base model: {self.name} expects a {architecture.config_class.__name__}, "
@@ -156,8 +153,9 @@ class BaseModel:
                 )
             model = architecture(config)
         else:
+            factory = self._import_factory((*self.trusted_imports, *trusted_imports))
             try:
-                model = self._import_factory((*self.trusted_imports, *trusted_imports))(**self.kwargs)
+                model = factory(**self.kwargs)
             except TypeError as error:
                 raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
             if not isinstance(model, nn.Module):
@@ -194,7 +192,7 @@ class BaseModel:
     def with_hub_weights(
         self, repo: str, revision: str | None = None, weights: str = "model.safetensors"
     ) -> BaseModel:
-        """This reference with the weights of a model repository on the Hub, pinned by commit and hash.
+        """This reference with the file `weights` of a model repository on the Hub, pinned by commit and hash.
 
         Args:
             repo (`str`): `user/name`.
@@ -219,48 +217,34 @@ class BaseModel:
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
         if self.repo is not None:
             with hub_errors(self.repo, self.revision):
-                return self._check_hash(Path(hf_hub_download(self.repo, self.weights, revision=self.revision)))
-        # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.
-        path = Path(self.root) / self.weights
-        if not path.is_file():
-            raise ValueError(f"base model: expected weights at {path}, found none.")
-        return self._check_hash(path)
-
-    def carried_files(self) -> list[str]:
-        """Names of the files that this reference has in its own folder, their hashes checked; at most one.
-
-        Raises:
-            ValueError: the weights are missing, damaged or have another hash.
-        """
-        if self.carried_weights is None:
-            return []
-        self.checked_weights()
-        return [self.weights]
-
-    def _check_hash(self, path: Path) -> Path:
-        found = sha256_file(path)
-        if found != self.sha256:
+                path = Path(hf_hub_download(self.repo, self.weights, revision=self.revision))
+        else:
+            # A symbolic link may lead elsewhere, the Hub's cache is made of them; the hash pins what is read.
+            path = Path(self.root) / self.weights
+            if not path.is_file():
+                raise ValueError(f"base model: expected weights at {path}, found none.")
+        if (found := sha256_file(path)) != self.sha256:
             raise ValueError(
                 f"base model: {path} was changed or is damaged: expected sha256 {str(self.sha256)[:12]}…, "
                 f"found {found[:12]}…; copy or download it again."
             )
         return path
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Read the weights file; tensors that are tied in the network are in it once.
+    def carried_files(self) -> list[str]:
+        """Names of the files that this reference has in its own folder, their hashes checked; at most one."""
+        if self.carried_weights is None:
+            return []
+        self.checked_weights()
+        return [self.weights]
 
-        Raises:
-            ValueError: there is no weights file, or it is damaged or has another hash.
-        """
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Read the weights file, its hash checked; tensors that are tied in the network are in it once."""
         path = self.checked_weights()
-        try:
+        with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"base model: {path} is not a valid safetensors file: {error}.") from error
 
     def _load_weights(self, model: nn.Module) -> None:
-        state, path = self.state_dict(), self.weights
-        own = model.state_dict(keep_vars=True)
+        state, path, own = self.state_dict(), self.weights, model.state_dict(keep_vars=True)
         if unexpected := [name for name in state if name not in own]:
             raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
         # The other names of a tied tensor were not stored.
@@ -282,23 +266,17 @@ class BaseModel:
     def save_weights(self, model: nn.Module | Mapping[str, torch.Tensor], root: str | Path) -> BaseModel:
         """Write all weights of a network or state dict to `root/base/model.safetensors`, tied ones once.
 
-        Returns:
-            `BaseModel`: this reference with `weights`, `sha256` and `root` set.
+        Returns this reference with `weights`, `sha256` and `root` set.
         """
         state = model.state_dict() if isinstance(model, nn.Module) else model
         unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
         tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
-        path = Path(root) / WEIGHTS
-        with atomic_write(path) as temporary:
+        with atomic_write(path := Path(root) / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return replace(self, weights=WEIGHTS, sha256=sha256_file(path), repo=None, revision=None, root=Path(root))
 
     def copy_to(self, root: str | Path) -> BaseModel:
-        """Copy a carried weights file into the folder of another artefact and return a reference to it there.
-
-        Raises:
-            ValueError: there is no weights file, or it is damaged or has another hash.
-        """
+        """Copy a carried weights file into the folder of another artefact and return a reference to it there."""
         if self.repo is not None:
             return replace(self, root=Path(root))
         source, target = self.checked_weights(), Path(root) / self.weights
@@ -309,19 +287,15 @@ class BaseModel:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without `root`."""
-        keys = ("library", "name", "kwargs", "weights", "sha256", *(("repo", "revision") if self.repo else ()))
-        return {key: vars(self)[key] for key in keys}
+        return {key: vars(self)[key] for key in (*KEYS, *(HUB_KEYS if self.repo else ()))}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], root: str | Path | None = None) -> BaseModel:
-        """Read `to_dict()` back; `root` is the folder that `weights` is relative to.
-
-        Raises:
-            ValueError: missing or unknown keys, or a path that leaves the folder.
-        """
-        expected = {"library", "name", "kwargs", "weights", "sha256"}
-        if set(values) not in (expected, expected | {"repo", "revision"}):
-            raise ValueError(f"base model: expected the keys {sorted(expected)}, found {sorted(values)}.")
+    def from_dict(cls, values: Mapping[str, Any] | None, root: str | Path | None = None) -> BaseModel | None:
+        """Read `to_dict()` back and check it, `None` as `None`; `root` is the folder that `weights` is relative to."""
+        if values is None:
+            return None
+        if set(values) not in ({*KEYS}, {*KEYS, *HUB_KEYS}):
+            raise ValueError(f"base model: expected the keys {sorted(KEYS)}, found {sorted(values)}.")
         return cls(**values, root=None if root is None else Path(root))
 
 

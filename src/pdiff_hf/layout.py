@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from .files import errors_of
 
 SCHEMA = 1
 
@@ -124,6 +127,7 @@ class ParameterLayout:
             ValueError: nothing is selected, a pattern matches nothing, or a tensor is float64 or complex.
         """
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+        forms = f"'all', 'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}"
         if select == "all":
             chosen = set(parameters)
         elif select == "head":
@@ -136,23 +140,17 @@ class ParameterLayout:
             for pattern in [select] if isinstance(select, str) else select:
                 matched = _names_of([aliases[name] for name in aliases if fnmatchcase(name, pattern)], parameters)
                 if not matched:
-                    raise ValueError(
-                        f"select: {pattern!r} matches no parameter; expected 'all', 'last_norms:K', 'head' or globs "
-                        f"on names such as {', '.join(list(parameters)[:3])}."
-                    )
+                    raise ValueError(f"select: {pattern!r} matches no parameter; expected {forms}.")
                 chosen |= matched
         if not chosen:
             raise ValueError(
-                f"select: {select!r} selects none of the model's {len(parameters)} parameters; expected 'all', "
-                f"'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}."
+                f"select: {select!r} selects none of the model's {len(parameters)} parameters; expected {forms}."
             )
         tensors = {name: parameter for name, parameter in parameters.items() if name in chosen}
         if buffers:
             owners = {name.rpartition(".")[0] for name in chosen}
-            for name, buffer in model.named_buffers():
-                selected = select == "all" or name.rpartition(".")[0] in owners
-                if selected and buffer.is_floating_point():
-                    tensors[name] = buffer
+            found = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+            tensors |= {n: b for n, b in found.items() if select == "all" or n.rpartition(".")[0] in owners}
             # In the order of the state dict, which also lacks the buffers that are not saved.
             tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}
         specs, offset = [], 0
@@ -166,12 +164,11 @@ class ParameterLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form: `schema`, `num_parameters`, `fingerprint` and `tensors`."""
-        tensors = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.tensors]
         return {
             "schema": SCHEMA,
             "num_parameters": self.num_parameters,
             "fingerprint": self.fingerprint,
-            "tensors": tensors,
+            "tensors": [{**asdict(spec), "shape": list(spec.shape)} for spec in self.tensors],
         }
 
     @classmethod
@@ -181,20 +178,10 @@ class ParameterLayout:
         Raises:
             ValueError: another schema, missing keys, or contents that do not match the fingerprint.
         """
-        try:
+        with errors_of("layout: malformed or incomplete", KeyError, TypeError):
             schema, expected = values["schema"], (values["fingerprint"], values["num_parameters"])
-            specs = tuple(
-                TensorSpec(
-                    name=str(t["name"]),
-                    shape=tuple(map(int, t["shape"])),
-                    offset=int(t["offset"]),
-                    dtype=str(t["dtype"]),
-                    transform=str(t["transform"]),
-                )
-                for t in values["tensors"]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"layout: malformed or incomplete ({error!r}).") from error
+            types = {"name": str, "shape": lambda s: tuple(map(int, s)), "offset": int, "dtype": str, "transform": str}
+            specs = tuple(TensorSpec(**{key: read(t[key]) for key, read in types.items()}) for t in values["tensors"])
         if schema != SCHEMA:
             raise ValueError(f"layout: expected schema {SCHEMA}, found {schema!r}; update pdiff_hf.")
         layout = cls(specs)
@@ -311,26 +298,18 @@ def _last_norms(model: nn.Module, select: str) -> list[nn.Parameter]:
     return [parameter for own in norms[-int(count) :] for parameter in own]
 
 
-def _is_transformers_model(model: nn.Module) -> bool:
-    # Asked of the name first: transformers takes seconds to import, and who has such a model has imported it.
-    if not any(cls.__module__.partition(".")[0] == "transformers" for cls in type(model).__mro__):
-        return False
-    from transformers import PreTrainedModel
-
-    return isinstance(model, PreTrainedModel)
-
-
 def _head(model: nn.Module) -> list[nn.Parameter]:
-    if _is_transformers_model(model):
+    # Whoever has a model of transformers has imported it, which takes seconds.
+    transformers = sys.modules.get("transformers.modeling_utils")
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         # The head is what a model has beside its backbone.
         backbone = {id(parameter) for parameter in model.base_model.parameters()}
         output = model.get_output_embeddings()
         tied = [] if output is None else list(output.parameters())
         head = [parameter for parameter in model.parameters() if id(parameter) not in backbone] + tied
     elif isinstance(model, _TimmModel):
-        classifier = model.get_classifier()
-        classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
-        head = [parameter for module in classifiers for parameter in module.parameters()]
+        found = model.get_classifier()
+        head = [p for module in (found if isinstance(found, tuple) else (found,)) for p in module.parameters()]
     else:
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         head = [parameter for module in linears[-1:] for parameter in module.parameters()]

@@ -103,10 +103,9 @@ def test_stats_count_checkpoints_and_not_chunks(folder):
 
 def test_shards_are_bounded_and_hold_whole_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 4 * D)
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 4 * LENGTH)
     save_parameter_dataset(make_vectors(7), LAYOUT, tmp_path / "ds")
-    files = shards.shards(tmp_path / "ds")
+    files = shards.find_shards(tmp_path / "ds")
     assert [pq.read_metadata(file).num_rows for file in files] == [2 * len(CHUNKS)] * 3 + [len(CHUNKS)]
     assert pq.read_metadata(files[0]).num_row_groups == 2 * len(CHUNKS)
     rows = [row["parameters"] for row in load_parameter_dataset(tmp_path / "ds", streaming=True)[0]]
@@ -116,7 +115,6 @@ def test_shards_are_bounded_and_hold_whole_checkpoints(tmp_path, monkeypatch):
 
 def test_workers_share_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 4 * D)
-    monkeypatch.setattr("pdiff_hf.data.writer.SHARD_BYTES", 4 * D)
     save_parameter_dataset(make_vectors(7), LAYOUT, tmp_path / "ds")
     stream, _ = load_parameter_dataset(tmp_path / "ds", streaming=True)
     parts = [stream.shard(2, index) for index in range(2)]
@@ -131,7 +129,7 @@ def test_recorded_and_appended_rows_are_chunks_too(tmp_path):
     before = first_shard(tmp_path / "ds").read_bytes()
     ParameterDataset(tmp_path / "ds").append(make_vectors(4, 1), {"run": ["b"] * 4, "train_loss": [0.5] * 4})
     assert first_shard(tmp_path / "ds").read_bytes() == before
-    assert all("values" in pq.read_schema(file).names for file in shards.shards(tmp_path / "ds"))
+    assert all("values" in pq.read_schema(file).names for file in shards.find_shards(tmp_path / "ds"))
     vectors = dataset_vectors(*load_parameter_dataset(tmp_path / "ds"))
     assert torch.equal(vectors, torch.cat([make_vectors(3), make_vectors(4, 1)]))
     with pytest.raises(ValueError, match="already holds run 'b'"):

@@ -14,9 +14,9 @@ from pdiff_hf.data.card import size_category, write_dataset_card
 from pdiff_hf.hub.card_text import REPO_ID
 
 
-def render(folder, **options):
+def render(folder):
     (folder / "README.md").unlink(missing_ok=True)
-    return write_dataset_card(folder, **options).read_text(encoding="utf-8")
+    return write_dataset_card(folder).read_text(encoding="utf-8")
 
 
 def test_dataset_has_the_golden_card(tmp_path):
@@ -25,9 +25,9 @@ def test_dataset_has_the_golden_card(tmp_path):
 
 def test_metadata_are_valid_and_plain_datasets_loads_by_them(tmp_path):
     folder = save_dataset(tmp_path)
-    render(folder, license="cc-by-4.0")
+    render(folder)
     data = DatasetCard.load(folder / "README.md").data
-    assert data.license == "cc-by-4.0" and data.size_categories == ["n<1K"]
+    assert data.size_categories == ["n<1K"]
     assert metadata_load(folder / "README.md")["configs"][0]["config_name"] == "default"
     dataset = datasets.load_dataset(str(folder), split="train").with_format("torch")
     assert torch.equal(dataset["parameters"][:], make_vectors())

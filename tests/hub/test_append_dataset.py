@@ -6,7 +6,7 @@ import torch
 from hub_client import ClientError
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.shards import shards
+from pdiff_hf.data.shards import find_shards
 from pdiff_hf.data.stats import compute_stats
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3
@@ -25,8 +25,7 @@ def save(folder, run, rows=4, base_seed=0, layout=LAYOUT, vectors=None, **column
 
 
 def push(client, folder, function="push_dataset", **options):
-    module = "push" if function == "push_dataset" else "append"
-    code = f"from pdiff_hf.hub.{module} import {function} as push; result = push(folder, repo, **options)"
+    code = f"from pdiff_hf.data.push import {function} as push; result = push(folder, repo, **options)"
     return client(code, folder=folder, repo=REPO, options=options)
 
 
@@ -59,8 +58,8 @@ def test_new_runs_stand_behind_the_old_ones(hub, client, tmp_path, config):
     assert runs == ["run-0"] * 4 + ["run-10"] * 3 and plain == 7
     assert vectors == [*make_vectors(4, seed=5).tolist(), *make_vectors(3, seed=6).tolist()]
     # As if all rows had been in one folder
-    shutil.copyfile(shards(second)[0], first / "data" / "train-00001.parquet")
-    expected = compute_stats(shards(first), LAYOUT, ["test_accuracy"])
+    shutil.copyfile(find_shards(second)[0], first / "data" / "train-00001.parquet")
+    expected = compute_stats(find_shards(first), LAYOUT, ["test_accuracy"])
     found = json.loads(after[f"{prefix}stats.json"])
     assert found["runs"] == expected["runs"] and found["num_rows"] == 7
     assert found["columns"]["test_accuracy"] == pytest.approx(expected["columns"]["test_accuracy"])
@@ -112,7 +111,7 @@ def test_two_who_append_at_once_do_not_overwrite_each_other(hub, client, tmp_pat
     """Somebody else's commit comes between reading and committing: both shards would have the same number."""
     push(client, save(tmp_path / "a", "run-0"))
     code = """
-import pdiff_hf.hub.append as module
+import pdiff_hf.data.push as module
 from pdiff_hf.data.push import append_dataset
 write = module.write_dataset_card
 def meanwhile(folder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,15 +12,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, make_table, template, write_card
-from ..results.card_lines import (
-    base_model_text,
-    build_arguments,
-    find,
-    short_name,
-    task_dataset,
-    task_lines,
-    tensors_text,
-)
+from ..results import card_lines
+from .shards import some_shards
 
 COLUMNS = {
     "parameters": "all values of a checkpoint, in the order of the layout",
@@ -33,28 +25,11 @@ COLUMNS = {
     "values": "values of a part of a checkpoint, in the order of the layout",
 }
 # Settings of sections of the metadata that are told in words.
+OPTIMISER = {"learning_rate": "learning rate", "weight_decay": "weight decay", "train_batch_size": "batch size"}
+COLLECTION = {"num_checkpoints": "checkpoints of a run", "every": "every n-th step, n ="}
 SETTINGS = {
-    "base_training": (
-        "Base training",
-        {
-            "epochs": "epochs",
-            "learning_rate": "learning rate",
-            "weight_decay": "weight decay",
-            "train_batch_size": "batch size",
-            "seed": "seed",
-        },
-    ),
-    "collect": (
-        "Collection",
-        {
-            "num_checkpoints": "checkpoints of a run",
-            "every": "every n-th step, n =",
-            "learning_rate": "learning rate",
-            "weight_decay": "weight decay",
-            "train_batch_size": "batch size",
-            "select": "selection",
-        },
-    ),
+    "base_training": ("Base training", {"epochs": "epochs", **OPTIMISER, "seed": "seed"}),
+    "collect": ("Collection", {**COLLECTION, **OPTIMISER, "select": "selection"}),
     "import": ("Import", {"select": "selection"}),
 }
 # Rows of a table that are seen without a click, and rows at all of a table of sources.
@@ -62,29 +37,18 @@ MAX_SEEN = 24
 MAX_SOURCES = 200
 
 
-def write_dataset_card(dataset_dir: str | Path, license: str | None = None) -> Path:
+def write_dataset_card(dataset_dir: str | Path) -> Path:
     """Write `README.md` of a parameter dataset; what a person wrote into an earlier one is kept, see [`update_card`].
-
-    Args:
-        dataset_dir (`str` or `Path`): Folder with `layout.json`, `stats.json` and Parquet shards.
-        license (`str`, *optional*): Identifier of a licence on the Hub, such as `"apache-2.0"`.
-
-    Returns:
-        `Path`: the card.
 
     Raises:
         ValueError: a file is missing or damaged, or the metadata of the card that is there are malformed.
     """
     dataset_dir = Path(dataset_dir)
     layout, stats = read_json(dataset_dir / "layout.json"), read_json(dataset_dir / "stats.json")
-    shard = next(iter(sorted((dataset_dir / "data").glob("train-*.parquet"))), None)
-    if shard is None:
-        raise ValueError(f"expected Parquet shards {dataset_dir / 'data' / 'train-*.parquet'}, found none.")
-    schema = pq.read_schema(shard)
+    schema = pq.read_schema(some_shards(dataset_dir)[0])
     base_model, metadata = layout["base_model"], stats["metadata"]
-    _, images = task_dataset(metadata.get("task"))
+    _, images = card_lines.task_dataset(metadata.get("task"))
     data = DatasetCardData(
-        license=license,
         size_categories=[size_category(stats["num_rows"])],
         tags=["pdiff-hf", "parameter-dataset", "model-weights"],
         source_datasets=None if images is None else [images],
@@ -93,14 +57,14 @@ def write_dataset_card(dataset_dir: str | Path, license: str | None = None) -> P
     card = DatasetCard.from_template(
         data,
         template_str=template("dataset_card.md"),
-        title=escape(f"Checkpoints of {short_name(base_model)}"),
+        title=escape(f"Checkpoints of {card_lines.short_name(base_model)}"),
         repo_id=REPO_ID,
         num_rows=f"{stats['num_rows']:,}",
         runs=_runs_text(stats["runs"]),
-        base_text=base_model_text(base_model),
+        base_text=card_lines.base_model_text(base_model),
         num_parameters=f"{layout['num_parameters']:,}",
-        tensors=tensors_text(layout),
-        build_arguments=build_arguments(base_model) if base_model else None,
+        tensors=card_lines.tensors_text(layout),
+        build_arguments=card_lines.build_arguments(base_model) if base_model else None,
         fingerprint=code(layout["fingerprint"]),
         is_chunked="chunk" in schema.names,
         schema=_schema_table(schema),
@@ -108,7 +72,7 @@ def write_dataset_card(dataset_dir: str | Path, license: str | None = None) -> P
         making=_making_lines(metadata),
         config=_config(metadata),
         sources=_sources(metadata),
-        distribution=_distribution_table(stats["columns"]) if stats["columns"] else None,
+        distribution=_distribution(stats["columns"]),
     )
     write_card(dataset_dir / "README.md", f"{card.content}\n")
     return dataset_dir / "README.md"
@@ -151,41 +115,38 @@ def _layout_table(layout: Mapping) -> str:
     return table if len(rows) <= MAX_SEEN else fold(table, f"{len(rows)} tensors")
 
 
-def _distribution_table(columns: Mapping) -> str:
+def _distribution(columns: Mapping) -> str | None:
     keys = ("mean", "std", "min", "max")
     rows = [(code(name), *(f"{values[key]:.4g}" for key in keys)) for name, values in columns.items()]
-    return make_table(("metric", *keys), rows)
+    return make_table(("metric", *keys), rows) if rows else None
 
 
 def _making_lines(metadata: Mapping) -> list[str]:
-    lines = task_lines(metadata.get("task"))
+    lines = card_lines.task_lines(metadata.get("task"))
     for name, (title, keys) in SETTINGS.items():
+        found = {label: card_lines.find(metadata, name, key) for key, label in keys.items()}
         known = [
-            f"{label} {_value(value)}"
-            for key, label in keys.items()
-            if (value := find(metadata, name, key)) is not None
+            f"{label} {', '.join(map(code, value)) if isinstance(value, list) else escape(value)}"
+            for label, value in found.items()
+            if value is not None
         ]
         lines += [f"{title}: {', '.join(known)}"] if known else []
-    if rows := find(metadata, "import", "rows"):
+    if rows := card_lines.find(metadata, "import", "rows"):
         lines.append(f"{len(rows)} checkpoints that were there before were imported")
     return lines
-
-
-def _value(value: Any) -> str:
-    return ", ".join(map(code, value)) if isinstance(value, list) else escape(value)
 
 
 def _config(metadata: Mapping) -> str | None:
     known = {name: value for name, value in metadata.items() if name != "import"}
     if not known:
         return None
-    if find(known, "task", "dataset") is not None:
-        known["task"] = {**known["task"], "dataset": task_dataset(known["task"])[0]}
+    if card_lines.find(known, "task", "dataset") is not None:
+        known["task"] = {**known["task"], "dataset": card_lines.task_dataset(known["task"])[0]}
     return fold(f"```json\n{literal(known, indent=2)}\n```", "All settings")
 
 
 def _sources(metadata: Mapping) -> str | None:
-    rows = find(metadata, "import", "rows")
+    rows = card_lines.find(metadata, "import", "rows")
     if not rows:
         return None
     cells = [

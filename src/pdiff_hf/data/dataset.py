@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,29 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
-from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..base_model import BaseModel
 from ..files import atomic_folder, read_json
 from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
-from . import writer
-from .chunks import COLUMNS, chunk_features, chunk_lengths, is_chunked, join_chunks
+from . import shards, writer
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
-from .shards import (
-    RECORDING,
-    check_shard,
-    features,
-    metric_names,
-    read_columns,
-    read_shard,
-    recorded_batches,
-    recorded_runs,
-    shards,
-)
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
 
@@ -100,8 +86,7 @@ class ParameterDataset:
             else:
                 self.folder = download_dataset(repo_id, **where)
         self.layout, base_model = read_layout(self.folder)
-        trust = {"trusted_imports": tuple(trusted_imports)}
-        self.base_model = None if base_model is None else replace(base_model, **trust)
+        self.base_model = None if base_model is None else replace(base_model, trusted_imports=tuple(trusted_imports))
 
     @classmethod
     def of(cls, source: ParameterDataset | str | Path) -> ParameterDataset:
@@ -119,11 +104,11 @@ class ParameterDataset:
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
-        if (self.folder / RECORDING).is_file():
+        if self._is_recording:
             return len(self._read())
-        for file in self._files():
-            check_shard(file, self.layout)
-        return recorded_runs(self.folder).total()
+        for file in shards.some_shards(self.folder):
+            shards.check_shard(file, self.layout)
+        return shards.recorded_runs(self.folder).total()
 
     # What is known of the rows
 
@@ -152,11 +137,11 @@ class ParameterDataset:
         """
         if self._remote_files is not None:
             raise ValueError(f"{self._source} is streamed: its metrics are read with its rows.")
-        if (self.folder / RECORDING).is_file():
+        if self._is_recording:
             table = self._read().data.table
         else:
-            table = read_columns(self._files(), self.layout)
-        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
+            table = shards.read_columns(shards.some_shards(self.folder), self.layout)
+        columns = {name: table.column(name).cast(pa.float32()) for name in shards.metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
     # Rows
@@ -170,14 +155,11 @@ class ParameterDataset:
         Raises:
             ValueError: there are none, or a shard is damaged or does not fit the layout.
         """
-        if self._streaming and not (self.folder / RECORDING).is_file():
-            # Those on the Hub are checked when they are reached; their footers alone may take minutes.
-            checked = self._remote_files[:1] if self._remote_files else self._files()
-            names = dict.fromkeys(name for file in checked for name in check_shard(file, self.layout).names)
-            files = self._remote_files or [glob.escape(str(file.absolute())) for file in checked]
-            return _stream(files, names, self.layout)
-        dataset = self._read()
-        return dataset.to_iterable_dataset().with_format("torch") if self._streaming else dataset
+        if not self._streaming:
+            return self._read()
+        if self._is_recording:
+            return self._read().to_iterable_dataset().with_format("torch")
+        return shards.stream_rows(self._remote_files or shards.some_shards(self.folder), self.layout)
 
     def vectors(
         self, rows: slice | Sequence[int] | torch.Tensor | None = None, columns: slice | None = None
@@ -199,8 +181,7 @@ class ParameterDataset:
         """
         if self._streaming:
             raise ValueError(f"{self._source} is streamed: read .rows, or open it without streaming.")
-        recording = (self.folder / RECORDING).is_file()
-        if not recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
+        if not self._is_recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
             found = self._stored
         else:
             found = dataset_vectors(self._read(), self.layout)
@@ -211,29 +192,27 @@ class ParameterDataset:
 
     @cached_property
     def _stored(self) -> StoredVectors:
-        return store_vectors(self._files(), self.layout)
+        return store_vectors(shards.some_shards(self.folder), self.layout)
 
-    def _files(self) -> list[Path]:
-        files = shards(self.folder)
-        if not files:
-            raise ValueError(f"expected Parquet shards {self.folder / 'data' / 'train-*.parquet'}, found none.")
-        return files
+    @property
+    def _is_recording(self) -> bool:
+        return (self.folder / shards.RECORDING).is_file()
 
     def _read(self) -> Dataset:
-        recording = self.folder / RECORDING
-        files = shards(self.folder) if recording.is_file() else self._files()
-        tables = [read_shard(file, self.layout) for file in files]
-        if recording.is_file():
+        is_recording, recording = self._is_recording, self.folder / shards.RECORDING
+        files = shards.find_shards(self.folder) if is_recording else shards.some_shards(self.folder)
+        tables = [shards.read_shard(file, self.layout) for file in files]
+        if is_recording:
             warnings.warn(
                 f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
                 stacklevel=3,
             )
-            batches = list(recorded_batches(self.folder))
+            batches = list(shards.recorded_batches(self.folder))
             tables += [pa.Table.from_batches(batches)] if batches else []
             if not tables:
                 raise ValueError(f"{recording} holds no complete row; record again.")
         table = pa.concat_tables(tables, promote_options="default")
-        columns = features(self.layout, metric_names(table.column_names))
+        columns = shards.features(self.layout, shards.metric_names(table.column_names))
         # A random fingerprint, because the default one is a hash over all values.
         rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
         return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")
@@ -316,23 +295,3 @@ def load_parameter_dataset(
 def load_base_model(path: str | Path) -> BaseModel | None:
     """The base model of a folder with a `layout.json`, or `None` when it carries none."""
     return ParameterDataset(path).base_model
-
-
-def _stream(files: list[str], columns: Iterable[str], layout: ParameterLayout) -> IterableDataset:
-    rows = features(layout, metric_names(columns))
-    chunked = is_chunked(layout.num_parameters)
-    stored = chunk_features(rows) if chunked else rows
-    # Fetched ahead, the bytes of a shard would stay in memory while it is read.
-    scan = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=2**22)
-    options = {"features": stored, "fragment_scan_options": scan, "split": "train", "streaming": True}
-    dataset = load_dataset("parquet", data_files=files, **options)
-    if chunked:
-        dataset = dataset.with_format("arrow").map(
-            join_chunks,
-            batched=True,
-            batch_size=len(chunk_lengths(layout.num_parameters)),
-            fn_kwargs={"schema": rows.arrow_schema, "layout": layout},
-            features=rows,
-            remove_columns=[*COLUMNS],
-        )
-    return dataset.with_format("torch")

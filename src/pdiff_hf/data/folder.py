@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 from ..base_model import BaseModel
-from ..files import read_json, write_json
+from ..files import errors_of, read_json, write_json
 from ..layout import ParameterLayout
 
 SCHEMA = 1
 
 DEFAULT = "default"
+
+# Of a folder that holds one of several datasets.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
@@ -24,18 +27,15 @@ def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
         raise ValueError(f"expected a parameter dataset at {path}, found no such folder.")
     file = Path(path) / "layout.json"
     values = read_json(file)
-    try:
-        base = values["base_model"]
-        return ParameterLayout.from_dict(values), None if base is None else BaseModel.from_dict(base, root=path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
+    with errors_of(file, KeyError, TypeError):
+        return ParameterLayout.from_dict(values), BaseModel.from_dict(values["base_model"], root=path)
 
 
 def dataset_configs(path: str | Path) -> list[str]:
     """Names of the parameter datasets in a folder; the one that is not in a sub-folder is `"default"`."""
     folder = Path(path)
     names = sorted(file.parent.name for file in folder.glob("*/layout.json"))
-    named = [name for name in names if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and name != DEFAULT]
+    named = [name for name in names if NAME.fullmatch(name) and name != DEFAULT]
     return [DEFAULT, *named] if (folder / "layout.json").is_file() else named
 
 

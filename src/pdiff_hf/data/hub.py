@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..base_model import BaseModel
-from ..files import read_json
-from ..hub.snapshot import Snapshot, some_of, split_hub_id
-from ..layout import ParameterLayout
-from .folder import config_folder
+from ..files import errors_of
+from ..hub.snapshot import Snapshot, some_of
+from .folder import NAME, read_layout
 
 
-def download_dataset(
-    repo_id: str,
-    revision: str | None = None,
-    config: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
+def download_dataset(repo_id: str, revision: str | None = None, config: str | None = None, **options) -> Path:
     """Download a parameter dataset.
 
     Args:
         repo_id (`str`): `user/name`.
         revision (`str`, *optional*): Branch, tag or commit.
         config (`str`, *optional*): One of several datasets in the repository.
-        token (`str`, *optional*): Instead of that of `hf auth login`.
-        cache_dir (`str` or `Path`, *optional*): Instead of the usual cache.
-        local_files_only (`bool`, *optional*, defaults to `False`): Ask the cache only.
+        options: `token`, `cache_dir` and `local_files_only`, see [`Snapshot`].
 
     Returns:
         `Path`: a folder in the cache with `layout.json`, `stats.json`, `data/` and the base model's weights.
@@ -36,39 +25,30 @@ def download_dataset(
     Raises:
         ValueError: there is no such dataset, or a file of it is missing, malformed or damaged.
     """
-    snapshot, folder, base_model = _open_dataset(repo_id, revision, config, token, cache_dir, local_files_only)
+    snapshot, folder, base_model = _open_dataset(repo_id, revision, config, **options)
     snapshot.fetch(_shards(snapshot, config))
-    try:
+    with errors_of(snapshot):
         if base_model is not None:
             base_model.carried_files()
-    except ValueError as error:
-        raise ValueError(f"{snapshot}: {error}") from error
     return folder
 
 
 def open_remote_dataset(
-    repo_id: str, revision: str | None = None, config: str | None = None, token: str | bool | None = None
+    repo_id: str, revision: str | None = None, config: str | None = None
 ) -> tuple[Path, list[str]]:
-    """What streaming needs: a local folder with `layout.json` alone, and the addresses of the shards on the Hub.
-
-    Raises:
-        ValueError: see [`download_dataset`].
-    """
-    snapshot, folder, _ = _open_dataset(repo_id, revision, config, token, None, False)
+    """What streaming needs: a local folder with `layout.json` alone, and the addresses of the shards on the Hub."""
+    snapshot, folder, _ = _open_dataset(repo_id, revision, config)
     return folder, [f"hf://datasets/{repo_id}@{snapshot.commit}/{name}" for name in _shards(snapshot, config)]
 
 
-def _open_dataset(repo_id, revision, config, token, cache_dir, local_files_only):
-    prefix = "" if config is None else f"{check_config(config)}/"
-    snapshot = Snapshot(repo_id, f"{prefix}layout.json", "dataset", revision, token, cache_dir, local_files_only)
+def _open_dataset(
+    repo_id: str, revision: str | None, config: str | None, **options
+) -> tuple[Snapshot, Path, BaseModel | None]:
+    prefix = config_prefix(config)
+    snapshot = Snapshot(repo_id, f"{prefix}layout.json", "dataset", revision, **options)
     folder = snapshot.folder / prefix
-    values = read_json(folder / "layout.json")
-    try:
-        ParameterLayout.from_dict(values)
-        base = values["base_model"]
-        base_model = None if base is None else BaseModel.from_dict(base, root=folder)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{snapshot}: {prefix}layout.json: {error}") from error
+    with errors_of(snapshot):
+        _, base_model = read_layout(folder)
     wanted = [f"{prefix}stats.json"]
     if base_model is not None and base_model.carried_weights is not None:
         wanted.append(f"{prefix}{base_model.weights}")
@@ -77,33 +57,17 @@ def _open_dataset(repo_id, revision, config, token, cache_dir, local_files_only)
 
 
 def _shards(snapshot: Snapshot, config: str | None) -> list[str]:
-    prefix = "" if config is None else f"{config}/"
-    names = [
-        name for name in snapshot.match(f"{prefix}data/train-*.parquet") if name.count("/") == prefix.count("/") + 1
-    ]
+    pattern = f"{config_prefix(config)}data/train-*.parquet"
+    names = [name for name in snapshot.match(pattern) if name.count("/") == pattern.count("/")]
     if not names:
-        raise ValueError(
-            f"{snapshot}: expected Parquet shards {prefix}data/train-*.parquet, found {some_of(snapshot.files)}."
-        )
+        raise ValueError(f"{snapshot}: expected Parquet shards {pattern}, found {some_of(snapshot.files)}.")
     return names
 
 
-def check_config(config: str) -> str:
-    """Return the name of a dataset's config; it is a folder's name on the Hub.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", config) or config in ("data", "base", "default"):
+def config_prefix(config: str | None) -> str:
+    """What stands before the names of the files of one of several datasets, or the only one, in a repository."""
+    if config is None:
+        return ""
+    if not NAME.fullmatch(config) or config in ("data", "base", "default"):
         raise ValueError(f"expected a config of letters, digits, '-', '_' and '.', found {config!r}.")
-    return config
-
-
-def resolve_dataset(source: str | Path, config: str | None = None) -> Path:
-    """The folder of a parameter dataset: `source` itself, or a download of `user/name[@revision]`.
-
-    Raises:
-        ValueError: see [`download_dataset`].
-    """
-    found = split_hub_id(source)
-    return config_folder(source, config) if found is None else download_dataset(*found, config=config)
+    return f"{config}/"

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
-import pyarrow as pa
 from huggingface_hub import DatasetCard
 
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
-from ..hub.upload import make_api, push_files, read_remote, repo_head, select_files
+from ..hub.upload import PushOptions, push_files, read_stored, select_files
 from ..layout import ParameterLayout
+from . import shards
 from .card import write_dataset_card
-from .hub import check_config
-from .shards import (
-    RECORDING,
-    append_shards,
-    arrow_schema,
-    check_shard,
-    metric_names,
-    read_rows,
-    recorded_runs,
-    shards,
-    with_columns,
-)
+from .folder import DEFAULT
+from .hub import config_prefix
 from .stats import compute_stats, merge_stats
 
 SHARD = re.compile(r"data/train-(\d+)\.parquet")
@@ -60,16 +50,11 @@ def append_dataset(
         ValueError: there is no such dataset, it has another layout or base model, holds one of the runs already or
             lacks one of the metrics, somebody else commits meanwhile, or the Hub refuses; nothing is committed then.
     """
-    folder = Path(folder)
-    prefix = "" if config is None else f"{check_config(config)}/"
-    layout, files = dataset_files(folder)
+    folder, prefix = Path(folder), config_prefix(config)
+    layout, _ = dataset_files(folder)
     with tempfile.TemporaryDirectory() as temporary:
-        api = make_api(token)
-        with hub_errors(repo_id, revision, writing=True):
-            head = repo_head(api, repo_id, "dataset", revision)
-            names = ("layout.json", "stats.json", "README.md")
-            where = [f"{prefix}{names[0]}", f"{prefix}{names[1]}", names[2]]
-            stored = [read_remote(api, head, name, temporary) for name in where]
+        names = (f"{prefix}layout.json", f"{prefix}stats.json", "README.md")
+        head, stored = read_stored(repo_id, "dataset", names, temporary, revision, token)
         found = {} if head is None else {s.rfilename.removeprefix(prefix) for s in head.siblings}
         numbers = {int(match[1]): name for name in found if (match := SHARD.fullmatch(name))}
         if None in stored[:2] or not numbers:
@@ -81,17 +66,24 @@ def append_dataset(
                 f"{repo_id}: expected the base model of {folder}, found another or other weights; push it as a config "
                 "of its own, or to another repository."
             )
-        if known := [run for run in recorded_runs(folder) if run in stats["runs"]]:
+        if known := [run for run in shards.recorded_runs(folder) if run in stats["runs"]]:
             raise ValueError(f"{repo_id} already holds run {known[0]!r}; append runs of other names.")
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
         with hub_errors(repo_id, revision):
-            metrics = metric_names(check_shard(shard, layout).names)
-        added = [path for name, path in files.items() if SHARD.fullmatch(name)]
-        _write_rows(added, layout, metrics, repo_id, Path(temporary) / "new")
+            metrics = shards.shard_metrics(shard, layout)
+        for file in shards.find_shards(folder):
+            if more := set(shards.shard_metrics(file, layout)) - set(metrics):
+                raise ValueError(
+                    f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave "
+                    "it out, or download the dataset, append to the folder and push that."
+                )
+        schema, new = shards.arrow_schema(layout, metrics), Path(temporary) / "new"
+        tables = (table for file in shards.find_shards(folder) for table in shards.read_rows(file, layout))
+        rows = (batch for table in tables for batch in shards.with_columns(table, schema).to_batches())
+        shards.append_shards(rows, new)
 
         # What describes all rows
-        new = Path(temporary) / "new"
-        merged = merge_stats(stats, compute_stats(shards(new), layout, metrics), layout)
+        merged = merge_stats(stats, compute_stats(shards.find_shards(new), layout, metrics), layout)
         own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
         metadata = {**own["metadata"], **stats["metadata"]}
         write_json(new / "stats.json", {"schema": stats["schema"], **merged, "metadata": metadata})
@@ -99,38 +91,13 @@ def append_dataset(
         pushed = {f"{prefix}stats.json": new / "stats.json"}
         write_dataset_card(new)
         pushed["README.md"] = write_configs_card(new / "README.md", stored[2], config, new / "card.md")
-        for number, file in enumerate(shards(new), max(numbers) + 1):
+        for number, file in enumerate(shards.find_shards(new), max(numbers) + 1):
             pushed[f"{prefix}data/train-{number:05d}.parquet"] = file
-        return push_files(pushed, repo_id, "dataset", "runs", False, revision, token, False, parent=head.sha)
-
-
-def _write_rows(own: list[Path], layout: ParameterLayout, metrics: list[str], repo_id: str, output_dir: Path) -> None:
-    """Write rows to shards with the columns of those on the Hub, a row group in memory at a time."""
-    for file in own:
-        if more := set(metric_names(check_shard(file, layout).names)) - set(metrics):
-            raise ValueError(
-                f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave it "
-                "out, or download the dataset, append to the folder and push that."
-            )
-    schema = arrow_schema(layout, metrics)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for file in own:
-            for table in read_rows(file, layout):
-                yield from with_columns(table, schema).to_batches()
-
-    append_shards(batches(), output_dir)
+        return push_files(pushed, repo_id, "dataset", "runs", parent=head.sha, revision=revision, token=token)
 
 
 def push_dataset(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    config: str | None = None,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
+    folder: str | Path, repo_id: str, *, config: str | None = None, **options: Unpack[PushOptions]
 ) -> str:
     """Push a parameter dataset; shards that the Hub has already are not sent again.
 
@@ -138,7 +105,7 @@ def push_dataset(
         folder (`str` or `Path`): A complete parameter dataset.
         repo_id (`str`): `user/name`; made when it does not exist.
         config (`str`, *optional*): Name of this dataset among several in one repository; it gets a folder of its own.
-        private, revision, token, create_pr: See [`push_pipeline`].
+        options: `private`, `revision`, `token` and `create_pr`, see [`PushOptions`].
 
     Returns:
         `str`: address of the commit or pull request.
@@ -147,23 +114,19 @@ def push_dataset(
         ValueError: the folder is no complete dataset, the repository holds one of another layout, or the Hub refuses;
             nothing is committed then.
     """
-    folder = Path(folder)
-    prefix = "" if config is None else f"{check_config(config)}/"
+    folder, prefix = Path(folder), config_prefix(config)
     layout, files = dataset_files(folder)
     files = {f"{prefix}{name}": path for name, path in files.items()}
     with tempfile.TemporaryDirectory() as temporary:
-        api = make_api(token)
-        with hub_errors(repo_id, revision, writing=True):
-            head = repo_head(api, repo_id, "dataset", revision)
-            stored = read_remote(api, head, f"{prefix}layout.json", temporary)
-            known = read_remote(api, head, "README.md", temporary)
+        names = (f"{prefix}layout.json", "README.md")
+        where = options.get("revision"), options.get("token")
+        _, (stored, known) = read_stored(repo_id, "dataset", names, temporary, *where)
         if stored is not None:
             check_same_layout(repo_id, folder, read_json(stored), layout)
         files.pop(f"{prefix}README.md")
         files["README.md"] = write_configs_card(folder / "README.md", known, config, Path(temporary) / "card.md")
         files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", Path(temporary) / "stats.json")
-        mirror = [f"{prefix}data/train-*.parquet"]
-        return push_files(files, repo_id, "dataset", "dataset", private, revision, token, create_pr, mirror)
+        return push_files(files, repo_id, "dataset", "dataset", [f"{prefix}data/train-*.parquet"], **options)
 
 
 def check_same_layout(repo_id: str, folder: Path, remote: dict, layout: ParameterLayout) -> None:
@@ -178,17 +141,13 @@ def check_same_layout(repo_id: str, folder: Path, remote: dict, layout: Paramete
 def write_configs_card(own: Path, known: Path | None, config: str | None, output: Path) -> Path:
     """Write the card of a repository of one or several datasets; of several, it is that of the first.
 
-    Args:
-        own (`Path`): The card of the dataset that is pushed.
-        known (`Path`, *optional*): The card on the Hub.
-        config (`str`, *optional*): Name of the dataset that is pushed.
-        output (`Path`): Where the card is written.
+    `own` is the card of the dataset that is pushed, and `known` the card on the Hub.
     """
-    prefix, name = ("", "default") if config is None else (f"{config}/", config)
+    name = config or DEFAULT
     text = own if known is None or config is None else known
     card = DatasetCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     others = [] if known is None else DatasetCard(known.read_text(encoding="utf-8")).data.configs or []
-    listed = {"config_name": name, "data_files": f"{prefix}data/train-*.parquet"}
+    listed = {"config_name": name, "data_files": f"{config_prefix(config)}data/train-*.parquet"}
     card.data.configs = [*(c for c in others if c["config_name"] != name), listed]
     output.write_text(str(card), encoding="utf-8")
     return output
@@ -204,22 +163,16 @@ def publish_stats(file: Path, output: Path) -> Path:
 
 
 def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
-    """The layout and the files of a parameter dataset's folder by their names on the Hub.
-
-    Raises:
-        ValueError: the folder is no complete dataset.
-    """
+    """The layout and the files of a folder by their names on the Hub; `ValueError` if it is no complete dataset."""
     if not (folder / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {folder}, found no layout.json there.")
-    if (folder / RECORDING).exists():
+    if (folder / shards.RECORDING).exists():
         raise ValueError(f"{folder} holds a recording that was not closed; call finish_recording first.")
     values = read_json(folder / "layout.json")
     layout = ParameterLayout.from_dict(values)
-    if not shards(folder):
-        raise ValueError(f"expected Parquet shards {folder / 'data' / 'train-*.parquet'}, found none.")
-    for file in shards(folder):
-        check_shard(file, layout)
+    for file in shards.some_shards(folder):
+        shards.check_shard(file, layout)
+    base_model = BaseModel.from_dict(values["base_model"], root=folder)
     patterns = ["layout.json", "stats.json", "README.md", "data/train-*.parquet", "*.png"]
-    if values["base_model"] is not None:
-        patterns += BaseModel.from_dict(values["base_model"], root=folder).carried_files()
+    patterns += [] if base_model is None else base_model.carried_files()
     return layout, select_files(folder, patterns)

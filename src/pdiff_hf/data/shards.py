@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import re
@@ -9,16 +10,16 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Features, List, Value
+from datasets import Features, IterableDataset, List, Value, load_dataset
 from huggingface_hub import HfFileSystem
+from pyarrow.dataset import ParquetFragmentScanOptions
 
-from ..files import atomic_write
+from ..files import atomic_write, errors_of
 from ..layout import ParameterLayout
 from . import chunks
 
@@ -39,13 +40,9 @@ KEYS = {"run": "string", "seed": "int64", "step": "int64", "epoch": "float32"}
 
 def features(layout: ParameterLayout, metrics: Iterable[str]) -> Features:
     """Column types of a parameter dataset."""
-    return Features(
-        {
-            "parameters": List(Value("float32"), length=layout.num_parameters),
-            **{name: Value(dtype) for name, dtype in KEYS.items()},
-            **{name: Value("float32") for name in metrics},
-        }
-    )
+    types = KEYS | dict.fromkeys(metrics, "float32")
+    vector = List(Value("float32"), length=layout.num_parameters)
+    return Features({"parameters": vector, **{name: Value(dtype) for name, dtype in types.items()}})
 
 
 def arrow_schema(layout: ParameterLayout, metrics: Iterable[str]) -> pa.Schema:
@@ -72,11 +69,7 @@ def check_finite(vectors: np.ndarray, layout: ParameterLayout, unit: str = "row"
 
 
 def rows_table(
-    vectors: np.ndarray,
-    layout: ParameterLayout,
-    columns: Mapping[str, Sequence[Any]],
-    unit: str = "row",
-    first: int = 0,
+    vectors: np.ndarray, layout: ParameterLayout, columns: Mapping[str, Sequence], unit: str = "row", first: int = 0
 ) -> pa.Table:
     """Make a table from vectors `(K, D)` and columns of K values; `run`, `seed` and `step` have defaults.
 
@@ -94,35 +87,30 @@ def rows_table(
     for name in schema.names[1:]:
         if len(values[name]) != len(vectors):
             raise ValueError(f"column {name!r}: expected {len(vectors)} values, found {len(values[name])}.")
-        if name not in KEYS:
-            check_metric(name, values[name], unit, first)
+        for row, value in enumerate(() if name in KEYS else values[name], first):
+            if value is not None and not np.isfinite(value):
+                raise ValueError(f"checkpoint of {unit} {row}: metric {name!r} is {value}, expected a finite number.")
         arrays.append(pa.array(list(values[name]), type=schema.field(name).type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def check_metric(name: str, values: Sequence[float | None], unit: str = "row", first: int = 0) -> None:
-    """Raise `ValueError` naming the row of the first NaN or infinity in a metric."""
-    for row, value in enumerate(values, first):
-        if value is not None and not np.isfinite(value):
-            raise ValueError(f"checkpoint of {unit} {row}: metric {name!r} is {value}, expected a finite number.")
-
-
-def shards(path: str | Path) -> list[Path]:
+def find_shards(path: str | Path) -> list[Path]:
     """The Parquet shards of a dataset folder in order."""
     return sorted((Path(path) / "data").glob("train-*.parquet"))
 
 
-def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
-    """Schema of a shard, a local one or one at `hf://`.
+def some_shards(path: str | Path) -> list[Path]:
+    """The [`find_shards`] of a folder; `ValueError` when there are none."""
+    if not (found := find_shards(path)):
+        raise ValueError(f"expected Parquet shards {Path(path) / 'data' / 'train-*.parquet'}, found none.")
+    return found
 
-    Raises:
-        ValueError: the file is no complete Parquet file of this layout; only its footer is read.
-    """
-    try:
+
+def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
+    """Schema of a Parquet file, local or at `hf://`, of which only the footer is read; it has to be of this layout."""
+    with errors_of(file, pa.ArrowException, OSError, said=" is not a complete Parquet file"):
         where = {"filesystem": HfFileSystem()} if str(file).startswith("hf://") else {}
         schema = pq.read_schema(str(file).removeprefix("hf://"), **where)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is not a complete Parquet file: {str(error).splitlines()[0]}") from error
     size, chunked = layout.num_parameters, chunks.is_chunked(layout.num_parameters)
     if missing := [n for n in (*(chunks.COLUMNS if chunked else ["parameters"]), *KEYS) if n not in schema.names]:
         raise ValueError(f"{file}: expected a column {missing[0]!r}, found {schema.names}.")
@@ -141,59 +129,86 @@ def check_shard(file: str | Path, layout: ParameterLayout) -> pa.Schema:
     return schema
 
 
-def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
-    """Read a shard bit by bit, one row per checkpoint, with the columns of [`features`].
+def shard_metrics(file: str | Path, layout: ParameterLayout) -> list[str]:
+    """The metrics of a shard, see [`check_shard`]."""
+    return metric_names(check_shard(file, layout).names)
 
-    Raises:
-        ValueError: the file is damaged or has other columns.
-    """
-    names = check_shard(file, layout).names
-    schema = arrow_schema(layout, metric_names(names))
-    chunked = chunks.is_chunked(layout.num_parameters)
+
+def read_rows(file: Path, layout: ParameterLayout) -> Iterator[pa.Table]:
+    """Read a shard bit by bit, one row per checkpoint, with the columns of [`features`], and check it."""
+    schema = arrow_schema(layout, shard_metrics(file, layout))
+    chunked, step = chunks.is_chunked(layout.num_parameters), len(chunks.chunk_lengths(layout.num_parameters))
     stored = [*schema.names[1:], *chunks.COLUMNS] if chunked else schema.names
-    step = len(chunks.chunk_lengths(layout.num_parameters))
-    try:
-        with pq.ParquetFile(file) as parquet:
-            pending = parquet.schema_arrow.empty_table().select(stored)
-            for group in range(parquet.num_row_groups):
-                pending = pa.concat_tables([pending, parquet.read_row_group(group, stored)])
-                # A checkpoint's chunks may lie in several row groups.
-                whole = len(pending) - (len(pending) % step if group < parquet.num_row_groups - 1 else 0)
-                table, pending = pending.slice(0, whole), pending.slice(whole)
-                if not whole:
-                    continue
-                table = chunks.join_chunks(table, schema, layout) if chunked else table.select(schema.names)
-                if table.column("parameters").null_count:
-                    raise ValueError("expected parameters in every row, found rows without.")
-                yield table.cast(schema)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    with errors_of(file, pa.ArrowException, OSError, said=" is damaged"), pq.ParquetFile(file) as parquet:
+        pending = parquet.schema_arrow.empty_table().select(stored)
+        for group in range(parquet.num_row_groups):
+            pending = pa.concat_tables([pending, parquet.read_row_group(group, stored)])
+            # A checkpoint's chunks may lie in several row groups.
+            whole = len(pending) - (len(pending) % step if group < parquet.num_row_groups - 1 else 0)
+            table, pending = pending.slice(0, whole), pending.slice(whole)
+            if not whole:
+                continue
+            table = chunks.join_chunks(table, schema, layout) if chunked else table.select(schema.names)
+            if table.column("parameters").null_count:
+                raise ValueError("expected parameters in every row, found rows without.")
+            yield table.cast(schema)
 
 
 def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
     """Read a shard whole; see [`read_rows`]."""
-    schema = arrow_schema(layout, metric_names(check_shard(file, layout).names))
+    schema = arrow_schema(layout, shard_metrics(file, layout))
     return pa.concat_tables([*read_rows(file, layout), schema.empty_table()])
 
 
 def read_columns(files: Sequence[Path], layout: ParameterLayout) -> pa.Table:
-    """All columns of shards but the parameters, one row per checkpoint.
-
-    Raises:
-        ValueError: a file is damaged or has other columns.
-    """
+    """All columns of shards but the parameters, one row per checkpoint; see [`read_rows`]."""
     tables = []
     for file in files:
-        names = check_shard(file, layout).names
-        # Of chunk rows, the first one stands for its checkpoint.
-        first = pc.field("chunk") == 0 if chunks.is_chunked(layout.num_parameters) else None
-        try:
-            tables.append(pq.read_table(file, columns=[*KEYS, *metric_names(names)], filters=first))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+        names = shard_metrics(file, layout)
+        with errors_of(file, pa.ArrowException, OSError, said=" is damaged"):
+            tables.append(_read_beside(file, [*KEYS, *names]))
     return pa.concat_tables(tables, promote_options="default")
+
+
+def _read_beside(file: Path, columns: list[str]) -> pa.Table:
+    # Of chunk rows, the first one stands for its checkpoint.
+    first = pc.field("chunk") == 0 if "chunk" in pq.read_schema(file).names else None
+    return pq.read_table(file, columns=columns, filters=first)
+
+
+def vector_blocks(table: pa.Table) -> Iterator[np.ndarray]:
+    """The parameters of rows as arrays `(n, D)`, without copying."""
+    for chunk in table.column("parameters").chunks:
+        yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), chunk.type.list_size)
+
+
+def stream_rows(files: Sequence[Path | str], layout: ParameterLayout) -> IterableDataset:
+    """The rows of shards in torch format, read as they are asked for; those at `hf://` are not downloaded."""
+    # Those on the Hub are checked when they are reached; their footers alone may take minutes.
+    is_local = isinstance(files[0], Path)
+    checked = files if is_local else files[:1]
+    rows = features(layout, dict.fromkeys(name for file in checked for name in shard_metrics(file, layout)))
+    chunked = chunks.is_chunked(layout.num_parameters)
+    # Fetched ahead, the bytes of a shard would stay in memory while it is read.
+    scan = ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=2**22)
+    dataset = load_dataset(
+        "parquet",
+        data_files=[glob.escape(str(file.absolute())) for file in files] if is_local else files,
+        features=chunks.chunk_features(rows) if chunked else rows,
+        fragment_scan_options=scan,
+        split="train",
+        streaming=True,
+    )
+    if chunked:
+        dataset = dataset.with_format("arrow").map(
+            chunks.join_chunks,
+            batched=True,
+            batch_size=len(chunks.chunk_lengths(layout.num_parameters)),
+            fn_kwargs={"schema": rows.arrow_schema, "layout": layout},
+            features=rows,
+            remove_columns=[*chunks.COLUMNS],
+        )
+    return dataset.with_format("torch")
 
 
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -237,20 +252,23 @@ def _take_bytes(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[Iterat
         yield group(first)
 
 
-def append_shards(batches: Iterable[pa.RecordBatch], path: str | Path) -> None:
-    """Write batches to new shards behind those of the folder, a row group in memory at a time.
+def append_shards(rows: pa.Table | Iterable[pa.RecordBatch], path: str | Path) -> None:
+    """Write rows to new shards behind those of the folder, a row group in memory at a time.
 
     A checkpoint is never split over shards. They appear in the folder when the last one is complete.
     """
-    last = max((int(re.findall(r"\d+", file.name)[0]) for file in shards(path)), default=-1)
+    if isinstance(rows, pa.Table):
+        length = rows.schema.field("parameters").type.list_size
+        rows = rows.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * length)))
+    last = max((int(re.findall(r"\d+", file.name)[0]) for file in find_shards(path)), default=-1)
     folder, staged = Path(path) / "data", Path(path) / ".append"
     # What an append that was killed has left there is no part of the dataset.
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        for number, group in enumerate(_take_bytes(batches, SHARD_BYTES), last + 1):
+        for number, group in enumerate(_take_bytes(rows, SHARD_BYTES), last + 1):
             first = next(group)
-            rows = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], group))
-            write_shard(rows, staged / f"train-{number:05d}.parquet")
+            reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], group))
+            write_shard(reader, staged / f"train-{number:05d}.parquet")
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(staged.glob("*.parquet")):
             os.replace(file, folder / file.name)
@@ -261,10 +279,8 @@ def append_shards(batches: Iterable[pa.RecordBatch], path: str | Path) -> None:
 def recorded_runs(path: str | Path) -> Counter[str]:
     """Number of checkpoints of every run in the shards of a folder."""
     counts: Counter[str] = Counter()
-    for file in shards(path):
-        # Of chunk rows, the first one stands for its checkpoint.
-        first = pc.field("chunk") == 0 if "chunk" in pq.read_schema(file).names else None
-        counts.update(pq.read_table(file, columns=["run"], filters=first).column("run").to_pylist())
+    for file in find_shards(path):
+        counts.update(_read_beside(file, ["run"]).column("run").to_pylist())
     return counts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..layout import ParameterLayout
-from .shards import read_rows
+from .shards import read_rows, vector_blocks
 
 # Values that are taken at a time, in float64.
 BLOCK_VALUES = 2**20
@@ -29,8 +29,7 @@ def compute_stats(files: Sequence[Path], layout: ParameterLayout, metrics: Seque
         runs |= dict.fromkeys(table.column("run").to_pylist())
         for name in metrics:
             values[name] += table.column(name).drop_null().to_pylist()
-        for chunk in table.column("parameters").chunks:
-            vectors = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), layout.num_parameters)
+        for vectors in vector_blocks(table):
             for index, spec in enumerate(layout.tensors):
                 width = max(1, BLOCK_VALUES // len(vectors))
                 for start in range(spec.offset, spec.offset + spec.numel, width):
@@ -58,13 +57,7 @@ def compute_stats(files: Sequence[Path], layout: ParameterLayout, metrics: Seque
 
 
 def merge_stats(first: Mapping[str, Any], second: Mapping[str, Any], layout: ParameterLayout) -> dict[str, Any]:
-    """What [`compute_stats`] says of the rows of two datasets together, from what it said of each.
-
-    Args:
-        first (`Mapping`): Of the rows that come first.
-        second (`Mapping`): Of the others.
-        layout ([`ParameterLayout`]): Of both.
-    """
+    """What [`compute_stats`] says of the rows of two datasets together, from what it said of each."""
     rows = first["num_rows"], second["num_rows"]
     columns = {}
     for name in {**first["columns"], **second["columns"]}:

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from ..layout import ParameterLayout
-from .shards import check_finite, read_rows
+from .shards import check_finite, read_rows, vector_blocks
 
 # Datasets up to this size are kept in memory.
 MAX_RESIDENT_BYTES = 2**28
@@ -70,17 +70,15 @@ def store_vectors(files: Sequence[Path], layout: ParameterLayout) -> StoredVecto
     Raises:
         ValueError: a value is NaN or infinite, or a shard is damaged.
     """
-    size, row = layout.num_parameters, 0
-    scratch = tempfile.TemporaryFile()
+    row, scratch = 0, tempfile.TemporaryFile()
     for table in (table for file in files for table in read_rows(file, layout)):
-        for chunk in table.column("parameters").chunks:
-            vectors = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size)
+        for vectors in vector_blocks(table):
             check_finite(vectors, layout, first=row)
             scratch.write(memoryview(vectors).cast("B"))
             row += len(vectors)
     scratch.flush()
     pa.default_memory_pool().release_unused()
-    return StoredVectors(scratch, size, torch.arange(row))
+    return StoredVectors(scratch, layout.num_parameters, torch.arange(row))
 
 
 def split_rows(num_rows: int, holdout_every: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,13 +94,11 @@ def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
     Raises:
         ValueError: a vector has another length, or a value is NaN or infinite; the row and the tensor are named.
     """
-    size = layout.num_parameters
-    vectors = np.empty((len(dataset), size), dtype=np.float32)
-    row = 0
-    for chunk in dataset.with_format("arrow")[:].column("parameters").chunks:
-        if chunk.type.list_size != size:
-            raise ValueError(f"expected vectors of {size} values, found {chunk.type.list_size}.")
-        block = chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size)
+    table, size = dataset.with_format("arrow")[:], layout.num_parameters
+    if (found := table.schema.field("parameters").type.list_size) != size:
+        raise ValueError(f"expected vectors of {size} values, found {found}.")
+    vectors, row = np.empty((len(dataset), size), dtype=np.float32), 0
+    for block in vector_blocks(table):
         # Checked while they are in the processor's cache, which halves the time.
         for part in np.array_split(block, -(-block.nbytes // 2**20) or 1):
             vectors[row : row + len(part)] = part

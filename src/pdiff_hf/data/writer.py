@@ -12,23 +12,9 @@ from filelock import FileLock, Timeout
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..layout import ParameterLayout
+from . import shards
 from .card import write_dataset_card
 from .folder import SCHEMA, read_layout, write_layout
-from .shards import (
-    RECORDING,
-    SHARD_BYTES,
-    append_shards,
-    arrow_schema,
-    check_shard,
-    metric_names,
-    read_shard,
-    recorded_batches,
-    recorded_runs,
-    rows_table,
-    shards,
-    with_columns,
-    write_shard,
-)
 from .stats import compute_stats
 
 
@@ -40,20 +26,17 @@ def append_rows(
     columns: Mapping[str, Sequence[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append vectors of new runs to a parameter dataset, see [`ParameterDataset.append`].
-
-    `output_dir` is its folder, and layout and base model have to be those of the dataset.
-    """
+    """[`ParameterDataset.append`] to the folder `output_dir`, whose layout and base model have to be these."""
     path = Path(output_dir)
-    table = rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
     if not (path / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {path}, found no layout.json there.")
     lock = lock_folder(path)
     try:
-        if (path / RECORDING).exists():
+        if (path / shards.RECORDING).exists():
             finish_rows(path)
         check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
-        append_shards(table.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * layout.num_parameters))), path)
+        shards.append_shards(table, path)
         finish_dataset(path, metadata)
     finally:
         unlock_folder(lock)
@@ -66,7 +49,7 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
         ValueError: the folder holds one of the runs already, another layout or another base model.
     """
     if not (path / "layout.json").exists():
-        if shards(path):
+        if shards.find_shards(path):
             raise ValueError(f"{path} holds Parquet shards without layout.json; choose another folder.")
         return
     found, found_base = read_layout(path)
@@ -77,11 +60,11 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
         )
     if base_model is not None and base_model != found_base:
         raise ValueError(f"{path} holds checkpoints of another base model; choose another folder.")
-    for file in shards(path):
-        check_shard(file, layout)
-    known = set(recorded_runs(path))
-    if (path / RECORDING).exists():
-        known |= {batch.column("run")[0].as_py() for batch in recorded_batches(path)}
+    for file in shards.find_shards(path):
+        shards.check_shard(file, layout)
+    known = set(shards.recorded_runs(path))
+    if (path / shards.RECORDING).exists():
+        known |= {batch.column("run")[0].as_py() for batch in shards.recorded_batches(path)}
     for run in runs:
         if run in known:
             raise ValueError(f"{path} already holds run {run!r}; choose another run name or folder.")
@@ -89,19 +72,15 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
 
 def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Turn the recording of a locked folder into Parquet."""
-    append_shards(recorded_batches(path), path)
+    shards.append_shards(shards.recorded_batches(path), path)
     # Stopped before this line, the rows are known to be in the shards by their run and number.
-    (path / RECORDING).unlink()
-    if shards(path):
+    (path / shards.RECORDING).unlink()
+    if shards.find_shards(path):
         finish_dataset(path, metadata)
 
 
 def lock_folder(path: Path) -> FileLock:
-    """Keep other writers off a folder.
-
-    Raises:
-        ValueError: another one is writing to it.
-    """
+    """Keep other writers off a folder; `ValueError` when another one is writing to it."""
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / ".recording.lock", timeout=0, thread_local=False)
     try:
@@ -147,11 +126,11 @@ def save_parameter_dataset(
         ValueError: the folder holds a dataset already, shapes do not fit, or a value is NaN or infinite.
     """
     output_dir = Path(output_dir)
-    if (output_dir / "layout.json").exists() or shards(output_dir):
+    if (output_dir / "layout.json").exists() or shards.find_shards(output_dir):
         raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
-    table = rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
     write_layout(output_dir, layout, base_model)
-    append_shards(table.to_batches(max_chunksize=max(1, SHARD_BYTES // (4 * layout.num_parameters))), output_dir)
+    shards.append_shards(table, output_dir)
     finish_dataset(output_dir, metadata)
 
 
@@ -163,13 +142,13 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     """
     path = Path(path)
     layout, _ = read_layout(path)
-    files = shards(path)
-    metrics = metric_names(dict.fromkeys(name for file in files for name in check_shard(file, layout).names))
-    schema = arrow_schema(layout, metrics)
-    stored = {*schema.names} - {"parameters"}
-    for file in files:
-        if stored - {*check_shard(file, layout).names}:
-            write_shard(with_columns(read_shard(file, layout), schema), file)
+    files = shards.find_shards(path)
+    found = {file: shards.shard_metrics(file, layout) for file in files}
+    metrics = list(dict.fromkeys(name for names in found.values() for name in names))
+    schema = shards.arrow_schema(layout, metrics)
+    for file, names in found.items():
+        if {*metrics} - {*names}:
+            shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
     known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
     stats = compute_stats(files, layout, metrics)
     write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
-from ..files import atomic_write
+from ..files import atomic_write, errors_of
 
 # Stands for the repository in snippets until a card is pushed.
 REPO_ID = "REPO_ID"
@@ -82,15 +82,11 @@ def hub_id(name: str | None) -> str | None:
 
 
 def update_card(existing: str, new: str) -> str:
-    """Bring a card up to date and keep what a person wrote.
+    """Bring the card `existing` up to date with `new`, as it is rendered now, and keep what a person wrote.
 
     Text between `<!-- pdiff:begin NAME -->` and `<!-- pdiff:end NAME -->` is replaced by that of the new card, and so
     are our own metadata; what was deleted, marks or blocks, is not put back. A card without any block is a person's
     own and stays as it is; one of metadata alone gets the whole text.
-
-    Args:
-        existing (`str`): The card that there is.
-        new (`str`): The card as it is rendered now.
 
     Raises:
         ValueError: the metadata of the existing card are malformed.
@@ -102,9 +98,9 @@ def update_card(existing: str, new: str) -> str:
     elif BLOCK.search(body) is None:
         return existing
     else:
-        blocks = {match[1]: match[0] for match in BLOCK.finditer(new_body)}
         if "\r\n" in body:
-            blocks = {name: text.replace("\n", "\r\n") for name, text in blocks.items()}
+            new_body = new_body.replace("\n", "\r\n")
+        blocks = {match[1]: match[0] for match in BLOCK.finditer(new_body)}
         body = BLOCK.sub(lambda match: blocks.get(match[1], match[0]), body)
     merged = _merge(metadata, new_metadata)
     if merged == metadata:
@@ -117,16 +113,10 @@ def update_card(existing: str, new: str) -> str:
 
 
 def write_card(path: Path, text: str) -> None:
-    """Write a card; one that is there is brought up to date, see [`update_card`].
-
-    Raises:
-        ValueError: the card that is there is not UTF-8, or its metadata are malformed.
-    """
+    """Write a card; one that is there is brought up to date, see [`update_card`]."""
     if path.is_file():
-        try:
+        with errors_of(path):
             text = update_card(path.read_bytes().decode("utf-8"), text)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 

@@ -35,13 +35,7 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 def hub_errors(repo_id: str, revision: str | None = None, writing: bool = False) -> Iterator[None]:
     """Turn every error of the Hub's clients into a `ValueError` of one line, and bound how long they wait.
 
-    Args:
-        repo_id (`str`): The repository, for the message.
-        revision (`str`, *optional*): Its revision, for the message.
-        writing (`bool`, *optional*, defaults to `False`): Something is pushed, not loaded.
-
-    Raises:
-        ValueError: whatever the Hub or the connection refuses. It never shows a token.
+    The line names the repository and its revision, says what to do for reading or `writing`, and never shows a token.
     """
     client = get_session()
     hooks = client.event_hooks
@@ -52,7 +46,10 @@ def hub_errors(repo_id: str, revision: str | None = None, writing: bool = False)
     try:
         yield
     except (HTTPError, OSError, RuntimeError, EntryNotFoundError, RevisionResolutionError, HFValidationError) as error:
-        chain = list(_chain(error))
+        # The error and what led to it, the outermost first.
+        chain = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
         known = [e for e in chain if isinstance(e, (HTTPError, OfflineModeIsEnabled, HFValidationError))]
         # Without a number it is no error of the operating system: a file that is not cached, or came incomplete.
         missing = (EntryNotFoundError, RevisionResolutionError)
@@ -61,21 +58,10 @@ def hub_errors(repo_id: str, revision: str | None = None, writing: bool = False)
         if cause is None:
             raise
         # Not chained: an answer of the Hub may repeat what it was sent.
-        raise ValueError(hide_tokens(_explain(cause, repo_id, revision, writing))) from None
+        text = _explain(cause, repo_id, revision, writing)
+        raise ValueError(re.sub(r"hf_\w+|(?<=Bearer )\S+", "hf_…", text)) from None
     finally:
         client.event_hooks = hooks
-
-
-def hide_tokens(text: str) -> str:
-    """Replace everything that looks like a token of the Hub."""
-    return re.sub(r"hf_\w+|(?<=Bearer )\S+", "hf_…", text)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, the outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _bound_timeouts(request) -> None:

@@ -97,11 +97,7 @@ class Snapshot:
                     raise
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Download files by their names; large ones are checked against their hash.
-
-        Raises:
-            ValueError: a file is missing, or what came is damaged.
-        """
+        """Download files by their names; large ones are checked against their hash."""
         names = list(names)
         if missing := [name for name in names if name not in self.files]:
             raise ValueError(f"{self}: expected a file {missing[0]!r}, found {some_of(self.files)}.")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypedDict
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -17,6 +18,22 @@ from .errors import hub_errors
 
 # A card whose last commit is called otherwise was edited by a person.
 TITLE = "pdiff push"
+
+
+class PushOptions(TypedDict, total=False):
+    """How something is pushed.
+
+    Args:
+        private (`bool`, *optional*, defaults to `False`): Make a new repository private.
+        revision (`str`, *optional*): A branch; made when it does not exist.
+        token (`str`, *optional*): Instead of that of `hf auth login`.
+        create_pr (`bool`, *optional*, defaults to `False`): Propose the commit as a pull request.
+    """
+
+    private: bool
+    revision: str | None
+    token: str | None
+    create_pr: bool
 
 
 def select_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
@@ -41,6 +58,16 @@ def repo_head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) ->
         return None
 
 
+def read_stored(
+    repo_id: str, repo_type: str, names: Iterable[str], folder: str, revision: str | None, token: str | None
+) -> tuple[ModelInfo | DatasetInfo | None, list[Path | None]]:
+    """The repository at a branch, and files that are pushed anew as they are there; `None` for what is not there."""
+    api = make_api(token)
+    with hub_errors(repo_id, revision, writing=True):
+        head = repo_head(api, repo_id, repo_type, revision)
+        return head, [read_remote(api, head, name, folder) for name in names]
+
+
 def read_remote(api: HfApi, head: ModelInfo | DatasetInfo | None, name: str, folder: str) -> Path | None:
     """A small file as it is on the Hub, or `None`."""
     if head is None or name not in {sibling.rfilename for sibling in head.siblings}:
@@ -54,16 +81,18 @@ def push_files(
     repo_id: str,
     repo_type: str,
     kind: str,
-    private: bool,
-    revision: str | None,
-    token: str | None,
-    create_pr: bool,
     mirror: Iterable[str] = (),
     parent: str | None = None,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
 ) -> str:
     """Commit files at once; of those on the Hub that match `mirror`, only these are left.
 
-    With `parent`, the commit that the files were made for, nothing is committed on top of another.
+    With `parent`, the commit that the files were made for, nothing is committed on top of another. For the last four,
+    see [`PushOptions`].
     """
     api = make_api(token)
     if create_pr and revision is not None:

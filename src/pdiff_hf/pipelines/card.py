@@ -5,27 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, one_line, template, write_card
-from ..results.card_lines import (
-    base_model_id,
-    base_model_text,
-    build_arguments,
-    comparison_lines,
-    ensemble_line,
-    eval_results,
-    generated_values,
-    novelty_lines,
-    results_table,
-    seed_lines,
-    short_name,
-    task_dataset,
-    task_lines,
-    tensors_text,
-)
+from ..results import card_lines
 from ..results.metrics import INTERVALS, METRICS_FILE, SEED_INTERVALS, Metrics
 
 TAGS = ["pdiff-hf", "neural-network-diffusion"]
@@ -46,14 +32,8 @@ def write_pipeline_card(
 ) -> Path:
     """Write `README.md` of a pipeline folder; what a person wrote into an earlier one is kept, see [`update_card`].
 
-    Args:
-        pipeline_dir (`str` or `Path`): A saved [`PDiffPipeline`].
-        metrics ([`Metrics`], *optional*): What an evaluation has found; without it the card says "not evaluated".
-        report_dir (`str` or `Path`, *optional*): The report they are from; its `metrics.json` and figures are copied
-            beside the card, which shows the figures that are there.
-
-    Returns:
-        `Path`: the card.
+    Without `metrics` the card says "not evaluated"; of the report that they are from, `metrics.json` and figures are
+    copied beside the card, which shows the figures that are there.
 
     Raises:
         ValueError: the folder is no pipeline, or the metadata of the card that is there are malformed.
@@ -68,45 +48,70 @@ def write_pipeline_card(
     is_evaluated = metrics is not None
     metrics = metrics or Metrics()
     base_model = index.get("base_model")
-    title = f"p-diff for {short_name(base_model)}"
     config_file = pipeline_dir / "train_config.json"
     config = read_json(config_file) if config_file.is_file() else {}
     plots = [name for name in PLOTS if (pipeline_dir / f"{name}.png").is_file()]
-    _, dataset = task_dataset(metrics.task)
-    results = eval_results(metrics, generated_values(metrics))
-    data = ModelCardData(
-        library_name="diffusers",
-        tags=TAGS,
-        base_model=base_model_id(base_model),
-        datasets=None if dataset is None else [dataset],
-        metrics=["accuracy"] if results else None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=template("model_card.md"),
-        title=escape(title),
+    _, dataset = card_lines.task_dataset(metrics.task)
+    text = render_card(
+        "model_card.md",
+        f"p-diff for {card_lines.short_name(base_model)}",
+        base_model,
+        autoencoder["layout"],
+        metrics,
+        card_lines.generated_values(metrics),
+        {"library_name": "diffusers", "datasets": None if dataset is None else [dataset]},
         repo_id=REPO_ID,
-        base_text=base_model_text(base_model),
-        num_parameters=f"{autoencoder['layout']['num_parameters']:,}",
-        tensors=tensors_text(autoencoder["layout"]),
-        build_arguments=build_arguments(base_model) if base_model else None,
+        build_arguments=card_lines.build_arguments(base_model) if base_model else None,
         verdict=escape(metrics.verdict) if is_evaluated else None,
-        results=results_table(metrics) if is_evaluated else None,
+        results=card_lines.results_table(metrics) if is_evaluated else None,
         num_test=f"{metrics.num_test:,}" if is_evaluated else None,
         intervals=INTERVALS if metrics.seeds is None else SEED_INTERVALS,
-        comparisons=comparison_lines(metrics),
-        novelty=novelty_lines(metrics),
-        ensembles=ensemble_line(metrics),
+        ensembles=card_lines.ensemble_line(metrics),
         first_plot=_plot(plots[0]) if plots else None,
         other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
         making=_making_lines(index, autoencoder, metrics),
         config=fold(f"```json\n{literal(config, indent=2)}\n```", "Training configuration") if config else None,
         task_kind=escape(one_line(metrics.task.get("kind") or "image classification").replace("_", " ")),
     )
-    write_card(pipeline_dir / "README.md", f"{card.content}\n")
+    write_card(pipeline_dir / "README.md", text)
     return pipeline_dir / "README.md"
+
+
+def render_card(
+    template_name: str,
+    title: str,
+    base_model: Mapping | None,
+    layout: Mapping,
+    metrics: Metrics,
+    values: Mapping[str, tuple[float | None, Any]],
+    data: Mapping[str, Any],
+    **options,
+) -> str:
+    """The text of a card of generated networks or of what generates them.
+
+    `values` are the accuracies of [`eval_results`], `data` further metadata, and `options` are the template's.
+    """
+    results = card_lines.eval_results(metrics, values)
+    metadata = ModelCardData(
+        tags=TAGS,
+        base_model=card_lines.base_model_id(base_model),
+        metrics=["accuracy"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+        **data,
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_str=template(template_name),
+        title=escape(title),
+        base_text=card_lines.base_model_text(base_model),
+        num_parameters=f"{layout['num_parameters']:,}",
+        tensors=card_lines.tensors_text(layout),
+        comparisons=card_lines.comparison_lines(metrics),
+        novelty=card_lines.novelty_lines(metrics),
+        **options,
+    )
+    return f"{card.content}\n"
 
 
 def _plot(name: str) -> str:
@@ -115,11 +120,11 @@ def _plot(name: str) -> str:
 
 def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics) -> list[str]:
     base_model = index.get("base_model")
-    lines = [f"Base model: {base_model_text(base_model)}"]
-    if repo := base_model_id(base_model):
+    lines = [f"Base model: {card_lines.base_model_text(base_model)}"]
+    if repo := card_lines.base_model_id(base_model):
         lines[0] += f", weights of [{escape(repo)}](https://huggingface.co/{repo})"
         lines[0] += f" at {code(base_model['revision'])}" if base_model.get("revision") else ""
-    lines += task_lines(metrics.task)
+    lines += card_lines.task_lines(metrics.task)
     if metrics.original.n is not None:
         lines.append(f"Originals: {metrics.original.n:g} checkpoints of that network")
     latents = f"{autoencoder['latent_channels']}×{autoencoder['latent_length']}"
@@ -127,7 +132,7 @@ def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics) -> lis
     lines.append(f"Denoiser: {code(index['unet'][1])}, noise schedule of {code(index['scheduler'][1])}")
     if metrics.generated.cost.seconds is not None:
         lines.append(f"Autoencoder, denoiser and drawing together took {metrics.generated.cost.seconds:.3g} s")
-    lines += seed_lines(metrics)
+    lines += card_lines.seed_lines(metrics)
     if metrics.versions:
         lines.append(f"Versions: {', '.join(f'{escape(k)} {escape(v)}' for k, v in metrics.versions.items())}")
     return lines

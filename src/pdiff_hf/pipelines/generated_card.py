@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from ..base_model import BaseModel
-from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, escape, fold, hub_id, literal, template
+from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, escape, fold, hub_id, literal
 from ..layout import ParameterLayout
-from ..results.card_lines import (
-    base_model_id,
-    base_model_text,
-    build_arguments,
-    comparison_lines,
-    eval_results,
-    generated_values,
-    novelty_lines,
-    short_name,
-    task_lines,
-    tensors_text,
-)
+from ..results.card_lines import build_arguments, generated_values, short_name, task_lines
 from ..results.metrics import Metrics
 from ..results.text import percent
-from .card import TAGS
+from .card import render_card
 
 SNIPPETS = {
     "timm": 'import timm\n\nmodel = timm.create_model("hf_hub:{repo_id}", pretrained=True)',
@@ -49,24 +36,15 @@ def make_generated_card(
     pipeline: str | None = None,
     metrics: Metrics | None = None,
 ) -> str:
-    """Make the text of `README.md` of generated networks on the Hub.
+    """The text of `README.md` of generated networks on the Hub.
 
-    Args:
-        repo_id (`str`): `user/name`.
-        index (`Mapping`): Content of `index.json` of the folder they were generated into.
-        layout ([`ParameterLayout`]): The generated tensors.
-        base_model ([`BaseModel`]): The network they belong to.
-        row (`int`, *optional*): The one network that is shared, as a position in `index["files"]`; all by default.
-        pipeline (`str`, *optional*): The pipeline they are from; named when it is on the Hub.
-        metrics ([`Metrics`], *optional*): What an evaluation of that folder has found.
+    `index` is the `index.json` of their folder, `row` the position of the one that is shared in `index["files"]`, or
+    all are. The `pipeline` that they are from is named when it is on the Hub, and `metrics` are of that folder.
     """
     reference = base_model.to_dict()
     arguments = build_arguments(reference)
     kind = "zoo" if row is None else base_model.library
-    snippet = SNIPPETS[kind].format(repo_id=repo_id, name=base_model.name, arguments=arguments)
-    num = len(index["files"])
-    name = short_name(reference)
-    title = f"{num} generated networks: {name}" if row is None else f"A generated {name}"
+    name, num = short_name(reference), len(index["files"])
     is_evaluated = metrics is not None
     metrics = metrics or Metrics()
     values = generated_values(metrics)
@@ -76,36 +54,28 @@ def make_generated_card(
         values.pop(MEAN_METRIC)
         if metrics.generated.selected.index != row:
             values.clear()
-    results = eval_results(metrics, values)
-    data = ModelCardData(
-        library_name=kind if kind in ("timm", "transformers") else "pdiff-hf",
-        pipeline_tag="image-classification" if kind == "timm" else None,
-        tags=TAGS,
-        base_model=base_model_id(reference),
-        metrics=["accuracy"] if results else None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
+    data = {
+        "library_name": kind if kind in ("timm", "transformers") else "pdiff-hf",
+        "pipeline_tag": "image-classification" if kind == "timm" else None,
+    }
     settings = {key: value for key, value in index.items() if key not in ("files", "choice", "schema")}
-    card = ModelCard.from_template(
+    return render_card(
+        "generated_card.md",
+        f"{num} generated networks: {name}" if row is None else f"A generated {name}",
+        reference,
+        layout.to_dict(),
+        metrics,
+        values,
         data,
-        template_str=template("generated_card.md"),
-        title=escape(title),
         is_zoo=row is None,
-        base_text=base_model_text(reference),
-        num_parameters=f"{layout.num_parameters:,}",
-        tensors=tensors_text(layout.to_dict()),
         pipeline=hub_id(pipeline) if pipeline else None,
-        snippet=snippet,
+        snippet=SNIPPETS[kind].format(repo_id=repo_id, name=base_model.name, arguments=arguments),
         choice=_choice_text(index, row),
         verdict=escape(metrics.verdict) if is_evaluated else None,
         results=_result_lines(metrics, row),
-        novelty=novelty_lines(metrics),
-        comparisons=comparison_lines(metrics),
         task=task_lines(metrics.task),
         settings=fold(f"```json\n{literal(settings, indent=2)}\n```", "Settings"),
     )
-    return f"{card.content}\n"
 
 
 def _choice_text(index: Mapping, row: int | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
 
 from ..base_model import BaseModel
-from ..files import read_json
+from ..files import errors_of, read_json
 from ..hub.snapshot import PICKLES, Snapshot, split_hub_id
 
 # What a component of a pipeline may come from; an index could name any module that is installed.
@@ -59,29 +59,20 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
         names += [file for file in own if file.endswith(".json") and file not in indices]
     if all_weights or variant is not None:
         names += variant_compatible_siblings(all_weights, variant=variant)[0]
-    try:
-        base = index.get("base_model")
-        base_model = None if base is None else BaseModel.from_dict(base, root=snapshot.folder)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{snapshot}: model_index.json: {error}") from error
+    with errors_of(f"{snapshot}: model_index.json", TypeError):
+        base_model = BaseModel.from_dict(index.get("base_model"), root=snapshot.folder)
     if base_model is not None and base_model.carried_weights is not None:
         names.append(base_model.weights)
     # What a card of it is made of, should it be pushed again.
     names += snapshot.files & {"metrics.json", "train_config.json"}
     snapshot.fetch(names)
-    try:
+    with errors_of(snapshot):
         if base_model is not None:
             base_model.carried_files()
-    except ValueError as error:
-        raise ValueError(f"{snapshot}: {error}") from error
     return snapshot.folder
 
 
 def resolve_pipeline(source: str | Path) -> Path:
-    """The folder of a pipeline: `source` itself, or a download of `user/name[@revision]`.
-
-    Raises:
-        ValueError: see [`download_pipeline`].
-    """
+    """The folder of a pipeline: `source` itself, or a download of `user/name[@revision]`."""
     found = split_hub_id(source)
     return Path(source) if found is None else download_pipeline(found[0], revision=found[1])

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..files import read_json, write_json
+from ..files import errors_of, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import process_state
 
@@ -75,11 +75,7 @@ def check_new(folder: Path) -> None:
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
-    """Content of `index.json`, in today's words: version 0.1 called a choice a selection.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
+    """Content of `index.json`, in today's words: version 0.1 called a choice a selection."""
     index = read_json(Path(folder) / "index.json")
     return index | {"choice": index.pop("selection")} if "selection" in index else index
 
@@ -97,23 +93,17 @@ def load_generated(folder: str | Path, layout: ParameterLayout) -> torch.Tensor:
         )
     vectors = torch.empty(len(index["files"]), layout.num_parameters)
     for row, (path, state) in enumerate(_states(Path(folder), index)):
-        try:
+        with errors_of(path):
             if undeclared := sorted(state.keys() - {*layout.names, *index.get("batch_norm", ())}):
                 raise ValueError(f"tensor {undeclared[0]!r} is neither in the layout nor declared in index.json.")
             vectors[row] = layout.flatten(state)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if not vectors[row].isfinite().all():
-            raise ValueError(f"{path}: expected finite values, found NaN or infinity.")
+            if not vectors[row].isfinite().all():
+                raise ValueError("expected finite values, found NaN or infinity.")
     return vectors
 
 
 def load_statistics(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Read the re-estimated BatchNorm statistics of a folder of generated networks, `(n, …)` by name; often none.
-
-    Raises:
-        ValueError: a file is missing or damaged, or lacks a tensor that the index declares.
-    """
+    """Read the re-estimated BatchNorm statistics of a folder of generated networks, `(n, …)` by name; often none."""
     index = read_index(folder)
     values: dict[str, list[torch.Tensor]] = {name: [] for name in index.get("batch_norm", ())}
     for path, state in _states(Path(folder), index) if values else ():
@@ -129,10 +119,9 @@ def _states(folder: Path, index: Mapping[str, Any]) -> Iterator[tuple[Path, dict
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise ValueError(f"{folder}: index.json names {name!r}, found no such file in the folder.")
-        try:
-            yield path, load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: {error}") from error
+        with errors_of(path, SafetensorError):
+            state = load_file(path)
+        yield path, state
 
 
 def _file_name(row: int) -> str:

@@ -63,11 +63,7 @@ class PDiffPipeline(DiffusionPipeline):
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "noise_pred"]
 
     def __init__(
-        self,
-        autoencoder: ModelMixin,
-        unet: ModelMixin,
-        scheduler: SchedulerMixin,
-        base_model: dict | None = None,
+        self, autoencoder: ModelMixin, unet: ModelMixin, scheduler: SchedulerMixin, base_model: dict | None = None
     ):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, unet=unet, scheduler=scheduler)
@@ -82,16 +78,14 @@ class PDiffPipeline(DiffusionPipeline):
     @property
     def base_model(self) -> BaseModel | None:
         """The network that the generated parameters belong to, or `None` when the pipeline carries none."""
-        if self.config.base_model is None:
-            return None
         component = self.unet.config.get("_name_or_path")
-        if self._base_root is None and component:
+        if self.config.base_model is not None and self._base_root is None and component:
             # Loaded by plain diffusers, which downloads components only; a folder in the cache is named by its commit.
             self._base_root = Path(component).parent
-            weights = BaseModel.from_dict(dict(self.config.base_model), root=self._base_root).carried_weights
+            weights = BaseModel.from_dict(self.config.base_model).carried_weights
             if weights is not None and self._base_root.parent.name == "snapshots":
                 hf_hub_download(self.config._name_or_path, weights, revision=self._base_root.name)
-        return BaseModel.from_dict(dict(self.config.base_model), root=self._base_root)
+        return BaseModel.from_dict(self.config.base_model, root=self._base_root)
 
     @base_model.setter
     def base_model(self, base_model: BaseModel | None) -> None:
@@ -157,23 +151,13 @@ class PDiffPipeline(DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=source)
         return pipeline
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        variant: str | None = None,
-        standalone: bool = False,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options) -> str:
         """Push the pipeline with its base model's weights and a card in one commit, see [`push_pipeline`].
 
         Args:
             repo_id (`str`): `user/name`; made when it does not exist.
-            private, revision, token, create_pr, standalone: See [`push_pipeline`].
             variant (`str`, *optional*): Save the weights as this variant, such as `"fp16"`.
+            options: `private`, `revision`, `token`, `create_pr` and `standalone`, see [`push_pipeline`].
 
         Returns:
             `str`: address of the commit or pull request.
@@ -186,19 +170,15 @@ class PDiffPipeline(DiffusionPipeline):
         from .card import write_pipeline_card
         from .push import push_pipeline
 
-        options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant)
             # What is known of the folder that it was loaded from.
             source = Path(self._base_root or self.config.get("_name_or_path") or folder)
             if (source / "train_config.json").is_file():
                 copyfile(source / "train_config.json", Path(folder) / "train_config.json")
-            metrics = source / METRICS_FILE
-            if metrics.is_file():
-                write_pipeline_card(folder, Metrics.read(metrics), report_dir=source)
-            else:
-                write_pipeline_card(folder)
-            return push_pipeline(folder, repo_id, **options, standalone=standalone)
+            metrics = Metrics.read(source / METRICS_FILE) if (source / METRICS_FILE).is_file() else None
+            write_pipeline_card(folder, metrics, report_dir=None if metrics is None else source)
+            return push_pipeline(folder, repo_id, **options)
 
     def check_inputs(
         self,
@@ -226,9 +206,8 @@ class PDiffPipeline(DiffusionPipeline):
             raise ValueError(f"truncation must be between 0 (the mean) and 1 (as sampled), got {truncation}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {unknown}.")
+        if unknown := set(callback_on_step_end_tensor_inputs) - {*self._callback_tensor_inputs}:
+            raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {sorted(unknown)}.")
 
     @torch.no_grad()
     def __call__(
@@ -275,15 +254,8 @@ class PDiffPipeline(DiffusionPipeline):
             ValueError: an argument cannot be served.
         """
         # 1. Check inputs
-        self.check_inputs(
-            batch_size,
-            num_inference_steps,
-            generator,
-            latents,
-            truncation,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+        tensor_inputs = callback_on_step_end_tensor_inputs
+        self.check_inputs(batch_size, num_inference_steps, generator, latents, truncation, output_type, tensor_inputs)
         device = self._execution_device
 
         # 2. Prepare timesteps and latents
@@ -291,9 +263,7 @@ class PDiffPipeline(DiffusionPipeline):
         if latents is None:
             shape = (batch_size, *self.autoencoder.latent_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        else:
-            latents = latents.to(device=device, dtype=self.unet.dtype)
-        latents = latents * self.scheduler.init_noise_sigma
+        latents = latents.to(device=device, dtype=self.unet.dtype) * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if "generator" in accepted else {}
 
@@ -305,7 +275,7 @@ class PDiffPipeline(DiffusionPipeline):
                 latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **step_kwargs)[0]
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "noise_pred": noise_pred}
-                    tensors = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors = {name: known[name] for name in tensor_inputs}
                     latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
                 progress_bar.update()
 
@@ -326,6 +296,4 @@ class PDiffPipeline(DiffusionPipeline):
         # 6. Offload all models
         self.maybe_free_model_hooks()
 
-        if not return_dict:
-            return (parameters,)
-        return PDiffPipelineOutput(parameters=parameters)
+        return PDiffPipelineOutput(parameters=parameters) if return_dict else (parameters,)

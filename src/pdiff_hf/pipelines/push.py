@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Unpack
 
 from ..base_model import BaseModel
 from ..files import read_json
-from ..hub.upload import push_files, select_files
+from ..hub.upload import PushOptions, push_files, select_files
 from .standalone import export_standalone
 
 STANDALONE = "standalone"
 
 
 def push_pipeline(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
-    standalone: bool = False,
+    folder: str | Path, repo_id: str, *, standalone: bool = False, **options: Unpack[PushOptions]
 ) -> str:
     """Push a saved pipeline with its base model's weights, card, figures and training config.
 
     Args:
         folder (`str` or `Path`): What [`PDiffPipeline.save_pretrained`] or a run wrote.
         repo_id (`str`): `user/name`; made when it does not exist.
-        private (`bool`, *optional*, defaults to `False`): Make a new repository private.
-        revision (`str`, *optional*): A branch; made when it does not exist.
-        token (`str`, *optional*): Instead of that of `hf auth login`.
-        create_pr (`bool`, *optional*, defaults to `False`): Propose the commit as a pull request.
         standalone (`bool`, *optional*, defaults to `False`): Also push the branch `standalone`, which plain diffusers
             loads with `trust_remote_code=True` where this package is not installed.
+        options: `private`, `revision`, `token` and `create_pr`, see [`PushOptions`].
 
     Returns:
         `str`: address of the commit or pull request.
@@ -41,13 +32,13 @@ def push_pipeline(
     Raises:
         ValueError: the folder is no complete pipeline, or the Hub refuses; nothing is committed then.
     """
-    folder = Path(folder)
-    files = pipeline_files(folder)
-    url = push_files(files, repo_id, "model", "pipeline", private, revision, token, create_pr)
+    files = pipeline_files(Path(folder))
+    url = push_files(files, repo_id, "model", "pipeline", **options)
     if standalone:
         with tempfile.TemporaryDirectory() as temporary:
             exported = export_standalone(files, temporary)
-            push_files(exported, repo_id, "model", "pipeline", private, STANDALONE, token, False, mirror=["*"])
+            own = {**options, "revision": STANDALONE, "create_pr": False}
+            push_files(exported, repo_id, "model", "pipeline", mirror=["*"], **own)
     return url
 
 
@@ -58,13 +49,12 @@ def pipeline_files(folder: Path) -> dict[str, Path]:
         ValueError: a file is missing, or the base model's weights have another hash.
     """
     index = read_json(folder / "model_index.json")
-    components = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    base_model = BaseModel.from_dict(index.get("base_model"), root=folder)
     patterns = ["model_index.json", "pipeline.py", "README.md", "train_config.json", "metrics.json", "*.png"]
-    for name in components:
-        own = [*(folder / name).glob("*.json"), *(folder / name).glob("*.safetensors")]
-        if not own:
+    patterns += [] if base_model is None else base_model.carried_files()
+    for name in [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]:
+        own = [f"{name}/*.json", f"{name}/*.safetensors"]
+        if not select_files(folder, own):
             raise ValueError(f"{folder}: expected the component {name!r} in a folder of its own, found none.")
-        patterns += [f"{name}/*.json", f"{name}/*.safetensors"]
-    if index.get("base_model") is not None:
-        patterns += BaseModel.from_dict(index["base_model"], root=folder).carried_files()
+        patterns += own
     return select_files(folder, patterns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import timm
 from PIL import Image
@@ -15,9 +15,10 @@ from torch import nn
 from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 
 from ..base_model import BaseModel
-from ..data.folder import read_layout
-from ..files import read_json, write_json
-from ..hub.upload import push_files
+from ..data.dataset import ParameterDataset
+from ..data.folder import write_layout
+from ..files import errors_of, read_json, write_json
+from ..hub.upload import PushOptions, push_files, select_files
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
 from .generated_card import make_generated_card
@@ -35,12 +36,9 @@ def push_generated(
     *,
     index: int | None = None,
     zoo: bool = False,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
     trusted_imports: tuple[str, ...] = (),
     metrics: Metrics | None = None,
+    **options: Unpack[PushOptions],
 ) -> str:
     """Push a generated network with all its weights, in the form that its library loads, or all networks as a zoo.
 
@@ -54,9 +52,9 @@ def push_generated(
             a pipeline on the Hub.
         index (`int`, *optional*): Row of `index.json`'s files; the best one of a choice by default.
         zoo (`bool`, *optional*, defaults to `False`): Push all networks as they are, with the base model's weights.
-        private, revision, token, create_pr: See [`push_pipeline`].
         trusted_imports (`tuple[str, ...]`, *optional*): See [`BaseModel.build`].
         metrics ([`Metrics`], *optional*): What an evaluation of these networks has found, for the card.
+        options: `private`, `revision`, `token` and `create_pr`, see [`PushOptions`].
 
     Returns:
         `str`: address of the commit or pull request.
@@ -66,7 +64,7 @@ def push_generated(
             committed then.
     """
     folder = Path(folder)
-    layout, base_model, task = _read_source(source, token)
+    layout, base_model, task = _read_source(source, options.get("token"))
     values = read_index(folder)
     # Reads and checks every network.
     count = len(load_generated(folder, layout))
@@ -83,45 +81,39 @@ def push_generated(
         raise ValueError(f"{folder}: expected an index from 0 to {count - 1}, found {index}.")
     with tempfile.TemporaryDirectory() as temporary:
         output_dir = Path(temporary)
+        files = {}
         if zoo:
-            files = _write_zoo(folder, values, layout, base_model, output_dir)
+            write_layout(output_dir, layout, base_model)
+            networks = [*values["files"], *filter(None, [values.get("soup")])]
+            files = {name: folder / name for name in [*networks, "index.json"]}
         else:
             model = base_model.build(trusted_imports)
-            _load(model, folder / values["files"][index])
+            path = folder / values["files"][index]
+            with errors_of(path, SafetensorError, RuntimeError):
+                # With re-estimated BatchNorm statistics, if it has any.
+                model.load_state_dict(load_file(path), strict=False)
             _write_model(model, layout, base_model, task, output_dir)
             write_json(output_dir / "index.json", {**values, "files": [values["files"][index]], "index": index})
-            files = {p.relative_to(output_dir).as_posix(): p for p in output_dir.rglob("*") if p.is_file()}
-        files["README.md"] = output_dir / "README.md"
         card = make_generated_card(repo_id, values, layout, base_model, index, str(source), metrics)
-        files["README.md"].write_text(card, encoding="utf-8")
-        mirror = ["?????.safetensors"] if zoo else []
-        return push_files(files, repo_id, "model", "generated", private, revision, token, create_pr, mirror)
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
+        files |= select_files(output_dir, ["**/*"])
+        return push_files(files, repo_id, "model", "generated", ["?????.safetensors"] if zoo else [], **options)
 
 
 def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout, BaseModel, dict | None]:
     """Layout, base model, and what is known of the task."""
     folder = Path(source)
     if (folder / "layout.json").is_file():
-        layout, base_model = read_layout(folder)
-        stats = folder / "stats.json"
-        task = (read_json(stats).get("metadata") or {}).get("task") if stats.is_file() else None
+        dataset = ParameterDataset(folder)
+        layout, base_model, task = dataset.layout, dataset.base_model, dataset.task
     else:
         folder = folder if folder.is_dir() else download_pipeline(str(source), token=token)
-        base = read_json(folder / "model_index.json").get("base_model")
         layout = ParameterLayout.from_dict(read_json(folder / "autoencoder" / "config.json")["layout"])
-        base_model = None if base is None else BaseModel.from_dict(base, root=folder)
+        base_model = BaseModel.from_dict(read_json(folder / "model_index.json").get("base_model"), root=folder)
         task = Metrics.read(folder / METRICS_FILE).task if (folder / METRICS_FILE).is_file() else None
     if base_model is None:
         raise ValueError(f"{source} carries no base model to put the networks into.")
     return layout, base_model, task
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    """Put a generated network's tensors, with re-estimated BatchNorm statistics if it has any, into a model."""
-    try:
-        model.load_state_dict(load_file(path), strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _write_model(
@@ -142,30 +134,11 @@ def _write_model(
         if (processor := make_image_processor(task)) is not None:
             processor.save_pretrained(output_dir)
     else:
-        base_model = base_model.save_weights(model, output_dir)
-        write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
-
-
-def _write_zoo(
-    folder: Path, values: dict, layout: ParameterLayout, base_model: BaseModel, output_dir: Path
-) -> dict[str, Path]:
-    if base_model.carried_weights is not None:
-        base_model = base_model.copy_to(output_dir)
-    write_json(output_dir / "layout.json", {**layout.to_dict(), "base_model": base_model.to_dict()})
-    names = [*values["files"], *filter(None, [values.get("soup")]), "index.json"]
-    files = {name: folder / name for name in names}
-    files["layout.json"] = output_dir / "layout.json"
-    if base_model.carried_weights is not None:
-        files[base_model.weights] = output_dir / base_model.weights
-    return files
+        write_layout(output_dir, layout, base_model.save_weights(model, output_dir))
 
 
 def timm_preprocessing(task: Mapping | None) -> dict[str, Any]:
-    """The `pretrained_cfg` entries that `timm.data.resolve_data_config` reads, of a task's description.
-
-    Args:
-        task (`Mapping`, *optional*): `ImageClassification.describe()`; nothing is known of another task's inputs.
-    """
+    """The `pretrained_cfg` entries that `timm.data.resolve_data_config` reads, of `ImageClassification.describe()`."""
     if not _is_of_images(task):
         return {}
     size = task["image_size"]
@@ -174,11 +147,7 @@ def timm_preprocessing(task: Mapping | None) -> dict[str, Any]:
 
 
 def make_image_processor(task: Mapping | None) -> BaseImageProcessor | None:
-    """The transformers image processor that does what the task did: resize, centre crop, scale, normalise.
-
-    Args:
-        task (`Mapping`, *optional*): `ImageClassification.describe()`; `None` for any other.
-    """
+    """The transformers image processor that resizes, crops, scales and normalises as `ImageClassification` did."""
     if not _is_of_images(task):
         return None
     size = task["image_size"]

@@ -70,14 +70,8 @@ SNIPPET = {
 def export_standalone(files: Mapping[str, Path], output_dir: str | Path) -> dict[str, Path]:
     """Write what a stand-alone pipeline has beside or instead of the files of a saved one.
 
-    The exported repository loads with `DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)`.
-
-    Args:
-        files (`Mapping[str, Path]`): The files of a saved pipeline by their names, of [`pipeline_files`].
-        output_dir (`str` or `Path`): Receives the files that are new or changed.
-
-    Returns:
-        `dict[str, Path]`: all files of the repository by their names.
+    The exported repository loads with `DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)`. Of the files
+    of [`pipeline_files`], those that are new or changed are in `output_dir`; all of the repository are returned.
 
     Raises:
         ValueError: the autoencoder or the denoiser is neither of this package nor of diffusers.
@@ -116,12 +110,9 @@ def export_standalone(files: Mapping[str, Path], output_dir: str | Path) -> dict
 
 
 def loader(module: str, name: str, on_demand: tuple[str, ...] = ()) -> str:
-    """The text of one exported file, which has `name` of `pdiff_hf.{module}`.
+    """The text of one exported file, which has the class `name` of `pdiff_hf.{module}`.
 
-    Args:
-        module (`str`): A module of this package, without the package's name.
-        name (`str`): A class in it.
-        on_demand (`tuple[str, ...]`): Modules that are carried beside those that `module` imports at its top.
+    Carried are the modules that it imports at its top, and those that it imports `on_demand`.
     """
     sources: dict[str, str] = {}
     for root in (module, *on_demand):

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.shards import features, shards, write_shard
+from pdiff_hf.data.shards import features, find_shards, write_shard
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
@@ -99,7 +99,7 @@ def names(count, *runs):
 
 def replace_values(folder, change):
     """Write what the recorder refuses."""
-    [file] = shards(folder / "dataset")
+    [file] = find_shards(folder / "dataset")
     table = pq.read_table(file)
     values = table.column("parameters").combine_chunks().flatten().to_numpy().reshape(len(table), -1).copy()
     change(values)

@@ -12,8 +12,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ...base_model import BaseModel
-from ...files import read_json
+from ...base_model import LIBRARIES, BaseModel
+from ...files import errors_of, read_json
 from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
 from .state_dict import strip_prefixes
@@ -36,16 +36,14 @@ NAMES = (
 def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> BaseModel:
     """Read `"timm:resnet18"`, `"transformers:BertForMaskedLM"` or `"import:package.module:factory"`.
 
-    Args:
-        text (`str`): Library and name.
-        kwargs (`Mapping`, *optional*): Arguments of the builder; of transformers, the values of the config.
+    `kwargs` are the arguments of the builder; of transformers, the values of the config.
 
     Raises:
         ValueError: the library or the class is unknown, or does not take the arguments.
     """
     library, _, name = text.partition(":")
     kwargs = dict(kwargs or {})
-    if library not in ("timm", "transformers", "import") or not name:
+    if library not in LIBRARIES or not name:
         raise ValueError(
             f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
         )
@@ -58,31 +56,21 @@ def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> Base
 
 
 def read_base_model(file: Path) -> BaseModel:
-    """Read a JSON file of [`BaseModel.to_dict`].
-
-    Raises:
-        ValueError: it is malformed.
-    """
+    """Read a JSON file of [`BaseModel.to_dict`]; `ValueError` when it is malformed."""
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a base model, found {type(values).__name__}.")
-    try:
+    with errors_of(file, TypeError):
         return BaseModel.from_dict(values, root=file.parent)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def read_config(file: Path, where: str) -> BaseModel:
-    """The base model of a `config.json`, as transformers or timm write it.
-
-    Raises:
-        ValueError: it is malformed, or of an unknown architecture.
-    """
+    """The base model of a `config.json`, as transformers or timm write it; `ValueError` when it is neither."""
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{where}: config.json: expected an object, found {type(values).__name__}.")
-    if isinstance(name := values.get("architecture"), str):
-        return _timm_base(name, values, where)
+    if isinstance(values.get("architecture"), str):
+        return _timm_base(values, where)
     architectures, model_type = values.pop("architectures", None), values.pop("model_type", None)
     if not model_type or not isinstance(architectures, list) or len(architectures) != 1:
         raise ValueError(
@@ -93,15 +81,13 @@ def read_config(file: Path, where: str) -> BaseModel:
 
 
 def _transformers_base(model_type: str, values: dict[str, Any], architecture: str, where: str) -> BaseModel:
-    try:
+    # Configs check their values each in their own way.
+    with errors_of(f"{where}: transformers does not take this config of a {model_type!r}", Exception):
         config = AutoConfig.for_model(model_type, **values)
-    except Exception as error:  # Configs check their values each in their own way.
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}: transformers does not take this config of a {model_type!r}: {reason}") from error
     return BaseModel.transformers(config, architecture)
 
 
-def _timm_base(name: str, values: Mapping[str, Any], where: str) -> BaseModel:
+def _timm_base(values: Mapping[str, Any], where: str) -> BaseModel:
     # The same way as timm.create_model("hf_hub:…") takes it.
     pretrained = values.get("pretrained_cfg", values)
     kwargs = values.get("model_args", {})
@@ -114,7 +100,7 @@ def _timm_base(name: str, values: Mapping[str, Any], where: str) -> BaseModel:
         found["in_chans"] = size[0]
         if pretrained.get("fixed_input_size"):
             found["img_size"] = size[1:]
-    return BaseModel.timm(name, **{**found, **kwargs})
+    return BaseModel.timm(values["architecture"], **{**found, **kwargs})
 
 
 def config_difference(first: BaseModel, other: BaseModel) -> str | None:
@@ -140,11 +126,10 @@ class Architecture:
 
     def __init__(self, base_model: BaseModel):
         self.base_model = base_model
-        try:
+        # Constructors of networks do not check what they are given.
+        kinds = (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError)
+        with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
             self._model = base_model.build()
-        except (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"base model {base_model.name!r} cannot be built with its arguments: {reason}") from error
         state = self._model.state_dict(keep_vars=True)
         self.buffers = {name for name, _ in self._model.named_buffers()}
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
@@ -170,9 +155,9 @@ class Architecture:
         state = strip_prefixes(state, self._shapes)
         for name in state.keys() & self._shapes.keys():
             if state[name].is_floating_point() != (name in self._floats):
-                kinds = ("floating-point", "integer")
-                expected, found = kinds if name in self._floats else kinds[::-1]
-                self._refuse(where, f"tensor {name!r}: expected {expected} values, found {found} ones")
+                found = state[name].dtype
+                expected = "floating-point" if name in self._floats else "integer"
+                self._refuse(where, f"tensor {name!r}: expected {expected} values, found {found}")
         if self.base_model.library == "transformers":
             return self._converted(state, where)
         if unexpected := [name for name in state if name not in self._shapes]:
@@ -201,19 +186,16 @@ class Architecture:
                 "quantized networks cannot be imported."
             )
         architecture = getattr(transformers, self.base_model.name)
-        config = dict(self.base_model.kwargs["config"])
-        try:
-            with _silent_transformers():
-                model, found = architecture.from_pretrained(
-                    None,
-                    config=AutoConfig.for_model(config.pop("model_type"), **config),
-                    state_dict=state,
-                    dtype=dtypes.pop(),
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )
-        except (RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
-            raise ValueError(f"{where}: transformers cannot load it: {' '.join(str(error).split())[:200]}") from error
+        kinds = (RuntimeError, TypeError, ImportError, OSError)
+        with errors_of(f"{where}: transformers cannot load it", *kinds), _silent_transformers():
+            model, found = architecture.from_pretrained(
+                None,
+                config=AutoConfig.for_model(**self.base_model.kwargs["config"]),
+                state_dict=state,
+                dtype=dtypes.pop(),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         for name, size, expected in sorted(found["mismatched_keys"]):
             self._refuse_shape(where, name, expected, size)
         if unexpected := sorted(found["unexpected_keys"]):

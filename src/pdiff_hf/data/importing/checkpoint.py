@@ -56,11 +56,7 @@ def natural_key(name: str) -> list[str | int]:
 
 
 def check_number(value: object, name: str, where: str) -> float:
-    """Return a metric as a float.
-
-    Raises:
-        ValueError: it is no finite number, or an accuracy that is no fraction.
-    """
+    """A metric as a float; `ValueError` when it is no finite number, or an accuracy that is no fraction."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -75,18 +71,8 @@ def check_number(value: object, name: str, where: str) -> float:
     return number
 
 
-def _check_step(value: str, where: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", value):
-        raise ValueError(f"{where}: step is {value!r}, expected a whole number.")
-    return int(value)
-
-
 def compile_pattern(pattern: str) -> re.Pattern:
-    """Compile `--metrics-pattern`.
-
-    Raises:
-        ValueError: it is no regular expression, or its groups have no or impossible names.
-    """
+    """Compile `--metrics-pattern`; `ValueError` when it is malformed, or its groups have no or impossible names."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -101,11 +87,7 @@ def compile_pattern(pattern: str) -> re.Pattern:
 
 
 def read_pattern(checkpoint: Checkpoint, pattern: re.Pattern) -> Checkpoint:
-    """Take step, epoch and metrics from the name of a checkpoint.
-
-    Raises:
-        ValueError: the pattern does not match, or a group holds no number.
-    """
+    """Take step, epoch and metrics from the name of a checkpoint; `ValueError` when it does not match."""
     name = _name(checkpoint)
     match = pattern.search(name)
     if match is None:
@@ -118,7 +100,9 @@ def read_pattern(checkpoint: Checkpoint, pattern: re.Pattern) -> Checkpoint:
         if text is None:
             continue
         if group == "step":
-            step = _check_step(text, checkpoint.where)
+            if not re.fullmatch(r"[0-9]{1,18}", text):
+                raise ValueError(f"{checkpoint.where}: step is {text!r}, expected a whole number.")
+            step = int(text)
         elif group.endswith(PERCENT):
             column = group.removesuffix(PERCENT)
             found[column] = check_number(check_number(text, group, checkpoint.where) / 100, column, checkpoint.where)
@@ -146,11 +130,7 @@ def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def metric_columns(checkpoints: Iterable[Checkpoint]) -> list[str]:
-    """The metrics that any of the checkpoints has, in the order in which they are found.
-
-    Raises:
-        ValueError: one has the name of a column that is no metric.
-    """
+    """The metrics that any of the checkpoints has; `ValueError` for the name of a column that is no metric."""
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
     if reserved := [name for name in names if name in RESERVED or name in KEYS]:
         raise ValueError(f"expected metrics with names of their own, found {reserved[0]!r}.")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...base_model import WEIGHTS, BaseModel
-from ...layout import ParameterLayout
+from ...files import atomic_folder, errors_of
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
 from .architecture import Architecture, config_difference, read_config
@@ -82,16 +81,15 @@ def import_checkpoints(
     checkpoints = _find(sources, all_revisions, metrics_pattern, run)
     base_model = _base_model(checkpoints, base_model)
     columns = metric_columns(checkpoints)
-    rows = [{"source": c.source, "revision": c.revision} for c in checkpoints]
-    selected = select if isinstance(select, str) else list(select)
-    settings = {"select": selected, "buffers": buffers, "keep_first_rest": keep_first_rest}
-    metadata = {"import": {**settings, "rows": rows}}
-    folder = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    metadata = {
+        "select": select if isinstance(select, str) else list(select),
+        "buffers": buffers,
+        "keep_first_rest": keep_first_rest,
+        "rows": [{"source": c.source, "revision": c.revision} for c in checkpoints],
+    }
+    with atomic_folder(output_dir) as folder:
         # 1. The first checkpoint says what is recorded, and what the rest of the network is
-        architecture = Architecture(base_model)
-        first = checkpoints[0]
+        architecture, first = Architecture(base_model), checkpoints[0]
         state = architecture.named(read_state_dict(first.files(), first.where), first.where)
         base_model = base_model.save_weights(state, folder)
         layout = architecture.layout(state, select, buffers)
@@ -100,31 +98,9 @@ def import_checkpoints(
         del state
 
         # 2. Row by row
-        vectors: set[bytes] = set()
-        counts: Counter[str] = Counter()
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
-        with ParameterRecorder(layout, folder, base_model, metadata=metadata) as recorder:
-            for checkpoint in bar:
-                where = checkpoint.where
-                state = architecture.named(read_state_dict(checkpoint.files(), where), where)
-                vector = _vector(state, layout, where)
-                if not keep_first_rest:
-                    _check_rest(state, rest, where, first.where, architecture.buffers)
-                del state
-                vectors.add(hashlib.sha256(vector.numpy()).digest())
-                # One recording of all runs: closing one goes through all rows that are there.
-                recorder.run = checkpoint.run
-                recorder.record(
-                    vector,
-                    step=counts[checkpoint.run] if checkpoint.step is None else checkpoint.step,
-                    epoch=checkpoint.epoch,
-                    **{column: checkpoint.metrics.get(column) for column in columns},
-                )
-                counts[checkpoint.run] += 1
-        folder.rename(output_dir)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    num_copies = len(checkpoints) - len(vectors)
+        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}) as recorder:
+            num_copies = _record(recorder, bar, architecture, columns, None if keep_first_rest else rest, first.where)
     if num_copies:
         warnings.warn(
             f"{num_copies} of {len(checkpoints)} checkpoints are exact copies of earlier ones; they are kept.",
@@ -133,7 +109,7 @@ def import_checkpoints(
     return {
         "num_checkpoints": len(checkpoints),
         "num_parameters": layout.num_parameters,
-        "runs": list(counts),
+        "runs": list(dict.fromkeys(checkpoint.run for checkpoint in checkpoints)),
         "metrics": columns,
         "num_copies": num_copies,
     }
@@ -182,18 +158,41 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
     return base_model
 
 
-def _vector(state: Mapping[str, torch.Tensor], layout: ParameterLayout, where: str) -> torch.Tensor:
-    try:
-        vector = layout.flatten(state)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    finite = vector.isfinite()
-    if not finite.all():
-        raise ValueError(
-            f"{where}: tensor {layout.locate(int(finite.int().argmin()))!r} has a NaN or infinite value, expected "
-            "finite values; leave this checkpoint out."
+def _record(
+    recorder: ParameterRecorder,
+    checkpoints: Iterable[Checkpoint],
+    architecture: Architecture,
+    columns: Sequence[str],
+    rest: StoredRest | None,
+    first: str,
+) -> int:
+    """Record checkpoints whose other tensors are `rest`, that of `first`, if given; the number of exact copies."""
+    layout, vectors, counts = recorder.layout, set(), Counter()
+    for checkpoint in checkpoints:
+        where = checkpoint.where
+        state = architecture.named(read_state_dict(checkpoint.files(), where), where)
+        with errors_of(where):
+            vector = layout.flatten(state)
+            finite = vector.isfinite()
+            if not finite.all():
+                raise ValueError(
+                    f"tensor {layout.locate(int(finite.int().argmin()))!r} has a NaN or infinite value, expected "
+                    "finite values; leave this checkpoint out."
+                )
+        if rest is not None:
+            _check_rest(state, rest, where, first, architecture.buffers)
+        del state
+        vectors.add(hashlib.sha256(vector.numpy()).digest())
+        # One recording of all runs: closing one goes through all rows that are there.
+        recorder.run = checkpoint.run
+        recorder.record(
+            vector,
+            step=counts[checkpoint.run] if checkpoint.step is None else checkpoint.step,
+            epoch=checkpoint.epoch,
+            **{column: checkpoint.metrics.get(column) for column in columns},
         )
-    return vector
+        counts[checkpoint.run] += 1
+    return counts.total() - len(vectors)
 
 
 def _check_not_nan(state: Mapping[str, torch.Tensor], where: str) -> None:

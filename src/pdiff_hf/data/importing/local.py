@@ -7,23 +7,23 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...files import read_json
+from ...hub.snapshot import some_of
 from .checkpoint import Checkpoint, check_number, natural_key
 from .state_dict import SUFFIXES, saved_model_files
 
 TRAINER = re.compile(r"checkpoint-([0-9]{1,18})")
+
+# JSON's, without `bool`, which is an `int`.
+NUMBERS = (int, float)
 
 # What Trainer logs of a step that says nothing about the network.
 NO_METRICS = re.compile(r"eval_(runtime|model_preparation_time|jit_compilation_time|\w+_per_second|mem_\w+)")
 
 
 def find_local(sources: Sequence[str | Path]) -> list[Checkpoint]:
-    """The checkpoints in files and folders; every folder is a run, files together are one.
-
-    Args:
-        sources (`Sequence`): Files of weights; folders of such files; folders of a saved model; Trainer outputs.
+    """The checkpoints of the local sources of [`import_checkpoints`].
 
     Raises:
         ValueError: a source is missing or holds no checkpoint, or what is beside the weights is malformed.
@@ -62,7 +62,7 @@ def _places(folder: Path) -> list[Path]:
     if not weights:
         raise ValueError(
             f"{folder}: expected weights ({', '.join(SUFFIXES)}), checkpoint-* folders of a Trainer, or a saved "
-            f"model, found {', '.join(sorted(names)[:4]) or 'nothing'}."
+            f"model, found {some_of(names)}."
         )
     return weights
 
@@ -75,12 +75,6 @@ def _checkpoint(place: Path, source: str, run: str) -> Checkpoint:
         return Checkpoint(where, source, lambda: [place], run)
     names = {path.name for path in place.iterdir()}
     weights = saved_model_files(names, lambda name: read_json(place / name), where)
-    if weights is None:
-        hint = "; merge the adapter into its base model first" if "adapter_config.json" in names else ""
-        raise ValueError(
-            f"{where}: expected model.safetensors or pytorch_model.bin, found "
-            f"{', '.join(sorted(names)[:4]) or 'nothing'}{hint}."
-        )
     step, epoch, metrics = None, None, {}
     if match := TRAINER.fullmatch(place.name):
         step = int(match[1])
@@ -113,11 +107,7 @@ def _trainer_state(file: Path, step: int) -> tuple[float | None, dict[str, float
             for name, value in entry.items():
                 if name == "loss":
                     metrics["train_loss"] = check_number(value, name, str(file))
-                elif name.startswith("eval_") and _is_number(value) and not NO_METRICS.fullmatch(name):
+                elif name.startswith("eval_") and type(value) in NUMBERS and not NO_METRICS.fullmatch(name):
                     metrics[f"val_{name.removeprefix('eval_')}"] = check_number(value, name, str(file))
     epoch = state.get("epoch")
-    return (epoch if _is_number(epoch) and math.isfinite(epoch) else None), metrics
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (epoch if type(epoch) in NUMBERS and math.isfinite(epoch) else None), metrics

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.hf_api import RepoFile
 from yaml import YAMLError
 
-from ...files import read_json
+from ...files import errors_of, read_json
 from ...hub.errors import hub_errors
 from ...hub.snapshot import Snapshot
 from .checkpoint import Checkpoint, check_number
@@ -21,11 +21,7 @@ WEIGHTS = re.compile(r"(model|pytorch_model)(-[0-9]+-of-[0-9]+)?\.(safetensors|b
 
 
 def parse_hub_source(source: str) -> tuple[str, list[str]]:
-    """Split `hub:user/name@rev1,rev2` into the repository and its revisions.
-
-    Raises:
-        ValueError: it is malformed.
-    """
+    """Split `hub:user/name@rev1,rev2` into the repository and its revisions; `ValueError` when it is malformed."""
     repo_id, at, revisions = source.removeprefix(PREFIX).partition("@")
     names = [name.strip() for name in revisions.split(",")] if at else []
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or "" in names or len(set(names)) != len(names):
@@ -71,29 +67,19 @@ def changed_weights(repo_id: str) -> list[str]:
 def _checkpoint(repo_id: str, revision: str | None) -> Checkpoint:
     snapshot = Snapshot(repo_id, revision=revision)
 
-    def read_index(name: str):
+    def fetch(name: str) -> Path:
         snapshot.fetch([name])
-        return read_json(snapshot.folder / name)
+        return snapshot.folder / name
 
     where, root = str(snapshot), {name for name in snapshot.files if "/" not in name}
-    weights = saved_model_files(root, read_index, where)
-    if weights is None:
-        raise ValueError(
-            f"{where}: expected model.safetensors or pytorch_model.bin, found {', '.join(sorted(root)[:4])}."
-        )
+    weights = saved_model_files(root, lambda name: read_json(fetch(name)), where)
 
     def files() -> list[Path]:
         snapshot.fetch(weights)
         return [snapshot.folder / name for name in weights]
 
-    metrics = {}
-    if "README.md" in root:
-        snapshot.fetch(["README.md"])
-        metrics = card_metrics(snapshot.folder / "README.md", where)
-    config = None
-    if "config.json" in root:
-        snapshot.fetch(["config.json"])
-        config = snapshot.folder / "config.json"
+    metrics = card_metrics(fetch("README.md"), where) if "README.md" in root else {}
+    config = fetch("config.json") if "config.json" in root else None
     source = repo_id if revision is None else f"{repo_id}@{revision}"
     return Checkpoint(where, source, files, repo_id, snapshot.commit, config, metrics=metrics)
 
@@ -101,16 +87,10 @@ def _checkpoint(repo_id: str, revision: str | None) -> Checkpoint:
 def card_metrics(file: Path, where: str) -> dict[str, float]:
     """The metrics in the `model-index` of a card that have one value: of the test split `test_…`, else `val_…`.
 
-    An accuracy above 1 is taken for a percentage: cards have both.
-
-    Raises:
-        ValueError: the metadata of the card is malformed.
+    An accuracy above 1 is taken for a percentage: cards have both. Malformed metadata are a `ValueError`.
     """
-    try:
+    with errors_of(f"{where}: README.md: malformed metadata", YAMLError):
         results = ModelCard.load(file).data.eval_results or []
-    except (ValueError, YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}: README.md: malformed metadata: {reason}") from error
     values: dict[str, set[float]] = {}
     for result in results:
         kind = re.sub(r"\W+", "_", str(result.metric_type).lower())

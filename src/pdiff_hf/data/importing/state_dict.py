@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ...hub.snapshot import some_of
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # Under one of these names training scripts keep the network beside optimiser, epoch and the like.
@@ -29,20 +31,20 @@ SAVED_MODELS = (
 )
 
 
-def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], where: str | Path) -> list[str] | None:
-    """The weights of a saved model among the files of a folder, its shards if it has several; `None` without any.
+def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], where: str) -> list[str]:
+    """The weights of a saved model among the files of a folder, its shards if it has several.
 
-    Args:
-        names (`Collection[str]`): Files of the folder.
-        read_index (`Callable`): Reads a JSON file of the folder by its name.
-        where (`str` or `Path`): The folder, for messages.
+    `read_index` reads a JSON file of the folder by its name.
 
     Raises:
-        ValueError: the index of the shards is malformed, or names files that are not in the folder.
+        ValueError: there are none, or the index of the shards is malformed or names files that are not in the folder.
     """
     found = next((name for name in SAVED_MODELS if name in names), None)
-    if found is None or not found.endswith(".json"):
-        return None if found is None else [found]
+    if found is None:
+        hint = "; merge the adapter into its base model first" if "adapter_config.json" in names else ""
+        raise ValueError(f"{where}: expected model.safetensors or pytorch_model.bin, found {some_of(names)}{hint}.")
+    if not found.endswith(".json"):
+        return [found]
     index = read_index(found)
     try:
         shards = list(dict.fromkeys(index["weight_map"].values()))
@@ -68,24 +70,23 @@ def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor
         name = where if len(files) == 1 else f"{where}: {file.name}"
         if not file.is_file():
             raise ValueError(f"{name}: expected a file of weights, found no such file.")
-        tensors = _read_safetensors(file, name) if file.suffix == ".safetensors" else _read_torch(file, name)
+        if file.suffix == ".safetensors":
+            try:
+                tensors = load_file(file)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{name} is no complete safetensors file ({error}); remove it, or copy it again."
+                ) from error
+        else:
+            tensors = _read_torch(file, name)
+        _check_state(tensors, name)
         if twice := [tensor for tensor in tensors if tensor in state]:
             raise ValueError(f"{name}: tensor {twice[0]!r} is in another shard too, expected it once.")
-        state |= tensors
+        state.update(tensors)
     return state
 
 
-def _read_safetensors(file: Path, where: str) -> dict[str, torch.Tensor]:
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{where} is no complete safetensors file ({_first_line(error)}); remove it, or copy it again."
-        ) from error
-    return _check_state(state, where)
-
-
-def _read_torch(file: Path, where: str) -> dict[str, torch.Tensor]:
+def _read_torch(file: Path, where: str) -> Any:
     # Files from before torch 1.6 are no archives and cannot be mapped into memory.
     archive = zipfile.is_zipfile(file)
     try:
@@ -99,11 +100,6 @@ def _read_torch(file: Path, where: str) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{where} is no complete PyTorch file of weights ({type(error).__name__}); remove it, or copy it again."
         ) from error
-    return _check_state(_unwrap(value, where), where)
-
-
-def _unwrap(value: Any, where: str) -> Any:
-    """The state dict in a dict that holds it beside other things."""
     if not isinstance(value, Mapping) or (value and all(isinstance(v, torch.Tensor) for v in value.values())):
         return value
     inner = [name for name in WRAPPERS if isinstance(value.get(name), Mapping)]
@@ -112,7 +108,7 @@ def _unwrap(value: Any, where: str) -> Any:
     return value[inner[0]] if inner else value
 
 
-def _check_state(state: Any, where: str) -> dict[str, torch.Tensor]:
+def _check_state(state: Any, where: str) -> None:
     if not isinstance(state, Mapping):
         raise ValueError(f"{where}: expected a state dict, found {type(state).__name__}; save model.state_dict().")
     if not state:
@@ -125,7 +121,6 @@ def _check_state(state: Any, where: str) -> dict[str, torch.Tensor]:
             )
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it sparse, quantized or empty.")
-    return dict(state)
 
 
 def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> dict[str, torch.Tensor]:
@@ -136,7 +131,3 @@ def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Collection[str])
         if prefix is None or any(name.startswith(prefix) for name in expected):
             return state
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -42,7 +42,7 @@ print(sum(float(row["parameters"][0]) for row in rows), file=sys.stderr)
 MEASURED = """
 import json, sys, time
 import pdiff_hf, torch, datasets
-from pdiff_hf.memory import peak_memory
+from pdiff_hf.machine import peak_memory
 repo, before, start = "{repo}", peak_memory(), time.perf_counter()
 {code}
 found = {{"seconds": time.perf_counter() - start, "peak_mb": peak_memory() / 2**20, "imports_mb": before / 2**20}}

@@ -110,7 +110,7 @@ def test_unreachable_hub_fails_within_10_seconds(tmp_path, artefacts):
         for server in (closed, silent):
             (tmp_path / str(server.fileno())).mkdir()
             client = Client(tmp_path / str(server.fileno()), f"http://127.0.0.1:{server.getsockname()[1]}")
-            client("import pdiff_hf.hub.push, pdiff_hf.pipelines")
+            client("import pdiff_hf.hub.upload, pdiff_hf.pipelines.pipeline_pdiff")
             commit = {"revision": "0" * 40}
             for attempt in (lambda: load(client), lambda: push(client, artefacts), lambda: download(client, **commit)):  # noqa: B023
                 with pytest.raises(ClientError, match=r"no connection to http://127.0.0.1") as caught:

@@ -238,7 +238,7 @@ def test_killed_collection_of_another_plan_begins_anew(task, model, tmp_path, mo
 
 COMMAND = """
 from pdiff_hf.cli import main
-from pdiff_hf.processes import process_state
+from pdiff_hf.machine import process_state
 
 try:
     main()

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from factories import TINY_RUN, tiny_recipe
+from pdiff_hf.data import folder as folder_module
 from pdiff_hf.data.dataset import load_parameter_dataset
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.folder import STAGES
@@ -100,6 +102,15 @@ def test_removed_stage_is_made_again_alike(tiny_run_copy, tmp_path):
     run_recipe(tiny_recipe(), tiny_run_copy)
     found = load_file(tiny_run_copy / "generated" / "00003.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_evaluation_reads_the_layout_once(run, pdiff, tmp_path, monkeypatch):
+    read, names = folder_module.read_json, []
+    monkeypatch.setattr(folder_module, "read_json", lambda path: names.append(Path(path).name) or read(path))
+    code, _, err = pdiff("evaluate", run[0], "--out", tmp_path / "report")
+    assert code == 0, err
+    assert names == ["layout.json"]
 
 
 def test_another_recipe_in_the_folder_is_refused_and_touches_nothing(run):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.columns import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS
 from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
 from ..results.records import Difference, Ensemble, SelectedDifference
-from ..results.tables import group_table, make_table
+from ..results.tables import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS, group_table, make_table
 from ..results.text import MISSING, ReportTable, Section, number, percent
 
 PROTOCOL = (

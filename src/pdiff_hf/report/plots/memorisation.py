@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from ...evaluation.groups import label
-from ...results.columns import GROUP_COLUMNS
 from ...results.records import GroupMetrics
+from ...results.tables import GROUP_COLUMNS
 from ...results.text import percent
 from .style import Plot, color, legend, new_figure, style
 

@@ -13,7 +13,6 @@ from pdiff_hf.files import read_json
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.report.plots.ablation import plot_ablation
 from pdiff_hf.results.text import MISSING
-from pdiff_hf.runs.ablation import base_model
 from pdiff_hf.runs.ablation.axes import axis_changes, current_value, parse_axes
 from pdiff_hf.runs.ablation.execute import execute, launcher_free, open_ablation, problem_in
 from pdiff_hf.runs.ablation.plan import make_jobs, make_plan
@@ -24,7 +23,7 @@ from pdiff_hf.runs.ablation.results import (
     memorisation,
     write_results,
 )
-from pdiff_hf.runs.ablation.share import begin_job, place_base_model
+from pdiff_hf.runs.ablation.share import begin_job, place_base_model, train_shared_base_model
 from pdiff_hf.runs.generate import generate_networks
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import collect, run_recipe
@@ -51,8 +50,8 @@ class InThisProcess:
     def __call__(self, arguments, log):
         self.commands.append([Path(argument).name for argument in arguments])
         try:
-            if arguments[0] == "pdiff_hf.runs.ablation.base_model":
-                base_model.main(*arguments[1:])
+            if arguments[0] == "pdiff_hf.runs.ablation.share":
+                train_shared_base_model(*arguments[1:])
             elif arguments[1] == "collect":
                 collect(load_recipe(arguments[2]), Path(arguments[4]))
             else:
@@ -209,7 +208,7 @@ def test_first_checkpoints_of_a_longer_collection_are_the_shorter_one_to_the_bit
 def test_collection_from_a_placed_base_model_is_the_ordinary_one_to_the_bit(collected, tmp_path):
     recipe = load_recipe("digits-mlp", QUICK)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    base_model.main(tmp_path / "recipe.yaml", tmp_path / "base")
+    train_shared_base_model(tmp_path / "recipe.yaml", tmp_path / "base")
     before = (tmp_path / "base" / "base" / "model.safetensors").stat().st_mtime_ns
     place_base_model(tmp_path / "base", partial_folder(tmp_path / "dataset"))
     collect(recipe, tmp_path / "dataset")
@@ -238,7 +237,7 @@ def test_every_point_is_an_ordinary_run_and_what_is_shared_is_done_once(ablation
     assert complete == {"base", "num_checkpoints-20", "sampling-vae", "optimizer-sgd"}
     done = [command[:2] for command in commands]
     assert done.count(["pdiff_hf", "collect"]) == 2, "adamw and sgd"
-    assert len([command for command in commands if command[0] == "pdiff_hf.runs.ablation.base_model"]) == 1
+    assert len([command for command in commands if command[0] == "pdiff_hf.runs.ablation.share"]) == 1
     for point in plan.points:
         # The same recipe finds its own run.
         own = folder / "points" / point.name

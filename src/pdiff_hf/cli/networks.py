@@ -100,13 +100,14 @@ def evaluate(
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..report.write import make_table
-    from ..runs.evaluate import evaluate_config, evaluate_run
+    from ..runs.evaluate import evaluate_run
     from ..runs.folder import Run
+    from ..runs.recipe import recorded_section
 
     run = Run(run_dir)
     metrics = evaluate_run(
         run,
-        evaluate_config(run, seed, True if fine_tune else None),
+        recorded_section(run_dir, "evaluate", {"seed": seed, "fine_tune": fine_tune or None}),
         ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
         pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,
@@ -131,12 +132,13 @@ def trajectory(
     """Follow networks from noise to the end: their accuracy, and where they lie among the originals."""
     quiet()
     from ..data.dataset import ParameterDataset
+    from ..runs.evaluate import trajectory_run
     from ..runs.folder import Run
-    from ..runs.trajectory import generate_config, trajectory_run
+    from ..runs.recipe import recorded_section
 
     run = Run(run_dir)
     given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
-    config = generate_config(run, {key: value for key, value in given.items() if value is not None})
+    config = recorded_section(run_dir, "generate", given)
     dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
     found, files = trajectory_run(run, dataset, config, num_starts)
     line = line_printer(as_json)

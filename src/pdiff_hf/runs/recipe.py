@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
@@ -18,7 +19,8 @@ from ..sections import without_foreign_keys
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
 from .composition import FACTS, RULES, apply_override, merge_into, read_recipe, read_written
-from .recipe_parts import find_part, named_recipes, read_part
+from .folder import RECIPE_FILE
+from .recipe_parts import find_part, read_part
 from .validation import parse_config, valid_keys
 
 
@@ -131,11 +133,6 @@ class Recipe(PydanticModel):
         return {**values, **shared}
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package that have a file of their own; see [`composition`] for all others."""
-    return named_recipes()
-
-
 def load_recipe(
     source: str | Path,
     overrides: Sequence[str] = (),
@@ -176,8 +173,7 @@ def compose_recipe(
     What is shipped says something for every kind of a section; of that, what its kind has no key for is left out. So
     is what the user has written for one kind when `changes` make it another.
 
-    Args:
-        source, overrides, preset, profile, changes: See [`load_recipe`].
+    The arguments are those of [`load_recipe`].
     """
     # JSON is YAML.
     overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())]
@@ -211,6 +207,20 @@ def load_training(
     if seed is not None:
         values = {name: {"seed": seed, **section} for name, section in values.items()}
     return parse_config(TrainingRecipe, {"dataset": str(Path(dataset).resolve()), **values})
+
+
+def recorded_section(
+    folder: str | Path, name: Literal["generate", "evaluate"], given: Mapping[str, Any] | None = None
+) -> Any:
+    """A section of the recipe in a run folder, its defaults without one; what is `given` and not `None` wins.
+
+    Raises:
+        ValueError: a value is not valid.
+    """
+    path = Path(folder) / RECIPE_FILE
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    return parse_config(Recipe.model_fields[name].annotation, {**values.get(name, {}), **given})
 
 
 def recipe_keys() -> list[str]:

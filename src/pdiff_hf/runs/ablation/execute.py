@@ -185,7 +185,7 @@ def _train_base_model(job: Job, folder: Path, launch: Launch) -> str:
     recipe, log = target.with_suffix(".yaml"), target.with_suffix(".log")
     with atomic_write(recipe) as temporary:
         temporary.write_text(yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    code, _ = launch(["pdiff_hf.runs.ablation.base_model", str(recipe), str(target)], log)
+    code, _ = launch(["pdiff_hf.runs.ablation.share", str(recipe), str(target)], log)
     return f"base model: {'trained' if code == 0 else problem_in(log, code) + '; every run trains its own'} → {target}"
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from ...evaluation.groups import label
 from ...results.text import percent
@@ -105,7 +104,7 @@ def _draw_accuracies(axes: Axes, found: Mapping[int, Mapping]) -> dict[str, Arti
             options = {"color": face, "linewidth": 1.6, "linestyle": "-" if name == "original" else ":"}
             handles[name] = axes.hlines(100 * _mean(point, name), place - 0.36, place + 0.36, **options)
     axes.set_ylabel("Test accuracy")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.yaxis.set_major_formatter("{x:g} %")
     return handles
 
 

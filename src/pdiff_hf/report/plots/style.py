@@ -78,13 +78,9 @@ def style(group: str) -> tuple[str, str]:
 
 
 def new_figure(narrow: bool, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, list]:
-    """Make a figure of `height` inches and its panels; a narrow one has them below each other.
+    """Make a figure and its panels, with rows of `height` inches; for a phone, a narrow one, all below each other.
 
-    Args:
-        narrow (`bool`): For the width of a phone.
-        height (`float`): In inches, of a row of panels when there are several.
-        rows, columns (`int`, *optional*, defaults to 1): Panels of a wide figure.
-        options: Of `Figure.subplots`.
+    `options` are those of `Figure.subplots`.
     """
     if narrow:
         rows, columns = rows * columns, 1

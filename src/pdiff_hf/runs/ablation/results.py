@@ -14,7 +14,7 @@ from ...evaluation.summary import aggregate_seeds
 from ...evaluation.verdict import make_verdict
 from ...files import atomic_write, read_json, write_json
 from ...report.plots.ablation import plot_ablation
-from ...report.plots.memorisation import plot_memorisation
+from ...report.plots.curves import plot_memorisation
 from ...report.plots.style import Plot
 from ...report.write import PACKAGES
 from ...results.metrics import METRICS_FILE, Metrics

@@ -67,9 +67,6 @@ def evaluate_groups(
             where it has more tensors than count for distances; `groups` by default.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
-    Returns:
-        [`EvaluationResult`]
-
     Raises:
         ValueError: no group `original`, or a group that does not fit the layout.
     """
@@ -103,6 +100,7 @@ def evaluate_groups(
 
     # 2. Groups against each other. Generated networks come first among the ensembles
     averaged = sorted((name for name in groups if is_shown(name, "ensembles")), key=lambda name: name != "generated")
+    single = _best_single(networks, on_val)
     metrics = Metrics(
         version=SCHEMA,
         num_parameters=originals.shape[1],
@@ -110,9 +108,7 @@ def evaluate_groups(
         groups=summaries,
         comparisons={},
         selected_comparisons={},
-        ensembles=evaluate_ensembles(
-            {name: networks[name] for name in averaged}, test, best_single=_best_single(networks, on_val), seed=seed
-        ),
+        ensembles=evaluate_ensembles({name: networks[name] for name in averaged}, test, best_single=single, seed=seed),
         seed=seed,
     )
     if "generated" in groups:

@@ -21,12 +21,8 @@ Write = Callable[[Any, Sequence[float] | None], str]
 class Column:
     """A column of a table.
 
-    Args:
-        name (`str`): Its header.
-        unit (`str`): What its numbers are in and whether they have intervals; the rest of the header.
-        read (`Callable`): Gives the value and its interval, of what a row is about.
-        write (`Callable`): Makes text of both.
-        meaning (`str`): What the number is.
+    Its header is the name and the unit, which says whether the numbers have intervals. `read` gives the value and its
+    interval, of what a row is about, and `write` makes text of both. `meaning` says what the number is.
     """
 
     name: str
@@ -223,15 +219,9 @@ def make_table(
     bars: Column | None = None,
     folded: bool = False,
 ) -> ReportTable:
-    """Make a table.
+    """Make a table of rows given by their names and what the columns read; `first` is the header of the names.
 
-    Args:
-        first (`str`): Header of the column that names the rows.
-        columns (`Sequence[Column]`): The others.
-        rows (`Iterable[tuple[str, tuple]]`): Name of a row, and what its columns read.
-        title (`str`, *optional*): Its caption.
-        bars (`Column`, *optional*): The column whose intervals are drawn where the table is.
-        folded (`bool`, *optional*, defaults to `False`): Whether few look at it.
+    The intervals of the column `bars` are drawn where the table is; few look at a `folded` one.
     """
     rows = list(rows)
     return ReportTable(
@@ -258,11 +248,9 @@ def group_table(
 
     Args:
         metrics ([`Metrics`]): What is known of them.
-        names (`Sequence[str]`): Keys of [`GROUP_COLUMNS`].
+        names, plain, bars, known (keys of [`GROUP_COLUMNS`]): The columns; those without their intervals; that whose
+            intervals are drawn where the table is; that which a group needs a value for to be in the table.
         title (`str`, *optional*): Its caption.
-        plain (`Sequence[str]`, *optional*): Keys of columns that are shown without their intervals.
-        bars (`str`, *optional*): Key of the column whose intervals are drawn where the table is.
-        known (`str`, *optional*): Key of a column that a group needs a value for to be in the table.
         all_columns (`bool`, *optional*, defaults to `False`): Keep columns of which nothing is known.
     """
     rows = [(name, (group, metrics.original)) for name, group in metrics.groups.items()]

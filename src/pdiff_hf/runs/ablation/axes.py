@@ -25,13 +25,7 @@ KIND_AXES = ("autoencoder", *(f"{section}.kind" for section in SECTIONS))
 
 @dataclass(frozen=True)
 class NamedAxis:
-    """An axis with a name of its own.
-
-    Args:
-        help (`str`): What it varies, for the documentation and the command line.
-        changes (`Callable`): Maps a value and a recipe to keys of the recipe and what they become.
-        current (`Callable`): The value that a recipe has.
-    """
+    """An axis with a name of its own: what a value changes in a recipe, and which value a recipe has."""
 
     help: str
     changes: Callable[[str, Recipe], dict[str, Any]]

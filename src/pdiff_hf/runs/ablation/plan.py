@@ -46,8 +46,6 @@ class Job:
     """An ordinary run: one point with one seed.
 
     Args:
-        point ([`Point`]): The setting.
-        seed (`int`, *optional*): Its seed.
         sources (`dict[str, Job]`): By stage, the job that makes what this one would make too. For `collect` it may
             have more checkpoints, of which this one's are the first.
         wave (`int`): 0 when it needs no other; else one more than the latest of those it takes something from.
@@ -75,8 +73,7 @@ class Plan:
     """An ablation, before anything is run.
 
     Args:
-        recipe (`str`): Name or file of the recipe.
-        options (`dict[str, Any]`): What else it was loaded by: `overrides`, `preset`, `profile`.
+        recipe, options: What the base was loaded by; options are `overrides`, `preset`, `profile`.
         seeds (`list[int]`): Empty for the recipe's own.
         grid (`bool`): Whether all combinations are points, instead of each axis alone.
         axes (`dict[str, list[str]]`): Values by axis, in order; the base recipe's is among them.
@@ -94,11 +91,8 @@ class Plan:
 
     def on_axis(self, axis: str) -> list[tuple[str, Point]]:
         """Value and point along an axis through the base."""
-        found = []
-        for value in self.axes[axis]:
-            wanted = {**self.base, axis: value}
-            found += [(value, point) for point in self.points if point.values == wanted]
-        return found
+        wanted = {value: {**self.base, axis: value} for value in self.axes[axis]}
+        return [(value, point) for value in wanted for point in self.points if point.values == wanted[value]]
 
 
 def make_plan(
@@ -113,9 +107,8 @@ def make_plan(
     """Load the recipe of every point.
 
     Args:
-        recipe (`str`): Name or file of the recipe.
+        recipe, overrides, preset, profile: Of [`load_recipe`].
         axes (`Mapping[str, Sequence[str]]`): Values by axis, as [`parse_axes`] gives them.
-        overrides, preset, profile: Of [`load_recipe`].
         seeds (`Sequence[int]`, *optional*): Every point is run with each; the recipe's own by default.
         grid (`bool`, *optional*, defaults to `False`): All combinations of values, instead of each axis alone.
 
@@ -160,12 +153,9 @@ def make_jobs(plan: Plan) -> list[Job]:
     keys = {(point.name, seed): stage_keys(point.recipes[seed]) for point, seed in runs}
 
     # 1. Of runs that share a collection, the one with most checkpoints makes it
-    def length(run: tuple[Point, int | None]) -> int:
-        return run[0].recipes[run[1]].collect.num_checkpoints
-
     leaders: dict[str, tuple[Point, int | None]] = {}
-    for run in sorted(runs, key=lambda run: -length(run)):
-        leaders.setdefault(keys[run[0].name, run[1]]["collection"], run)
+    for point, seed in sorted(runs, key=lambda run: -run[0].recipes[run[1]].collect.num_checkpoints):
+        leaders.setdefault(keys[point.name, seed]["collection"], (point, seed))
     runs.sort(key=lambda run: run not in leaders.values())
 
     # 2. Everything else is made by the first that needs it
@@ -186,8 +176,7 @@ def make_jobs(plan: Plan) -> list[Job]:
 def stage_keys(recipe: Recipe) -> dict[str, str]:
     """What the results of the stages up to the pipeline depend on; recipes with the same key make the same.
 
-    `collection` is that of the longest collection that this one's checkpoints are the first of, and `base_model` that
-    of the trained base model.
+    `collection` is that of the longest collection that this one's checkpoints are the first of.
     """
     values = recipe.model_dump(mode="json")
     keys, known = {}, {"seed": recipe.seed}

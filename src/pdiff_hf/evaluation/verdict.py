@@ -30,8 +30,8 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     shares = group.novel_and_performant
     if shares.copied is not None and shares.copied >= COPYING_SHARE:
         return "copying", (
-            f"The generator copies: {percent(shares.copied, digits=0)} of its networks are closer to an original than a third "
-            "of the distance that originals have from each other."
+            f"The generator copies: {percent(shares.copied, digits=0)} of its networks are closer to an original than a "
+            "third of the distance that originals have from each other."
         )
 
     # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator
@@ -59,12 +59,11 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     for name, rival in metrics.rivals().items():
         if rival.role == "rival" and comparisons[name].sign < 0:
             sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"
+    novel, joint = (percent(share["1x"], digits=0) for share in (shares.novel, shares.joint))
     if shares.novel["1x"] < 0.5:
-        sentence += (
-            f"; only {percent(shares.novel['1x'], digits=0)} of them are farther from every original than is usual"
-        )
+        sentence += f"; only {novel} of them are farther from every original than is usual"
     else:
-        sentence += f"; {percent(shares.joint['1x'], digits=0)} of them are both novel and performant"
+        sentence += f"; {joint} of them are both novel and performant"
     return finding, sentence + "."
 
 

@@ -30,8 +30,8 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     shares = group.novel_and_performant
     if shares.copied is not None and shares.copied >= COPYING_SHARE:
         return "copying", (
-            f"The generator copies: {percent(shares.copied, digits=0)} of its networks are closer to an original than a "
-            "third of the distance that originals have from each other."
+            f"The generator copies: {percent(shares.copied, digits=0)} of its networks are closer to an original than "
+            "a third of the distance that originals have from each other."
         )
 
     # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator

@@ -50,13 +50,11 @@ def generate(
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
     generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
-    line = line_printer(as_json)
+    line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
     if choice is None:
         line(f"{num_samples} networks → {out}")
-        print_json({"folder": str(out), "num_samples": num_samples}, as_json)
-        return
+        return print_json(summary, as_json)
     found = read_json(out / "index.json")["choice"]
-    best = found["val_accuracy"][0]
     line(
         f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} chosen on "
         f"{found['num_val']} val examples in {found['seconds']['select']:.1f} s → {out}"
@@ -68,11 +66,11 @@ def generate(
         before = found["val_accuracy_before_batch_norm"]
         line(f"Before BatchNorm statistics were re-estimated: {', '.join(f'{accuracy:.2%}' for accuracy in before)}.")
     if soup:
-        difference = found["soup_val_accuracy"] - best
+        difference = found["soup_val_accuracy"] - found["val_accuracy"][0]
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
         line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
     line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test examples.")
-    print_json({"folder": str(out), "num_samples": num_samples, "choice": found}, as_json)
+    print_json({**summary, "choice": found}, as_json)
 
 
 @app.command()

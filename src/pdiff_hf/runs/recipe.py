@@ -33,8 +33,7 @@ class BaseModelConfig(PydanticModel):
     name: str
     kwargs: dict[str, Any] = {}
     pretrained: str | None = Field(
-        None,
-        description="of transformers: Hub id or folder of the weights to start from; timm has kwargs.pretrained",
+        None, description="of transformers: Hub id or folder of the weights to start from; timm has kwargs.pretrained"
     )
     trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
 
@@ -144,11 +143,8 @@ def load_recipe(
     """Load a recipe, compose it of its parts and validate it.
 
     Args:
-        source (`str` or `Path`): Name of a shipped recipe, `<network>-<selection>-<data>`, or a YAML file.
-        overrides (`Sequence[str]`, *optional*): `"section.key=value"` with a YAML value each.
+        source, overrides, preset, profile: See [`composition.read_recipe`].
         seed (`int`, *optional*): Replaces the recipe's `seed`.
-        preset (`str`, *optional*): `"paper"` or `"fast"`, see [`composition.read_recipe`].
-        profile (`str`, *optional*): `"cpu-smoke"`.
         changes (`Mapping[str, Any]`, *optional*): Values by `"section.key"`, after all else; see [`compose_recipe`].
 
     Raises:

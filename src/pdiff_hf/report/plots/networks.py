@@ -38,9 +38,7 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
     if not means or reference is None:
         return None
     reference *= 100
-    clouds = {
-        name: _networks(groups[name]) for name in means if groups and name in groups and is_shown(name, "points")
-    }
+    clouds = {name: _networks(groups[name]) for name in means if name in (groups or ()) and is_shown(name, "points")}
     differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means}
     intervals = {
         name: [reference + 100 * bound for bound in interval]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,7 @@ def _num_checkpoints(value: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _noise(value: str, recipe: Recipe) -> dict[str, Any]:
-    _one_of("noise", value, NOISES)
-    on_input, on_latent = NOISES[value]
+    on_input, on_latent = NOISES[_one_of("noise", value, NOISES)]
     wanted = {"autoencoder.input_noise": on_input, **dict.fromkeys(LATENT_NOISE, on_latent)}
     # A kind that has no such noise has none to change.
     present = {key: noise for key in wanted if (noise := _get(recipe, key)) is not None}
@@ -128,21 +127,14 @@ def _layer(value: str, recipe: Recipe) -> dict[str, Any]:
     return {"collect.select": yaml.safe_load(value) if value.startswith("[") else value}
 
 
-def _autoencoder(value: str, recipe: Recipe) -> dict[str, Any]:
-    _one_of("autoencoder", value, AUTOENCODERS)
-    return {"autoencoder.kind": value}
-
-
 def _choice(axis: str, key: str, values: dict[str, str]) -> NamedAxis:
-    def changes(value: str, recipe: Recipe) -> dict[str, Any]:
-        _one_of(axis, value, values)
-        return {key: values[value]}
-
-    def current(recipe: Recipe) -> str:
-        found = _get(recipe, key)
-        return next(name for name, meaning in values.items() if meaning == found)
-
-    return NamedAxis(f"{', '.join(values)}: `{key}`", changes, current)
+    """An axis whose values are names for those of a key."""
+    names = {meaning: name for name, meaning in values.items()}
+    return NamedAxis(
+        f"{', '.join(values)}: `{key}`",
+        lambda value, recipe: {key: values[_one_of(axis, value, values)]},
+        lambda recipe: names[_get(recipe, key)],
+    )
 
 
 def _positive(axis: str, value: str) -> int:
@@ -151,9 +143,10 @@ def _positive(axis: str, value: str) -> int:
     return int(value)
 
 
-def _one_of(axis: str, value: str, values) -> None:
+def _one_of(axis: str, value: str, values: Collection[str]) -> str:
     if value not in values:
         raise ValueError(f"--axis {axis}: expected one of {', '.join(values)}, found {value!r}.")
+    return value
 
 
 def _get(recipe: Recipe, key: str) -> Any:
@@ -211,6 +204,8 @@ AXES = {
     "sampling": _choice("sampling", "generate.sampler", SAMPLERS),
     "optimizer": _choice("optimizer", "collect.optimizer", {name: name for name in ("adamw", "adam", "sgd")}),
     "autoencoder": NamedAxis(
-        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`", _autoencoder, lambda recipe: recipe.autoencoder.kind
+        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`",
+        lambda value, recipe: {"autoencoder.kind": _one_of("autoencoder", value, AUTOENCODERS)},
+        lambda recipe: recipe.autoencoder.kind,
     ),
 }

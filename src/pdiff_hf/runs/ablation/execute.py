@@ -63,10 +63,7 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
 
 
 def execute(
-    plan: Plan,
-    folder: str | Path,
-    report: Callable[[str], None] = lambda line: None,
-    launch: Launch | None = None,
+    plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None, launch: Launch | None = None
 ) -> None:
     """Carry out all runs of an ablation that are not complete.
 
@@ -82,13 +79,17 @@ def execute(
     folder, state, jobs = Path(folder), process_state(), make_jobs(plan)
     launch, own = launch or run_python(state), slice(state.process_index, None, state.num_processes)
     if state.is_main_process:
-        with atomic_write(folder / PLAN_FILE) as temporary:
-            temporary.write_text(yaml.safe_dump(_definition(plan), sort_keys=False), encoding="utf-8")
+        _write_yaml(_definition(plan), folder / PLAN_FILE)
     state.wait_for_everyone()
 
     # 1. Base models that several collections start from
     for job in _base_trainings(jobs, folder)[own]:
-        report(_train_base_model(job, folder, launch))
+        target = _base_folder(job, folder)
+        recipe, log = target.with_suffix(".yaml"), target.with_suffix(".log")
+        _write_yaml(job.recipe.model_dump(mode="json"), recipe)
+        code, _ = launch(["pdiff_hf.runs.ablation.share", str(recipe), str(target)], log)
+        said = "trained" if code == 0 else f"{problem_in(log, code)}; every run trains its own"
+        report(f"base model: {said} → {target}")
     state.wait_for_everyone()
 
     # 2. Runs, those first that others take something from
@@ -169,13 +170,9 @@ def _base_folder(job: Job, folder: Path) -> Path:
     return folder / "base_models" / base_model_key(job.recipe)[:12]
 
 
-def _train_base_model(job: Job, folder: Path, launch: Launch) -> str:
-    target = _base_folder(job, folder)
-    recipe, log = target.with_suffix(".yaml"), target.with_suffix(".log")
-    with atomic_write(recipe) as temporary:
-        temporary.write_text(yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    code, _ = launch(["pdiff_hf.runs.ablation.share", str(recipe), str(target)], log)
-    return f"base model: {'trained' if code == 0 else problem_in(log, code) + '; every run trains its own'} → {target}"
+def _write_yaml(values: Mapping[str, Any], path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _carry_out(job: Job, folder: Path, launch: Launch) -> str | None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,8 +128,10 @@ def make_plan(
         if not same:
             same = [current_value(axis, base)]
             values.insert(0, same[0])
-        ordered[axis] = sorted(values, key=float) if all(map(_is_number, values)) else values
-        base_values[axis] = same[0]
+        # Numbers in their order, others as they were given.
+        with suppress(ValueError):
+            values = sorted(values, key=float)
+        ordered[axis], base_values[axis] = values, same[0]
 
     # 2. Points, those with the same recipe only once
     if grid:
@@ -184,16 +187,15 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         known = {**known, **{section: values[section] for section in sections}}
         keys[stage] = _digest(known)
     config = recipe.collect
-    has_prefix = config.runs == 1 and config.num_checkpoints > 1 and config.align == "none"
-    collect = {key: value for key, value in values["collect"].items() if key != "num_checkpoints" or not has_prefix}
-    base = {section: values[section] for section in ("task", "base_model", "base_training")}
-    return {**keys, "collection": _digest({"seed": recipe.seed, **base, "collect": collect})}
+    if config.runs == 1 and config.num_checkpoints > 1 and config.align == "none":
+        del values["collect"]["num_checkpoints"]
+    known = {section: values[section] for section in STAGE_SECTIONS["collect"]}
+    return {**keys, "collection": _digest({"seed": recipe.seed, **known})}
 
 
 def base_model_key(recipe: Recipe) -> str:
     """What the trained base model depends on."""
-    values = recipe.model_dump(mode="json")
-    return _digest({section: values[section] for section in ("task", "base_model", "base_training")})
+    return _digest(recipe.model_dump(mode="json", include={"task", "base_model", "base_training"}))
 
 
 def _apply(load, overrides: Sequence[str], values: Mapping[str, str], seed: int | None) -> tuple[dict, Recipe]:
@@ -219,11 +221,3 @@ def _name(varied: Mapping[str, str], points: Sequence[Point]) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -18,9 +18,8 @@ from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
 from ..sections import without_foreign_keys
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
-from .composition import FACTS, RULES, apply_override, merge_into, read_recipe, read_written
+from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
 from .folder import RECIPE_FILE
-from .recipe_parts import find_part, read_part
 from .validation import parse_config, valid_keys
 
 
@@ -191,10 +190,8 @@ def load_training(
         ValueError: as [`load_recipe`]; keys of other sections are unknown here.
     """
     values: dict[str, Any] = {"autoencoder": {}, "diffusion": {}}
-    for axis, name in (("preset", preset), ("profile", profile)):
-        if name is not None:
-            overlay = read_part(find_part(name, axis))
-            merge_into(values, {section: overlay[section] for section in values if section in overlay})
+    for _, overlay in read_overlays(preset, profile):
+        merge_into(values, {section: overlay[section] for section in values if section in overlay})
     written: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)

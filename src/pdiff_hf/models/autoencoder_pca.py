@@ -27,13 +27,10 @@ class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     Nothing is trained by gradients: [`~AutoencoderPCA.fit_statistics`] is exact and costs three passes over the data.
 
     Parameters:
-        num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
-        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
-        normalization (`str`, *optional*, defaults to `"per_tensor"`): `"per_tensor"` or `"per_parameter"` z-scores.
+        num_parameters, layout, normalization, scaling_factor, shift_factor: See [`AutoencoderPDiff`].
         latent_channels (`int`), latent_length (`int`): C and L; C·L components are kept.
         basis_dtype (`str`, *optional*, defaults to `"float32"`): In which the C·L × D basis is stored, the only thing
             that is large: `float32`, `bfloat16` or `float16`. Sums are float32 in any case.
-        scaling_factor (`float`), shift_factor (`float`): Set from the encoded dataset.
     """
 
     @register_to_config

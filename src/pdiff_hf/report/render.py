@@ -136,23 +136,27 @@ def _bars(table: ReportTable) -> list[dict | None]:
 
 def make_markdown(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
     """Write the text of `report.md`; the PNGs of the figures lie beside it."""
-    figures = {plot.name: plot for plot in plots}
-    lines = ["# Evaluation", "", f"**{metrics.verdict}**", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for text in section.text:
-            lines += [f"- {text}"] if section.bullets else [text, ""]
-        for table in section.tables:
-            lines += [*markdown_table(table), ""]
-        for name in section.plots:
-            plot = figures[name]
-            lines += [f"![{plot.alt}]({name}.png)", "", f"{plot.note}", ""]
-        if section.bullets:
-            lines.append("")
+    lines = ["# Evaluation", "", f"**{metrics.verdict}**", "", *markdown_sections(sections, plots)]
     lines += [] if metrics.seeds is None else [f"Seeds: {_list(metrics.seeds)}", ""]
     lines += [] if metrics.seed is None else [f"Seed: {metrics.seed}", ""]
     lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in metrics.versions.items()), ""]
     return "\n".join(lines)
+
+
+def markdown_sections(sections: Sequence[Section], plots: Sequence[Plot]) -> list[str]:
+    """The lines of sections; the PNGs of their figures lie beside them."""
+    figures, lines = {plot.name: plot for plot in plots}, []
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for text in section.text:
+            lines += [f"- {text}"] if section.bullets else [text, ""]
+        if section.bullets:
+            lines.append("")
+        for table in section.tables:
+            lines += [*markdown_table(table), ""]
+        for plot in map(figures.__getitem__, section.plots):
+            lines += [f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
+    return lines
 
 
 def _list(value: object) -> str:

@@ -76,9 +76,8 @@ def generate_networks(
     Args:
         output_dir (`str` or `Path`): New or empty folder.
         num_samples (`int`, *optional*, defaults to 100): Number of networks.
-        num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps.
+        num_inference_steps, truncation: See [`PDiffPipeline`].
         scheduler (`str`, *optional*, defaults to `"dpmsolver++"`): `"dpmsolver++"`, `"ddim"` or `"ddpm"`.
-        truncation (`float`, *optional*, defaults to 1.0): See [`PDiffPipeline`].
         seed (`int`, *optional*, defaults to 0): Of the noise.
         choice ([`ChoiceConfig`], *optional*): Write the best networks only, the very best first; all by default.
         sampler (`str`, *optional*, defaults to `"diffusion"`): `"gaussian_latents"` leaves the denoiser out: latents

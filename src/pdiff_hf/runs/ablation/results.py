@@ -16,11 +16,12 @@ from ...files import atomic_write, read_json, write_json
 from ...report.plots.ablation import plot_ablation
 from ...report.plots.curves import plot_memorisation
 from ...report.plots.style import Plot
+from ...report.render import markdown_sections
 from ...report.write import PACKAGES
 from ...results.metrics import METRICS_FILE, Metrics
 from ...results.records import GroupMetrics
 from ...results.tables import Column, Value, at, fold_header, group_column, in_format, in_percent, make_table
-from ...results.text import ReportTable, markdown_table
+from ...results.text import ReportTable, Section
 from ..evaluate import GENERATOR_STAGES
 from ..folder import GATE_FILE, Run
 from .axes import AXES
@@ -116,22 +117,20 @@ def write_results(results: Mapping, folder: str | Path) -> list[Path]:
     """Write `ablation.json`, `ablation.md` and a figure for each axis; returns the files."""
     folder = Path(folder)
     plots = [plot_ablation(axis, results) for axis in results["axes"]]
-    lines = [f"# Ablation of {results['recipe']}", ""]
-    for line in (*NOTES, SEEDS.format(seeds=results["seeds"]) if len(results["seeds"]) > 1 else ONE_RUN):
-        lines += [line, ""]
-    for table, plot in zip(make_tables(results), [*plots, *[None] * results["grid"]], strict=True):
-        lines += [*markdown_table(table), ""]
-        if plot is not None:
-            lines += [f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
+    intervals = SEEDS.format(seeds=results["seeds"]) if len(results["seeds"]) > 1 else ONE_RUN
+    tables = make_tables(results)
+    sections = [Section("How to read it", [*NOTES, intervals])]
+    for axis, plot, table in zip(results["axes"], plots, tables, strict=False):
+        sections.append(Section(axis, (), [plot.name], [table]))
+    if results["grid"]:
+        sections.append(Section("Grid", tables=tables[-1:]))
     if found := memorisation(results):
-        tables, plot = found
+        similarities, plot = found
         plots.append(plot)
-        lines += ["## Memorisation", "", f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
-        for table in tables:
-            lines += [*markdown_table(table), ""]
-        lines += [*(f"- {note}" for note in MEMORISATION_NOTES), ""]
+        sections.append(Section("Memorisation", MEMORISATION_NOTES, [plot.name], similarities, bullets=True))
     if problems := list_problems(results):
-        lines += ["## Problems", "", *(f"- {problem}" for problem in problems), ""]
+        sections.append(Section("Problems", problems, bullets=True))
+    lines = [f"# Ablation of {results['recipe']}", "", *markdown_sections(sections, plots)]
     lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
     write_json(folder / "ablation.json", results)
     with atomic_write(folder / "ablation.md") as temporary:

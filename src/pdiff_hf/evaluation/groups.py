@@ -74,10 +74,6 @@ class Group:
     label: str | None = None
 
 
-def _greedy_soup(given: GroupInputs) -> torch.Tensor | None:
-    return None if given.val_accuracy is None else greedy_soup(given.originals, given.val_accuracy)
-
-
 def _draws(function: Callable, **options) -> Callable[[GroupInputs], torch.Tensor]:
     """What makes draws of originals by a layout."""
     return lambda given: function(given.originals, given.layout, given.num, given.generator, **options)
@@ -97,7 +93,10 @@ GROUPS: dict[str, Group] = {
     "uniform_soup": Group(
         lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
     ),
-    "greedy_soup": Group(_greedy_soup, "average", "the greedy soup of originals", "green", "P"),
+    "greedy_soup": Group(
+        lambda given: given.val_accuracy and greedy_soup(given.originals, given.val_accuracy),
+        "average", "the greedy soup of originals", "green", "P",
+    ),
     "average_16": Group(
         _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
     ),

@@ -216,8 +216,7 @@ def merge_into(target: dict[str, Any], other: Mapping[str, Any]) -> None:
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one key by `"section.key=value"`; the value is YAML and replaces whatever was there.
 
-    Raises:
-        ValueError: not of this form, not valid YAML, or a value where a section should be.
+    Raises `ValueError` when it is not of this form or not valid YAML, or for a value where a section should be.
     """
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")

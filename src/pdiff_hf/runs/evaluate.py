@@ -52,8 +52,7 @@ def fine_tune_run(
 ) -> None:
     """Fine-tune the last checkpoint for as long as the generator took, as a stage of the run, once.
 
-    Nothing is done without `config.fine_tune`, or when it is not known how the checkpoints were collected or what the
-    generator took.
+    Not without `config.fine_tune`, or when it is not known how checkpoints were collected or what the generator took.
     """
     collection, seconds = dataset.metadata.get("collect"), generator_seconds(run)
     if not config.fine_tune or collection is None or seconds is None:

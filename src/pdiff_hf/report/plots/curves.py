@@ -166,10 +166,8 @@ def plot_loss_curves(logs: Mapping[str, str | Path]) -> Plot | None:
         panels[0].set_ylabel("Mean squared error")
         return figure
 
-    ends = {title: smooth[-1] for title, (_, _, smooth) in curves.items()}
-    title = "Training loss ends at " + ", ".join(
-        f"{value:.3g} ({label(name).lower()})" for name, value in ends.items()
-    )
+    ends = [f"{smooth[-1]:.3g} ({label(name).lower()})" for name, (_, _, smooth) in curves.items()]
+    title = f"Training loss ends at {', '.join(ends)}"
     alt = "; ".join(
         f"{label(name)}: from {losses[0]:.3g} at step {steps[0]} to {smooth[-1]:.3g} at step {steps[-1]}"
         for name, (steps, losses, smooth) in curves.items()

@@ -39,12 +39,8 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
         return None
     reference *= 100
     clouds = {name: _networks(groups[name]) for name in means if name in (groups or ()) and is_shown(name, "points")}
-    differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means}
-    intervals = {
-        name: [reference + 100 * bound for bound in interval]
-        for name, interval in differences.items()
-        if name != "original" and interval is not None
-    }
+    differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means if name != "original"}
+    intervals = {name: [reference + 100 * end for end in ends] for name, ends in differences.items() if ends}
     in_view = [name for name in means if find_group(name).role != "baseline"]
     centers = [means[name] for name in in_view]
     left, right = _view([mean[0] for mean in means.values()], _core(centers, clouds, 0), 0.02)

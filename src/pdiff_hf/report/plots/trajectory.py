@@ -28,10 +28,9 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
         handles = {}
         for name, (hue, title) in PATHS.items():
             for axes, key, scale in ((accuracy, "accuracy", 100), (distance, "distance", 1)):
-                axes.plot(times, scale * values[name, key], color=color(hue), linewidth=0.8, alpha=0.4)
-                (handles[title],) = axes.plot(
-                    times, scale * _mean(values[name, key], 1), color=color(hue), linewidth=2.2
-                )
+                paths = scale * values[name, key]
+                axes.plot(times, paths, color=color(hue), linewidth=0.8, alpha=0.4)
+                (handles[title],) = axes.plot(times, _mean(paths, 1), color=color(hue), linewidth=2.2)
         low, middle, high = (100 * originals["accuracy"][key] for key in ("min", "mean", "max"))
         accuracy.axhspan(low, high, color=color("blue"), alpha=0.15, linewidth=0)
         handles[ORIGINALS] = accuracy.axhline(middle, color=color("blue"), linewidth=1.2, linestyle=(0, (4, 3)))
@@ -71,8 +70,7 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
 
 def plot_trajectory_plane(trajectory: Mapping) -> Plot:
     """The paths in the plane of the first two principal components of the originals' parameters."""
-    originals = _array(trajectory["originals"]["plane"])
-    mean = _array(trajectory["mean_of_originals"]["plane"])
+    originals, mean = (_array(trajectory[name]["plane"]) for name in ("originals", "mean_of_originals"))
     paths = {name: _array(trajectory[name]["plane"]) for name in PATHS}
     explained = trajectory["originals"]["explained_variance"]
 
@@ -81,9 +79,8 @@ def plot_trajectory_plane(trajectory: Mapping) -> Plot:
         handles = {}
         for axes, (name, path) in zip(panels, paths.items(), strict=True):
             hue, title = PATHS[name]
-            handles[ORIGINALS] = axes.scatter(
-                *originals.T, s=14, color=color("blue"), marker="o", alpha=0.35, linewidths=0
-            )
+            looks = {"color": color("blue"), "marker": "o", "alpha": 0.35, "linewidths": 0}
+            handles[ORIGINALS] = axes.scatter(*originals.T, s=14, **looks)
             for start in range(path.shape[1]):
                 options = {"color": color(hue), "linewidth": 1.2, "alpha": 0.85, "marker": ".", "markersize": 4}
                 axes.plot(*path[:, start].T, **options)
@@ -102,10 +99,9 @@ def plot_trajectory_plane(trajectory: Mapping) -> Plot:
     end = _mean(reach["noisy"][-1])
     title = f"Where the paths lead: the generated networks lie {end:.2f} times as far from the originals' mean as "
     title += "originals do"
+    ways = [f"{text} from {_mean(reach[name][0]):.2f} to {end:.2f}" for name, (_, text) in PATHS.items()]
     alt = "Paths in the plane of two principal components. Distance from the originals' mean, in units of the "
-    alt += "originals' own: " + "; ".join(
-        f"{text} from {_mean(reach[name][0]):.2f} to {end:.2f}" for name, (_, text) in PATHS.items()
-    )
+    alt += f"originals' own: {'; '.join(ways)}"
     note = f"First two principal components of the originals' parameters ({sum(explained):.0%} of their variance). "
     note += f"{trajectory['num_starts']} starts; a dot is a step. The distances count all "
     note += f"{trajectory['num_parameters']:,} parameters, the plane shows two directions of them."

@@ -184,9 +184,9 @@ def aggregate_seeds(runs: Mapping[int, Metrics]) -> Metrics:
 
 
 def _aggregate(values: Sequence):
-    first = values[0]
     if any(value is None for value in values):
         return None
+    first = values[0]
     if isinstance(first, Mapping):
         keys = [key for key in first if key not in LEFT_OUT and all(key in value for value in values)]
         result = {key: _aggregate([value[key] for value in values]) for key in keys}

@@ -33,12 +33,9 @@ class ParameterDecoderOutput(BaseOutput):
 
 @dataclass
 class ParameterAutoencoderOutput(BaseOutput):
-    """Output of `forward`.
+    """Output of `forward`: reconstructed raw parameter values `(B, D)` in float32, and latents `(B, C, L)`, not noisy.
 
-    Args:
-        sample (`torch.Tensor` of shape `(B, D)`): Reconstructed raw parameter values in float32.
-        latents (`torch.Tensor` of shape `(B, C, L)`): Latents without noise.
-        loss (`torch.Tensor` of shape `()`): Mean squared error of the normalised vectors.
+    `loss` is the mean squared error of the normalised vectors.
     """
 
     sample: torch.Tensor

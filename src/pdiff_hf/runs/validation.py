@@ -85,18 +85,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, union: OneOf) -> None:
         fields = {**section.model_fields, **fields}
     del fields["kind"]
     for name, field in fields.items():
-        flag = f"--{FLAGS.get(name, name)}"
-        shown = "" if field.is_required() else f"defaults to {field.default}"
+        shown = "set by --preset" if field.is_required() else f"defaults to {field.default}"
         kinds = [kind for kind in union.kinds if name in union.keys(kind)]
         only = f"of kind {', '.join(kinds)}" if len(kinds) < len(union.kinds) else ""
-        text = "; ".join(part for part in (only, field.description, shown or "set by --preset") if part)
+        text = "; ".join(part for part in (only, field.description, shown) if part)
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            options["action"] = argparse.BooleanOptionalAction
         elif "tuple" in str(field.annotation):
-            parser.add_argument(flag, nargs="+", **options)
-        else:
-            parser.add_argument(flag, **options)
+            options["nargs"] = "+"
+        parser.add_argument(f"--{FLAGS.get(name, name)}", **options)
 
 
 def config_values(arguments: argparse.Namespace, union: OneOf) -> dict[str, Any]:

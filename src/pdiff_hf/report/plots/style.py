@@ -36,14 +36,10 @@ COLORS = {
 
 @dataclass
 class Plot:
-    """A figure of a report.
+    """A figure of a report: the stem of its file, and its message as a title.
 
-    Args:
-        name (`str`): Stem of its file.
-        title (`str`): Its message.
-        alt (`str`): Its numbers in words, for those who do not see it.
-        note (`str`): How to read it.
-        draw (`Callable[[bool], Figure]`): Draws it without the title; `True` for the width of a phone.
+    `alt` has its numbers in words, for those who do not see it; `note` says how to read it. `draw` draws it without
+    the title; `True` for the width of a phone.
     """
 
     name: str

@@ -27,13 +27,9 @@ STAGE_SECTIONS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of an ablation.
+    """One setting of an ablation: the name of its folder, and its value on every axis.
 
-    Args:
-        name (`str`): Name of its folder.
-        values (`dict[str, str]`): Its value on every axis.
-        changes (`dict[str, Any]`): Keys of the recipe that differ from the base.
-        recipes (`dict[int | None, Recipe]`): By seed; `None` for the recipe's own.
+    `changes` are the keys of the recipe that differ from the base; `recipes` are by seed, `None` for the recipe's own.
     """
 
     name: str
@@ -46,10 +42,9 @@ class Point:
 class Job:
     """An ordinary run: one point with one seed.
 
-    Args:
-        sources (`dict[str, Job]`): By stage, the job that makes what this one would make too. For `collect` it may
-            have more checkpoints, of which this one's are the first.
-        wave (`int`): 0 when it needs no other; else one more than the latest of those it takes something from.
+    `sources` are, by stage, the jobs that make what this one would make too. For `collect` that may have more
+    checkpoints, of which this one's are the first. `wave` is 0 when it needs no other, else one more than the latest
+    of those it takes something from.
     """
 
     point: Point
@@ -73,13 +68,9 @@ class Job:
 class Plan:
     """An ablation, before anything is run.
 
-    Args:
-        recipe, options: What the base was loaded by; options are `overrides`, `preset`, `profile`.
-        seeds (`list[int]`): Empty for the recipe's own.
-        grid (`bool`): Whether all combinations are points, instead of each axis alone.
-        axes (`dict[str, list[str]]`): Values by axis, in order; the base recipe's is among them.
-        base (`dict[str, str]`): The base recipe's value on every axis.
-        points (`list[Point]`): Without repetition; the base is the first.
+    The base recipe was loaded by `recipe` and `options` (overrides, preset, profile). `seeds` are empty for its own;
+    `base` is its value on every axis, which is among the ordered values of `axes`, and the first of the `points`,
+    which are all combinations with `grid`.
     """
 
     recipe: str

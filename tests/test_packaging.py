@@ -64,10 +64,10 @@ def test_wheel_works_without_the_repository(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
         "import pdiff_hf; from importlib import resources; "
-        "from pdiff_hf.runs.recipe import load_recipe, shipped_recipes; "
-        "print(pdiff_hf.__file__); [load_recipe(name) for name in shipped_recipes()]; "
+        "from pdiff_hf.runs.recipe import load_recipe; from pdiff_hf.runs.recipe_parts import named_recipes; "
+        "print(pdiff_hf.__file__); [load_recipe(name) for name in named_recipes()]; "
         "load_recipe('vit_tiny-last_norms-cifar10', preset='paper', profile='cpu-smoke'); "
-        "print((resources.files('pdiff_hf') / 'hub_cards' / 'model_card.md').is_file(), len(shipped_recipes()))"
+        "print((resources.files('pdiff_hf') / 'hub_cards' / 'model_card.md').is_file(), len(named_recipes()))"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert output.stdout.splitlines() == [str(tmp_path / "site" / "pdiff_hf" / "__init__.py"), "True 4"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from pdiff_hf.results.columns import GROUP_COLUMNS, Column, Value, at, in_format
 from pdiff_hf.results.records import GroupMetrics
-from pdiff_hf.results.tables import make_table
+from pdiff_hf.results.tables import Column, Value, at, group_column, in_format, make_table
 from pdiff_hf.results.text import MISSING, ReportTable, markdown_table, number, percent, points
 from pdiff_hf.runs.folder import STAGES
 
@@ -63,7 +61,7 @@ def make_page(results: Sequence[Mapping[str, Any]]) -> str:
 def _sentence(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many runs reach their originals."""
     differences = [
-        _groups("generated", result)[0].difference_to_original.difference
+        _group("generated", result).difference_to_original.difference
         for result in results
         if "generated" in result["groups"]
     ]
@@ -85,13 +83,13 @@ def _selection(selection: str) -> str:
     return SELECTIONS.get(selection, selection)
 
 
-def _groups(name: str, result: Mapping[str, Any]) -> tuple[GroupMetrics, GroupMetrics]:
-    """A group of a run and its originals; nothing is known of a group that it does not have."""
-    return tuple(GroupMetrics.model_validate(result["groups"].get(key, {})) for key in (name, "original"))
+def _group(name: str, result: Mapping[str, Any]) -> GroupMetrics:
+    """A group of a run; nothing is known of a group that it does not have."""
+    return GroupMetrics.model_validate(result["groups"].get(name, {}))
 
 
 def _of(name: str, key: str, header: str, unit: str = "") -> Column:
-    return GROUP_COLUMNS[key].of(partial(_groups, name), name=header, unit=unit)
+    return group_column(name, key, name=header, unit=unit)
 
 
 def _their_numbers(result: Mapping[str, Any]) -> Value:
@@ -185,7 +183,7 @@ def _against_the_paper(result: Mapping[str, Any]) -> str:
         start = "The paper's table has no number for this cell" if is_cell else "Not a cell of the paper's matrix"
         return f"- {start}. What differs from the paper's recipe: {differs}."
     numbers = _shares(_their_numbers(result)[0])
-    groups = (_groups(name, result)[0] for name in ("original", "uniform_soup", "generated"))
+    groups = (_group(name, result) for name in ("original", "uniform_soup", "generated"))
     ours = " / ".join(percent(group.selected.test_accuracy, unit="") for group in groups)
     return f"- The paper: {numbers} %, ours: {ours} % (best original / average / best generated). Ours had {differs}."
 

@@ -15,9 +15,7 @@ class OneOf:
 
     The table is looked up whenever values are validated, so what is put into it later is known as well.
 
-    Args:
-        kinds (`Mapping[str, type[BaseModel]]`): The table: kind → section.
-        default (`str`): Kind of a section that names none.
+    A section that names no kind is of the `default` one.
     """
 
     kinds: Mapping[str, type[BaseModel]]
@@ -56,12 +54,7 @@ def without_foreign_keys(
     """Values of a recipe without keys that other kinds of a section have and its own has not.
 
     For values that were written for any kind, such as a profile's, or for all of them, as version 0.1 recorded its
-    recipes. What the user has written stays, and is refused when it is validated.
-
-    Args:
-        sections (`Mapping[str, OneOf]`): The sections that come in kinds, by name.
-        values (`Mapping`): The recipe's, by section.
-        written (`Mapping`, *optional*): What the user has written, by section.
+    recipes. What the user has written stays, and is refused when it is validated. All mappings are by section.
     """
     kept = dict(values)
     for name, union in sections.items():

@@ -13,13 +13,17 @@ from pdiff_hf.files import read_json
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.report.plots.ablation import plot_ablation
 from pdiff_hf.results.text import MISSING
-from pdiff_hf.runs.ablation import base_model
 from pdiff_hf.runs.ablation.axes import axis_changes, current_value, parse_axes
 from pdiff_hf.runs.ablation.execute import execute, launcher_free, open_ablation, problem_in
-from pdiff_hf.runs.ablation.memorisation import memorisation
 from pdiff_hf.runs.ablation.plan import make_jobs, make_plan
-from pdiff_hf.runs.ablation.results import collect_results, make_tables, make_terminal_table, write_results
-from pdiff_hf.runs.ablation.share import begin_job, place_base_model
+from pdiff_hf.runs.ablation.results import (
+    collect_results,
+    make_tables,
+    make_terminal_table,
+    memorisation,
+    write_results,
+)
+from pdiff_hf.runs.ablation.share import begin_job, place_base_model, train_shared_base_model
 from pdiff_hf.runs.generate import generate_networks
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import collect, run_recipe
@@ -46,8 +50,8 @@ class InThisProcess:
     def __call__(self, arguments, log):
         self.commands.append([Path(argument).name for argument in arguments])
         try:
-            if arguments[0] == "pdiff_hf.runs.ablation.base_model":
-                base_model.main(*arguments[1:])
+            if arguments[0] == "pdiff_hf.runs.ablation.share":
+                train_shared_base_model(*arguments[1:])
             elif arguments[1] == "collect":
                 collect(load_recipe(arguments[2]), Path(arguments[4]))
             else:
@@ -204,7 +208,7 @@ def test_first_checkpoints_of_a_longer_collection_are_the_shorter_one_to_the_bit
 def test_collection_from_a_placed_base_model_is_the_ordinary_one_to_the_bit(collected, tmp_path):
     recipe = load_recipe("digits-mlp", QUICK)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    base_model.main(tmp_path / "recipe.yaml", tmp_path / "base")
+    train_shared_base_model(tmp_path / "recipe.yaml", tmp_path / "base")
     before = (tmp_path / "base" / "base" / "model.safetensors").stat().st_mtime_ns
     place_base_model(tmp_path / "base", partial_folder(tmp_path / "dataset"))
     collect(recipe, tmp_path / "dataset")
@@ -233,7 +237,7 @@ def test_every_point_is_an_ordinary_run_and_what_is_shared_is_done_once(ablation
     assert complete == {"base", "num_checkpoints-20", "sampling-vae", "optimizer-sgd"}
     done = [command[:2] for command in commands]
     assert done.count(["pdiff_hf", "collect"]) == 2, "adamw and sgd"
-    assert len([command for command in commands if command[0] == "pdiff_hf.runs.ablation.base_model"]) == 1
+    assert len([command for command in commands if command[0] == "pdiff_hf.runs.ablation.share"]) == 1
     for point in plan.points:
         # The same recipe finds its own run.
         own = folder / "points" / point.name
@@ -265,12 +269,10 @@ def test_numbers_are_those_of_the_runs(ablation):
     folder, _, results, _, _ = ablation
     for name in ("base", "optimizer-sgd"):
         point = results["points"][name]
-        groups = read_json(folder / "points" / name / "report" / "metrics.json")["groups"]
-        assert point["generated"]["mean"] == groups["generated"]["test_accuracy"]["mean"]
-        assert point["generated"]["ci95"] == groups["generated"]["test_accuracy"]["ci95"]
-        assert point["best"] == groups["generated"]["selected"]
-        assert point["original"]["mean"] == groups["original"]["test_accuracy"]["mean"]
-        assert point["uniform_soup"]["mean"] == groups["uniform_soup"]["test_accuracy"]["mean"]
+        assert point["groups"] == read_json(folder / "points" / name / "report" / "metrics.json")["groups"]
+        assert {"original", "generated", "uniform_soup", "average_16", "noise_0.05", "noise_0.1"} < set(
+            point["groups"]
+        )
         gate = read_json(folder / "points" / name / "autoencoder" / "reconstruction.json")
         assert point["explained_variance"] == gate["explained_variance"] < 1
 
@@ -301,10 +303,8 @@ def test_checkpoints_that_the_generator_was_not_given_are_a_group(ablation):
     assert len(unseen) == 5 and torch.equal(unseen, longer[rows])
     groups = read_json(point / "report" / "metrics.json")["groups"]
     assert groups["unseen"]["n"] == 5 and groups["unseen"]["similarity"]["l2_nearest_mean"] > 0
-    found = results["points"]["num_checkpoints-20"]["similarity"]
-    assert set(found) == {"original", "generated", "unseen", "average_16", "noise_0.05", "noise_0.1"}
-    assert found == {name: groups[name] for name in found}
-    assert "unseen" not in results["points"]["base"]["similarity"]
+    assert results["points"]["num_checkpoints-20"]["groups"] == groups
+    assert "unseen" not in results["points"]["base"]["groups"]
 
 
 def test_memorisation_is_seen_along_the_axis_of_checkpoints(ablation):
@@ -315,12 +315,12 @@ def test_memorisation_is_seen_along_the_axis_of_checkpoints(ablation):
     yardsticks = tables[2]
     for row, point in zip(yardsticks.rows, ("num_checkpoints-20", "base"), strict=True):
         assert row[yardsticks.columns.index("original")].startswith("1 ("), "of themselves"
-        group = results["points"][point]["similarity"]["generated"]["similarity"]
-        yardstick = results["points"][point]["similarity"]["original"]["similarity"]["l2_nearest_mean"]
+        group = results["points"][point]["groups"]["generated"]["similarity"]
+        yardstick = results["points"][point]["groups"]["original"]["similarity"]["l2_nearest_mean"]
         nearest = f"{group['l2_nearest_mean'] / yardstick:.3g} ("
         assert row[yardsticks.columns.index("generated")].startswith(nearest)
     copying = json.loads(json.dumps(results))
-    copying["points"]["num_checkpoints-20"]["similarity"]["generated"]["novel_and_performant"]["copied"] = 1.0
+    copying["points"]["num_checkpoints-20"]["groups"]["generated"]["novel_and_performant"]["copied"] = 1.0
     assert "100 % with 20 checkpoints" in memorisation(copying)[1].title
     copying["points"]["num_checkpoints-20"]["num_runs"] = 0
     assert memorisation(copying) is None
@@ -353,8 +353,8 @@ def test_folder_of_something_else_is_refused(pdiff, tmp_path):
 def test_figure_names_what_is_far_below_and_does_not_squeeze_the_others(ablation):
     _, _, results, _, _ = ablation
     changed = json.loads(json.dumps(results))
-    changed["points"]["sampling-vae"]["generated"]["mean"] = 0.1
-    changed["points"]["sampling-vae"]["best"]["test_accuracy"] = 0.12
+    generated = changed["points"]["sampling-vae"]["groups"]["generated"]
+    generated["test_accuracy"]["mean"], generated["selected"]["test_accuracy"] = 0.1, 0.12
     for narrow in (False, True):
         axes = plot_ablation("sampling", changed).draw(narrow).axes[0]
         assert axes.get_ylim()[0] > 50
@@ -370,9 +370,10 @@ def test_several_seeds_give_intervals_over_seeds(tmp_path):
     execute(plan, tmp_path, launch=InThisProcess())
     results = collect_results(plan, tmp_path)
     point = results["points"]["sampling-vae"]
-    assert point["num_runs"] == 2 and len(point["difference_to_original"]["per_seed"]) == 2
-    low, high = point["generated"]["ci95"]
-    assert low < point["generated"]["mean"] < high
+    generated = point["groups"]["generated"]
+    assert point["num_runs"] == 2 and len(generated["difference_to_original"]["per_seed"]) == 2
+    low, high = generated["test_accuracy"]["ci95"]
+    assert low < generated["test_accuracy"]["mean"] < high
     shutil.rmtree(tmp_path / "points" / "base" / "seed-1" / "report")
     assert collect_results(plan, tmp_path)["points"]["base"]["status"] == "incomplete"
 

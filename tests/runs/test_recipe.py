@@ -2,12 +2,13 @@ import pytest
 import torch
 import yaml
 
-from pdiff_hf.runs.recipe import BaseModelConfig, load_recipe, load_training, shipped_recipes
+from pdiff_hf.runs.recipe import BaseModelConfig, load_recipe, load_training
+from pdiff_hf.runs.recipe_parts import named_recipes
 
 
 def test_every_shipped_recipe_is_valid():
-    assert {"digits-mlp", "digits-convnet", "resnet18-last-norms"} <= set(shipped_recipes())
-    for name in shipped_recipes():
+    assert {"digits-mlp", "digits-convnet", "resnet18-last-norms"} <= set(named_recipes())
+    for name in named_recipes():
         assert load_recipe(name).collect.num_checkpoints > 0
 
 

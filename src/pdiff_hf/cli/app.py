@@ -35,8 +35,7 @@ Trusted = Annotated[
     typer.Option("--trust", metavar="MODULE[:FACTORY]", help="May be imported to build the dataset's base model."),
 ]
 Seeds = Annotated[
-    list[int] | None,
-    typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N."),
+    list[int] | None, typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N.")
 ]
 Preset = Annotated[
     str | None,

@@ -44,10 +44,10 @@ def info(
     from ..runs.folder import describe
 
     described = describe(path)
-    if not as_json:
-        for key, value in described.items():
-            console.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False, soft_wrap=True)
-    print_json(described, as_json)
+    if as_json:
+        return print_json(described, as_json)
+    for key, value in described.items():
+        console.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -63,17 +63,14 @@ def recipes(
 
     if name is None:
         listed = list_parts()
-        if not as_json:
-            _print_parts(listed)
-        print_json(listed, as_json)
-        return
+        return print_json(listed, as_json) if as_json else _print_parts(listed)
     from ..runs.recipe import compose_recipe, load_recipe
 
     load_recipe(name, overrides or (), preset=preset, profile=profile)
     composed = compose_recipe(name, overrides or (), preset, profile)
-    if not as_json:
-        print(yaml.safe_dump(composed, sort_keys=False, default_flow_style=None, width=120), end="")
-    print_json(composed, as_json)
+    if as_json:
+        return print_json(composed, as_json)
+    print(yaml.safe_dump(composed, sort_keys=False, default_flow_style=None, width=120), end="")
 
 
 def _print_parts(listed: dict[str, list[dict[str, Any]]]) -> None:

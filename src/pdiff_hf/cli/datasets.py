@@ -122,9 +122,9 @@ def inspect(
         # All that needs no examples can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
     report = inspect_dataset(opened, evaluator, seed=seed)
-    if not as_json:
-        console.print(make_tables(report), highlight=False)
-    print_json(report, as_json)
+    if as_json:
+        return print_json(report, as_json)
+    console.print(make_tables(report), highlight=False)
 
 
 @app.command()

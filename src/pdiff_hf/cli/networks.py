@@ -50,13 +50,11 @@ def generate(
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
     generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
-    line = line_printer(as_json)
+    line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
     if choice is None:
         line(f"{num_samples} networks → {out}")
-        print_json({"folder": str(out), "num_samples": num_samples}, as_json)
-        return
+        return print_json(summary, as_json)
     found = read_json(out / "index.json")["choice"]
-    best = found["val_accuracy"][0]
     line(
         f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} chosen on "
         f"{found['num_val']} val examples in {found['seconds']['select']:.1f} s → {out}"
@@ -68,11 +66,11 @@ def generate(
         before = found["val_accuracy_before_batch_norm"]
         line(f"Before BatchNorm statistics were re-estimated: {', '.join(f'{accuracy:.2%}' for accuracy in before)}.")
     if soup:
-        difference = found["soup_val_accuracy"] - best
+        difference = found["soup_val_accuracy"] - found["val_accuracy"][0]
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
         line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
     line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test examples.")
-    print_json({"folder": str(out), "num_samples": num_samples, "choice": found}, as_json)
+    print_json({**summary, "choice": found}, as_json)
 
 
 @app.command()
@@ -100,13 +98,14 @@ def evaluate(
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..report.write import make_table
-    from ..runs.evaluate import evaluate_config, evaluate_run
+    from ..runs.evaluate import evaluate_run
     from ..runs.folder import Run
+    from ..runs.recipe import recorded_section
 
     run = Run(run_dir)
     metrics = evaluate_run(
         run,
-        evaluate_config(run, seed, True if fine_tune else None),
+        recorded_section(run_dir, "evaluate", {"seed": seed, "fine_tune": fine_tune or None}),
         ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
         pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,
@@ -131,12 +130,13 @@ def trajectory(
     """Follow networks from noise to the end: their accuracy, and where they lie among the originals."""
     quiet()
     from ..data.dataset import ParameterDataset
+    from ..runs.evaluate import trajectory_run
     from ..runs.folder import Run
-    from ..runs.trajectory import generate_config, trajectory_run
+    from ..runs.recipe import recorded_section
 
     run = Run(run_dir)
     given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
-    config = generate_config(run, {key: value for key, value in given.items() if value is not None})
+    config = recorded_section(run_dir, "generate", given)
     dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
     found, files = trajectory_run(run, dataset, config, num_starts)
     line = line_printer(as_json)

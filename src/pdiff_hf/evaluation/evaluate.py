@@ -25,13 +25,10 @@ MAX_IOU_NETWORKS = 40
 
 @dataclass
 class EvaluationResult:
-    """What [`evaluate_groups`] finds.
+    """What [`evaluate_groups`] finds: numbers per network by group, and what they come to.
 
-    Args:
-        groups (`dict[str, GroupEvaluation]`): Numbers per network, by group name.
-        metrics ([`Metrics`]): What they come to, the content of `metrics.json`.
-        iou (`torch.Tensor` of shape `(m, m)`): IoU of wrong predictions between some networks of some groups.
-        iou_sizes (`dict[str, int]`): How many networks of which group these are, in consecutive blocks.
+    `iou` `(m, m)` is the IoU of wrong predictions between some networks of some groups, and `iou_sizes` how many of
+    which group these are, in consecutive blocks.
     """
 
     groups: dict[str, GroupEvaluation]
@@ -58,17 +55,14 @@ def evaluate_groups(
 
     Args:
         groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
-        val ([`ParameterEvaluator`]): On the examples that networks are chosen on.
-        test ([`ParameterEvaluator`]): On the examples of everything that is reported.
+        val, test ([`ParameterEvaluator`]): On the examples that networks are chosen on, and on those of all that is
+            reported.
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
         networks (`Mapping[str, torch.Tensor]`, *optional*): The same networks `(n, E)` in the evaluators' layout,
             where it has more tensors than count for distances; `groups` by default.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
-
-    Returns:
-        [`EvaluationResult`]
 
     Raises:
         ValueError: no group `original`, or a group that does not fit the layout.
@@ -103,6 +97,7 @@ def evaluate_groups(
 
     # 2. Groups against each other. Generated networks come first among the ensembles
     averaged = sorted((name for name in groups if is_shown(name, "ensembles")), key=lambda name: name != "generated")
+    single = _best_single(networks, on_val)
     metrics = Metrics(
         version=SCHEMA,
         num_parameters=originals.shape[1],
@@ -110,9 +105,7 @@ def evaluate_groups(
         groups=summaries,
         comparisons={},
         selected_comparisons={},
-        ensembles=evaluate_ensembles(
-            {name: networks[name] for name in averaged}, test, best_single=_best_single(networks, on_val), seed=seed
-        ),
+        ensembles=evaluate_ensembles({name: networks[name] for name in averaged}, test, best_single=single, seed=seed),
         seed=seed,
     )
     if "generated" in groups:
@@ -146,6 +139,9 @@ def _evaluate_group(
     iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
     if is_original:
         iou.fill_diagonal_(-1)
+    matched = None
+    if permutations is not None:
+        matched = nearest_matched_distance(vectors, originals, permutations, exclude_self=is_original)
     return GroupEvaluation(
         val_accuracy=on_val[name].accuracy,
         test_accuracy=on_test[name].accuracy,
@@ -154,9 +150,7 @@ def _evaluate_group(
         iou_max=iou.max(1).values if iou.shape[1] > is_original else torch.full((len(vectors),), math.nan),
         l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
         cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
-        l2_matched=None
-        if permutations is None
-        else nearest_matched_distance(vectors, originals, permutations, exclude_self=is_original),
+        l2_matched=matched,
         selected=_select(on_val[name]),
         accuracy_ci95=mean_interval(right[name]),
         difference_to_original=Difference(**accuracy_difference(right[name], right["original"])),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +36,8 @@ class GroupInputs:
         layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
         num (`int`): Number of draws, that of the generated networks.
         generator (`torch.Generator`): Source of randomness, of this group alone.
-        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples.
+        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples, for
+            the greedy soup.
     """
 
     originals: torch.Tensor
@@ -73,10 +74,6 @@ class Group:
     label: str | None = None
 
 
-def _greedy_soup(given: GroupInputs) -> torch.Tensor | None:
-    return None if given.val_accuracy is None else greedy_soup(given.originals, given.val_accuracy)
-
-
 def _draws(function: Callable, **options) -> Callable[[GroupInputs], torch.Tensor]:
     """What makes draws of originals by a layout."""
     return lambda given: function(given.originals, given.layout, given.num, given.generator, **options)
@@ -96,7 +93,10 @@ GROUPS: dict[str, Group] = {
     "uniform_soup": Group(
         lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
     ),
-    "greedy_soup": Group(_greedy_soup, "average", "the greedy soup of originals", "green", "P"),
+    "greedy_soup": Group(
+        lambda given: given.val_accuracy and greedy_soup(given.originals, given.val_accuracy),
+        "average", "the greedy soup of originals", "green", "P",
+    ),
     "average_16": Group(
         _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
     ),
@@ -140,19 +140,14 @@ def build_groups(
     reconstructed: torch.Tensor | None = None,
     val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
-    names: Collection[str] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Make the groups of a report; baselines get as many draws as there are generated networks.
 
     Args:
-        originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, in the order of the training run.
+        originals, layout, val_accuracy: See [`GroupInputs`].
         generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline.
-        layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
         reconstructed (`torch.Tensor` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
-        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples, for
-            the greedy soup; without it there is none.
         seed (`int`, *optional*, defaults to 0): Every baseline starts from this seed, so adding one changes no other.
-        names (`Collection[str]`, *optional*): Baselines to make; all by default.
 
     Returns:
         `tuple[dict[str, torch.Tensor], dict[str, float]]`: networks by group name, `original`, `reconstructed` (if
@@ -161,7 +156,7 @@ def build_groups(
     groups = {"original": originals, "reconstructed": reconstructed, "generated": generated}
     seconds = {}
     for name, group in GROUPS.items():
-        if group.make is None or (names is not None and name not in names):
+        if group.make is None:
             continue
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)

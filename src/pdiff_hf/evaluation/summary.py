@@ -80,7 +80,6 @@ def summarize_group(
     """Make the entry of a group in `metrics.json`; numbers that do not exist are `None`.
 
     Args:
-        name (`str`): Of the group.
         group ([`GroupEvaluation`]): Its `n` networks.
         original ([`GroupEvaluation`]): The originals, which set the yardsticks.
         right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test example.
@@ -164,9 +163,6 @@ def aggregate_seeds(runs: Mapping[int, Metrics]) -> Metrics:
     Every number becomes its mean over the seeds, every interval that of this mean by Student's t, and the verdict is
     made anew from these. `seeds` are the seeds; `per_seed` stands beside each mean and difference.
 
-    Args:
-        runs (`Mapping[int, Metrics]`): What was found, by seed; at least two.
-
     Raises:
         ValueError: fewer than two runs, or runs of different tasks or groups.
     """
@@ -188,9 +184,9 @@ def aggregate_seeds(runs: Mapping[int, Metrics]) -> Metrics:
 
 
 def _aggregate(values: Sequence):
-    first = values[0]
     if any(value is None for value in values):
         return None
+    first = values[0]
     if isinstance(first, Mapping):
         keys = [key for key in first if key not in LEFT_OUT and all(key in value for value in values)]
         result = {key: _aggregate([value[key] for value in values]) for key in keys}

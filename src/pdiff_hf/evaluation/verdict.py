@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..results.metrics import Metrics
 from ..results.records import Difference
-from ..results.text import percent, points, signed
+from ..results.text import percent, points
 
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
 # Share of copies from which a generator is called a copying one.
@@ -21,11 +21,7 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     a gain over the originals is no more than that of averaging or the networks lie where averages lie, and `no_gain`
     otherwise; `none` without generated networks.
 
-    Args:
-        metrics ([`Metrics`]): With groups and comparisons.
-
-    Returns:
-        `tuple[str, str]`: the finding, and the sentence.
+    Returns the finding and the sentence.
     """
     comparisons = metrics.comparisons
     if "generated" not in metrics.groups or "original" not in comparisons:
@@ -34,8 +30,8 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     shares = group.novel_and_performant
     if shares.copied is not None and shares.copied >= COPYING_SHARE:
         return "copying", (
-            f"The generator copies: {_share(shares.copied)} of its networks are closer to an original than a third "
-            "of the distance that originals have from each other."
+            f"The generator copies: {percent(shares.copied, digits=0)} of its networks are closer to an original than "
+            "a third of the distance that originals have from each other."
         )
 
     # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator
@@ -63,18 +59,14 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     for name, rival in metrics.rivals().items():
         if rival.role == "rival" and comparisons[name].sign < 0:
             sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"
+    novel, joint = (percent(share["1x"], digits=0) for share in (shares.novel, shares.joint))
     if shares.novel["1x"] < 0.5:
-        sentence += f"; only {_share(shares.novel['1x'])} of them are farther from every original than is usual"
+        sentence += f"; only {novel} of them are farther from every original than is usual"
     else:
-        sentence += f"; {_share(shares.joint['1x'])} of them are both novel and performant"
+        sentence += f"; {joint} of them are both novel and performant"
     return finding, sentence + "."
 
 
 def _points(comparison: Difference) -> str:
-    low, high = comparison.ci95
-    ends = f"{signed(100 * low, '.2f')} to {signed(100 * high, '.2f')}"
-    return f"{points(comparison.difference)} points, 95 % interval {ends}"
-
-
-def _share(value: float) -> str:
-    return percent(value, digits=0)
+    low, high = map(points, comparison.ci95)
+    return f"{points(comparison.difference)} points, 95 % interval {low} to {high}"

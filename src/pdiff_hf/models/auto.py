@@ -21,10 +21,7 @@ AUTOENCODERS: dict[str, type[AutoencoderConfig]] = by_kind(
     AutoencoderPCAConfig,
     AutoencoderIdentityConfig,
 )
-
-DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(
-    UNet1DConfig,
-)
+DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(UNet1DConfig)
 
 # The sections of a recipe. Those of version 0.1 may name no kind.
 AUTOENCODER, DENOISER = OneOf(AUTOENCODERS, "pdiff"), OneOf(DENOISERS, "unet_1d")
@@ -33,15 +30,11 @@ AutoencoderSection = Annotated[AutoencoderConfig, AUTOENCODER]
 DiffusionSection = Annotated[DiffusionConfig, DENOISER]
 
 
-def model_classes() -> dict[str, type[ModelMixin]]:
-    """The classes of all autoencoders and denoisers, by name."""
-    return {section.builds.__name__: section.builds for section in (*AUTOENCODERS.values(), *DENOISERS.values())}
-
-
 def own_classes() -> dict[str, type[ModelMixin]]:
-    """Those of them that are this package's, by name."""
+    """The classes of the autoencoders and denoisers that are this package's, by name."""
+    classes = [section.builds for section in (*AUTOENCODERS.values(), *DENOISERS.values())]
     package = __name__.partition(".")[0]
-    return {name: cls for name, cls in model_classes().items() if cls.__module__.partition(".")[0] == package}
+    return {cls.__name__: cls for cls in classes if cls.__module__.partition(".")[0] == package}
 
 
 def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:

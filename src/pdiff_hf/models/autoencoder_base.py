@@ -19,34 +19,23 @@ DECODED_VALUES = 2**26
 
 @dataclass
 class ParameterEncoderOutput(BaseOutput):
-    """Output of `encode`.
-
-    Args:
-        latents (`torch.Tensor` of shape `(B, C, L)`): Latents, not scaled.
-    """
+    """Output of `encode`: latents `(B, C, L)`, not scaled."""
 
     latents: torch.Tensor
 
 
 @dataclass
 class ParameterDecoderOutput(BaseOutput):
-    """Output of `decode`.
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, D)`): Raw parameter values in float32.
-    """
+    """Output of `decode`: raw parameter values `(B, D)` in float32."""
 
     sample: torch.Tensor
 
 
 @dataclass
 class ParameterAutoencoderOutput(BaseOutput):
-    """Output of `forward`.
+    """Output of `forward`: reconstructed raw parameter values `(B, D)` in float32, and latents `(B, C, L)`, not noisy.
 
-    Args:
-        sample (`torch.Tensor` of shape `(B, D)`): Reconstructed raw parameter values in float32.
-        latents (`torch.Tensor` of shape `(B, C, L)`): Latents without noise.
-        loss (`torch.Tensor` of shape `()`): Mean squared error of the normalised vectors.
+    `loss` is the mean squared error of the normalised vectors.
     """
 
     sample: torch.Tensor
@@ -130,10 +119,9 @@ class ParameterAutoencoderMixin:
 
     @torch.no_grad()
     def encode_rows(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Encode many raw vectors to float32 latents `(K, C, L)` on the model's device, in bounded memory.
+        """Encode raw vectors `(K, D)`, a tensor or [`StoredVectors`], in bounded memory.
 
-        Args:
-            vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw vectors.
+        The latents `(K, C, L)` are float32 and on the model's device.
         """
         size = max(1, BLOCK_VALUES // self.vector_length)
         starts = range(0, len(vectors), size)
@@ -141,14 +129,10 @@ class ParameterAutoencoderMixin:
 
     @torch.no_grad()
     def reconstruct_blocks(self, vectors: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-        """Encode and decode many raw vectors, block by block of bounded size.
+        """Encode and decode raw vectors `(K, D)`, a tensor or [`StoredVectors`], block by block of bounded size.
 
-        Args:
-            vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw vectors.
-
-        Returns:
-            `Iterator`: rows, columns, and the reconstructed raw values `(rows, columns)` on the model's device; the
-            blocks are all of the `(K, D)` values.
+        Gives rows, columns, and the reconstructed raw values `(rows, columns)` on the model's device, until the blocks
+        are all of the `(K, D)` values.
         """
         size = max(1, BLOCK_VALUES // self.vector_length)
         for start in range(0, len(vectors), size):
@@ -166,11 +150,7 @@ class ParameterAutoencoderMixin:
 
     @torch.no_grad()
     def decode_rows(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Decode many latents: raw vectors `(rows, D)` on the model's device, block by block of bounded size.
-
-        Args:
-            latents (`torch.Tensor` of shape `(K, C, L)`): On the model's device.
-        """
+        """Decode latents `(K, C, L)`, on the model's device, to blocks of raw vectors `(rows, D)` of bounded size."""
         for part in latents.split(max(1, DECODED_VALUES // self.vector_length)):
             yield self.decode(part).sample
 

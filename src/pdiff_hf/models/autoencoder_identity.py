@@ -21,12 +21,9 @@ class AutoencoderIdentity(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     values: its memory grows with D, which is what the autoencoders are there to avoid.
 
     Parameters:
-        num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
-        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
-        normalization (`str`, *optional*, defaults to `"per_parameter"`): `"per_parameter"` or `"per_tensor"` z-scores.
+        num_parameters, layout, normalization, scaling_factor, shift_factor: See [`AutoencoderPDiff`].
         latent_channels (`int`, *optional*, defaults to 32): C.
         latent_length (`int`, *optional*): L; the smallest multiple of 8 that holds all parameters by default.
-        scaling_factor (`float`), shift_factor (`float`): Set from the encoded dataset.
     """
 
     @register_to_config

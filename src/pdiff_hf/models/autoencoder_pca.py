@@ -27,13 +27,10 @@ class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     Nothing is trained by gradients: [`~AutoencoderPCA.fit_statistics`] is exact and costs three passes over the data.
 
     Parameters:
-        num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
-        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
-        normalization (`str`, *optional*, defaults to `"per_tensor"`): `"per_tensor"` or `"per_parameter"` z-scores.
+        num_parameters, layout, normalization, scaling_factor, shift_factor: See [`AutoencoderPDiff`].
         latent_channels (`int`), latent_length (`int`): C and L; C·L components are kept.
         basis_dtype (`str`, *optional*, defaults to `"float32"`): In which the C·L × D basis is stored, the only thing
             that is large: `float32`, `bfloat16` or `float16`. Sums are float32 in any case.
-        scaling_factor (`float`), shift_factor (`float`): Set from the encoded dataset.
     """
 
     @register_to_config
@@ -127,12 +124,7 @@ class PrincipalComponents(nn.Module):
     """Mean and orthonormal directions of normalised vectors; scores have variance 1 along each of them.
 
     Buffers, not parameters: nothing here is trained. Products are accumulated in the type of the input over blocks of
-    columns, whatever the basis is stored in.
-
-    Args:
-        num_parameters (`int`): Length D of a vector.
-        num_components (`int`): Number of directions k.
-        dtype (`str`, *optional*, defaults to `"float32"`): Of the stored basis: `float32`, `bfloat16` or `float16`.
+    columns, whatever the basis is stored in: `float32`, `bfloat16` or `float16`.
     """
 
     def __init__(self, num_parameters: int, num_components: int, dtype: str = "float32"):
@@ -192,14 +184,10 @@ def principal_components(
     """Exact PCA of normalised vectors by the K×K Gram matrix ("method of snapshots", Sirovich 1987).
 
     Args:
-        vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`):
-            Raw parameter vectors; read block of columns by block of columns, twice.
-        normalizer ([`ParameterNormalizer`]):
-            Fitted normaliser.
-        num_components (`int`):
-            Number of components k, at most K - 1.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Type in which the basis is kept.
+        vectors (`torch.Tensor` or [`StoredVectors`] of shape `(K, D)`): Raw; read twice, by blocks of columns.
+        normalizer ([`ParameterNormalizer`]): Fitted.
+        num_components (`int`): Number of components k, at most K - 1.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type in which the basis is kept.
 
     Returns:
         `tuple`: mean `(D,)`, basis with orthonormal rows `(k, D)`, and the standard deviation of the data along each

@@ -174,9 +174,7 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     def _encode(self, normalized: torch.Tensor) -> torch.Tensor:
         padded = nn.functional.pad(normalized, (0, self.padded_length - self.vector_length))
         latents = self.encoder(padded[:, None])
-        if self.components is None:
-            return latents
-        return latents + self.components.encode(normalized)
+        return latents if self.components is None else latents + self.components.encode(normalized)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         normalized = self.decoder(latents)[:, 0, : self.vector_length]
@@ -281,12 +279,8 @@ class PatchConvTranspose1d(nn.ConvTranspose1d):
 class PositionPool(nn.Module):
     """Weighted sums over groups of neighbouring positions, every position with weights of its own.
 
-    `(B, C, N)` → `(B, C, M)` with 2·C·N values of weights and multiplications, where a dense layer would have C·N·C·M.
-
-    Args:
-        channels (`int`): C.
-        positions (`int`): N.
-        pooled (`int`): M, less than N.
+    `(B, C, N)` → `(B, C, M)`, M < N, with 2·C·N values of weights and multiplications, where a dense layer would have
+    C·N·C·M.
     """
 
     def __init__(self, channels: int, positions: int, pooled: int):
@@ -304,13 +298,7 @@ class PositionPool(nn.Module):
 
 
 class PositionSpread(nn.Module):
-    """The way back: every position gets its group's values, scaled and shifted by weights of its own.
-
-    Args:
-        channels (`int`): C.
-        positions (`int`): N.
-        pooled (`int`): M, less than N.
-    """
+    """The way back, `(B, C, M)` → `(B, C, N)`: each gets its group's values, scaled and shifted by own weights."""
 
     def __init__(self, channels: int, positions: int, pooled: int):
         super().__init__()

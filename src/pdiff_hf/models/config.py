@@ -114,12 +114,10 @@ class AutoencoderConfig(StageConfig):
         Raises:
             ValueError: there are too few checkpoints for any latents.
         """
-        if not self.has_components:
-            return self
         most = num_train - 1
-        channels, length = self.latent_channels, self.latent_length
-        if channels * length <= most:
+        if not self.has_components or self.latent_channels * self.latent_length <= most:
             return self
+        channels, length = self.latent_channels, self.latent_length
         shortest = denoiser.length_multiple
         if length > most:
             length = most // shortest * shortest

@@ -23,12 +23,10 @@ class ParameterNormalizer(nn.Module):
     standard deviation is zero the value is constant: it is normalised to 0 and comes back as the mean, exactly.
 
     Args:
-        num_parameters (`int`):
-            Length D of a vector.
-        mode (`str`, *optional*, defaults to `"per_parameter"`):
-            `"per_tensor"` or `"per_parameter"`.
-        layout (`dict`, *optional*):
-            `ParameterLayout.to_dict()`; without it the whole vector counts as one tensor without transform.
+        num_parameters (`int`): Length D of a vector.
+        mode (`str`, *optional*, defaults to `"per_parameter"`): `"per_tensor"` or `"per_parameter"`.
+        layout (`dict`, *optional*): `ParameterLayout.to_dict()`; without it the whole vector counts as one tensor
+            without transform.
     """
 
     def __init__(self, num_parameters: int, mode: str = "per_parameter", layout: dict | None = None):

@@ -28,14 +28,11 @@ def make_unet_1d(
     positional time embedding and a padded frequency shift, is the one that keeps every skip connection and the length.
 
     Args:
-        latent_channels (`int`):
-            Channels C of the latents.
-        latent_length (`int`):
-            Length L of the latents, divisible by `2 ** (len(block_out_channels) - 1)`.
-        block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 128)`):
-            Channels of each resolution, each divisible by 8.
-        layers_per_block (`int`, *optional*, defaults to 1):
-            Residual layers of each block.
+        latent_channels (`int`): Channels C of the latents.
+        latent_length (`int`): Length L of the latents, divisible by `2 ** (len(block_out_channels) - 1)`.
+        block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 128)`): Channels of each resolution, each
+            divisible by 8.
+        layers_per_block (`int`, *optional*, defaults to 1): Residual layers of each block.
 
     Returns:
         [`UNet1DModel`]: maps noisy latents `(B, C, L)` and timesteps `(B,)` to the predicted noise `(B, C, L)`.
@@ -43,15 +40,12 @@ def make_unet_1d(
     Raises:
         ValueError: a width is not divisible by 8, or the length by the downsampling factor.
     """
-    factor = 2 ** (len(block_out_channels) - 1)
+    levels = len(block_out_channels)
+    factor = 2 ** (levels - 1)
     if latent_length % factor:
-        raise ValueError(
-            f"latent_length must be divisible by {factor} for {len(block_out_channels)} resolutions, "
-            f"got {latent_length}."
-        )
+        raise ValueError(f"latent_length must be divisible by {factor} for {levels} resolutions, got {latent_length}.")
     if any(channels % 8 for channels in block_out_channels):
         raise ValueError(f"block_out_channels must be divisible by 8 (GroupNorm), got {tuple(block_out_channels)}.")
-    levels = len(block_out_channels)
     return UNet1DModel(
         sample_size=latent_length,
         in_channels=latent_channels,

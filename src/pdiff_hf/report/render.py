@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..evaluation.groups import find_group
 from ..results.metrics import Metrics
-from ..results.records import Difference
 from ..results.text import ReportTable, Section, markdown_table, percent, points, sign
 from .plots.style import COLORS, Plot
 
@@ -29,8 +28,7 @@ HEADLINES = {
 TONES = {1: "green", 0: "muted", -1: "vermillion"}
 
 
-@dataclass
-class Tile:
+class Tile(NamedTuple):
     """A key number: its name, the number with its unit, and what it is to be seen with."""
 
     name: str
@@ -40,15 +38,10 @@ class Tile:
 
 
 def make_html(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
-    """Write the text of `report.html`.
+    """Write the text of `report.html`, with the first section under the key numbers.
 
     Everything is inside: styles, and figures as SVG, drawn for desks and for phones, in colours that follow
     `prefers-color-scheme`. There are no scripts.
-
-    Args:
-        metrics ([`Metrics`]): What was found.
-        sections (`Sequence[Section]`): Of [`make_sections`]; the first is shown under the key numbers.
-        plots (`Sequence[Plot]`): Figures.
     """
     # A sandbox is not needed: the template is ours, and what comes from outside is escaped.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -92,8 +85,9 @@ def _tiles(metrics: Metrics) -> list[Tile]:
     if name := metrics.hardest_average():
         against[name] = metrics.groups[name].description
     for name, text in against.items():
-        mean = percent(metrics.groups[name].test_accuracy.mean)
-        tiles.append(_difference_tile(f"Against {text}", comparisons[name], mean))
+        low, high = map(points, comparisons[name].ci95)
+        note = f"95 % interval {low} to {high}; they reach {percent(metrics.groups[name].test_accuracy.mean)}"
+        tiles.append(Tile(f"Against {text}", points(comparisons[name].difference), "points", note))
     shares = group.novel_and_performant
     if metrics.yardstick is not None:
         interval = shares.ci95.joint.get("1x")
@@ -108,23 +102,15 @@ def _tiles(metrics: Metrics) -> list[Tile]:
     return tiles
 
 
-def _difference_tile(name: str, comparison: Difference, other: str) -> Tile:
-    low, high = (points(bound) for bound in comparison.ci95)
-    return Tile(name, points(comparison.difference), "points", f"95 % interval {low} to {high}; they reach {other}")
-
-
 def _range(interval: Sequence[float], digits: int = 2) -> str:
     return f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f} %"
 
 
 def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     """What the numbers belong to, as pairs of a name and its value."""
-    pairs = [
-        (f"task {key.replace('_', ' ')}", value) for key, value in metrics.task.items() if value not in (None, [], {})
-    ]
-    pairs += [("seed", metrics.seed)] if metrics.seed is not None else []
-    pairs += [("seeds", metrics.seeds)] if metrics.seeds is not None else []
-    return [(key, _list(value)) for key, value in [*pairs, *metrics.versions.items()]]
+    settings = {f"task {key.replace('_', ' ')}": value for key, value in metrics.task.items()}
+    settings |= {"seed": metrics.seed, "seeds": metrics.seeds, **metrics.versions}
+    return [(key, _list(value)) for key, value in settings.items() if value not in (None, [], {})]
 
 
 def _bars(table: ReportTable) -> list[dict | None]:
@@ -132,10 +118,9 @@ def _bars(table: ReportTable) -> list[dict | None]:
 
     The axis holds three times the median reach of an interval, so that one hopeless group does not squeeze all others.
     """
-    known = [bar for bar in table.intervals if bar is not None]
-    if not known:
+    reach = sorted(max(map(abs, bar)) for bar in table.intervals if bar is not None)
+    if not reach:
         return []
-    reach = sorted(max(abs(value) for value in bar) for bar in known)
     limit = min(reach[-1], 3 * reach[len(reach) // 2]) or 1.0
     bars: list[dict | None] = []
     for bar in table.intervals:
@@ -150,30 +135,28 @@ def _bars(table: ReportTable) -> list[dict | None]:
 
 
 def make_markdown(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
-    """Write the text of `report.md`.
-
-    Args:
-        metrics ([`Metrics`]): What was found.
-        sections (`Sequence[Section]`): Of [`make_sections`].
-        plots (`Sequence[Plot]`): Figures, whose PNGs lie beside it.
-    """
-    figures = {plot.name: plot for plot in plots}
-    lines = ["# Evaluation", "", f"**{metrics.verdict}**", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for text in section.text:
-            lines += [f"- {text}"] if section.bullets else [text, ""]
-        for table in section.tables:
-            lines += [*markdown_table(table), ""]
-        for name in section.plots:
-            plot = figures[name]
-            lines += [f"![{plot.alt}]({name}.png)", "", f"{plot.note}", ""]
-        if section.bullets:
-            lines.append("")
+    """Write the text of `report.md`; the PNGs of the figures lie beside it."""
+    lines = ["# Evaluation", "", f"**{metrics.verdict}**", "", *markdown_sections(sections, plots)]
     lines += [] if metrics.seeds is None else [f"Seeds: {_list(metrics.seeds)}", ""]
     lines += [] if metrics.seed is None else [f"Seed: {metrics.seed}", ""]
     lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in metrics.versions.items()), ""]
     return "\n".join(lines)
+
+
+def markdown_sections(sections: Sequence[Section], plots: Sequence[Plot]) -> list[str]:
+    """The lines of sections; the PNGs of their figures lie beside them."""
+    figures, lines = {plot.name: plot for plot in plots}, []
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for text in section.text:
+            lines += [f"- {text}"] if section.bullets else [text, ""]
+        if section.bullets:
+            lines.append("")
+        for table in section.tables:
+            lines += [*markdown_table(table), ""]
+        for plot in map(figures.__getitem__, section.plots):
+            lines += [f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
+    return lines
 
 
 def _list(value: object) -> str:

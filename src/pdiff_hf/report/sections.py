@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.columns import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS
 from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
-from ..results.records import Difference, Ensemble, SelectedDifference
-from ..results.tables import group_table, make_table
+from ..results.records import SelectedDifference
+from ..results.tables import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS, group_table, make_table
 from ..results.text import MISSING, ReportTable, Section, number, percent
 
 PROTOCOL = (
@@ -18,17 +17,17 @@ PROTOCOL = (
     "Originals are compared with the other originals, never with themselves.",
     "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
 )
+NO_FINE_TUNING = (
+    "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
+    "adds it."
+)
 
 
 def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
-    """Make the sections of a report; what `metrics` does not know is left out.
-
-    Args:
-        metrics ([`Metrics`]): What was found.
-        gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
-        plots (`Sequence[str]`): Names of the figures that there are.
-    """
+    """Make the sections of a report; what is not known by `metrics`, `reconstruction.json` or `plots` is left out."""
     intervals = INTERVALS if metrics.seeds is None else SEED_INTERVALS
+    has_fine_tuning = metrics.generated.cost.seconds is None or "fine_tuned" in metrics.groups
+    left_out = [] if has_fine_tuning else [NO_FINE_TUNING]
     sections = [
         _groups(metrics),
         _novelty(metrics),
@@ -43,21 +42,11 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
         _training(gate),
         Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
         _seeds(metrics),
-        Section("How it was measured", [*PROTOCOL, *_left_out(metrics), intervals], bullets=True),
+        Section("How it was measured", [*PROTOCOL, *left_out, intervals], bullets=True),
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
     return [section for section in sections if section.text or section.plots or section.tables]
-
-
-def _left_out(metrics: Metrics) -> list[str]:
-    group = metrics.groups.get("generated")
-    if group is None or group.cost.seconds is None or "fine_tuned" in metrics.groups:
-        return []
-    return [
-        "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
-        "adds it."
-    ]
 
 
 def _groups(metrics: Metrics) -> Section:
@@ -74,16 +63,18 @@ def _novelty(metrics: Metrics) -> Section:
         "IoU of wrong predictions: 1 means the same mistakes. Within: between networks of a group. Nearest: the "
         "original that is most alike."
     ]
+    columns = ("iou_within", "iou_nearest", "l2_nearest", "yardsticks", "l2_matched", "cosine", "spread")
+    tables = [group_table(metrics, columns, "Similarity", plain=("yardsticks",))]
     if yardstick is None:
-        text += ["With one original there is no distance among originals to compare with."]
+        text.append("With one original there is no distance among originals to compare with.")
     else:
-        text += [
+        text.append(
             f"The yardstick: an original is {yardstick:.4g} from its nearest other original on average. A network is "
             "novel at 2x when it is farther than twice that from every original, a copy when it is closer than a "
             "third of it, and performant when its test accuracy is not below the originals' mean."
-        ]
-    columns = ("iou_within", "iou_nearest", "l2_nearest", "yardsticks", "l2_matched", "cosine", "spread")
-    tables = [group_table(metrics, columns, "Similarity", plain=("yardsticks",))]
+        )
+        columns = ("performant", "novel_all", "joint_all", "copies")
+        tables.append(group_table(metrics, columns, "Shares of the networks"))
     if any(group.spread is not None for group in metrics.groups.values()):
         text += [
             "Spread: distance from the originals' mean, in units of the originals' own; averages of 16 independent "
@@ -91,19 +82,14 @@ def _novelty(metrics: Metrics) -> Section:
         ]
     if any(group.similarity.l2_matched_mean is not None for group in metrics.groups.values()):
         text[-1] += " After matching: L2 with the hidden units permuted so that they fit best."
-    if yardstick is not None:
-        columns = ("performant", "novel_all", "joint_all", "copies")
-        tables.append(group_table(metrics, columns, "Shares of the networks"))
     return Section("Are they new?", text, ["iou_matrix", "latent_pca"], tables)
 
 
 def _comparisons(metrics: Metrics) -> Section:
     if not metrics.comparisons:
         return Section("")
-    rows: list[tuple[str, tuple[Difference, SelectedDifference]]] = [
-        (name, (mean, metrics.selected_comparisons.get(name, SelectedDifference())))
-        for name, mean in metrics.comparisons.items()
-    ]
+    selected = metrics.selected_comparisons
+    rows = [(name, (mean, selected.get(name, SelectedDifference()))) for name, mean in metrics.comparisons.items()]
     columns = [column for column in COMPARISON_COLUMNS if any(column.cell(*row) != MISSING for _, row in rows)]
     text = ["The generated networks against every other group, example by example."]
     if any(best.p_value is not None for _, (_, best) in rows):
@@ -113,9 +99,7 @@ def _comparisons(metrics: Metrics) -> Section:
 
 
 def _ensembles(metrics: Metrics) -> Section:
-    rows: list[tuple[str, tuple[Ensemble, str]]] = [
-        (name, (found, size)) for name, sizes in metrics.ensembles.items() for size, found in sizes.items()
-    ]
+    rows = [(name, (found, size)) for name, sizes in metrics.ensembles.items() for size, found in sizes.items()]
     if not rows:
         return Section("")
     text = ["Averaging the probabilities of M networks, which costs M times the inference of one."]
@@ -154,11 +138,9 @@ def _seeds(metrics: Metrics) -> Section:
 
 
 def _training(gate: Mapping | None) -> Section:
-    text = []
-    if gate:
-        explained = percent(gate["explained_variance"])
-        text = [f"The autoencoder explains {explained} of the variance of held-out checkpoints"]
-        if "accuracy_drop" in gate:
-            text[0] += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
-        text[0] += "."
-    return Section("Training", text, ["loss_curves"])
+    if not gate:
+        return Section("Training", plots=["loss_curves"])
+    text = f"The autoencoder explains {percent(gate['explained_variance'])} of the variance of held-out checkpoints"
+    if "accuracy_drop" in gate:
+        text += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
+    return Section("Training", [f"{text}."], ["loss_curves"])

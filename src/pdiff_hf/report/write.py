@@ -42,21 +42,16 @@ def write_report(
     latents: Mapping[str, torch.Tensor] | None = None,
     trajectory: Mapping | None = None,
 ) -> list[Path]:
-    """Write `metrics.json`, `report.md`, `report.html` and the figures of an evaluation.
+    """Write `metrics.json`, `report.md`, `report.html` and the figures of an evaluation; returns the files.
 
     Args:
-        result ([`EvaluationResult`]): Of [`evaluate_groups`].
+        result ([`EvaluationResult`]): What was found.
         output_dir (`str` or `Path`): Folder, made when missing.
-        task (`Mapping`, *optional*): What was learned, for `metrics.json`.
-        timings_s (`Mapping[str, float]`, *optional*): Wall time by stage.
-        peak_rss_mb (`Mapping[str, float]`, *optional*): Peak memory by stage.
+        task, timings_s, peak_rss_mb (`Mapping`, *optional*): Of [`Metrics`].
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         logs (`Mapping[str, str | Path]`, *optional*): `train_log.jsonl` files by stage.
         latents (`Mapping[str, torch.Tensor]`, *optional*): Latents `(n, C * L)` of `original` and other groups.
         trajectory (`Mapping`, *optional*): Of [`trajectory`], to be shown and kept in `trajectory.json`.
-
-    Returns:
-        `list[Path]`: the files written.
     """
     metrics = result.metrics.model_copy(
         update={
@@ -86,12 +81,7 @@ def write_report(
 def write_summary(metrics: Metrics, output_dir: str | Path) -> list[Path]:
     """Write `metrics.json`, `report.md`, `report.html` and the figure of what several seeds found together.
 
-    Args:
-        metrics ([`Metrics`]): Of [`aggregate_seeds`].
-        output_dir (`str` or `Path`): Folder, made when missing.
-
-    Returns:
-        `list[Path]`: the files written.
+    Returns the files.
     """
     plot = plot_accuracy_similarity(metrics)
     return _write(metrics, [] if plot is None else [plot], None, output_dir)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,19 @@ def results_table(metrics: Metrics) -> str:
 
 def novelty_lines(metrics: Metrics) -> list[str]:
     """How new the generated networks are, and how far from the originals."""
-    group, lines = metrics.generated, []
+    group, lines, share_of = metrics.generated, [], partial(percent, digits=0)
     shares, similarity = group.novel_and_performant, group.similarity
     if shares.performant is not None:
-        share = _share(shares.performant, shares.ci95.performant)
+        share = share_of(shares.performant, shares.ci95.performant)
         lines.append(f"Performant, test accuracy not below the originals' mean: {share}")
     for text, values, intervals in (
         ("Novel", shares.novel, shares.ci95.novel),
         ("Both novel and performant", shares.joint, shares.ci95.joint),
     ):
-        known = [f"{_share(value, intervals.get(multiple))} at {multiple}" for multiple, value in values.items()]
+        known = [f"{share_of(value, intervals.get(multiple))} at {multiple}" for multiple, value in values.items()]
         lines += [f"{text}: {', '.join(known)}"] if known else []
     if shares.copied is not None:
-        lines.append(f"Copies, closer to an original than a third of that distance: {_share(shares.copied)}")
+        lines.append(f"Copies, closer to an original than a third of that distance: {share_of(shares.copied)}")
     nearest = similarity.l2_nearest_mean
     if nearest is not None and metrics.yardstick:
         distance = number(nearest, ".3g", similarity.ci95.l2_nearest_mean)
@@ -90,12 +91,12 @@ def task_lines(task: Mapping | None) -> list[str]:
     if sizes:
         classes = f", {task['num_classes']} classes" if task.get("num_classes") else ""
         lines.append(f"Disjoint sets of examples: {', '.join(sizes)}{classes}")
-    stored = []
-    for split in ("train", "val", "test"):
-        if task.get(f"{split}_split"):
-            stored.append(f"{split} from {code(task[f'{split}_split'])}")
-        elif split != "train":
-            stored.append(f"{split} held out of the training split")
+    splits = {split: task.get(f"{split}_split") for split in ("train", "val", "test")}
+    stored = [
+        f"{split} from {code(name)}" if name else f"{split} held out of the training split"
+        for split, name in splits.items()
+        if name or split != "train"
+    ]
     lines.append(f"Splits: {', '.join(stored)}")
     if task.get("image_size") and task.get("in_chans"):
         size = task["image_size"]
@@ -157,10 +158,6 @@ def find(value: Any, *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
-
-
-def _share(value: float | None, interval: Sequence[float] | None = None) -> str:
-    return percent(value, interval, digits=0)
 
 
 def base_model_id(base_model: Mapping | None) -> str | None:

@@ -84,11 +84,7 @@ class Metrics(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str | Path = METRICS_FILE) -> Metrics:
-        """Check the content of a file.
-
-        Raises:
-            ValueError: another schema, or a value of another kind than its key has.
-        """
+        """Check the content of a file; raises `ValueError` for another schema, or a value of another kind."""
         if not isinstance(values, Mapping) or values.get("schema", SCHEMA) != SCHEMA:
             found = f"schema {values.get('schema')!r}" if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(
@@ -103,19 +99,11 @@ class Metrics(Record):
 
     @classmethod
     def read(cls, path: str | Path) -> Metrics:
-        """Read a `metrics.json`, also one that 0.1 wrote.
-
-        Raises:
-            ValueError: the file is missing, is not JSON, or holds something else.
-        """
+        """Read a `metrics.json`, also one that 0.1 wrote; raises `ValueError` for a file that is no such one."""
         return cls.from_dict(read_json(path), path)
 
     def write(self, path: str | Path) -> None:
-        """Write a `metrics.json` atomically.
-
-        Raises:
-            ValueError: a number is not finite.
-        """
+        """Write a `metrics.json` atomically; raises `ValueError` for a number that is not finite."""
         write_json(path, self.to_dict())
 
     @property
@@ -135,13 +123,10 @@ class Metrics(Record):
 
     def rivals(self) -> dict[str, GroupMetrics]:
         """Groups that the generated networks are compared with and have to beat, averages of originals first."""
-        rivals = {
-            name: group
-            for name, group in self.groups.items()
-            if group.role in ("average", "rival") and name in self.comparisons
-        }
+        compared = [(name, group) for name, group in self.groups.items() if name in self.comparisons]
+        rivals = [(name, group) for name, group in compared if group.role in ("average", "rival")]
         # Of averages, those of which there are many come before single ones.
-        return dict(sorted(rivals.items(), key=lambda item: (item[1].role == "rival", item[1].n == 1)))
+        return dict(sorted(rivals, key=lambda item: (item[1].role == "rival", item[1].n == 1)))
 
     def hardest_average(self) -> str | None:
         """The average of originals over which the generated networks gain least; `None` without averages."""

@@ -1,13 +1,213 @@
-"""Tables of results, made of columns."""
+"""Tables of results, made of columns: name, where the number is, how it is written, and what it means."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from textwrap import wrap
+from typing import Any
 
-from .columns import GROUP_COLUMNS, Column
 from .metrics import Metrics
-from .text import MISSING, ReportTable
+from .records import GroupMetrics
+from .text import MISSING, ReportTable, number, percent, points, signed
+
+# A number, or several of a cell by what they belong to, and the interval of the first.
+Value = tuple[Any, Sequence[float] | None]
+Write = Callable[[Any, Sequence[float] | None], str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Its header is the name and the unit, which says whether the numbers have intervals. `read` gives the value and its
+    interval, of what a row is about, and `write` makes text of both. `meaning` says what the number is.
+    """
+
+    name: str
+    unit: str
+    read: Callable[..., Value]
+    write: Write
+    meaning: str
+
+    @property
+    def header(self) -> str:
+        """Name and unit."""
+        return f"{self.name}, {self.unit}" if self.unit[:1] not in ("", "(") else f"{self.name} {self.unit}".strip()
+
+    @property
+    def plain(self) -> Column:
+        """The column without intervals, for tables that have little room."""
+        unit = self.unit.replace("(95 %)", "").strip()
+        return replace(self, unit=unit, read=lambda *row: (self.read(*row)[0], None))
+
+    def cell(self, *row: Any) -> str:
+        """The text of a cell."""
+        value, interval = self.read(*row)
+        return MISSING if value is None or value == {} else self.write(value, interval)
+
+    def bar(self, *row: Any) -> tuple[float, float, float] | None:
+        """A value and the ends of its interval, to be drawn."""
+        value, interval = self.read(*row)
+        return None if value is None or interval is None else (value, *interval)
+
+
+def at(value: str, interval: str | None = None, scale: float = 1) -> Callable[..., Value]:
+    """Read the first thing that a row is about, by paths of attributes and keys such as `similarity.iou_mean`."""
+
+    def follow(found: Any, path: str) -> Any:
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else getattr(found, key)
+        return found
+
+    def read(found: Any, *_: Any) -> Value:
+        number = follow(found, value)
+        return number if number is None or scale == 1 else scale * number, interval and follow(found, interval)
+
+    return read
+
+
+def in_format(fmt: str) -> Write:
+    """Write a number and its interval in a format such as `.3f`."""
+    return lambda value, interval: number(value, fmt, interval)
+
+
+in_percent: Write = partial(percent, unit="")
+in_whole_percent: Write = partial(percent, digits=0, unit="")
+
+
+def _shares(values: Mapping[str, float | None], interval: Sequence[float] | None) -> str:
+    """Shares at several multiples, of which the first has the interval."""
+    first, *others = values.values()
+    return " / ".join([in_whole_percent(first, interval), *map(in_whole_percent, others)])
+
+
+def _seconds(value: float, _: Any) -> str:
+    return "< 0.01" if value < 0.01 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _rate(value: float, _: Any) -> str:
+    # Two digits, and no exponent for large numbers.
+    return signed(float(f"{value:.2g}"), "g")
+
+
+def _difference(group: GroupMetrics, original: GroupMetrics) -> Value:
+    """Nothing for the originals, whose difference to themselves is none."""
+    difference = group.difference_to_original
+    return (None, None) if group.role == "original" else (difference.difference, difference.ci95)
+
+
+def _in_yardsticks(group: GroupMetrics, original: GroupMetrics) -> Value:
+    nearest, yardstick = group.similarity.l2_nearest_mean, original.similarity.l2_nearest_mean
+    interval = group.similarity.ci95.l2_nearest_mean
+    if nearest is None or not yardstick:
+        return None, None
+    return nearest / yardstick, interval and [end / yardstick for end in interval]
+
+
+def _cosine_distance(group: GroupMetrics, original: GroupMetrics) -> Value:
+    cosine = group.similarity.cosine_nearest_mean
+    return None if cosine is None else max(0.0, 1 - cosine), None
+
+
+_accuracy = at("test_accuracy.mean", "test_accuracy.ci95")
+_selected = at("selected.test_accuracy", "selected.test_ci95")
+_iou = at("similarity.iou_max_mean", "similarity.ci95.iou_max_mean")
+_l2 = at("similarity.l2_nearest_mean", "similarity.ci95.l2_nearest_mean")
+_matched = at("similarity.l2_matched_mean", "similarity.ci95.l2_matched_mean")
+_performant = at("novel_and_performant.performant", "novel_and_performant.ci95.performant")
+_joint = at("novel_and_performant.joint.1x", "novel_and_performant.ci95.joint.1x")
+_joint_all = at("novel_and_performant.joint", "novel_and_performant.ci95.joint.1x")
+_nll, _ece = at("test_nll.mean", "test_nll.ci95"), at("test_ece.mean", "test_ece.ci95")
+
+# fmt: off
+# Of tables with a row for every group: they read a group, and the originals with which it is compared.
+GROUP_COLUMNS: dict[str, Column] = {
+    "networks": Column("networks", "", at("n"), in_format("g"),
+        "Networks in the group."),
+    "accuracy": Column("mean accuracy", "% (95 %)", _accuracy, in_percent,
+        "Mean test accuracy over the networks."),
+    "difference": Column("minus originals", "points (95 %)", _difference, points,
+        "Mean test accuracy minus that of the originals."),
+    "selected": Column("best on val", "% (95 %)", _selected, in_percent,
+        "Test accuracy of the network that is best on validation examples."),
+    "std": Column("std", "points", at("test_accuracy.std", scale=100), in_format(".2f"),
+        "Standard deviation of the test accuracy over the networks."),
+    "nll": Column("NLL", "(95 %)", _nll, in_format(".4f"),
+        "Mean negative log-likelihood of the test labels, in nats."),
+    "ece": Column("ECE", "(95 %)", _ece, in_format(".4f"),
+        "Mean expected calibration error with 15 equal bins."),
+    "iou_within": Column("IoU within", "", at("similarity.iou_mean"), in_format(".3f"),
+        "IoU of wrong predictions between networks of the group."),
+    "iou_nearest": Column("IoU to nearest", "(95 %)", _iou, in_format(".3f"),
+        "IoU of wrong predictions with the original that is most alike."),
+    "l2_nearest": Column("L2 to nearest", "(95 %)", _l2, in_format(".3g"),
+        "Euclidean distance to the nearest original."),
+    "yardsticks": Column("L2 in yardsticks", "(95 %)", _in_yardsticks, in_format(".3g"),
+        "The same in units of the originals' mean distance to their nearest other original."),
+    "l2_matched": Column("after matching", "(95 %)", _matched, in_format(".3g"),
+        "L2 to nearest with the hidden units permuted so that they fit best."),
+    "cosine": Column("cosine distance", "", _cosine_distance, in_format(".2g"),
+        "1 minus the largest cosine similarity to an original."),
+    "spread": Column("spread", "", at("spread"), in_format(".2f"),
+        "Distance from the originals' mean, in units of the originals' own."),
+    "performant": Column("performant", "% (95 %)", _performant, in_whole_percent,
+        "Networks whose test accuracy is not below the originals' mean."),
+    "novel": Column("novel", "%", at("novel_and_performant.novel.1x"), in_whole_percent,
+        "Networks that are farther than a yardstick from every original."),
+    "novel_all": Column("novel at 1x / 2x / 4x", "%", at("novel_and_performant.novel"), _shares,
+        "Networks that are farther than 1, 2, 4 yardsticks from every original."),
+    "joint": Column("novel and performant", "% (95 %)", _joint, in_whole_percent,
+        "Networks that are both."),
+    "joint_all": Column("both at 1x / 2x / 4x", "% (95 %)", _joint_all, _shares,
+        "Networks that are both novel at these multiples and performant."),
+    "copies": Column("copies", "%", at("novel_and_performant.copied"), in_whole_percent,
+        "Networks that are nearer to an original than a third of a yardstick."),
+    "seconds": Column("seconds", "", at("cost.seconds"), _seconds,
+        "What making the networks takes once the checkpoints are there."),
+    "gain_per_second": Column("points per second", "", at("cost.gain_per_second", scale=100), _rate,
+        "Gain in mean test accuracy over the originals, divided by the seconds."),
+}
+# With a row for every group that generated networks are compared with: the difference of the means, and of the best.
+COMPARISON_COLUMNS: tuple[Column, ...] = (
+    Column("means", "points (95 %)", at("difference", "ci95"), points,
+        "Mean test accuracy of the generated networks minus that of the group."),
+    Column("best on val", "points (95 %)", lambda mean, best: (best.difference, best.ci95), points,
+        "The same for the networks of both that are best on validation examples."),
+    Column("p (McNemar)", "", lambda mean, best: (best.p_value, None), in_format(".3f"),
+        "Of McNemar's exact test of these."),
+    Column("only generated right", "", lambda mean, best: (best.only_generated, None), in_format("d"),
+        "Test examples on which the generated network alone is right."),
+    Column("only the other right", "", lambda mean, best: (best.only_other, None), in_format("d"),
+        "Test examples on which the other network alone is right."),
+)
+# With a row for every ensemble: what was found, and the number of its networks.
+ENSEMBLE_COLUMNS: tuple[Column, ...] = (
+    Column("M", "", lambda found, size: (size, None), lambda size, _: size,
+        "Networks in the ensemble."),
+    Column("accuracy", "% (95 %)", at("accuracy.mean", "accuracy.ci95"), in_percent,
+        "Test accuracy of the averaged probabilities."),
+    Column("NLL", "(95 %)", at("nll.mean", "nll.ci95"), in_format(".4f"),
+        "Their negative log-likelihood of the test labels, in nats."),
+    Column("ECE", "(95 %)", at("ece.mean", "ece.ci95"), in_format(".4f"),
+        "Their expected calibration error with 15 equal bins."),
+)
+# fmt: on
+
+
+def group_column(group: str, key: str, **changes: str) -> Column:
+    """A column of [`GROUP_COLUMNS`] for rows about something that has `groups` by name, such as a run: one of them.
+
+    Nothing is known of a group that is not there. `changes` are other fields of the column, such as its name.
+    """
+    column = GROUP_COLUMNS[key]
+
+    def read(row: Mapping[str, Any]) -> Value:
+        groups = row.get("groups", {})
+        return column.read(*(GroupMetrics.model_validate(groups.get(name, {})) for name in (group, "original")))
+
+    return replace(column, read=read, **changes)
 
 
 def make_table(
@@ -19,15 +219,9 @@ def make_table(
     bars: Column | None = None,
     folded: bool = False,
 ) -> ReportTable:
-    """Make a table.
+    """Make a table of rows given by their names and what the columns read; `first` is the header of the names.
 
-    Args:
-        first (`str`): Header of the column that names the rows.
-        columns (`Sequence[Column]`): The others.
-        rows (`Iterable[tuple[str, tuple]]`): Name of a row, and what its columns read.
-        title (`str`, *optional*): Its caption.
-        bars (`Column`, *optional*): The column whose intervals are drawn where the table is.
-        folded (`bool`, *optional*, defaults to `False`): Whether few look at it.
+    The intervals of the column `bars` are drawn where the table is; few look at a `folded` one.
     """
     rows = list(rows)
     return ReportTable(
@@ -54,11 +248,9 @@ def group_table(
 
     Args:
         metrics ([`Metrics`]): What is known of them.
-        names (`Sequence[str]`): Keys of [`GROUP_COLUMNS`].
+        names, plain, bars, known (keys of [`GROUP_COLUMNS`]): The columns; those without their intervals; that whose
+            intervals are drawn where the table is; that which a group needs a value for to be in the table.
         title (`str`, *optional*): Its caption.
-        plain (`Sequence[str]`, *optional*): Keys of columns that are shown without their intervals.
-        bars (`str`, *optional*): Key of the column whose intervals are drawn where the table is.
-        known (`str`, *optional*): Key of a column that a group needs a value for to be in the table.
         all_columns (`bool`, *optional*, defaults to `False`): Keep columns of which nothing is known.
     """
     rows = [(name, (group, metrics.original)) for name, group in metrics.groups.items()]

@@ -10,15 +10,9 @@ MISSING = "–"
 
 @dataclass
 class ReportTable:
-    """A table of text.
+    """A table of text, whose first column names the rows.
 
-    Args:
-        columns (`Sequence[str]`): Headers; the first column names the row.
-        rows (`list[Sequence[str]]`): Cells.
-        title (`str`, *optional*): Its caption.
-        intervals (`list[tuple | None]`, *optional*): A value, its lower and its upper end for each row, to be drawn.
-        folded (`bool`): Whether few look at it.
-        meanings (`Sequence[str]`, *optional*): What the columns mean.
+    `intervals` are a value, its lower and its upper end for each row, to be drawn; few look at a `folded` one.
     """
 
     columns: Sequence[str]
@@ -31,15 +25,7 @@ class ReportTable:
 
 @dataclass
 class Section:
-    """A part of a report.
-
-    Args:
-        title (`str`): Its heading.
-        text (`Sequence[str]`): Paragraphs.
-        plots (`Sequence[str]`): Names of its figures.
-        tables (`Sequence[ReportTable]`): Its tables.
-        bullets (`bool`): Whether the paragraphs are a list.
-    """
+    """A part of a report: paragraphs, or a list with `bullets`, then names of figures, then tables."""
 
     title: str
     text: Sequence[str] = ()
@@ -72,9 +58,7 @@ def points(value: float | None, interval: Sequence[float] | None = None) -> str:
     if value is None:
         return MISSING
     text = signed(100 * value, ".2f")
-    if interval is None:
-        return text
-    return f"{text} ({signed(100 * interval[0], '.2f')} to {signed(100 * interval[1], '.2f')})"
+    return text if interval is None else f"{text} ({points(interval[0])} to {points(interval[1])})"
 
 
 def number(value: float | None, fmt: str, interval: Sequence[float] | None = None) -> str:

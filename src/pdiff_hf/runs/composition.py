@@ -62,18 +62,14 @@ _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 def list_parts() -> dict[str, list[dict[str, Any]]]:
     """What is shipped, by kind: `recipes`, and the folders of `AXES` and `OVERLAYS`.
 
-    Returns:
-        `dict[str, list[dict]]`: of every file its `name` and `description`, the first line; of a network
-        `num_parameters`, `task_kind` and the `selections` that fit it.
+    Of every file its `name` and `description`, the first line; of a network also `num_parameters`, `task_kind` and the
+    `selections` that fit it.
     """
-    files = {"recipes": FOLDER} | {folder: FOLDER / folder for folder in {**AXES, **OVERLAYS}.values()}
-    listed = {
-        kind: [
-            {"name": file.stem, "description": file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")}
-            for file in sorted(folder.glob("*.yaml"))
-        ]
-        for kind, folder in files.items()
-    }
+    listed = {}
+    for kind in ("recipes", *AXES.values(), *OVERLAYS.values()):
+        files = sorted((FOLDER if kind == "recipes" else FOLDER / kind).glob("*.yaml"))
+        firsts = [file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files]
+        listed[kind] = [{"name": file.stem, "description": first} for file, first in zip(files, firsts, strict=True)]
     for network in listed["networks"]:
         values = read_part(find_part(network["name"], "network"))
         network["num_parameters"] = values["num_parameters"]
@@ -83,7 +79,7 @@ def list_parts() -> dict[str, list[dict[str, Any]]]:
 
 
 def _fits(network: Mapping[str, Any], selection: str) -> bool:
-    """Whether a network's values have what a selection needs; whether the images are large enough is not asked."""
+    """Whether a network's values have what a selection needs, however large the images."""
     values = copy.deepcopy(dict(network))
     merge_into(values, read_part(find_part(selection, "selection")))
     try:
@@ -109,11 +105,7 @@ def read_recipe(
             other, or a file that is not YAML.
     """
     own, parts = _read_source(source)
-    overlays = [
-        (name, read_part(find_part(name, axis)))
-        for axis, name in (("preset", preset), ("profile", profile))
-        if name is not None
-    ]
+    overlays = read_overlays(preset, profile)
     # Which sections count depends on the images' size and on pretrained weights, and layers may set these.
     values, variants = _merge(parts, own, overlays, overrides), []
     if isinstance(size := facts_of(values)["image_size"], int):
@@ -126,6 +118,12 @@ def read_recipe(
     _check_fit(values, facts, {axis: name for axis, name, _ in parts})
     values = {key: value for key, value in values.items() if key not in FACTS and key not in RULES}
     return _resolve(values, facts)
+
+
+def read_overlays(preset: str | None, profile: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Name and values of a preset and a profile, of those that are given."""
+    given = (("preset", preset), ("profile", profile))
+    return [(name, read_part(find_part(name, axis))) for axis, name in given if name is not None]
 
 
 def read_written(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -144,12 +142,10 @@ def read_written(source: str | Path, overrides: Sequence[str] = ()) -> dict[str,
 
 def _read_source(source: str | Path) -> tuple[dict[str, Any], list[tuple[str, str, dict[str, Any]]]]:
     """A recipe's own keys, and `(axis, name, values)` of its parts in the order in which they are merged."""
-    name, folder, own = str(source), Path(), {}
-    if name in named_recipes():
-        own = read_part(FOLDER / f"{name}.yaml")
-        listed = [(None, part) for part in own.get("compose", [])]
-    elif Path(source).is_file():
-        own, folder = read_part(Path(source)), Path(source).parent
+    name, own = str(source), {}
+    file = FOLDER / f"{name}.yaml" if name in named_recipes() else Path(source)
+    if file.is_file():
+        own = read_part(file)
         listed = own.get("compose", [])
         if not isinstance(listed, list) or not all(isinstance(part, str) for part in listed):
             raise ValueError(f"key 'compose': expected a list of parts' names, found {listed!r}.")
@@ -165,10 +161,9 @@ def _read_source(source: str | Path) -> tuple[dict[str, Any], list[tuple[str, st
     parts = []
     for axis, part in listed:
         if axis is None and part.endswith((".yaml", ".yml")):
-            parts.append(("own", part, read_part(folder / part)))
+            parts.append(("own", part, read_part(file.parent / part)))
             continue
-        if axis is None:
-            axis = next((axis for axis in AXES if part in part_names(axis)), None)
+        axis = axis or next((axis for axis in AXES if part in part_names(axis)), None)
         if axis is None:
             every = [name for axis in AXES for name in part_names(axis)]
             near = difflib.get_close_matches(part, every, 1, 0.0)
@@ -221,8 +216,7 @@ def merge_into(target: dict[str, Any], other: Mapping[str, Any]) -> None:
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one key by `"section.key=value"`; the value is YAML and replaces whatever was there.
 
-    Raises:
-        ValueError: not of this form, not valid YAML, or a value where a section should be.
+    Raises `ValueError` when it is not of this form or not valid YAML, or for a value where a section should be.
     """
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")

@@ -1,23 +1,27 @@
-"""Evaluation of what a run has made: groups, protocol, report."""
+"""Evaluation of what a run has made: groups, protocol, report; and its networks on their way out of noise."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 
 from ..data.dataset import ParameterDataset
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
 from ..evaluation.groups import build_groups, is_shown
 from ..evaluation.permutations import find_permutations
-from ..files import atomic_folder, read_json
+from ..evaluation.trajectory import trajectory
+from ..files import atomic_folder, read_json, write_json
+from ..layout import ParameterLayout
 from ..machine import process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
+from ..pipelines.sampling import SCHEDULERS, load_pipeline
+from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
 from ..tasks.config import CollectConfig
@@ -25,19 +29,11 @@ from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
-from .folder import GATE_FILE, RECIPE_FILE, UNSEEN, Run, cost_since
-from .recipe import EvaluateConfig
+from .folder import GATE_FILE, UNSEEN, Run, cost_since
+from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
 # What has to be done before there are generated networks.
 GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
-
-
-def evaluate_config(run: Run, seed: int | None = None, fine_tune: bool | None = None) -> EvaluateConfig:
-    """The recipe's `evaluate` section if `run` has a recipe, else the defaults; what is given wins."""
-    path = run.folder / RECIPE_FILE
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    given = {key: value for key, value in {"seed": seed, "fine_tune": fine_tune}.items() if value is not None}
-    return EvaluateConfig.model_validate({**values.get("evaluate", {}), **given})
 
 
 def generator_seconds(run: Run) -> float | None:
@@ -56,8 +52,7 @@ def fine_tune_run(
 ) -> None:
     """Fine-tune the last checkpoint for as long as the generator took, as a stage of the run, once.
 
-    Nothing is done without `config.fine_tune`, or when it is not known how the checkpoints were collected or what the
-    generator took.
+    Not without `config.fine_tune`, or when it is not known how checkpoints were collected or what the generator took.
     """
     collection, seconds = dataset.metadata.get("collect"), generator_seconds(run)
     if not config.fine_tune or collection is None or seconds is None:
@@ -103,12 +98,8 @@ def evaluate_run(
     Args:
         run ([`Run`]): Its folders are evaluated, and what its stages cost is reported.
         config ([`EvaluateConfig`]): Batches, memory and the seed of the baselines.
-        dataset ([`ParameterDataset`], *optional*): That of the run by default.
-        task ([`Task`], *optional*): That of the dataset by default.
+        dataset, task (*optional*): Those of the run by default.
         pipeline_dir, generated_dir, output_dir (`Path`, *optional*): Instead of the run's folders.
-
-    Returns:
-        [`Metrics`]: what was found, as `metrics.json` has it.
 
     Raises:
         ValueError: the dataset names no task or base model, a folder is missing or damaged, or `output_dir` holds
@@ -149,13 +140,8 @@ def evaluate_run(
         lambda vectors: val.accuracy(networks.extend(vectors)),
         config.seed,
     )
-    if is_own and (run.folder / UNSEEN).is_dir():
-        groups[UNSEEN] = ParameterDataset(run.folder / UNSEEN).vectors(rows=slice(None))
-    if is_own and (spent := generator_seconds(run)):
-        seconds["generated"] = spent
-        if run.is_complete("fine_tune"):
-            groups["fine_tuned"] = load_generated(run.path("fine_tune"), dataset.layout)
-            seconds["fine_tuned"] = spent
+    if is_own:
+        _add_own_groups(run, dataset.layout, groups, seconds)
 
     # 3. Protocol and report
     result = evaluate_groups(
@@ -173,6 +159,18 @@ def evaluate_run(
         _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)
+
+
+def _add_own_groups(
+    run: Run, layout: ParameterLayout, groups: dict[str, torch.Tensor], seconds: dict[str, float]
+) -> None:
+    """Add what only a run's own folder holds and knows: further groups, and what its generator cost."""
+    if (run.folder / UNSEEN).is_dir():
+        groups[UNSEEN] = ParameterDataset(run.folder / UNSEEN).vectors(rows=slice(None))
+    if spent := generator_seconds(run):
+        seconds["generated"] = spent
+        if run.is_complete("fine_tune"):
+            groups["fine_tuned"], seconds["fine_tuned"] = load_generated(run.path("fine_tune"), layout), spent
 
 
 def _check_report_folder(folder: Path) -> None:
@@ -209,3 +207,29 @@ def _report(
             latents=latents,
             trajectory=trajectory,
         )
+
+
+def trajectory_run(
+    run: Run, dataset: ParameterDataset, config: GenerateConfig, num_starts: int = 5
+) -> tuple[dict[str, Any], list[Path]]:
+    """Follow networks of a run from noise to the end, and write data and figures into its report folder.
+
+    Of `config`, scheduler, steps and seed matter. Returns what [`trajectory`] finds, and the files written.
+
+    Raises:
+        ValueError: a folder is missing or damaged, or the dataset names no task or base model.
+    """
+    pipe = load_pipeline(run.path("diffusion"))
+    pipe.scheduler = SCHEDULERS[config.scheduler].from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(desc="trajectory", leave=False)
+    options = recorded_section(run.folder, "evaluate")
+    evaluator = make_evaluator(
+        dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
+    )
+    originals = dataset.vectors(rows=slice(None))
+    found = trajectory(pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed)
+    folder = run.path("evaluate")
+    folder.mkdir(exist_ok=True)
+    write_json(folder / TRAJECTORY_FILE, found)
+    plots = [plot_trajectory(found), plot_trajectory_plane(found)]
+    return found, [folder / TRAJECTORY_FILE, *(plot.save_png(folder) for plot in plots)]

@@ -18,11 +18,7 @@ from ..models.auto import SECTIONS
 from ..results.metrics import METRICS_FILE, Metrics
 from ..sections import without_foreign_keys
 
-RECIPE_FILE = "recipe.yaml"
-
-STATE_FILE = "run.json"
-
-GATE_FILE = "reconstruction.json"
+RECIPE_FILE, STATE_FILE, GATE_FILE = "recipe.yaml", "run.json", "reconstruction.json"
 
 # Stage → the folder it writes.
 STAGES = {
@@ -33,12 +29,10 @@ STAGES = {
     "fine_tune": "fine_tuned",
     "evaluate": "report",
 }
-
 # Later checkpoints of the run's own collection, which its generator was not given; of runs of an ablation.
 UNSEEN = "unseen"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
 NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
-
 # Sections of the recipe that nothing before the gate depends on.
 AFTER_COLLECTION = ("autoencoder", "diffusion", "generate", "evaluate")
 
@@ -60,30 +54,26 @@ def describe(path: str | Path) -> dict[str, Any]:
             "seconds": round(sum(cost["seconds"] for cost in run.stages.values()), 1),
         }
     if (path / "layout.json").is_file():
-        layout = read_json(path / "layout.json")
-        stats = read_json(path / "stats.json")
-        accuracy = stats["columns"].get("test_accuracy")
+        layout, stats = read_json(path / "layout.json"), read_json(path / "stats.json")
         return {
             "kind": "parameter dataset",
             "checkpoints": stats["num_rows"],
             "runs": ", ".join(stats["runs"]),
             "parameters": layout["num_parameters"],
             "tensors": ", ".join(tensor["name"] for tensor in layout["tensors"]),
-            "base_model": None if layout["base_model"] is None else layout["base_model"]["name"],
-            "test_accuracy": None if accuracy is None else accuracy["mean"],
+            "base_model": (layout["base_model"] or {}).get("name"),
+            "test_accuracy": stats["columns"].get("test_accuracy", {}).get("mean"),
             "fingerprint": layout["fingerprint"],
         }
     if (path / "model_index.json").is_file():
-        index = read_json(path / "model_index.json")
-        autoencoder = read_json(path / "autoencoder" / "config.json")
-        base_model = index.get("base_model")
+        index, autoencoder = read_json(path / "model_index.json"), read_json(path / "autoencoder" / "config.json")
         return {
             "kind": "pipeline",
             "autoencoder": autoencoder["_class_name"],
             "latents": [autoencoder["latent_channels"], autoencoder["latent_length"]],
             "scheduler": index["scheduler"][1],
             "parameters": autoencoder["layout"]["num_parameters"],
-            "base_model": None if base_model is None else base_model["name"],
+            "base_model": (index.get("base_model") or {}).get("name"),
         }
     if (path / METRICS_FILE).is_file():
         metrics = Metrics.read(path / METRICS_FILE)
@@ -123,11 +113,7 @@ class Run:
         return not self.is_complete("autoencoder") and path.is_file() and not read_json(path)["passed"]
 
     def do(
-        self,
-        stage: str,
-        function: Callable[[Path], object],
-        report: Callable[[str], None],
-        keep_later: bool = False,
+        self, stage: str, function: Callable[[Path], object], report: Callable[[str], None], keep_later: bool = False
     ) -> None:
         """Run `function` on the stage's folder unless the stage is complete, and note what it cost.
 
@@ -194,12 +180,8 @@ def cost_since(start: float) -> dict[str, float]:
 def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] | None = None) -> Run:
     """Open a new run folder, or one that the same recipe has begun. Nothing is written yet: see [`begin_run`].
 
-    After the gate has refused the autoencoder, the sections from `autoencoder` on may be others than before.
-
-    Args:
-        recipe (`pydantic.BaseModel`): What the folder is made by.
-        folder (`str` or `Path`): Folder of the run.
-        written (`Sequence[str]`, *optional*): Names that a new run may not find there; any by default.
+    After the gate has refused the autoencoder, the sections from `autoencoder` on may be others than before. What will
+    be `written` may not be in a new folder; by default it has to be empty.
 
     Raises:
         ValueError: the folder holds another run or other files.

@@ -33,18 +33,13 @@ NUM_TRAIN_EXAMPLES = 2048
 
 @dataclass(frozen=True)
 class ChoiceConfig:
-    """Which of the networks that are drawn are kept.
+    """Which of the networks that are drawn are kept: the `top` ones on validation examples of the dataset's task.
 
     Args:
-        dataset ([`ParameterDataset`]): Whose task's validation examples the networks are chosen on.
-        split (`str`, *optional*, defaults to `"val"`): The only split that may be chosen on.
-        top (`int`, *optional*, defaults to 1): Number of networks to keep.
+        split (`str`, *optional*, defaults to `"val"`): Others raise a `ValueError`.
         soup (`bool`, *optional*, defaults to `False`): Also keep the uniform soup of them.
         reestimate_batch_norm (`bool`, *optional*, defaults to `False`): Re-estimate the BatchNorm statistics that
             depend on the generated tensors of the chosen networks, see [`BatchNormEstimator`].
-
-    Raises:
-        ValueError: another split.
     """
 
     dataset: ParameterDataset
@@ -79,12 +74,10 @@ def generate_networks(
     and write the files of one process.
 
     Args:
-        pipeline ([`PDiffPipeline`]): Trained.
         output_dir (`str` or `Path`): New or empty folder.
         num_samples (`int`, *optional*, defaults to 100): Number of networks.
-        num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps.
+        num_inference_steps, truncation: See [`PDiffPipeline`].
         scheduler (`str`, *optional*, defaults to `"dpmsolver++"`): `"dpmsolver++"`, `"ddim"` or `"ddpm"`.
-        truncation (`float`, *optional*, defaults to 1.0): See [`PDiffPipeline`].
         seed (`int`, *optional*, defaults to 0): Of the noise.
         choice ([`ChoiceConfig`], *optional*): Write the best networks only, the very best first; all by default.
         sampler (`str`, *optional*, defaults to `"diffusion"`): `"gaussian_latents"` leaves the denoiser out: latents
@@ -105,14 +98,10 @@ def generate_networks(
         raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
     chooser = None if choice is None else _Chooser(pipeline.layout, choice, num_samples)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
-    index = {
-        "seed": seed,
-        "scheduler": scheduler,
-        "num_inference_steps": num_inference_steps,
-        "truncation": truncation,
-    }
+    way = {"scheduler": scheduler, "num_inference_steps": num_inference_steps}
     if sampler == "gaussian_latents":
-        index = {"seed": seed, "sampler": sampler, "truncation": truncation}
+        way = {"sampler": sampler}
+    index = {"seed": seed, **way, "truncation": truncation}
 
     state = process_state()
     batch = max(1, min(BATCH, BATCH_BYTES // (4 * pipeline.layout.num_parameters)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
@@ -17,8 +18,8 @@ from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
 from ..sections import without_foreign_keys
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
-from .composition import FACTS, RULES, apply_override, merge_into, read_recipe, read_written
-from .recipe_parts import find_part, named_recipes, read_part
+from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
+from .folder import RECIPE_FILE
 from .validation import parse_config, valid_keys
 
 
@@ -31,8 +32,7 @@ class BaseModelConfig(PydanticModel):
     name: str
     kwargs: dict[str, Any] = {}
     pretrained: str | None = Field(
-        None,
-        description="of transformers: Hub id or folder of the weights to start from; timm has kwargs.pretrained",
+        None, description="of transformers: Hub id or folder of the weights to start from; timm has kwargs.pretrained"
     )
     trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
 
@@ -131,11 +131,6 @@ class Recipe(PydanticModel):
         return {**values, **shared}
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package that have a file of their own; see [`composition`] for all others."""
-    return named_recipes()
-
-
 def load_recipe(
     source: str | Path,
     overrides: Sequence[str] = (),
@@ -147,11 +142,8 @@ def load_recipe(
     """Load a recipe, compose it of its parts and validate it.
 
     Args:
-        source (`str` or `Path`): Name of a shipped recipe, `<network>-<selection>-<data>`, or a YAML file.
-        overrides (`Sequence[str]`, *optional*): `"section.key=value"` with a YAML value each.
+        source, overrides, preset, profile: See [`composition.read_recipe`].
         seed (`int`, *optional*): Replaces the recipe's `seed`.
-        preset (`str`, *optional*): `"paper"` or `"fast"`, see [`composition.read_recipe`].
-        profile (`str`, *optional*): `"cpu-smoke"`.
         changes (`Mapping[str, Any]`, *optional*): Values by `"section.key"`, after all else; see [`compose_recipe`].
 
     Raises:
@@ -176,8 +168,7 @@ def compose_recipe(
     What is shipped says something for every kind of a section; of that, what its kind has no key for is left out. So
     is what the user has written for one kind when `changes` make it another.
 
-    Args:
-        source, overrides, preset, profile, changes: See [`load_recipe`].
+    The arguments are those of [`load_recipe`].
     """
     # JSON is YAML.
     overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in (changes or {}).items())]
@@ -199,10 +190,8 @@ def load_training(
         ValueError: as [`load_recipe`]; keys of other sections are unknown here.
     """
     values: dict[str, Any] = {"autoencoder": {}, "diffusion": {}}
-    for axis, name in (("preset", preset), ("profile", profile)):
-        if name is not None:
-            overlay = read_part(find_part(name, axis))
-            merge_into(values, {section: overlay[section] for section in values if section in overlay})
+    for _, overlay in read_overlays(preset, profile):
+        merge_into(values, {section: overlay[section] for section in values if section in overlay})
     written: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)
@@ -211,6 +200,20 @@ def load_training(
     if seed is not None:
         values = {name: {"seed": seed, **section} for name, section in values.items()}
     return parse_config(TrainingRecipe, {"dataset": str(Path(dataset).resolve()), **values})
+
+
+def recorded_section(
+    folder: str | Path, name: Literal["generate", "evaluate"], given: Mapping[str, Any] | None = None
+) -> Any:
+    """A section of the recipe in a run folder, its defaults without one; what is `given` and not `None` wins.
+
+    Raises:
+        ValueError: a value is not valid.
+    """
+    path = Path(folder) / RECIPE_FILE
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    return parse_config(Recipe.model_fields[name].annotation, {**values.get(name, {}), **given})
 
 
 def recipe_keys() -> list[str]:

@@ -25,11 +25,7 @@ def named_recipes() -> list[str]:
 
 
 def find_part(name: str, axis: str) -> Path:
-    """The file of a shipped part or overlay.
-
-    Raises:
-        ValueError: there is none of this name; the nearest one is named.
-    """
+    """The file of a shipped part or overlay; raises `ValueError` with the nearest one when there is none."""
     names = part_names(axis)
     if name not in names:
         near = difflib.get_close_matches(str(name), names, 1, 0.5)
@@ -39,11 +35,7 @@ def find_part(name: str, axis: str) -> Path:
 
 
 def read_part(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        ValueError: the file is missing, is not valid YAML or holds something else.
-    """
+    """A YAML file that holds a mapping; raises `ValueError` when it is missing, not valid or holds something else."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

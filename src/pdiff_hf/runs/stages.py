@@ -38,7 +38,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
     processes share every stage, and the main one writes.
 
     Args:
-        recipe ([`Recipe`]): Validated.
+        recipe ([`Recipe`]): What is done.
         folder (`str` or `Path`): New, or begun by the same recipe: then it goes on where it stopped.
         report (`Callable`, *optional*): Receives a line of text after every stage.
 
@@ -171,17 +171,9 @@ def train_stages(
     folder: str | Path,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Both training stages on a parameter dataset; returns the reconstruction report.
+    """Both training stages on a recipe's parameter dataset, as [`run_recipe`]; returns the reconstruction report.
 
-    Args:
-        recipe ([`TrainingRecipe`]): Validated.
-        dataset ([`ParameterDataset`]): That of the recipe.
-        folder (`str` or `Path`): New, or begun by the same recipe: then it goes on where it stopped. The parameter
-            dataset may be in it.
-        report (`Callable`, *optional*): Receives a line of text after every stage.
-
-    Raises:
-        ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
+    The parameter dataset may be in the folder.
     """
     run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
     # Its rows are read, and so checked, before anything is written.
@@ -190,10 +182,6 @@ def train_stages(
     task = open_task(dataset)
     begin_run(recipe, run)
     autoencoder = run.path("autoencoder")
-    run.do(
-        "autoencoder",
-        lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task),
-        report,
-    )
+    run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task), report)
     run.do("diffusion", lambda path: diffusion_stage(dataset, autoencoder, path, recipe.diffusion), report)
     return read_json(autoencoder / GATE_FILE)

@@ -20,10 +20,7 @@ FLAGS = {"steps": "max_train_steps"}
 def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
     """Validate `values` by a pydantic model; the first problem becomes a `ValueError` of one line.
 
-    Args:
-        model (`type`): The pydantic model.
-        values (`Mapping`): What is validated.
-        also (`Sequence[str]`, *optional*): Further valid keys at the top level, to be named when they are misspelt.
+    `also` are further valid keys at the top level, to be named when they are misspelt.
     """
     try:
         return model.model_validate(dict(values))
@@ -41,7 +38,10 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
         parent = path.rpartition(".")[0]
         siblings = [name for name in names if name.rpartition(".")[0] == parent]
         near = difflib.get_close_matches(path, siblings, 1, 0.5) or difflib.get_close_matches(path, names, 1, 0.0)
-        kind = f" of kind {_kinds(model, values)[parent]!r}" if path in valid_keys(model) else ""
+        kind = ""
+        if path in valid_keys(model):
+            # A key of another kind of its section.
+            kind = f" of kind {_union(model.model_fields[parent]).kind_of(values.get(parent))!r}"
         raise ValueError(f"unknown key {path!r}{kind}; the nearest valid key is {near[0]!r}.")
     if problem["type"] == "missing":
         raise ValueError(f"key {path!r} is missing; it has no default.")
@@ -69,50 +69,32 @@ def _union(field: FieldInfo) -> OneOf | None:
     return next((entry for entry in field.metadata if isinstance(entry, OneOf)), None)
 
 
-def _kinds(model: type[PydanticModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The kinds of the sections that come in several."""
-    unions = {name: _union(field) for name, field in model.model_fields.items()}
-    return {name: union.kind_of(values.get(name)) for name, union in unions.items() if union is not None}
-
-
 def parse_section(union: OneOf, values: Mapping[str, Any]) -> Any:
-    """Validate one section that comes in kinds, as [`parse_config`].
-
-    Args:
-        union ([`OneOf`]): Such as `models.auto.AUTOENCODER`.
-        values (`Mapping`): Its keys.
-    """
+    """Validate one section that comes in kinds, as [`parse_config`]."""
     if (kind := union.kind_of(values)) not in union.kinds:
         raise ValueError(f"key 'kind': expected one of {', '.join(map(repr, union.kinds))}, found {kind!r}.")
     return parse_config(union.kinds[kind], values)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, union: OneOf) -> None:
-    """Add a flag for every key of a section; a flag not given leaves the preset's or the key's default.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Receives the flags.
-        union ([`OneOf`]): The section; flags are those of all its kinds.
-    """
-    shown = f"defaults to {union.default}"
-    parser.add_argument("--kind", choices=list(union.kinds), default=argparse.SUPPRESS, help=shown)
+    """Add a flag for every key of a section's kinds; one not given leaves the preset's or the key's default."""
+    default = f"defaults to {union.default}"
+    parser.add_argument("--kind", choices=list(union.kinds), default=argparse.SUPPRESS, help=default)
     fields: dict[str, FieldInfo] = {}
     for section in union.kinds.values():
         fields = {**section.model_fields, **fields}
     del fields["kind"]
     for name, field in fields.items():
-        flag = f"--{FLAGS.get(name, name)}"
-        shown = "" if field.is_required() else f"defaults to {field.default}"
+        shown = "set by --preset" if field.is_required() else f"defaults to {field.default}"
         kinds = [kind for kind in union.kinds if name in union.keys(kind)]
         only = f"of kind {', '.join(kinds)}" if len(kinds) < len(union.kinds) else ""
-        text = "; ".join(part for part in (only, field.description, shown or "set by --preset") if part)
+        text = "; ".join(part for part in (only, field.description, shown) if part)
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            options["action"] = argparse.BooleanOptionalAction
         elif "tuple" in str(field.annotation):
-            parser.add_argument(flag, nargs="+", **options)
-        else:
-            parser.add_argument(flag, **options)
+            options["nargs"] = "+"
+        parser.add_argument(f"--{FLAGS.get(name, name)}", **options)
 
 
 def config_values(arguments: argparse.Namespace, union: OneOf) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from ...evaluation.groups import label
 from ...results.text import percent
@@ -17,21 +16,16 @@ from .style import Plot, color, legend, new_figure, style
 
 # Points of accuracy below the lowest originals from which on generated networks are only named.
 OUT_OF_VIEW = 10
-# Name → shift, entry of a point, and its keys of the value and the interval.
+# Name → shift, and the keys of the value and the interval in an entry of the generated networks.
 SERIES = {
-    "generated": (-0.12, "generated", "mean", "ci95"),
-    "best generated": (0.12, "best", "test_accuracy", "test_ci95"),
+    "generated": (-0.12, "test_accuracy", "mean", "ci95"),
+    "best generated": (0.12, "selected", "test_accuracy", "test_ci95"),
 }
 STAGES = ("autoencoder", "diffusion", "generate")
 
 
 def plot_ablation(axis: str, results: Mapping) -> Plot:
-    """Accuracies along an axis; below them explained variance, peak memory and seconds.
-
-    Args:
-        axis (`str`): One of `results["axes"]`.
-        results (`Mapping`): Content of `ablation.json`.
-    """
+    """Accuracies along an axis of `ablation.json`; below them explained variance, peak memory and seconds."""
     entries, base = results["axes"][axis], results["base"][axis]
     values = [entry["value"] for entry in entries]
     points = [results["points"][entry["point"]] for entry in entries]
@@ -60,8 +54,9 @@ def plot_ablation(axis: str, results: Mapping) -> Plot:
         return figure
 
     alt = "; ".join(
-        f"{values[place]}: generated {percent(point['generated']['mean'])}, best "
-        f"{percent(point['best']['test_accuracy'])}, originals {percent(point['original']['mean'])}"
+        f"{values[place]}: generated {percent(_mean(point))}, best "
+        f"{percent(point['groups']['generated']['selected']['test_accuracy'])}, originals "
+        f"{percent(_mean(point, 'original'))}"
         for place, point in found.items()
     )
     note = "Filled: mean of the generated networks; open: the best on val; both on test examples, with 95 % "
@@ -72,29 +67,34 @@ def plot_ablation(axis: str, results: Mapping) -> Plot:
 
 
 def _title(axis: str, values: Sequence[str], found: Mapping[int, Mapping]) -> str:
-    texts = {values[place]: percent(point["generated"]["mean"]) for place, point in found.items()}
+    texts = {values[place]: percent(_mean(point)) for place, point in found.items()}
     if len(texts) <= 3:
         return f"{label(axis)}: generated networks reach {', '.join(f'{v} at {k}' for k, v in texts.items())}"
-    ordered = sorted(found, key=lambda place: found[place]["generated"]["mean"])
+    ordered = sorted(found, key=lambda place: _mean(found[place]))
     low, high = values[ordered[0]], values[ordered[-1]]
     return f"{label(axis)}: generated networks reach from {texts[low]} at {low} to {texts[high]} at {high}"
+
+
+def _mean(point: Mapping, group: str = "generated") -> float:
+    return point["groups"][group]["test_accuracy"]["mean"]
 
 
 def _draw_accuracies(axes: Axes, found: Mapping[int, Mapping]) -> dict[str, Artist]:
     """Draw the points of [`SERIES`] and the originals' lines; returns what the legend names."""
     handles: dict[str, Artist] = {}
     # One hopeless point must not squeeze all others.
-    floor = min((100 * point["original"]["mean"] for point in found.values()), default=0) - OUT_OF_VIEW
+    floor = min((100 * _mean(point, "original") for point in found.values()), default=0) - OUT_OF_VIEW
     for name, (shift, key, center, interval) in SERIES.items():
         for place, point in found.items():
-            mean, ends = 100 * point[key][center], point[key][interval]
+            entry = point["groups"]["generated"][key]
+            mean, ends = 100 * entry[center], entry[interval]
             if mean < floor:
-                if key == "generated":
+                if name == "generated":
                     _say(axes, place, f"▾ {mean:.1f} %", "vermillion")
                 continue
             # An interval over seeds does not exist for one of them.
             bars = [[mean - 100 * ends[0]], [100 * ends[1] - mean]] if ends else None
-            face = color("vermillion" if key == "generated" else "surface")
+            face = color("vermillion" if name == "generated" else "surface")
             options = {"color": color("vermillion"), "marker": "D", "markersize": 6, "markerfacecolor": face}
             options |= {"linestyle": "", "elinewidth": 1.5, "capsize": 3}
             handles[name] = axes.errorbar(place + shift, mean, bars, **options)
@@ -102,9 +102,9 @@ def _draw_accuracies(axes: Axes, found: Mapping[int, Mapping]) -> dict[str, Arti
         face, _ = style(name)
         for place, point in found.items():
             options = {"color": face, "linewidth": 1.6, "linestyle": "-" if name == "original" else ":"}
-            handles[name] = axes.hlines(100 * point[name]["mean"], place - 0.36, place + 0.36, **options)
+            handles[name] = axes.hlines(100 * _mean(point, name), place - 0.36, place + 0.36, **options)
     axes.set_ylabel("Test accuracy")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.yaxis.set_major_formatter("{x:g} %")
     return handles
 
 

@@ -13,10 +13,9 @@ from .style import Plot, color, legend, new_figure, style
 
 
 def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
-    """Latents in the plane of the originals' first two principal components; `None` for fewer than 3 originals.
+    """Latents `(n, C * L)` by group in the plane of the originals' first two principal components.
 
-    Args:
-        latents (`Mapping[str, torch.Tensor]`): Latents `(n, C * L)` by group name.
+    `None` for fewer than 3 originals.
     """
     latents = {name: values.double() for name, values in latents.items()}
     latents = {name: values[values.isfinite().all(1)] for name, values in latents.items()}
@@ -62,11 +61,9 @@ def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
 
 
 def plot_iou_matrix(iou: torch.Tensor, sizes: Mapping[str, int]) -> Plot | None:
-    """IoU of wrong predictions between networks of several groups; `None` when nothing is known.
+    """IoU of wrong predictions `(m, m)` between networks of groups with these `sizes`, in consecutive blocks.
 
-    Args:
-        iou (`torch.Tensor` of shape `(m, m)`): IoU of every pair.
-        sizes (`Mapping[str, int]`): How many networks of which group, in consecutive blocks.
+    `None` when nothing is known.
     """
     values = iou.double().numpy()
     known = np.where(np.eye(len(values), dtype=bool), np.nan, values)
@@ -74,7 +71,8 @@ def plot_iou_matrix(iou: torch.Tensor, sizes: Mapping[str, int]) -> Plot | None:
         return None
     bounds = np.cumsum([0, *sizes.values()])
     blocks = {name: slice(*bounds[i : i + 2]) for i, name in enumerate(sizes)}
-    means = {(a, b): _mean(known[blocks[a], blocks[b]]) for a in blocks for b in blocks}
+    pairs = {(a, b): known[blocks[a], blocks[b]] for a in blocks for b in blocks}
+    means = {pair: float(np.nanmean(part)) for pair, part in pairs.items() if np.isfinite(part).any()}
 
     def draw(narrow: bool) -> Figure:
         figure, (axes,) = new_figure(narrow, 3.9 if narrow else 5.2)
@@ -92,28 +90,24 @@ def plot_iou_matrix(iou: torch.Tensor, sizes: Mapping[str, int]) -> Plot | None:
         axes.tick_params(length=0)
         for (a, b), mean in means.items():
             x, y = (middles[list(blocks).index(name)] for name in (b, a))
-            if mean is not None:
-                box = {"boxstyle": "round,pad=0.25", "facecolor": "#101418", "alpha": 0.75, "linewidth": 0}
-                options = {"ha": "center", "va": "center", "fontsize": 11, "fontweight": "bold", "bbox": box}
-                axes.text(x, y, f"{mean:.2f}", color="#fefefe", **options)
+            box = {"boxstyle": "round,pad=0.25", "facecolor": "#101418", "alpha": 0.75, "linewidth": 0}
+            options = {"ha": "center", "va": "center", "fontsize": 11, "fontweight": "bold", "bbox": box}
+            axes.text(x, y, f"{mean:.2f}", color="#fefefe", **options)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(colors=color("muted"), labelcolor=color("text"), labelsize=8.5)
         return figure
 
     title = "Which networks make the same mistakes"
-    if means.get(("generated", "original")) is not None:
-        between, among = means["generated", "original"], means["original", "original"]
+    if (between := means.get(("generated", "original"))) is not None:
         title = f"Shared mistakes (IoU): generated with originals {between:.2f}"
+        among = means.get(("original", "original"))
         title += f", originals with each other {among:.2f}" if among is not None else ""
-    pairs = [(a, b) for i, a in enumerate(blocks) for b in list(blocks)[i:] if means[a, b] is not None]
-    alt = "; ".join(f"{label(a)} and {label(b)}: {means[a, b]:.3f}" for a, b in pairs)
+    order = list(blocks)
+    once = {(a, b): mean for (a, b), mean in means.items() if order.index(a) <= order.index(b)}
+    alt = "; ".join(f"{label(a)} and {label(b)}: {mean:.3f}" for (a, b), mean in once.items())
     counts = ", ".join(f"{size} {label(name)}" for name, size in sizes.items())
     note = (
         f"IoU of the wrong predictions of every pair ({counts}); the numbers are means of pairs of different networks."
     )
     return Plot("iou_matrix", title, f"Matrix. Mean IoU of {alt}.", note, draw)
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None

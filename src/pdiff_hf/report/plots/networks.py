@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from ...evaluation.groups import find_group, is_shown, label
 from ...evaluation.summary import GroupEvaluation
@@ -28,11 +27,7 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
     """Test accuracy against the IoU of wrong predictions with the nearest original; `None` without similarities.
 
     Large markers are group means; their bars are 95 % intervals of the difference to the originals' mean (dashed
-    line), so a bar that stays clear of the line is a real difference.
-
-    Args:
-        metrics ([`Metrics`]): What was found.
-        groups (`Mapping[str, GroupEvaluation]`, *optional*): Then there is a small point for every network.
+    line), so a bar that stays clear of the line is a real difference. With `groups`, every network is a small point.
     """
     means = {
         name: (group.similarity.iou_max_mean, 100 * group.test_accuracy.mean)
@@ -43,15 +38,9 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
     if not means or reference is None:
         return None
     reference *= 100
-    clouds = {
-        name: _networks(groups[name]) for name in means if groups and name in groups and is_shown(name, "points")
-    }
-    differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means}
-    intervals = {
-        name: [reference + 100 * bound for bound in interval]
-        for name, interval in differences.items()
-        if name != "original" and interval is not None
-    }
+    clouds = {name: _networks(groups[name]) for name in means if name in (groups or ()) and is_shown(name, "points")}
+    differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means if name != "original"}
+    intervals = {name: [reference + 100 * end for end in ends] for name, ends in differences.items() if ends}
     in_view = [name for name in means if find_group(name).role != "baseline"]
     centers = [means[name] for name in in_view]
     left, right = _view([mean[0] for mean in means.values()], _core(centers, clouds, 0), 0.02)
@@ -75,9 +64,13 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
         iou = "IoU" if narrow else "IoU of wrong predictions with the nearest original"
         axes.set_xlabel(f"← new mistakes · {iou} · same mistakes →")
         axes.set_ylabel("Test accuracy")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        axes.yaxis.set_major_formatter("{x:g} %")
         names = sorted(means, key=lambda name: -means[name][1])
-        handles = {name: _key(name) for name in names}
+        handles = {}
+        for name in names:
+            face, marker = style(name)
+            looks = {"marker": marker, "markersize": 7 if marker == "*" else 5.5, "linestyle": ""}
+            handles[name] = Line2D([], [], color=face, **looks)
         texts = [f"{label(name)} {means[name][1]:.2f} %" for name in names]
         if narrow:
             legend(figure, handles, texts, loc="outside lower center", ncols=2)
@@ -110,12 +103,7 @@ def _draw_mean(
 
 
 def plot_accuracy_histograms(metrics: Metrics, groups: Mapping[str, GroupEvaluation]) -> Plot | None:
-    """Test accuracies of the networks of a few groups; `None` when there are none.
-
-    Args:
-        metrics ([`Metrics`]): What was found.
-        groups (`Mapping[str, GroupEvaluation]`): Numbers per network.
-    """
+    """Test accuracies of the networks of a few groups; `None` when there are none."""
     accuracies = {name: groups[name].test_accuracy.double().numpy() for name in groups if is_shown(name, "histogram")}
     accuracies = {name: values[np.isfinite(values)] for name, values in accuracies.items()}
     accuracies = {name: 100 * values for name, values in accuracies.items() if len(values)}
@@ -138,11 +126,11 @@ def plot_accuracy_histograms(metrics: Metrics, groups: Mapping[str, GroupEvaluat
             if name != "original":
                 axes.axvline(values.mean(), color=color("text"), linewidth=1.8)
             axes.set_title(f"{label(name)}: mean {values.mean():.2f} %", loc="left", fontsize=9, color=color("text"))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+            axes.yaxis.set_major_formatter("{x:.0f} %")
             axes.locator_params(axis="y", nbins=2)
             axes.grid(False, axis="x")
         panels[-1].set_xlabel("Test accuracy of a network")
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        panels[-1].xaxis.set_major_formatter("{x:g} %")
         panels[-1].locator_params(axis="x", nbins=5 if narrow else 9)
         return figure
 
@@ -188,8 +176,3 @@ def _view(values: Sequence[float], core: Sequence[float], least: float) -> tuple
     low, high = max(min([*values, *core]), min(core) - span), min(max([*values, *core]), max(core) + span)
     margin = 0.07 * max(high - low, least)
     return low - margin, high + margin
-
-
-def _key(name: str) -> Line2D:
-    face, marker = style(name)
-    return Line2D([], [], color=face, marker=marker, linestyle="", markersize=7 if marker == "*" else 5.5)

@@ -36,14 +36,10 @@ COLORS = {
 
 @dataclass
 class Plot:
-    """A figure of a report.
+    """A figure of a report: the stem of its file, and its message as a title.
 
-    Args:
-        name (`str`): Stem of its file.
-        title (`str`): Its message.
-        alt (`str`): Its numbers in words, for those who do not see it.
-        note (`str`): How to read it.
-        draw (`Callable[[bool], Figure]`): Draws it without the title; `True` for the width of a phone.
+    `alt` has its numbers in words, for those who do not see it; `note` says how to read it. `draw` draws it without
+    the title; `True` for the width of a phone.
     """
 
     name: str
@@ -78,13 +74,9 @@ def style(group: str) -> tuple[str, str]:
 
 
 def new_figure(narrow: bool, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, list]:
-    """Make a figure of `height` inches and its panels; a narrow one has them below each other.
+    """Make a figure and its panels, with rows of `height` inches; for a phone, a narrow one, all below each other.
 
-    Args:
-        narrow (`bool`): For the width of a phone.
-        height (`float`): In inches, of a row of panels when there are several.
-        rows, columns (`int`, *optional*, defaults to 1): Panels of a wide figure.
-        options: Of `Figure.subplots`.
+    `options` are those of `Figure.subplots`.
     """
     if narrow:
         rows, columns = rows * columns, 1

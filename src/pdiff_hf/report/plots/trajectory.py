@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatter
+from matplotlib.ticker import LogFormatter
 
 from ...results.text import percent
 from .style import Plot, color, legend, new_figure
@@ -18,11 +18,7 @@ ORIGINALS, MEAN, END = "originals", "their mean", "generated networks"
 
 
 def plot_trajectory(trajectory: Mapping) -> Plot:
-    """Accuracy and distance to the nearest original of decoded networks along the reverse process.
-
-    Args:
-        trajectory (`Mapping`): Of [`trajectory`].
-    """
+    """Accuracy and distance to the nearest original of decoded networks along what [`trajectory`] has found."""
     times = [(timestep + 1) / trajectory["num_train_timesteps"] for timestep in trajectory["timesteps"][:-1]] + [0.0]
     values = {(name, key): _array(trajectory[name][key]) for name in PATHS for key in ("accuracy", "distance")}
     originals, mean = trajectory["originals"], trajectory["mean_of_originals"]
@@ -32,10 +28,9 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
         handles = {}
         for name, (hue, title) in PATHS.items():
             for axes, key, scale in ((accuracy, "accuracy", 100), (distance, "distance", 1)):
-                axes.plot(times, scale * values[name, key], color=color(hue), linewidth=0.8, alpha=0.4)
-                (handles[title],) = axes.plot(
-                    times, scale * _mean(values[name, key], 1), color=color(hue), linewidth=2.2
-                )
+                paths = scale * values[name, key]
+                axes.plot(times, paths, color=color(hue), linewidth=0.8, alpha=0.4)
+                (handles[title],) = axes.plot(times, _mean(paths, 1), color=color(hue), linewidth=2.2)
         low, middle, high = (100 * originals["accuracy"][key] for key in ("min", "mean", "max"))
         accuracy.axhspan(low, high, color=color("blue"), alpha=0.15, linewidth=0)
         handles[ORIGINALS] = accuracy.axhline(middle, color=color("blue"), linewidth=1.2, linestyle=(0, (4, 3)))
@@ -44,10 +39,10 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
             options = {"color": color("green"), "linewidth": 1.2, "linestyle": (0, (1, 2))}
             handles[MEAN] = distance.axhline(mean["distance"], **options)
             accuracy.axhline(100 * mean["accuracy"], **options)
-        accuracy.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        accuracy.yaxis.set_major_formatter("{x:g} %")
         distance.set_yscale("log")
         # The numbers of a log axis that spans less than a decade are minor ones.
-        distance.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        distance.yaxis.set_major_formatter("{x:g}")
         distance.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
         for axes, title in ((accuracy, "Test accuracy"), (distance, "Distance to the nearest original, yardsticks")):
             axes.set_title(title, loc="left", fontsize=9, color=color("text"))
@@ -74,13 +69,8 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
 
 
 def plot_trajectory_plane(trajectory: Mapping) -> Plot:
-    """The paths in the plane of the first two principal components of the originals' parameters.
-
-    Args:
-        trajectory (`Mapping`): Of [`trajectory`].
-    """
-    originals = _array(trajectory["originals"]["plane"])
-    mean = _array(trajectory["mean_of_originals"]["plane"])
+    """The paths in the plane of the first two principal components of the originals' parameters."""
+    originals, mean = (_array(trajectory[name]["plane"]) for name in ("originals", "mean_of_originals"))
     paths = {name: _array(trajectory[name]["plane"]) for name in PATHS}
     explained = trajectory["originals"]["explained_variance"]
 
@@ -89,9 +79,8 @@ def plot_trajectory_plane(trajectory: Mapping) -> Plot:
         handles = {}
         for axes, (name, path) in zip(panels, paths.items(), strict=True):
             hue, title = PATHS[name]
-            handles[ORIGINALS] = axes.scatter(
-                *originals.T, s=14, color=color("blue"), marker="o", alpha=0.35, linewidths=0
-            )
+            looks = {"color": color("blue"), "marker": "o", "alpha": 0.35, "linewidths": 0}
+            handles[ORIGINALS] = axes.scatter(*originals.T, s=14, **looks)
             for start in range(path.shape[1]):
                 options = {"color": color(hue), "linewidth": 1.2, "alpha": 0.85, "marker": ".", "markersize": 4}
                 axes.plot(*path[:, start].T, **options)
@@ -110,13 +99,12 @@ def plot_trajectory_plane(trajectory: Mapping) -> Plot:
     end = _mean(reach["noisy"][-1])
     title = f"Where the paths lead: the generated networks lie {end:.2f} times as far from the originals' mean as "
     title += "originals do"
+    ways = [f"{text} from {_mean(reach[name][0]):.2f} to {end:.2f}" for name, (_, text) in PATHS.items()]
     alt = "Paths in the plane of two principal components. Distance from the originals' mean, in units of the "
-    alt += "originals' own: " + "; ".join(
-        f"{text} from {_mean(reach[name][0]):.2f} to {end:.2f}" for name, (_, text) in PATHS.items()
-    )
+    alt += f"originals' own: {'; '.join(ways)}"
     note = f"First two principal components of the originals' parameters ({sum(explained):.0%} of their variance). "
-    note += f"{trajectory['num_starts']} starts; a dot is a step. The distances count all {_count(trajectory)} "
-    note += "parameters, the plane shows two directions of them."
+    note += f"{trajectory['num_starts']} starts; a dot is a step. The distances count all "
+    note += f"{trajectory['num_parameters']:,} parameters, the plane shows two directions of them."
     return Plot("trajectory_plane", title, f"{alt}.", note, draw)
 
 
@@ -134,7 +122,3 @@ def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 def _known(value: np.ndarray) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _count(trajectory: Mapping) -> str:
-    return f"{trajectory['num_parameters']:,}"

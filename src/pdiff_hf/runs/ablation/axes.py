@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,51 +25,35 @@ KIND_AXES = ("autoencoder", *(f"{section}.kind" for section in SECTIONS))
 
 @dataclass(frozen=True)
 class NamedAxis:
-    """An axis with a name of its own.
-
-    Args:
-        help (`str`): What it varies, for the documentation and the command line.
-        changes (`Callable`): Maps a value and a recipe to keys of the recipe and what they become.
-        current (`Callable`): The value that a recipe has.
-    """
+    """An axis with a name of its own: what a value changes in a recipe, and which value a recipe has."""
 
     help: str
     changes: Callable[[str, Recipe], dict[str, Any]]
     current: Callable[[Recipe], str]
 
 
-def parse_axis(text: str) -> tuple[str, list[str]]:
-    """Split `"name=value,value"`; commas inside of brackets and quotes do not count.
-
-    Raises:
-        ValueError: not of this form, an unknown axis (with the nearest valid one), or a value given twice.
-    """
-    name, separator, rest = text.partition("=")
-    name, values = name.strip(), _split(rest)
-    if not separator or not name or not all(values):
-        raise ValueError(f"--axis {text!r}: expected NAME=VALUE,VALUE,…")
-    # Whether a section has the key is found when the recipe is loaded.
-    section, dot, _ = name.partition(".")
-    if name == "seed":
-        raise ValueError("--axis seed: seeds are no axis, a point has all of them; give --seeds 0 1 2.")
-    if name not in AXES and not (dot and section in Recipe.model_fields):
-        keys = [key for key in recipe_keys() if "." in key]
-        near = difflib.get_close_matches(name, [*AXES, *keys], 1, 0.0)[0]
-        raise ValueError(f"--axis: unknown axis {name!r}; the nearest valid one is {near!r}.")
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"--axis {name}: value {twice[0]!r} is given twice.")
-    return name, values
-
-
 def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Parse all `--axis` options.
+    """Parse all `--axis` options, `"name=value,value"`; commas inside of brackets and quotes do not count.
 
     Raises:
-        ValueError: as [`parse_axis`]; or an axis is given twice.
+        ValueError: not of this form, an unknown axis (with the nearest valid one), or one or a value given twice.
     """
     axes: dict[str, list[str]] = {}
     for text in texts:
-        name, values = parse_axis(text)
+        name, separator, rest = text.partition("=")
+        name, values = name.strip(), _split(rest)
+        if not separator or not name or not all(values):
+            raise ValueError(f"--axis {text!r}: expected NAME=VALUE,VALUE,…")
+        # Whether a section has the key is found when the recipe is loaded.
+        section, dot, _ = name.partition(".")
+        if name == "seed":
+            raise ValueError("--axis seed: seeds are no axis, a point has all of them; give --seeds 0 1 2.")
+        if name not in AXES and not (dot and section in Recipe.model_fields):
+            keys = [key for key in recipe_keys() if "." in key]
+            near = difflib.get_close_matches(name, [*AXES, *keys], 1, 0.0)[0]
+            raise ValueError(f"--axis: unknown axis {name!r}; the nearest valid one is {near!r}.")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"--axis {name}: value {twice[0]!r} is given twice.")
         if name in axes:
             raise ValueError(f"--axis {name} is given twice; list all values in one, {name}=VALUE,VALUE,…")
         axes[name] = values
@@ -111,18 +95,13 @@ def _num_checkpoints(value: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _noise(value: str, recipe: Recipe) -> dict[str, Any]:
-    _one_of("noise", value, NOISES)
-    on_input, on_latent = NOISES[value]
+    on_input, on_latent = NOISES[_one_of("noise", value, NOISES)]
     wanted = {"autoencoder.input_noise": on_input, **dict.fromkeys(LATENT_NOISE, on_latent)}
-    changes = {}
-    for key, is_on in wanted.items():
-        # The denoiser's own noise is ours, not the paper's: it is turned off with the latent's, but never on.
-        present = _get(recipe, key)
-        if present is None:
-            # This kind has no such noise.
-            continue
-        changes[key] = (present or NOISE.get(key, 0.0)) if is_on else 0.0
-    return {key: noise for key, noise in changes.items() if noise != _get(recipe, key)}
+    # A kind that has no such noise has none to change.
+    present = {key: noise for key in wanted if (noise := _get(recipe, key)) is not None}
+    # The denoiser's own noise is ours, not the paper's: it is turned off with the latent's, but never on.
+    changes = {key: (noise or NOISE.get(key, 0.0)) if wanted[key] else 0.0 for key, noise in present.items()}
+    return {key: noise for key, noise in changes.items() if noise != present[key]}
 
 
 def _current_noise(recipe: Recipe) -> str:
@@ -148,21 +127,14 @@ def _layer(value: str, recipe: Recipe) -> dict[str, Any]:
     return {"collect.select": yaml.safe_load(value) if value.startswith("[") else value}
 
 
-def _autoencoder(value: str, recipe: Recipe) -> dict[str, Any]:
-    _one_of("autoencoder", value, AUTOENCODERS)
-    return {"autoencoder.kind": value}
-
-
 def _choice(axis: str, key: str, values: dict[str, str]) -> NamedAxis:
-    def changes(value: str, recipe: Recipe) -> dict[str, Any]:
-        _one_of(axis, value, values)
-        return {key: values[value]}
-
-    def current(recipe: Recipe) -> str:
-        found = _get(recipe, key)
-        return next(name for name, meaning in values.items() if meaning == found)
-
-    return NamedAxis(f"{', '.join(values)}: `{key}`", changes, current)
+    """An axis whose values are names for those of a key."""
+    names = {meaning: name for name, meaning in values.items()}
+    return NamedAxis(
+        f"{', '.join(values)}: `{key}`",
+        lambda value, recipe: {key: values[_one_of(axis, value, values)]},
+        lambda recipe: names[_get(recipe, key)],
+    )
 
 
 def _positive(axis: str, value: str) -> int:
@@ -171,9 +143,10 @@ def _positive(axis: str, value: str) -> int:
     return int(value)
 
 
-def _one_of(axis: str, value: str, values) -> None:
+def _one_of(axis: str, value: str, values: Collection[str]) -> str:
     if value not in values:
         raise ValueError(f"--axis {axis}: expected one of {', '.join(values)}, found {value!r}.")
+    return value
 
 
 def _get(recipe: Recipe, key: str) -> Any:
@@ -231,6 +204,8 @@ AXES = {
     "sampling": _choice("sampling", "generate.sampler", SAMPLERS),
     "optimizer": _choice("optimizer", "collect.optimizer", {name: name for name in ("adamw", "adam", "sgd")}),
     "autoencoder": NamedAxis(
-        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`", _autoencoder, lambda recipe: recipe.autoencoder.kind
+        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`",
+        lambda value, recipe: {"autoencoder.kind": _one_of("autoencoder", value, AUTOENCODERS)},
+        lambda recipe: recipe.autoencoder.kind,
     ),
 }

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,7 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
 
 
 def execute(
-    plan: Plan,
-    folder: str | Path,
-    report: Callable[[str], None] = lambda line: None,
-    launch: Launch | None = None,
+    plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None, launch: Launch | None = None
 ) -> None:
     """Carry out all runs of an ablation that are not complete.
 
@@ -77,39 +74,37 @@ def execute(
         plan ([`Plan`]): With all axes of the folder, see [`open_ablation`].
         folder (`str` or `Path`): New, or that of the same ablation.
         report (`Callable`, *optional*): Receives a line of text after every run.
-        launch (`Callable`, *optional*): Runs a command; in a new process without the launcher's variables by default,
-            so that peak memory is that of this run alone.
+        launch (`Callable`, *optional*): Runs a command; by default [`run_python`].
     """
     folder, state, jobs = Path(folder), process_state(), make_jobs(plan)
-    launch = launch or run_python(state)
+    launch, own = launch or run_python(state), slice(state.process_index, None, state.num_processes)
     if state.is_main_process:
-        with atomic_write(folder / PLAN_FILE) as temporary:
-            temporary.write_text(yaml.safe_dump(_definition(plan), sort_keys=False), encoding="utf-8")
+        _write_yaml(_definition(plan), folder / PLAN_FILE)
     state.wait_for_everyone()
 
     # 1. Base models that several collections start from
-    for job in _own(state, _base_trainings(jobs, folder)):
-        report(_train_base_model(job, folder, launch))
+    for job in _base_trainings(jobs, folder)[own]:
+        target = _base_folder(job, folder)
+        recipe, log = target.with_suffix(".yaml"), target.with_suffix(".log")
+        _write_yaml(job.recipe.model_dump(mode="json"), recipe)
+        code, _ = launch(["pdiff_hf.runs.ablation.share", str(recipe), str(target)], log)
+        said = "trained" if code == 0 else f"{problem_in(log, code)}; every run trains its own"
+        report(f"base model: {said} → {target}")
     state.wait_for_everyone()
 
     # 2. Runs, those first that others take something from
     done = 0
     for wave in range(1 + max(job.wave for job in jobs)):
         current = [job for job in jobs if job.wave == wave]
-        for job in _own(state, current):
+        for job in current[own]:
             begin = time.perf_counter()
-            is_known = is_complete(job, folder)
+            is_known = Run(folder / job.folder).is_complete("evaluate")
             problem = None if is_known else _carry_out(job, folder, launch)
             number = done + current.index(job) + 1
             seconds = "skipped, complete" if is_known else problem or f"{time.perf_counter() - begin:.0f} s"
             report(f"[{number}/{len(jobs)}] {job.folder.relative_to('points')}: {seconds}")
         done += len(current)
         state.wait_for_everyone()
-
-
-def is_complete(job: Job, folder: str | Path) -> bool:
-    """Whether a run has been evaluated."""
-    return Run(Path(folder) / job.folder).is_complete("evaluate")
 
 
 def problem_of(job: Job, folder: str | Path) -> str | None:
@@ -119,7 +114,7 @@ def problem_of(job: Job, folder: str | Path) -> str | None:
 
 
 def run_python(state: PartialState) -> Launch:
-    """How a process of an ablation runs a command: in a new process that sees no launcher and one accelerator."""
+    """How an ablation runs a command: in a new process, whose peak memory is its own, without launcher's variables."""
     environment = launcher_free(os.environ)
     if state.device.type == "cuda":
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -156,13 +151,8 @@ def launcher_free(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _definition(plan: Plan) -> dict[str, Any]:
-    base = next(iter(plan.points[0].recipes.values()))
-    loaded = base.model_dump(mode="json")
-    return {"recipe": loaded, "seeds": plan.seeds, "grid": plan.grid, "axes": plan.axes}
-
-
-def _own(state: PartialState, jobs: Sequence[Job]) -> Iterator[Job]:
-    yield from jobs[state.process_index :: state.num_processes]
+    base = next(iter(plan.points[0].recipes.values())).model_dump(mode="json")
+    return {"recipe": base, "seeds": plan.seeds, "grid": plan.grid, "axes": plan.axes}
 
 
 def _base_trainings(jobs: Sequence[Job], folder: Path) -> list[Job]:
@@ -180,13 +170,9 @@ def _base_folder(job: Job, folder: Path) -> Path:
     return folder / "base_models" / base_model_key(job.recipe)[:12]
 
 
-def _train_base_model(job: Job, folder: Path, launch: Launch) -> str:
-    target = _base_folder(job, folder)
-    recipe, log = target.with_suffix(".yaml"), target.with_suffix(".log")
-    with atomic_write(recipe) as temporary:
-        temporary.write_text(yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    code, _ = launch(["pdiff_hf.runs.ablation.base_model", str(recipe), str(target)], log)
-    return f"base model: {'trained' if code == 0 else problem_in(log, code) + '; every run trains its own'} → {target}"
+def _write_yaml(values: Mapping[str, Any], path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _carry_out(job: Job, folder: Path, launch: Launch) -> str | None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,9 @@ STAGE_SECTIONS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of an ablation.
+    """One setting of an ablation: the name of its folder, and its value on every axis.
 
-    Args:
-        name (`str`): Name of its folder.
-        values (`dict[str, str]`): Its value on every axis.
-        changes (`dict[str, Any]`): Keys of the recipe that differ from the base.
-        recipes (`dict[int | None, Recipe]`): By seed; `None` for the recipe's own.
+    `changes` are the keys of the recipe that differ from the base; `recipes` are by seed, `None` for the recipe's own.
     """
 
     name: str
@@ -45,12 +42,9 @@ class Point:
 class Job:
     """An ordinary run: one point with one seed.
 
-    Args:
-        point ([`Point`]): The setting.
-        seed (`int`, *optional*): Its seed.
-        sources (`dict[str, Job]`): By stage, the job that makes what this one would make too. For `collect` it may
-            have more checkpoints, of which this one's are the first.
-        wave (`int`): 0 when it needs no other; else one more than the latest of those it takes something from.
+    `sources` are, by stage, the jobs that make what this one would make too. For `collect` that may have more
+    checkpoints, of which this one's are the first. `wave` is 0 when it needs no other, else one more than the latest
+    of those it takes something from.
     """
 
     point: Point
@@ -74,14 +68,9 @@ class Job:
 class Plan:
     """An ablation, before anything is run.
 
-    Args:
-        recipe (`str`): Name or file of the recipe.
-        options (`dict[str, Any]`): What else it was loaded by: `overrides`, `preset`, `profile`.
-        seeds (`list[int]`): Empty for the recipe's own.
-        grid (`bool`): Whether all combinations are points, instead of each axis alone.
-        axes (`dict[str, list[str]]`): Values by axis, in order; the base recipe's is among them.
-        base (`dict[str, str]`): The base recipe's value on every axis.
-        points (`list[Point]`): Without repetition; the base is the first.
+    The base recipe was loaded by `recipe` and `options` (overrides, preset, profile). `seeds` are empty for its own;
+    `base` is its value on every axis, which is among the ordered values of `axes`, and the first of the `points`,
+    which are all combinations with `grid`.
     """
 
     recipe: str
@@ -94,11 +83,8 @@ class Plan:
 
     def on_axis(self, axis: str) -> list[tuple[str, Point]]:
         """Value and point along an axis through the base."""
-        found = []
-        for value in self.axes[axis]:
-            wanted = {**self.base, axis: value}
-            found += [(value, point) for point in self.points if point.values == wanted]
-        return found
+        wanted = {value: {**self.base, axis: value} for value in self.axes[axis]}
+        return [(value, point) for value in wanted for point in self.points if point.values == wanted[value]]
 
 
 def make_plan(
@@ -113,9 +99,8 @@ def make_plan(
     """Load the recipe of every point.
 
     Args:
-        recipe (`str`): Name or file of the recipe.
+        recipe, overrides, preset, profile: Of [`load_recipe`].
         axes (`Mapping[str, Sequence[str]]`): Values by axis, as [`parse_axes`] gives them.
-        overrides, preset, profile: Of [`load_recipe`].
         seeds (`Sequence[int]`, *optional*): Every point is run with each; the recipe's own by default.
         grid (`bool`, *optional*, defaults to `False`): All combinations of values, instead of each axis alone.
 
@@ -134,8 +119,10 @@ def make_plan(
         if not same:
             same = [current_value(axis, base)]
             values.insert(0, same[0])
-        ordered[axis] = sorted(values, key=float) if all(map(_is_number, values)) else values
-        base_values[axis] = same[0]
+        # Numbers in their order, others as they were given.
+        with suppress(ValueError):
+            values = sorted(values, key=float)
+        ordered[axis], base_values[axis] = values, same[0]
 
     # 2. Points, those with the same recipe only once
     if grid:
@@ -160,12 +147,9 @@ def make_jobs(plan: Plan) -> list[Job]:
     keys = {(point.name, seed): stage_keys(point.recipes[seed]) for point, seed in runs}
 
     # 1. Of runs that share a collection, the one with most checkpoints makes it
-    def length(run: tuple[Point, int | None]) -> int:
-        return run[0].recipes[run[1]].collect.num_checkpoints
-
     leaders: dict[str, tuple[Point, int | None]] = {}
-    for run in sorted(runs, key=lambda run: -length(run)):
-        leaders.setdefault(keys[run[0].name, run[1]]["collection"], run)
+    for point, seed in sorted(runs, key=lambda run: -run[0].recipes[run[1]].collect.num_checkpoints):
+        leaders.setdefault(keys[point.name, seed]["collection"], (point, seed))
     runs.sort(key=lambda run: run not in leaders.values())
 
     # 2. Everything else is made by the first that needs it
@@ -186,8 +170,7 @@ def make_jobs(plan: Plan) -> list[Job]:
 def stage_keys(recipe: Recipe) -> dict[str, str]:
     """What the results of the stages up to the pipeline depend on; recipes with the same key make the same.
 
-    `collection` is that of the longest collection that this one's checkpoints are the first of, and `base_model` that
-    of the trained base model.
+    `collection` is that of the longest collection that this one's checkpoints are the first of.
     """
     values = recipe.model_dump(mode="json")
     keys, known = {}, {"seed": recipe.seed}
@@ -195,16 +178,15 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         known = {**known, **{section: values[section] for section in sections}}
         keys[stage] = _digest(known)
     config = recipe.collect
-    has_prefix = config.runs == 1 and config.num_checkpoints > 1 and config.align == "none"
-    collect = {key: value for key, value in values["collect"].items() if key != "num_checkpoints" or not has_prefix}
-    base = {section: values[section] for section in ("task", "base_model", "base_training")}
-    return {**keys, "collection": _digest({"seed": recipe.seed, **base, "collect": collect})}
+    if config.runs == 1 and config.num_checkpoints > 1 and config.align == "none":
+        del values["collect"]["num_checkpoints"]
+    known = {section: values[section] for section in STAGE_SECTIONS["collect"]}
+    return {**keys, "collection": _digest({"seed": recipe.seed, **known})}
 
 
 def base_model_key(recipe: Recipe) -> str:
     """What the trained base model depends on."""
-    values = recipe.model_dump(mode="json")
-    return _digest({section: values[section] for section in ("task", "base_model", "base_training")})
+    return _digest(recipe.model_dump(mode="json", include={"task", "base_model", "base_training"}))
 
 
 def _apply(load, overrides: Sequence[str], values: Mapping[str, str], seed: int | None) -> tuple[dict, Recipe]:
@@ -230,11 +212,3 @@ def _name(varied: Mapping[str, str], points: Sequence[Point]) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -14,18 +14,18 @@ from ...evaluation.summary import aggregate_seeds
 from ...evaluation.verdict import make_verdict
 from ...files import atomic_write, read_json, write_json
 from ...report.plots.ablation import plot_ablation
+from ...report.plots.curves import plot_memorisation
+from ...report.plots.style import Plot
+from ...report.render import markdown_sections
 from ...report.write import PACKAGES
-from ...results.columns import GROUP_COLUMNS, Column, Value, at, in_format, in_percent
 from ...results.metrics import METRICS_FILE, Metrics
 from ...results.records import GroupMetrics
-from ...results.tables import fold_header, make_table
-from ...results.text import ReportTable, markdown_table
+from ...results.tables import Column, Value, at, fold_header, group_column, in_format, in_percent, make_table
+from ...results.text import ReportTable, Section
 from ..evaluate import GENERATOR_STAGES
 from ..folder import GATE_FILE, Run
 from .axes import AXES
 from .execute import problem_of
-from .memorisation import NOTES as MEMORISATION_NOTES
-from .memorisation import memorisation, similarity_of
 from .plan import Job, Plan, make_jobs
 
 SCHEMA = 1
@@ -38,23 +38,27 @@ NOTES = (
 )
 ONE_RUN = "Intervals are over test examples and networks; the best network's is exact (Clopper-Pearson)."
 SEEDS = "Every number is the mean over seeds {seeds}, every interval that of this mean by Student's t over the seeds."
+# How alike networks are to the K checkpoints of their generator: seen along this axis, with these groups.
+MEMORISATION_AXIS = "num_checkpoints"
+MEMORISATION_GROUPS = ("original", "generated", "unseen", "average_16", "noise_0.05", "noise_0.1")
+MEMORISATION_NOTES = (
+    "`original`: every one of the K checkpoints against the others. `unseen`: later checkpoints of the same run, "
+    "which the generator was not given. `average_16`, `noise_0.05`, `noise_0.1`: made of the K checkpoints.",
+    "The largest of K similarities grows with K for any network: compare the groups of one K, not one group over K.",
+    "Yardstick: the mean distance of the K checkpoints to their nearest other one. Novel: farther than that from "
+    "every one of them. Performant: test accuracy not below their mean. Copy: nearer than a third of it.",
+)
 
 
 def collect_results(plan: Plan, folder: str | Path) -> dict[str, Any]:
-    """Read what the runs of an ablation have written; the content of `ablation.json`.
-
-    Args:
-        plan ([`Plan`]): The ablation.
-        folder (`str` or `Path`): Its folder.
-    """
-    folder, by_point = Path(folder), {}
+    """Read what the runs of an ablation in `folder` have written; the content of `ablation.json`."""
+    jobs: dict[str, list[Job]] = {}
     for job in make_jobs(plan):
-        by_point.setdefault(job.point.name, []).append(job)
-    found = {}
-    for point in plan.points:
-        summary = summarize_point(by_point[point.name], folder)
-        found[point.name] = {"values": point.values, "changes": point.changes, **summary}
-    axes = {axis: [{"value": value, "point": point.name} for value, point in plan.on_axis(axis)] for axis in plan.axes}
+        jobs.setdefault(job.point.name, []).append(job)
+    points = {
+        point.name: {"values": point.values, "changes": point.changes, **_summarize(jobs[point.name], Path(folder))}
+        for point in plan.points
+    }
     return {
         "schema": SCHEMA,
         "recipe": plan.recipe,
@@ -62,23 +66,16 @@ def collect_results(plan: Plan, folder: str | Path) -> dict[str, Any]:
         "seeds": plan.seeds,
         "grid": plan.grid,
         "base": plan.base,
-        "axes": axes,
-        "points": found,
+        "axes": {
+            axis: [{"value": value, "point": point.name} for value, point in plan.on_axis(axis)] for axis in plan.axes
+        },
+        "points": points,
         "versions": {package: version(package) for package in PACKAGES},
     }
 
 
-def summarize_point(jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
-    """The numbers of one point: those of its run, or means over its seeds.
-
-    Args:
-        jobs (`Sequence[Job]`): Its runs.
-        folder (`Path`): Of the ablation.
-
-    Returns:
-        `dict`: `status`: `complete`, `failed` when a run has a problem, else `incomplete`; `problem`; `num_runs` of
-        those that are complete; and unless there are none, their numbers.
-    """
+def _summarize(jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
+    """What is known of a point: the numbers of its run, or means over its seeds; none unless a run is complete."""
     complete, problems = {}, []
     for job in jobs:
         run = Run(folder / job.folder)
@@ -97,50 +94,43 @@ def summarize_point(jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
     metrics = [Metrics.read(run.path("evaluate") / METRICS_FILE) for run in complete.values()]
     together = metrics[0] if len(metrics) == 1 else aggregate_seeds(dict(zip(complete, metrics, strict=True)))
     gates = [read_json(run.path("autoencoder") / GATE_FILE) for run in complete.values()]
-    generated, original = together.generated, together.original
     return {
         **summary,
         "num_parameters": together.num_parameters,
-        "num_checkpoints": original.n,
-        "num_generated": generated.n,
-        "generated": _accuracy(generated),
-        "best": generated.selected.to_dict(),
-        "difference_to_original": generated.difference_to_original.to_dict(),
-        "original": _accuracy(original),
-        "best_original": original.selected.to_dict(),
-        "uniform_soup": _accuracy(together.groups["uniform_soup"]),
-        "novel_and_performant": generated.novel_and_performant.joint["1x"],
+        "groups": {name: group.to_dict() for name, group in together.groups.items()},
         "explained_variance": _mean([gate["explained_variance"] for gate in gates]),
         "accuracy_drop": _mean([gate.get("accuracy_drop") for gate in gates]),
         "peak_rss_mb": {
             stage: max(value.peak_rss_mb[stage] for value in metrics) for stage in ("autoencoder", "diffusion")
         },
-        "seconds": {stage: _mean([value.timings_s.get(stage) for value in metrics]) for stage in metrics[0].timings_s},
-        "similarity": similarity_of(together),
+        "seconds": together.timings_s,
         "finding": together.finding or make_verdict(together)[0],
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def write_results(results: Mapping, folder: str | Path) -> list[Path]:
     """Write `ablation.json`, `ablation.md` and a figure for each axis; returns the files."""
     folder = Path(folder)
     plots = [plot_ablation(axis, results) for axis in results["axes"]]
-    lines = [f"# Ablation of {results['recipe']}", ""]
-    for line in (*NOTES, SEEDS.format(seeds=results["seeds"]) if len(results["seeds"]) > 1 else ONE_RUN):
-        lines += [line, ""]
-    for table, plot in zip(make_tables(results), [*plots, *[None] * results["grid"]], strict=True):
-        lines += [*markdown_table(table), ""]
-        if plot is not None:
-            lines += [f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
+    intervals = SEEDS.format(seeds=results["seeds"]) if len(results["seeds"]) > 1 else ONE_RUN
+    tables = make_tables(results)
+    sections = [Section("How to read it", [*NOTES, intervals])]
+    for axis, plot, table in zip(results["axes"], plots, tables, strict=False):
+        sections.append(Section(axis, (), [plot.name], [table]))
+    if results["grid"]:
+        sections.append(Section("Grid", tables=tables[-1:]))
     if found := memorisation(results):
-        tables, plot = found
+        similarities, plot = found
         plots.append(plot)
-        lines += ["## Memorisation", "", f"![{plot.alt}]({plot.name}.png)", "", plot.note, ""]
-        for table in tables:
-            lines += [*markdown_table(table), ""]
-        lines += [*(f"- {note}" for note in MEMORISATION_NOTES), ""]
+        sections.append(Section("Memorisation", MEMORISATION_NOTES, [plot.name], similarities, bullets=True))
     if problems := list_problems(results):
-        lines += ["## Problems", "", *(f"- {problem}" for problem in problems), ""]
+        sections.append(Section("Problems", problems, bullets=True))
+    lines = [f"# Ablation of {results['recipe']}", "", *markdown_sections(sections, plots)]
     lines += ["Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
     write_json(folder / "ablation.json", results)
     with atomic_write(folder / "ablation.md") as temporary:
@@ -180,35 +170,37 @@ def make_terminal_table(results: Mapping) -> Table:
     return table
 
 
+def memorisation(results: Mapping) -> tuple[list[ReportTable], Plot] | None:
+    """Tables and figure of the complete points along the number of checkpoints; `None` for fewer than two of them."""
+    points = [results["points"][entry["point"]] for entry in results["axes"].get(MEMORISATION_AXIS, ())]
+    points = [point for point in points if point["num_runs"]]
+    if len(points) < 2:
+        return None
+    rows = [(str(point["groups"]["original"]["n"]), (point,)) for point in points]
+    tables = [make_table("K", MEMORISATION_COLUMNS, rows, "Memorisation: the generated networks")]
+    names = [name for name in MEMORISATION_GROUPS if any(name in point["groups"] for point in points)]
+    for key, title in SIMILARITIES.items():
+        tables.append(make_table("K", [group_column(name, key, name=name, unit="") for name in names], rows, title))
+    found = {
+        point["groups"]["original"]["n"]: {
+            name: GroupMetrics(**point["groups"][name]) for name in names if name in point["groups"]
+        }
+        for point in points
+    }
+    return tables, plot_memorisation(found)
+
+
 def list_problems(results: Mapping) -> list[str]:
     """A line for every point of which a run failed."""
     return [f"{name}: {point['problem']}" for name, point in results["points"].items() if point["problem"]]
 
 
-def _accuracy(group: GroupMetrics) -> dict[str, Any]:
-    accuracy = group.test_accuracy
-    return {"mean": accuracy.mean, "std": accuracy.std, "ci95": accuracy.ci95}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _group(name: str, point: Mapping) -> tuple[GroupMetrics, GroupMetrics]:
-    """A group of a point, and its originals; nothing is known of them when no run of it is complete."""
-    if not point["num_runs"]:
-        return GroupMetrics(), GroupMetrics()
-    # Only of the generated ones there is more than the mean.
-    rest = {"selected": point["best"], "difference_to_original": point["difference_to_original"]}
-    group = GroupMetrics(test_accuracy=point[name], **(rest if name == "generated" else {}))
-    return group, GroupMetrics(test_accuracy=point["original"])
+GENERATED = group_column("generated", "accuracy")
 
 
 def _mean_or_status(point: Mapping) -> Value:
     """The generated networks' mean, or why it is not known."""
-    column = GROUP_COLUMNS["accuracy"]
-    return column.read(*_group("generated", point)) if point["num_runs"] else (point["status"], None)
+    return GENERATED.read(point) if point["num_runs"] else (point["status"], None)
 
 
 def _memory(point: Mapping) -> Value:
@@ -220,19 +212,15 @@ def _seconds(point: Mapping) -> Value:
     return None if None in seconds else sum(seconds), None
 
 
-def _of(group: str, key: str, **changes: str) -> Column:
-    return GROUP_COLUMNS[key].of(partial(_group, group), **changes)
-
-
 # fmt: off
 COLUMNS = {
     "generated": Column("generated mean", "% (95 %)", _mean_or_status,
         lambda value, interval: value if isinstance(value, str) else in_percent(value, interval),
         "Mean test accuracy of the generated networks."),
-    "difference": _of("generated", "difference"),
-    "selected": _of("generated", "selected"),
-    "original": _of("original", "accuracy", name="originals").plain,
-    "uniform_soup": _of("uniform_soup", "accuracy", name="soup").plain,
+    "difference": group_column("generated", "difference"),
+    "selected": group_column("generated", "selected"),
+    "original": group_column("original", "accuracy", name="originals").plain,
+    "uniform_soup": group_column("uniform_soup", "accuracy", name="soup").plain,
     "explained": Column("variance explained", "%", at("explained_variance"), partial(in_percent, digits=1),
         "Variance of held-out checkpoints that the autoencoder explains."),
     "memory": Column("peak memory", "MB", _memory, in_format(".0f"),
@@ -248,4 +236,14 @@ NARROW_HEADERS = {
     "explained": "var.\nexpl.",
     "memory": "mem.\nMB",
     "seconds": "s",
+}
+MEMORISATION_COLUMNS = [
+    *(group_column("generated", key) for key in ("difference", "iou_nearest")),
+    group_column("original", "iou_nearest", name="IoU, originals").plain,
+    *(group_column("generated", key) for key in ("yardsticks", "novel", "joint", "copies")),
+]
+SIMILARITIES = {
+    "iou_nearest": "Largest IoU of wrong predictions with one of the K checkpoints (95 %)",
+    "yardsticks": "Distance to the nearest of the K checkpoints, in yardsticks (95 %)",
+    "joint": "Novel and performant, % (95 %)",
 }

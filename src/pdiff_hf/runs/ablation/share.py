@@ -1,8 +1,12 @@
-"""Stages that a run of an ablation takes over from another instead of making them again."""
+"""What runs of an ablation share: stages that one takes over from another, and base models.
+
+`python -m pdiff_hf.runs.ablation.share RECIPE FOLDER` trains a base model that several collections start from.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -10,20 +14,16 @@ import torch
 from ...data.dataset import ParameterDataset
 from ...data.writer import finish_dataset
 from ...files import atomic_folder
+from ...tasks.auto import load_task
+from ...tasks.base_training import train_base_model_once
 from ..folder import UNSEEN, Run, open_run, write_recipe
-from ..recipe import Recipe
+from ..recipe import Recipe, load_recipe
+from ..stages import prepare_base_model
 from .plan import STAGE_SECTIONS, Job
 
 
 def begin_job(job: Job, folder: str | Path) -> Run:
-    """Open the run folder of a job and put in what other jobs have made of it.
-
-    Args:
-        job ([`Job`]): What is to be run.
-        folder (`str` or `Path`): Of the ablation.
-
-    Returns:
-        [`Run`]: with its recipe written; stages that were taken over are complete.
+    """Open the run folder of a job, with its recipe, and put in the complete stages that other jobs have made of it.
 
     Raises:
         ValueError: the folder holds another run.
@@ -67,3 +67,18 @@ def place_base_model(base_dir: Path, partial_dir: Path) -> None:
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(base_dir, copied)
     copied.rename(partial_dir)
+
+
+def train_shared_base_model(recipe_file: str, folder: str) -> None:
+    """Train the base model of a recipe into a folder that gets its name when it is complete."""
+    recipe, output_dir = load_recipe(recipe_file), Path(folder)
+    reference = recipe.base_model.reference()
+    task = load_task(recipe.task, reference)
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    model = prepare_base_model(recipe, task, output_dir)
+    train_base_model_once(task, reference, model, recipe.base_training, partial)
+    partial.rename(output_dir)
+
+
+if __name__ == "__main__":
+    train_shared_base_model(*sys.argv[1:])

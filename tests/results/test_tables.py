@@ -1,9 +1,8 @@
 import pytest
 
 from golden_files import METRICS
-from pdiff_hf.results.columns import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS, GROUP_COLUMNS
 from pdiff_hf.results.metrics import Metrics
-from pdiff_hf.results.tables import fold_header, group_table
+from pdiff_hf.results.tables import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS, GROUP_COLUMNS, fold_header, group_table
 
 COLUMNS = [*GROUP_COLUMNS.values(), *COMPARISON_COLUMNS, *ENSEMBLE_COLUMNS]
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # A worker computes on one thread (tests/conftest.py) and needs about 1.5 GB.
-WORKERS ?= -n logical --maxprocesses 8 --dist loadgroup
+WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: help install demo test test-slow style quality bench
 

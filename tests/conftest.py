@@ -12,15 +12,6 @@ import pytest
 from filelock import FileLock
 
 
-# Before xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Several workers: a module's tests stay together for its fixtures, those that start processes for the cores."""
-    for item in items:
-        group = "multiprocess" if item.get_closest_marker("multiprocess") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
     """Dataset caches of the tests go where pytest cleans up."""

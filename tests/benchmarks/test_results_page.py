@@ -1,12 +1,12 @@
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import results
 from golden_files import METRICS, check_golden
 from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.files import read_json
@@ -33,9 +33,19 @@ HARDWARE = {"cpu": "Example CPU", "cores": 2, "memory_gb": 16.0, "accelerator": 
 TIMES = {"collect": 60.5, "autoencoder": 12.25, "diffusion": 30.0, "generate": 1.0, "evaluate": 9.0}
 
 
-def write_page(*arguments):
-    command = [sys.executable, ROOT / "benchmarks" / "results.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def write_page(monkeypatch, capsys):
+    """Runs the script in this process: exit code and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["results.py", *map(str, arguments)])
+        try:
+            results.main()
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
 
 
 def changed(values, **changes):
@@ -195,12 +205,12 @@ def test_what_differs_from_the_paper_is_said(folders):
 
 
 @pytest.mark.parametrize("missing", ["report/metrics.json", "recipe.yaml"])
-def test_unfinished_run_is_named(tmp_path, missing):
+def test_unfinished_run_is_named(write_page, tmp_path, missing):
     run = make_run(tmp_path / "run")
     (run / missing).unlink()
-    found = write_page(run, "--out", tmp_path / "results.md")
-    assert found.returncode == 2 and f"found no {missing} there" in found.stderr
-    assert "Traceback" not in found.stderr and not (tmp_path / "results.md").exists()
+    code, err = write_page(run, "--out", tmp_path / "results.md")
+    assert code == 2 and f"found no {missing} there" in err
+    assert "Traceback" not in err and not (tmp_path / "results.md").exists()
 
 
 def test_run_given_twice_is_refused(folders):
@@ -208,13 +218,13 @@ def test_run_given_twice_is_refused(folders):
         collect_results([*folders, folders[1]])
 
 
-def test_a_real_run_is_on_the_page(tiny_run, tmp_path):
+def test_a_real_run_is_on_the_page(write_page, tiny_run, tmp_path):
     run = tiny_run
     metrics = read_json(run / "report" / "metrics.json")
     assert metrics["hardware"] == describe_hardware() and metrics["date"].startswith("20")
     page = tmp_path / "docs" / "results.md"
-    written = write_page(run, "--out", page)
-    assert written.returncode == 0, written.stderr
+    code, err = write_page(run, "--out", page)
+    assert code == 0, err
     result, text = collect_results([run])[0], page.read_text(encoding="utf-8")
     assert result["groups"]["generated"] == metrics["groups"]["generated"]
     assert result["reconstruction"]["explained_variance"] > 0.5 and result["timings_s"]["diffusion"] > 0

@@ -187,7 +187,7 @@ def test_kill_9_while_collecting_leaves_a_run_that_can_go_on(tmp_path):
         "run_recipe(Recipe.model_validate(yaml.safe_load(open(sys.argv[1]))), sys.argv[2])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(tmp_path / "run")])
-    partial = tmp_path / "run" / ".dataset.partial" / "recording.arrow"
+    partial = tmp_path / "run" / ".dataset.partial" / "runs" / ".000000.partial" / "recording.arrow"
     deadline = time.monotonic() + 120
     while not partial.exists() and time.monotonic() < deadline:
         time.sleep(0.1)

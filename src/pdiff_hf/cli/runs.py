@@ -57,7 +57,7 @@ def demo(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole way on embedded data: a perceptron on scikit-learn's digits, a minute."""
+    """The whole way on embedded data: a perceptron on scikit-learn's digits, in a minute or two."""
     _run("digits-mlp", {out: seed}, ["evaluate.fine_tune=false"], as_json)
     line_printer(as_json)(f"Left out: fine-tuning for as long. `pdiff evaluate {out} --fine-tune` adds it.")
 

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from factories import NETWORK, make_autoencoder, make_layout, make_network, make_pipeline
 from pdiff_hf import BaseModel, PDiffPipeline
@@ -79,7 +81,7 @@ def test_given_latents_are_the_starting_noise(pipeline):
     "scheduler",
     [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler],
 )
-def test_any_scheduler_can_be_swapped_in(pipeline, scheduler):
+def test_schedulers_can_be_swapped_in(pipeline, scheduler):
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     vectors = sample(pipeline, batch_size=2, num_inference_steps=5)
     assert vectors.shape == (2, make_layout().num_parameters) and vectors.isfinite().all()
@@ -115,9 +117,63 @@ def test_callback_sees_every_step_and_can_replace_the_latents(pipeline):
     assert torch.equal(latents, torch.zeros_like(latents))
 
 
+def test_callback_may_return_nothing_and_interrupt(pipeline):
+    seen = []
+
+    def stop(pipe, step, timestep, tensors):
+        seen.append((step, pipe.num_timesteps, tensors["latents"]))
+        pipe._interrupt = step == 1
+
+    latents = sample(pipeline, num_inference_steps=5, output_type="latent", callback_on_step_end=stop)
+    assert [(step, count) for step, count, _ in seen] == [(0, 5), (1, 5)] and pipeline.interrupt
+    assert torch.equal(latents, seen[-1][2])
+    # The next call is a new one.
+    sample(pipeline, callback_on_step_end=lambda *args: None)
+    assert pipeline.num_timesteps == 3 and not pipeline.interrupt
+
+
+def test_callback_objects_of_diffusers_name_their_tensors(pipeline):
+    class Count(PipelineCallback):
+        tensor_inputs: ClassVar[list[str]] = ["latents", "noise_pred"]
+        seen: ClassVar[list[set[str]]] = []
+
+        def callback_fn(self, pipe, step, timestep, tensors):
+            self.seen.append(set(tensors))
+            return tensors
+
+    sample(pipeline, callback_on_step_end=MultiPipelineCallbacks([Count(0.5, None)]))
+    assert Count.seen == 3 * [{"latents", "noise_pred"}]
+
+
+@pytest.mark.parametrize("returned", [5, {"latents": torch.zeros(1)}, {"latents": None}])
+def test_what_a_callback_must_not_return_is_named(returned):
+    with pytest.raises(ValueError, match="callback_on_step_end must return"):
+        sample(make_pipeline(), callback_on_step_end=lambda *args: returned)
+
+
+def test_numbers_of_numpy_and_a_tuple_of_generators_are_taken(pipeline):
+    options = {"batch_size": np.int64(2), "num_inference_steps": torch.tensor(3), "truncation": np.float32(1)}
+    found = sample(pipeline, **options, generator=(generator(0), generator(1)))
+    assert torch.equal(found, sample(pipeline, batch_size=2, generator=[generator(0), generator(1)]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"batch_size": "3"}, "batch_size must be a whole number, got '3'"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({"batch_size": None}, "batch_size must be a whole number, got None"),
+        ({"num_inference_steps": 1.5}, "num_inference_steps must be a whole number, got 1.5"),
+        ({"num_inference_steps": 2000}, "num_inference_steps must be at most 1000"),
+        ({"truncation": float("nan")}, "truncation must be between 0"),
+        ({"truncation": "1"}, "truncation must be a number"),
+        ({"latents": torch.full((1, 4, 2), float("nan"))}, "latents must be finite"),
+        ({"latents": torch.zeros(1, 4, 2, dtype=torch.int64)}, "latents must be a floating-point tensor"),
+        ({"latents": np.zeros((1, 4, 2))}, "latents must be a floating-point tensor .* got ndarray"),
+        ({"generator": 0}, "generator must be a torch.Generator or a list of them, got 0"),
+        ({"generator": [None]}, r"generator must be a torch.Generator or a list of them, got \[None\]"),
+        ({"callback_on_step_end": 1}, "callback_on_step_end must be callable"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"output_type": "pil"}, "output_type must be one of"),

@@ -128,6 +128,13 @@ def test_folder_with_other_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_more_denoising_steps_than_timesteps_leave_no_trace(tmp_path):
+    changed = recipe("diffusion.num_train_timesteps=10", "generate.num_inference_steps=11")
+    with pytest.raises(ValueError, match="generate: num_inference_steps must be at most 10"):
+        run_recipe(changed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_images_leave_no_trace(tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         run_recipe(recipe(f"task.dataset={tmp_path / 'nowhere'}"), tmp_path / "run")

@@ -1,6 +1,5 @@
 """The diffusers pipeline that generates network parameters."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,17 @@ from typing import ClassVar
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
-from ..files import atomic_write
+from ..files import atomic_write, read_json
 from ..layout import ParameterLayout
 from .hub import download_pipeline
+from .inputs import check_counts, check_fraction, check_generator, check_latents, replaced_latents
+from .schedulers import check_scheduler, saved_scheduler, state_schedule, step_options
 
 OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
 
@@ -54,7 +56,8 @@ class PDiffPipeline(DiffusionPipeline):
         unet ([`ModelMixin`]):
             Of a kind of `pdiff_hf.models.auto.DENOISERS`: denoises the scaled latents.
         scheduler ([`SchedulerMixin`]):
-            Any diffusers scheduler made from the config of the trained one.
+            The one of training, a [`DDPMScheduler`]. In its place may be put what its `compatibles` are and draws the
+            same spread, made by `from_config` from its config.
         base_model (`dict`, *optional*):
             `BaseModel.to_dict()`; set the attribute `base_model` instead to also carry the weights.
     """
@@ -69,11 +72,24 @@ class PDiffPipeline(DiffusionPipeline):
         self.register_modules(autoencoder=autoencoder, unet=unet, scheduler=scheduler)
         self.register_to_config(base_model=base_model)
         self._base_root = None
+        self._trained_scheduler = scheduler
+        self._interrupt, self._num_timesteps = False, 0
+        state_schedule(scheduler)
 
     @property
     def layout(self) -> ParameterLayout:
         """Layout of the generated vectors."""
         return self.autoencoder.layout
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of denoising steps of the call that is running, or of the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set `pipe._interrupt`: the steps that are left are skipped."""
+        return self._interrupt
 
     @property
     def base_model(self) -> BaseModel | None:
@@ -144,10 +160,12 @@ class PDiffPipeline(DiffusionPipeline):
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = Path(source)
         if not folder.is_dir():
-            components = [name for name in ("autoencoder", "unet", "scheduler") if name in kwargs]
+            components = [name for name in ("autoencoder", "unet") if name in kwargs]
             folder = download_pipeline(source, kwargs.get("variant"), components, **options)
         pipeline = super().from_pretrained(str(folder), **{"use_safetensors": True, **kwargs})
         pipeline._base_root = folder
+        if "scheduler" in kwargs and (folder / "scheduler").is_dir():
+            pipeline._trained_scheduler = saved_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
         pipeline.register_to_config(_name_or_path=source)
         return pipeline
 
@@ -184,30 +202,25 @@ class PDiffPipeline(DiffusionPipeline):
         self,
         batch_size: int,
         num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: torch.Tensor | None,
         truncation: float,
         output_type: str,
+        callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raise `ValueError` for arguments of `__call__` that cannot be served."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"got {len(generator)} generators for a batch of {batch_size}; give one each, or one for all."
-            )
-        shape = (batch_size, *self.autoencoder.latent_shape)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
-        if not 0 <= truncation <= 1:
-            raise ValueError(f"truncation must be between 0 (the mean) and 1 (as sampled), got {truncation}.")
+        check_counts(batch_size=batch_size, num_inference_steps=num_inference_steps)
+        check_generator(generator, batch_size)
+        check_latents(latents, (batch_size, *self.autoencoder.latent_shape))
+        check_fraction("truncation", truncation)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}.")
         if unknown := set(callback_on_step_end_tensor_inputs) - {*self._callback_tensor_inputs}:
             raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {sorted(unknown)}.")
+        check_scheduler(self.scheduler, self._trained_scheduler, int(num_inference_steps))
 
     @torch.no_grad()
     def __call__(
@@ -219,7 +232,10 @@ class PDiffPipeline(DiffusionPipeline):
         truncation: float = 1.0,
         output_type: str = "state_dict",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict | None]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature
     ) -> PDiffPipelineOutput | tuple:
         r"""The call function to the pipeline for generation.
@@ -240,8 +256,9 @@ class PDiffPipeline(DiffusionPipeline):
                 `"state_dict"`, `"pt"` or `"np"` for vectors `(B, D)`, `"latent"` for scaled latents `(B, C, L)`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether or not to return a [`PDiffPipelineOutput`] instead of a plain tuple.
-            callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, tensors)` after every step; may return replaced tensors.
+            callback_on_step_end (`Callable`, [`PipelineCallback`] or [`MultiPipelineCallbacks`], *optional*):
+                Called as `callback(pipe, step, timestep, tensors)` after every step; may return replaced latents as
+                `{"latents": tensor}`, and may set `pipe._interrupt = True` to skip the steps that are left.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
                 Names of the tensors the callback is given: `"latents"` after the step, and `"noise_pred"`, what the
                 UNet predicted from the latents before it (noise, velocity or sample, as the scheduler's config says).
@@ -254,34 +271,49 @@ class PDiffPipeline(DiffusionPipeline):
             ValueError: an argument cannot be served.
         """
         # 1. Check inputs
-        tensor_inputs = callback_on_step_end_tensor_inputs
-        self.check_inputs(batch_size, num_inference_steps, generator, latents, truncation, output_type, tensor_inputs)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self.check_inputs(
+            batch_size,
+            num_inference_steps,
+            generator,
+            latents,
+            truncation,
+            output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        batch_size, num_inference_steps = int(batch_size), int(num_inference_steps)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         device = self._execution_device
+        self._interrupt = False
 
         # 2. Prepare timesteps and latents
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        shape = (batch_size, *self.autoencoder.latent_shape)
         if latents is None:
-            shape = (batch_size, *self.autoencoder.latent_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         latents = latents.to(device=device, dtype=self.unet.dtype) * self.scheduler.init_noise_sigma
-        accepted = inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if "generator" in accepted else {}
+        options = step_options(self.scheduler, generator)
 
         # 3. Denoise
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
                 model_input = self.scheduler.scale_model_input(latents, t)
                 noise_pred = self.unet(model_input, t, return_dict=False)[0]
-                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **step_kwargs)[0]
+                latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **options)[0]
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "noise_pred": noise_pred}
-                    tensors = {name: known[name] for name in tensor_inputs}
-                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                    tensors = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = replaced_latents(callback_on_step_end(self, i, t, tensors), latents)
                 progress_bar.update()
 
         # 4. Truncate
         mean = self.autoencoder.scale_latents(self.autoencoder.latent_mean).to(device=device, dtype=latents.dtype)
-        latents = torch.lerp(mean.expand_as(latents), latents, truncation)
+        latents = torch.lerp(mean.expand_as(latents), latents, float(truncation))
 
         # 5. Decode
         if output_type == "latent":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from safetensors import SafetensorError
 
 from ..data.dataset import ParameterDataset
@@ -24,6 +24,17 @@ SAMPLERS = ("diffusion", "gaussian_latents")
 BATCH = 256
 
 BATCH_BYTES = 2**28
+
+
+def make_scheduler(name: str, trained: SchedulerMixin, num_inference_steps: int) -> SchedulerMixin:
+    """The scheduler of a name of `SCHEDULERS` for so many steps, with the noise schedule of the one of training."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {name!r}.")
+    options = {}
+    if name == "dpmsolver++" and num_inference_steps == trained.config.num_train_timesteps:
+        # It counts one timestep more than steps: spaced in another way, there is none for the last.
+        options["timestep_spacing"] = "trailing"
+    return SCHEDULERS[name].from_config(trained.config, **options)
 
 
 def batch_seed(seed: int, number: int) -> int:

@@ -20,7 +20,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
-from ..pipelines.sampling import SCHEDULERS, load_pipeline
+from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
@@ -220,7 +220,7 @@ def trajectory_run(
         ValueError: a folder is missing or damaged, or the dataset names no task or base model.
     """
     pipe = load_pipeline(run.path("diffusion"))
-    pipe.scheduler = SCHEDULERS[config.scheduler].from_config(pipe.scheduler.config)
+    pipe.scheduler = make_scheduler(config.scheduler, pipe.scheduler, config.num_inference_steps)
     pipe.set_progress_bar_config(desc="trajectory", leave=False)
     options = recorded_section(run.folder, "evaluate")
     evaluator = make_evaluator(

@@ -20,7 +20,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..pipelines.network_folder import check_new, write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
-from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, SCHEDULERS, Draws, batch_seed, draw_gaussian_latents
+from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, Draws, batch_seed, draw_gaussian_latents, make_scheduler
 from ..tasks.auto import load_task
 from ..tasks.evaluators import make_evaluator, require_task
 
@@ -90,14 +90,13 @@ def generate_networks(
     """
     output_dir = Path(output_dir)
     check_new(output_dir)
-    if scheduler not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {scheduler!r}.")
+    drawing = make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
     if sampler not in SAMPLERS or (sampler == "gaussian_latents" and dataset is None):
         raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
     chooser = None if choice is None else _Chooser(pipeline.layout, choice, num_samples)
-    pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
+    pipeline.scheduler = drawing
     way = {"scheduler": scheduler, "num_inference_steps": num_inference_steps}
     if sampler == "gaussian_latents":
         way = {"sampler": sampler}

@@ -10,13 +10,14 @@ from accelerate.utils import set_seed
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import split_rows
-from ..files import read_json
+from ..files import errors_of, read_json
 from ..forward import forward_logits
 from ..layout import ParameterLayout
 from ..machine import process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.card import write_pipeline_card
-from ..pipelines.sampling import load_pipeline
+from ..pipelines.sampling import load_pipeline, make_scheduler
+from ..pipelines.schedulers import check_scheduler
 from ..results.metrics import METRICS_FILE, Metrics
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
@@ -28,7 +29,7 @@ from ..training.diffusion import check_unet_memory, train_diffusion
 from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, STAGES, begin_run, open_run
 from .generate import generate_networks
-from .recipe import Recipe, TrainingRecipe
+from .recipe import GenerateConfig, Recipe, TrainingRecipe
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
@@ -45,6 +46,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
     Raises:
         ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
     """
+    check_sampling(recipe.diffusion, recipe.generate)
     run = open_run(recipe, folder)
     task = load_task(recipe.task, recipe.base_model.reference())
     model = None if run.is_complete("collect") else prepare_base_model(recipe, task, run.path("collect"))
@@ -129,6 +131,15 @@ def check_training(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
             f"{len(train_rows)}. Collect more checkpoints or lower latent_channels × latent_length."
         )
+
+
+def check_sampling(diffusion: DiffusionConfig, generate: GenerateConfig) -> None:
+    """Check that the scheduler of `generate` can draw from what will be trained; `ValueError` when it cannot."""
+    if generate.sampler == "diffusion":
+        trained = diffusion.build_scheduler()
+        scheduler = make_scheduler(generate.scheduler, trained, generate.num_inference_steps)
+        with errors_of("generate"):
+            check_scheduler(scheduler, trained, generate.num_inference_steps)
 
 
 def collect(recipe: Recipe, output_dir: Path) -> dict:

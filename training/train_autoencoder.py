@@ -17,6 +17,8 @@ Go on after an interruption:
 import argparse
 import sys
 
+from pdiff_hf.terminal import lasting_streams
+
 
 def make_parser() -> argparse.ArgumentParser:
     from pdiff_hf.models.auto import AUTOENCODER
@@ -30,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@lasting_streams()
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()

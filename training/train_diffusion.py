@@ -18,6 +18,8 @@ To the Hub when it is done, with the login of `hf auth login`:
 import argparse
 import sys
 
+from pdiff_hf.terminal import lasting_streams
+
 
 def make_parser() -> argparse.ArgumentParser:
     from pdiff_hf.models.auto import DENOISER
@@ -35,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@lasting_streams()
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()

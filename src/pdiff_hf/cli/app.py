@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console()
 # Of several processes, the first one speaks.
 console.quiet = int(os.environ.get("RANK", "0")) > 0
 errors = Console(stderr=True)

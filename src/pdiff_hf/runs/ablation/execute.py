@@ -115,7 +115,8 @@ def problem_of(job: Job, folder: str | Path) -> str | None:
 
 def run_python(state: PartialState) -> Launch:
     """How an ablation runs a command: in a new process, whose peak memory is its own, without launcher's variables."""
-    environment = launcher_free(os.environ)
+    # Its output is read here, whatever the terminal's encoding.
+    environment = {**launcher_free(os.environ), "PYTHONIOENCODING": "utf-8"}
     if state.device.type == "cuda":
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         index = state.device.index or 0

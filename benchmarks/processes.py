@@ -23,8 +23,8 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from diffusers import DDPMScheduler
 
-    from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff, AutoencoderPDiffConfig
-    from pdiff_hf.models.unet_1d import UNet1DConfig
+    from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff
+    from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
     from pdiff_hf.training.loop import make_accelerator, run_steps
 
     generator = torch.Generator().manual_seed(0)

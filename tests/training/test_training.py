@@ -9,8 +9,7 @@ from pdiff_hf import ParameterLayout, PDiffPipeline
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.files import write_json
 from pdiff_hf.models.auto import AUTOENCODER
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.training import loop as training_loop
 from pdiff_hf.training.autoencoder import train_autoencoder

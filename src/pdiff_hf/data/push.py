@@ -10,7 +10,7 @@ from typing import Unpack
 from huggingface_hub import DatasetCard
 
 from ..base_model import BaseModel
-from ..files import read_json, write_json
+from ..files import check_artefact, read_json, write_json
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
 from ..hub.upload import PushOptions, push_files, read_stored, select_files
@@ -164,8 +164,7 @@ def publish_stats(file: Path, output: Path) -> Path:
 
 def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
     """The layout and the files of a folder by their names on the Hub; `ValueError` if it is no complete dataset."""
-    if not (folder / "layout.json").is_file():
-        raise ValueError(f"expected a parameter dataset at {folder}, found no layout.json there.")
+    check_artefact(folder, "layout.json", "a parameter dataset")
     if (folder / shards.RECORDING).exists():
         raise ValueError(f"{folder} holds a recording that was not closed; call finish_recording first.")
     values = read_json(folder / "layout.json")

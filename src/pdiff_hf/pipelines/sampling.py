@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors import SafetensorError
 
 from ..data.dataset import ParameterDataset
-from ..files import errors_of
+from ..files import check_artefact, errors_of
 from ..machine import process_state
 from .pipeline_pdiff import PDiffPipeline
 
@@ -66,8 +66,7 @@ class Draws:
 
 def load_pipeline(folder: str | Path) -> PDiffPipeline:
     """Load a pipeline from a local folder onto the accelerator, if there is one, with a quiet progress bar."""
-    if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"expected a pipeline at {folder}, found no model_index.json there.")
+    check_artefact(folder, "model_index.json", "a pipeline")
     with errors_of(folder, OSError, SafetensorError):
         pipeline = PDiffPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(desc="generate", leave=False, disable=not process_state().is_main_process)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
 from ..machine import peak_memory, process_state
 from ..models.auto import SECTIONS
-from ..results.metrics import METRICS_FILE, Metrics
+from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
 from ..sections import without_foreign_keys
 
 RECIPE_FILE, STATE_FILE, GATE_FILE = "recipe.yaml", "run.json", "reconstruction.json"
@@ -29,6 +29,8 @@ STAGES = {
     "fine_tune": "fine_tuned",
     "evaluate": "report",
 }
+# What a training on a dataset that is already there writes.
+TRAINED = tuple(name for stage, name in STAGES.items() if stage != "collect")
 # Later checkpoints of the run's own collection, which its generator was not given; of runs of an ablation.
 UNSEEN = "unseen"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
@@ -170,6 +172,13 @@ def read_metrics(generated_dir: Path) -> Metrics | None:
     report = generated_dir.parent / STAGES["evaluate"] / METRICS_FILE
     is_stage = generated_dir.resolve().name == STAGES["generate"]
     return Metrics.read(report) if is_stage and report.is_file() else None
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise `ValueError` unless a report may be written to `folder`: it is new, empty, or an earlier one."""
+    is_report = any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORY_FILE))
+    if folder.exists() and not is_report and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"expected a new folder or an earlier report, found that {folder} is neither.")
 
 
 def cost_since(start: float) -> dict[str, float]:

@@ -16,13 +16,15 @@ from ..evaluation.baselines import uniform_soup
 from ..evaluation.batch_norm import BatchNormEstimator
 from ..evaluation.choice import choose_networks
 from ..evaluation.evaluator import ParameterEvaluator
+from ..files import check_new
 from ..layout import ParameterLayout
 from ..machine import process_state
-from ..pipelines.network_folder import check_new, write_networks
+from ..pipelines.network_folder import write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, SCHEDULERS, Draws, batch_seed, draw_gaussian_latents
 from ..tasks.auto import load_task
 from ..tasks.evaluators import make_evaluator, require_task
+from .validation import check_split
 
 # The first rung of a choice is a twentieth of the images, and batches are no larger than that or this.
 MAX_BATCH_SIZE = 500
@@ -49,9 +51,7 @@ class ChoiceConfig:
     reestimate_batch_norm: bool = False
 
     def __post_init__(self):
-        if self.split != "val":
-            reason = "; what is chosen on test images cannot be reported on them" if self.split == "test" else ""
-            raise ValueError(f"expected 'val' as the split to choose on, found {self.split!r}{reason}.")
+        check_split(self.split)
         if self.top < 1:
             raise ValueError(f"top must be at least 1, got {self.top}.")
 
@@ -89,7 +89,7 @@ def generate_networks(
         ValueError: the folder is not empty, an option is invalid, or the dataset of the choice does not fit.
     """
     output_dir = Path(output_dir)
-    check_new(output_dir)
+    check_new(output_dir, "the networks")
     if scheduler not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {scheduler!r}.")
     if num_samples < 1:

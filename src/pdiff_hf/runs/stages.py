@@ -26,7 +26,7 @@ from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.diffusion import check_unet_memory, train_diffusion
 from .evaluate import evaluate_run, fine_tune_run
-from .folder import GATE_FILE, STAGES, begin_run, open_run
+from .folder import GATE_FILE, TRAINED, begin_run, open_run
 from .generate import generate_networks
 from .recipe import Recipe, TrainingRecipe
 
@@ -175,7 +175,7 @@ def train_stages(
 
     The parameter dataset may be in the folder.
     """
-    run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
+    run = open_run(recipe, folder, written=TRAINED)
     # Its rows are read, and so checked, before anything is written.
     dataset.vectors()
     check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)

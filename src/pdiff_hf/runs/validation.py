@@ -53,6 +53,13 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
     raise ValueError(f"key {path!r}: expected {expected}, found {problem['input']!r}.")
 
 
+def check_split(split: str) -> None:
+    """Raise `ValueError` for another split than the one on which networks may be chosen."""
+    if split != "val":
+        reason = "; what is chosen on test images cannot be reported on them" if split == "test" else ""
+        raise ValueError(f"expected 'val' as the split to choose on, found {split!r}{reason}.")
+
+
 def valid_keys(model: type[PydanticModel], values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
     """Keys of a recipe and of its sections: of the kinds that `values` name, or of all."""
     for name, field in model.model_fields.items():

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ...base_model import LIBRARIES, BaseModel
+from ...base_model import BaseModel, split_reference
 from ...files import errors_of, read_json
 from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
@@ -41,12 +41,8 @@ def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> Base
     Raises:
         ValueError: the library or the class is unknown, or does not take the arguments.
     """
-    library, _, name = text.partition(":")
+    library, name = split_reference(text)
     kwargs = dict(kwargs or {})
-    if library not in LIBRARIES or not name:
-        raise ValueError(
-            f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
-        )
     if library != "transformers":
         return BaseModel(library, name, kwargs)
     architecture = getattr(transformers, name, None)

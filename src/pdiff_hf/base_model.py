@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from .files import atomic_write, errors_of, sha256_file
+from .wording import argument
 
 # A recipe or a folder is described by a reference: what builds the network and reads its weights is imported then.
 if TYPE_CHECKING:
@@ -169,9 +170,10 @@ class BaseModel:
             for path in (OWN_FACTORIES, *trusted_imports)
         )
         if not trusted or not factory:
+            trust = argument("trusted_imports", f"[{self.name!r}]", self.name, "base_model.trusted_imports")
             raise ValueError(
                 f"base model: {self.name!r} is no factory 'package.module:name' of {OWN_FACTORIES}; if you trust its "
-                f"code, pass trusted_imports=[{self.name!r}]."
+                f"code, give {trust}."
             )
         try:
             if module == OWN_FACTORIES:

@@ -197,7 +197,7 @@ def test_paper_is_the_same_from_the_command_the_section_and_the_model():
 
 
 def test_public_names_are_those_of_the_table():
-    own = {section.builds.__name__ for section in AUTOENCODERS.values()}
+    own = {section.model_class().__name__ for section in AUTOENCODERS.values()}
     assert own <= set(pdiff_hf.__all__) and all(getattr(pdiff_hf, name).__name__ == name for name in own)
     with pytest.raises(AttributeError, match="AutoencoderNobody"):
         _ = pdiff_hf.AutoencoderNobody

@@ -21,6 +21,7 @@ from .app import (
     app,
     console,
     line_printer,
+    name_options,
     print_json,
     quiet,
     warnings_as_lines,
@@ -89,6 +90,7 @@ def _print_parts(listed: dict[str, list[dict[str, Any]]]) -> None:
 
 
 push = typer.Typer(help="Share artefacts on the Hub.", no_args_is_help=True)
+push.callback()(name_options)
 app.add_typer(push, name="push")
 
 RepoId = Annotated[str, typer.Argument(help="user/name on the Hub; made when it does not exist.")]

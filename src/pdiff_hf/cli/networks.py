@@ -41,12 +41,11 @@ def generate(
     from ..runs.validation import check_split, parse_config
 
     parse_config(GenerateConfig, {"scheduler": scheduler})
-    if choose is not None:
-        check_split(choose)
     check_new(out, "the networks")
     check_pipeline(pipeline)
     beside = Path(pipeline).resolve().parent / "dataset"
     if choose is not None:
+        check_split(choose)
         if (top or 1) > num_samples:
             raise ValueError(f"expected --top of at most --num-samples, {num_samples}, found {top}.")
         if dataset is None and not beside.is_dir():

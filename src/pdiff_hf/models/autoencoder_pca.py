@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .autoencoder_base import ParameterAutoencoderMixin
+from .config import latent_arguments
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
 BASIS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -167,7 +168,7 @@ def principal_components(
     if num_components > num_rows - 1:
         raise ValueError(
             f"{num_components} latent values need at least {num_components + 1} training checkpoints, got {num_rows}. "
-            "Collect more checkpoints or lower latent_channels × latent_length."
+            f"Collect more checkpoints or take fewer latent values, {latent_arguments()}."
         )
     device = normalizer.mean.device
     width = max(1, BLOCK_VALUES // num_rows)
@@ -186,7 +187,7 @@ def principal_components(
         rank = int((eigenvalues > 1e-10 * eigenvalues[0]).sum())
         raise ValueError(
             f"the checkpoints span only {rank} directions, fewer than the {num_components} latent values asked for. "
-            "Lower latent_channels × latent_length or collect more varied checkpoints."
+            f"Collect more varied checkpoints or take fewer latent values, {latent_arguments()}."
         )
     # 2. Basis rows: right singular vectors
     projection = (eigenvectors / eigenvalues.sqrt()).T.float()

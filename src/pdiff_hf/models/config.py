@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..sections import load_class
+from ..wording import argument
 
 if TYPE_CHECKING:
     from typing import Self
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 # Wang et al. 2024, arXiv 2402.13144, v3, for a subset of the tensors; 768 values for whole networks.
 PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}
+
+
+def latent_arguments() -> str:
+    """What decides how many values latents have, for a message."""
+    return " × ".join(argument(name, key=f"autoencoder.{name}") for name in ("latent_channels", "latent_length"))
 
 
 class StageConfig(BaseModel):

@@ -24,6 +24,7 @@ from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, SCHEDULERS, Draws, batch_seed, draw_gaussian_latents
 from ..tasks.auto import load_task
 from ..tasks.evaluators import make_evaluator, require_task
+from ..wording import argument
 from .validation import check_split
 
 # The first rung of a choice is a twentieth of the images, and batches are no larger than that or this.
@@ -53,7 +54,7 @@ class ChoiceConfig:
     def __post_init__(self):
         check_split(self.split)
         if self.top < 1:
-            raise ValueError(f"top must be at least 1, got {self.top}.")
+            raise ValueError(f"{argument('top')} must be at least 1, got {self.top}.")
 
 
 def generate_networks(
@@ -91,9 +92,9 @@ def generate_networks(
     output_dir = Path(output_dir)
     check_new(output_dir, "the networks")
     if scheduler not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {scheduler!r}.")
+        raise ValueError(f"{argument('scheduler')} must be one of {sorted(SCHEDULERS)}, got {scheduler!r}.")
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        raise ValueError(f"{argument('num_samples')} must be at least 1, got {num_samples}.")
     if sampler not in SAMPLERS or (sampler == "gaussian_latents" and dataset is None):
         raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
     chooser = None if choice is None else _Chooser(pipeline.layout, choice, num_samples)
@@ -142,7 +143,9 @@ class _Chooser:
 
     def __init__(self, layout: ParameterLayout, config: ChoiceConfig, num_samples: int):
         if config.top > num_samples:
-            raise ValueError(f"expected top of at most num_samples, {num_samples}, found {config.top}.")
+            raise ValueError(
+                f"expected {argument('top')} of at most {argument('num_samples')}, {num_samples}, found {config.top}."
+            )
         dataset = config.dataset
         if dataset.layout.fingerprint != layout.fingerprint:
             raise ValueError(

@@ -14,7 +14,7 @@ from ..files import read_json
 from ..forward import forward_logits
 from ..layout import ParameterLayout
 from ..machine import process_state
-from ..models.config import AutoencoderConfig, DiffusionConfig
+from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline
 from ..results.metrics import METRICS_FILE, Metrics
@@ -127,7 +127,7 @@ def check_training(
     if autoencoder.has_components and channels * length > len(train_rows) - 1:
         raise ValueError(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
-            f"{len(train_rows)}. Collect more checkpoints or lower latent_channels × latent_length."
+            f"{len(train_rows)}. Collect more checkpoints or take fewer latent values, {latent_arguments()}."
         )
 
 

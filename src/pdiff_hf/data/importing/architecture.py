@@ -16,6 +16,7 @@ from ...base_model import BaseModel, split_reference
 from ...files import errors_of, read_json
 from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
+from ...wording import argument
 from .state_dict import strip_prefixes
 
 # What fine-tunes of one network may differ in without computing anything else.
@@ -71,7 +72,7 @@ def read_config(file: Path, where: str) -> BaseModel:
     if not model_type or not isinstance(architectures, list) or len(architectures) != 1:
         raise ValueError(
             f"{where}: config.json: expected one of 'architectures' with a 'model_type' (transformers), or an "
-            "'architecture' (timm), found neither; name the base model with --base."
+            f"'architecture' (timm), found neither; name the network with {argument('base_model')}."
         )
     return _transformers_base(model_type, values, architectures[0], f"{where}: config.json")
 

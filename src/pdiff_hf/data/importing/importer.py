@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ...base_model import WEIGHTS, BaseModel
 from ...files import atomic_folder, check_new, errors_of
+from ...wording import argument
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
 from .architecture import Architecture, config_difference, read_config
@@ -136,10 +137,8 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
         return BaseModel(given.library, given.name, given.kwargs)
     first = checkpoints[0]
     if first.config is None:
-        raise ValueError(
-            f"{first.where}: expected a config.json beside it, found none; name the base model with --base, e.g. "
-            "--base timm:resnet18."
-        )
+        network = argument("base_model", 'BaseModel.timm("resnet18")', "timm:resnet18")
+        raise ValueError(f"{first.where}: expected a config.json beside it, found none; give {network}.")
     base_model = read_config(first.config, first.where)
     for checkpoint in checkpoints[1:]:
         if checkpoint.config is not None:
@@ -147,7 +146,7 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
             if difference is not None:
                 raise ValueError(
                     f"{checkpoint.where}: config.json is not that of {first.where}: {difference}; import networks of "
-                    "one architecture, or name it with --base."
+                    f"one architecture, or give {argument('base_model')}."
                 )
     return base_model
 
@@ -209,9 +208,11 @@ def _check_rest(
     if not differences:
         return
     name, how = describe_differences(differences)
-    also = " --buffers" if buffers & differences.keys() else ""
+    everything = [argument("select", "'all'", "all")]
+    if buffers & differences.keys():
+        everything.append(argument("buffers", "True"))
+    first_rest = argument("keep_first_rest", "True", "first")
     raise ValueError(
         f"{where}: tensor {name!r} is not selected, but differs from that of {first} {how}; "
-        f"expected the same in all checkpoints. Give --select all{also}, or "
-        "--rest first to keep the first's."
+        f"expected the same in all checkpoints. Give {' '.join(everything)}, or {first_rest} to keep the first's."
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ...wording import argument
 from ..folder import first_difference
 from ..recipe import Recipe, load_recipe
 from .axes import KIND_AXES, axis_changes, current_value
@@ -160,7 +161,7 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
         found["recipe"] = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
         same = {key: found[key] for key in ("recipe", "seeds", "grid")}
         if difference := first_difference(same, {key: wanted[key] for key in same}):
-            raise ValueError(f"{folder} holds another ablation: {difference}. Choose another --out.")
+            raise ValueError(f"{folder} holds another ablation: {difference}. Choose another {argument('folder')}.")
         axes = found["axes"] | {axis: [*found["axes"].get(axis, []), *values] for axis, values in plan.axes.items()}
         return {axis: list(dict.fromkeys(values)) for axis, values in axes.items()}
     if folder.exists() and not folder.is_dir():

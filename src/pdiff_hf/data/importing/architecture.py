@@ -72,7 +72,7 @@ def read_config(file: Path, where: str) -> BaseModel:
     if not model_type or not isinstance(architectures, list) or len(architectures) != 1:
         raise ValueError(
             f"{where}: config.json: expected one of 'architectures' with a 'model_type' (transformers), or an "
-            f"'architecture' (timm), found neither; name the network with {argument('base_model')}."
+            f"'architecture' (timm), found neither; name the base model by {argument('base_model')}."
         )
     return _transformers_base(model_type, values, architectures[0], f"{where}: config.json")
 

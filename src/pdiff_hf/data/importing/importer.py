@@ -138,7 +138,9 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
     first = checkpoints[0]
     if first.config is None:
         network = argument("base_model", 'BaseModel.timm("resnet18")', "timm:resnet18")
-        raise ValueError(f"{first.where}: expected a config.json beside it, found none; give {network}.")
+        raise ValueError(
+            f"{first.where}: expected a config.json beside it, found none; name the base model, e.g. {network}."
+        )
     base_model = read_config(first.config, first.where)
     for checkpoint in checkpoints[1:]:
         if checkpoint.config is not None:

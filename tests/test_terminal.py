@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import subprocess
@@ -111,3 +112,18 @@ def test_name_that_the_file_system_cannot_encode_is_bad_input(pdiff, monkeypatch
     monkeypatch.setattr(pdiff_hf.runs.folder, "describe", describe)
     code, _, err = pdiff("info", "netzé")
     assert code == 2 and "encoding of this system, ascii, cannot name 'netzé'; set PYTHONUTF8=1" in err
+
+
+def test_every_text_file_is_read_and_written_in_utf_8():
+    root, unnamed = Path(__file__).parents[1], []
+    for file in sorted(path for room in ("src", "training", "pipelines") for path in (root / room).rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or any(keyword.arg == "encoding" for keyword in call.keywords):
+                continue
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in call.args[:2])
+            if name in ("write_text", "read_text", "fdopen") or (
+                getattr(call.func, "id", "") == "open" and not binary
+            ):
+                unnamed.append(f"{file.relative_to(root)}:{call.lineno}")
+    assert unnamed == []

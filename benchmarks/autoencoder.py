@@ -18,7 +18,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import fastest, flat_layout, matmul_rate, measure, write_walk
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff, AutoencoderPDiffConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 
 PAPER = AutoencoderPDiffConfig(preset="paper")
 ROWS = 300

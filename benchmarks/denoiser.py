@@ -30,8 +30,7 @@ from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors, split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.intervals import sample_mean_interval
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import fastest, matmul_rate
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig, make_unet_1d
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
+from pdiff_hf.models.unet_1d import make_unet_1d
 
 
 def measure_step(shape: tuple[int, int], config: UNet1DConfig, fast: bool, repeats: int) -> tuple[float, float]:

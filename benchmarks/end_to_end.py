@@ -24,8 +24,7 @@ from common import measure
 from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import collect

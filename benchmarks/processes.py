@@ -23,8 +23,8 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from diffusers import DDPMScheduler
 
-    from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff, AutoencoderPDiffConfig
-    from pdiff_hf.models.unet_1d import UNet1DConfig
+    from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff
+    from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
     from pdiff_hf.training.loop import make_accelerator, run_steps
 
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> None:
         rate = (len(begins) - 1 - WARM_UP) / (begins[-1] - begins[WARM_UP])
         result[stage] = {"steps_per_second": rate, "losses": [entry["loss"] for entry in history]}
     if accelerator.is_main_process:
-        (Path(arguments.measure) / "result.json").write_text(json.dumps(result))
+        (Path(arguments.measure) / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
             environment = {**os.environ, "OMP_NUM_THREADS": threads}
             command = [*command, __file__, *sys.argv[1:], "--measure", temporary]
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            results[name] = json.loads((Path(temporary) / "result.json").read_text())
+            results[name] = json.loads((Path(temporary) / "result.json").read_text(encoding="utf-8"))
     title = f"D = {arguments.num_parameters}, global batch {arguments.global_batch_size}, {os.cpu_count()} cores"
     table = Table("", "stage", "steps/s", "ratio", "largest difference of losses", title=title)
     base = results["1 process, all cores"]

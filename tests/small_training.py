@@ -2,7 +2,7 @@
 
 import torch
 
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 from pdiff_hf.training.loop import make_accelerator, run_steps
 
 CONFIG = {"steps": 9, "train_batch_size": 4, "lr_warmup_steps": 0, "checkpointing_steps": 2, "learning_rate": 1e-2}

@@ -12,8 +12,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 
 from pdiff_hf.files import write_json
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
 from pdiff_hf.training import loop
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.checkpoints import complete_checkpoints

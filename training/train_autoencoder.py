@@ -17,6 +17,9 @@ Go on after an interruption:
 import argparse
 import sys
 
+from pdiff_hf.terminal import lasting_streams
+from pdiff_hf.wording import typed_options
+
 
 def make_parser() -> argparse.ArgumentParser:
     from pdiff_hf.models.auto import AUTOENCODER
@@ -30,29 +33,31 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@lasting_streams()
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
 
     from pdiff_hf.data.dataset import ParameterDataset
     from pdiff_hf.models.auto import AUTOENCODER
-    from pdiff_hf.runs.validation import config_values, parse_section
+    from pdiff_hf.runs.validation import config_values, option_names, parse_section
     from pdiff_hf.tasks.evaluators import make_gate_evaluator
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.loop import make_accelerator
 
     try:
-        config = parse_section(AUTOENCODER, config_values(arguments, AUTOENCODER))
-        accelerator = make_accelerator(config.optimization, arguments.output_dir)
-        dataset = ParameterDataset(arguments.dataset_dir)
-        _, report = train_autoencoder(
-            dataset,
-            arguments.output_dir,
-            config,
-            make_gate_evaluator(dataset),
-            arguments.resume_from_checkpoint,
-            accelerator,
-        )
+        with typed_options(option_names(parser)):
+            config = parse_section(AUTOENCODER, config_values(arguments, AUTOENCODER))
+            accelerator = make_accelerator(config.optimization, arguments.output_dir)
+            dataset = ParameterDataset(arguments.dataset_dir)
+            _, report = train_autoencoder(
+                dataset,
+                arguments.output_dir,
+                config,
+                make_gate_evaluator(dataset),
+                arguments.resume_from_checkpoint,
+                accelerator,
+            )
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,9 @@ To the Hub when it is done, with the login of `hf auth login`:
 import argparse
 import sys
 
+from pdiff_hf.terminal import lasting_streams
+from pdiff_hf.wording import typed_options
+
 
 def make_parser() -> argparse.ArgumentParser:
     from pdiff_hf.models.auto import DENOISER
@@ -35,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@lasting_streams()
 def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
@@ -44,30 +48,33 @@ def main() -> None:
     from pdiff_hf.models.auto import DENOISER
     from pdiff_hf.pipelines.card import write_pipeline_card
     from pdiff_hf.pipelines.push import push_pipeline
-    from pdiff_hf.runs.validation import config_values, parse_section
+    from pdiff_hf.runs.validation import config_values, option_names, parse_section
     from pdiff_hf.training.diffusion import train_diffusion
     from pdiff_hf.training.loop import make_accelerator
 
     try:
-        if arguments.push_to_hub and (arguments.hub_model_id is None or get_token() is None):
-            raise ValueError("--push_to_hub needs --hub_model_id user/name, and a login: hf auth login.")
-        config = parse_section(DENOISER, config_values(arguments, DENOISER))
-        accelerator = make_accelerator(config, arguments.output_dir)
-        train_diffusion(
-            arguments.dataset_dir,
-            arguments.autoencoder_dir,
-            arguments.output_dir,
-            config,
-            arguments.resume_from_checkpoint,
-            accelerator,
-        )
-        pushed = ""
-        if accelerator.is_main_process:
-            write_pipeline_card(arguments.output_dir)
-            if arguments.push_to_hub:
-                url = push_pipeline(arguments.output_dir, arguments.hub_model_id, private=arguments.hub_private_repo)
-                pushed = f" → {url}"
-        accelerator.wait_for_everyone()
+        with typed_options(option_names(parser)):
+            if arguments.push_to_hub and (arguments.hub_model_id is None or get_token() is None):
+                raise ValueError("--push_to_hub needs --hub_model_id user/name, and a login: hf auth login.")
+            config = parse_section(DENOISER, config_values(arguments, DENOISER))
+            accelerator = make_accelerator(config, arguments.output_dir)
+            train_diffusion(
+                arguments.dataset_dir,
+                arguments.autoencoder_dir,
+                arguments.output_dir,
+                config,
+                arguments.resume_from_checkpoint,
+                accelerator,
+            )
+            pushed = ""
+            if accelerator.is_main_process:
+                write_pipeline_card(arguments.output_dir)
+                if arguments.push_to_hub:
+                    url = push_pipeline(
+                        arguments.output_dir, arguments.hub_model_id, private=arguments.hub_private_repo
+                    )
+                    pushed = f" → {url}"
+            accelerator.wait_for_everyone()
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

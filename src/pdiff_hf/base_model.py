@@ -11,16 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub import HfApi, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from .files import atomic_write, errors_of, sha256_file
-from .hub.errors import hub_errors
+from .wording import argument
 
+# A recipe or a folder is described by a reference: what builds the network and reads its weights is imported then.
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PretrainedConfig
 
 LIBRARIES = ("timm", "transformers", "import")
@@ -158,6 +155,8 @@ class BaseModel:
                 model = factory(**self.kwargs)
             except TypeError as error:
                 raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
+            from torch import nn
+
             if not isinstance(model, nn.Module):
                 raise ValueError(f"base model: expected an nn.Module of {self.name!r}, found {type(model).__name__}.")
         if self.weights is not None:
@@ -171,9 +170,10 @@ class BaseModel:
             for path in (OWN_FACTORIES, *trusted_imports)
         )
         if not trusted or not factory:
+            trust = argument("trusted_imports", f"[{self.name!r}]", self.name, "base_model.trusted_imports")
             raise ValueError(
                 f"base model: {self.name!r} is no factory 'package.module:name' of {OWN_FACTORIES}; if you trust its "
-                f"code, pass trusted_imports=[{self.name!r}]."
+                f"code, give {trust}."
             )
         try:
             if module == OWN_FACTORIES:
@@ -202,6 +202,10 @@ class BaseModel:
         Raises:
             ValueError: the Hub cannot be reached, or has no such file.
         """
+        from huggingface_hub import HfApi, hf_hub_download
+
+        from .hub.errors import hub_errors
+
         with hub_errors(repo, revision):
             commit = HfApi().model_info(repo, revision=revision).sha
             path = hf_hub_download(repo, weights, revision=commit)
@@ -216,6 +220,10 @@ class BaseModel:
         if self.weights is None or (self.root is None and self.repo is None):
             raise ValueError("base model: this reference carries no weights; make some with save_weights.")
         if self.repo is not None:
+            from huggingface_hub import hf_hub_download
+
+            from .hub.errors import hub_errors
+
             with hub_errors(self.repo, self.revision):
                 path = Path(hf_hub_download(self.repo, self.weights, revision=self.revision))
         else:
@@ -239,6 +247,9 @@ class BaseModel:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read the weights file, its hash checked; tensors that are tied in the network are in it once."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         path = self.checked_weights()
         with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
@@ -268,7 +279,9 @@ class BaseModel:
 
         Returns this reference with `weights`, `sha256` and `root` set.
         """
-        state = model.state_dict() if isinstance(model, nn.Module) else model
+        from safetensors.torch import save_file
+
+        state = model if isinstance(model, Mapping) else model.state_dict()
         unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
         tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
         with atomic_write(path := Path(root) / WEIGHTS) as temporary:
@@ -297,6 +310,16 @@ class BaseModel:
         if set(values) not in ({*KEYS}, {*KEYS, *HUB_KEYS}):
             raise ValueError(f"base model: expected the keys {sorted(KEYS)}, found {sorted(values)}.")
         return cls(**values, root=None if root is None else Path(root))
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """Library and name of `"timm:resnet18"`, or of any other; `ValueError` for another form."""
+    library, _, name = text.partition(":")
+    if library not in LIBRARIES or not name:
+        raise ValueError(
+            f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
+        )
+    return library, name
 
 
 def same_memory(tensor: torch.Tensor) -> tuple:

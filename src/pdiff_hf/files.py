@@ -26,6 +26,23 @@ def errors_of(name: Any, *kinds: type[Exception], said: str = "") -> Iterator[No
         raise ValueError(f"{name}{'' if type(error) is ValueError else said}: {reason}") from error
 
 
+def check_new(folder: str | Path, what: str) -> None:
+    """Raise `ValueError` when there is something at `folder` already, where `what` is to be written."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected an empty or new folder for {what}, found that {folder} is a file.")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected an empty or new folder for {what}, found that {folder} holds files.")
+
+
+def check_artefact(folder: str | Path, file: str, what: str) -> None:
+    """Raise `ValueError` when there is no `folder`, or not the `file` in it that makes it `what`."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"expected {what} at {folder}, found no such folder.")
+    if not (Path(folder) / file).is_file():
+        raise ValueError(f"expected {what} at {folder}, found no {file} there.")
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that is renamed to it on success and removed on failure."""

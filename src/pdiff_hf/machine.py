@@ -10,12 +10,13 @@ import resource
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
 
 # Others wait while the main process does what cannot be shared, such as training the base model.
 TIMEOUT = timedelta(days=7)
@@ -23,6 +24,8 @@ TIMEOUT = timedelta(days=7)
 
 def describe_hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in GiB, and the accelerator, if there is one."""
+    import torch
+
     cpu = platform.processor()
     # On Linux, platform knows the architecture only.
     info = Path("/proc/cpuinfo")
@@ -43,6 +46,9 @@ def describe_hardware() -> dict[str, Any]:
 
 def default_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
+    # Here and below, because whoever only looks into a folder would wait for these libraries.
+    import torch
+
     return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
@@ -60,6 +66,8 @@ def peak_memory() -> int:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a GPU, or else in the memory of the machine."""
+    import torch
+
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
@@ -79,6 +87,9 @@ def process_state() -> PartialState:
 
     Not an `Accelerator`, whose first one fixes the precision of all later ones of the program.
     """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
     # Without this, Accelerate would take every process of a launch for one alone.
     is_cpu = default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     return PartialState(cpu=is_cpu, timeout=TIMEOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from pydantic import BaseModel, GetCoreSchemaHandler, PlainValidator, TypeAdapter, create_model
@@ -46,6 +47,12 @@ class OneOf:
 def by_kind(*sections: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The table of these sections: the default of each one's field `kind` → the section."""
     return {section.model_fields["kind"].default: section for section in sections}
+
+
+def load_class(path: str) -> type:
+    """The class `"package.module:name"`: a section names what it builds so, and is read without importing that."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
 
 
 def without_foreign_keys(

@@ -4,7 +4,7 @@ import pdiff_hf.data.dataset as dataset_module
 from factories import make_dataset, make_vectors
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import StoredVectors, take_rows
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 
 

@@ -137,7 +137,7 @@ BROKEN = {
     ),
     "no config": (
         lambda hub, files: hub.repos.pop(("model", "user/a")) and hub.put("user/a", {"model.safetensors": b""}),
-        "user/a: expected a config.json beside it, found none; name the base model with --base",
+        "user/a: expected a config.json beside it, found none; name the base model",
     ),
     "other architecture": (
         lambda hub, files: hub.put("user/b", {"model.safetensors": save({"a": torch.ones(2)})}),

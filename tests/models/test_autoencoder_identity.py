@@ -7,8 +7,7 @@ from pdiff_hf import AutoencoderIdentity, PDiffPipeline, make_unet_1d
 from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.models.auto import load_autoencoder
-from pdiff_hf.models.autoencoder_identity import AutoencoderIdentityConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderIdentityConfig, UNet1DConfig
 from pdiff_hf.runs.stages import check_training
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion, unet_training_bytes

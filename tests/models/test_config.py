@@ -2,7 +2,7 @@ import pytest
 
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.models.auto import AUTOENCODER
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import UNet1DConfig
 
 
 @pytest.mark.parametrize(

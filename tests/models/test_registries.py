@@ -17,7 +17,8 @@ from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.models.auto import AUTOENCODERS, DENOISERS, load_autoencoder
 from pdiff_hf.models.autoencoder_base import ParameterAutoencoderMixin
 from pdiff_hf.models.config import AutoencoderConfig, DiffusionConfig, OptimizationConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig, make_unet_1d
+from pdiff_hf.models.kinds import UNet1DConfig
+from pdiff_hf.models.unet_1d import make_unet_1d
 from pdiff_hf.runs.ablation.axes import parse_axes
 from pdiff_hf.runs.ablation.plan import make_plan
 from pdiff_hf.runs.folder import open_run
@@ -196,7 +197,7 @@ def test_paper_is_the_same_from_the_command_the_section_and_the_model():
 
 
 def test_public_names_are_those_of_the_table():
-    own = {section.builds.__name__ for section in AUTOENCODERS.values()}
+    own = {section.model_class().__name__ for section in AUTOENCODERS.values()}
     assert own <= set(pdiff_hf.__all__) and all(getattr(pdiff_hf, name).__name__ == name for name in own)
     with pytest.raises(AttributeError, match="AutoencoderNobody"):
         _ = pdiff_hf.AutoencoderNobody

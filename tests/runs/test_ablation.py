@@ -14,8 +14,8 @@ from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.report.plots.ablation import plot_ablation
 from pdiff_hf.results.text import MISSING
 from pdiff_hf.runs.ablation.axes import axis_changes, current_value, parse_axes
-from pdiff_hf.runs.ablation.execute import execute, launcher_free, open_ablation, problem_in
-from pdiff_hf.runs.ablation.plan import make_jobs, make_plan
+from pdiff_hf.runs.ablation.execute import execute, launcher_free, problem_in
+from pdiff_hf.runs.ablation.plan import make_jobs, make_plan, open_ablation
 from pdiff_hf.runs.ablation.results import (
     collect_results,
     make_tables,

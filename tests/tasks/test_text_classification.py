@@ -16,9 +16,8 @@ from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.tasks.auto import load_task
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
-from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
+from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig, TextClassificationConfig
 from pdiff_hf.tasks.evaluators import open_task
-from pdiff_hf.tasks.text_classification import TextClassificationConfig
 from small_texts import make_reviews
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

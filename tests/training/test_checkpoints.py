@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from factories import make_dataset
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 from pdiff_hf.training import checkpoints as training_checkpoints
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.logs import NonFiniteLossError
@@ -128,7 +128,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 FULL = """
 import resource, signal, sys
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

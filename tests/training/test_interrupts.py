@@ -14,7 +14,7 @@ from small_training import names, train
 
 SCRIPT = """
 import sys
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 
 config = AutoencoderPDiffConfig(steps=100_000, train_batch_size=8, latent_channels=4, latent_length=2,

@@ -50,8 +50,8 @@ def test_bad_flags_and_input_are_one_line_with_code_2(tmp_path):
 TWO_PROCESSES = """
 import sys
 from accelerate import Accelerator
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import UNet1DConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 from pdiff_hf.training.loop import make_accelerator

@@ -8,7 +8,8 @@ import sys
 
 from rich.markup import escape
 
-from .app import app, errors
+from ..terminal import lasting_streams
+from .app import app, console, errors
 
 # The commands register themselves, in the order of the help.
 # isort: off
@@ -17,10 +18,19 @@ from . import runs, datasets, networks, artefacts  # noqa: F401
 
 # Options that take several numbers.
 LISTS = ("--seeds",)
+# With less, rich would leave out the text.
+MIN_COLUMNS = 20
 
 
+@lasting_streams()
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        # Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
+        console.width = 120
+    elif console.width < MIN_COLUMNS:
+        console.width = MIN_COLUMNS
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
     # Before torch is imported. Threads that spin while they wait make small networks ten times slower on a busy CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
@@ -37,7 +47,11 @@ def main() -> None:
     try:
         app(arguments)
     except ValueError as error:
-        message = escape(" ".join(str(error).split()))
+        text = str(error)
+        if isinstance(error, UnicodeEncodeError):
+            # What is printed always has an encoding; names of files may have none.
+            text = f"the encoding of this system, {error.encoding}, cannot name {error.object!r}; set PYTHONUTF8=1."
+        message = escape(" ".join(text.split()))
         errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..wording import typed_options
+
 app = typer.Typer(
     name="pdiff",
     help="Neural network diffusion: checkpoints in, generated networks out.",
@@ -20,11 +21,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console()
 # Of several processes, the first one speaks.
 console.quiet = int(os.environ.get("RANK", "0")) > 0
 errors = Console(stderr=True)
+
+# Arguments of Python whose option has another name.
+OTHER_NAMES = {
+    "base_model": "base",
+    "folder": "out",
+    "keep_first_rest": "rest",
+    "output_dir": "out",
+    "trusted_imports": "trusted",
+}
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe.")
@@ -46,6 +55,17 @@ Profile = Annotated[
     typer.Option("--profile", metavar="cpu-smoke", help="Little of everything: a minute, numbers without meaning."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def name_options(context: typer.Context) -> None:
+    """Let messages name the options of the command that was typed."""
+    command = context.command.commands[context.invoked_subcommand]
+    options = {option.name: option.opts[0] for option in command.params if option.opts[0].startswith("--")}
+    options |= {name: options[other] for name, other in OTHER_NAMES.items() if other in options}
+    context.with_resource(typed_options(options))
+
+
+app.callback()(name_options)
 
 
 def quiet() -> None:

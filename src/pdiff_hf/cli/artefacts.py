@@ -11,6 +11,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from ..files import check_artefact
 from .app import (
     AsJson,
     Preset,
@@ -20,10 +21,12 @@ from .app import (
     app,
     console,
     line_printer,
+    name_options,
     print_json,
     quiet,
     warnings_as_lines,
 )
+from .checks import check_dataset, check_generated
 
 HEADINGS = {
     "recipes": "Recipes",
@@ -87,6 +90,7 @@ def _print_parts(listed: dict[str, list[dict[str, Any]]]) -> None:
 
 
 push = typer.Typer(help="Share artefacts on the Hub.", no_args_is_help=True)
+push.callback()(name_options)
 app.add_typer(push, name="push")
 
 RepoId = Annotated[str, typer.Argument(help="user/name on the Hub; made when it does not exist.")]
@@ -113,9 +117,10 @@ def push_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Push a parameter dataset."""
-    quiet()
     if append and private:
         raise ValueError("--append is for a dataset that is there; give it or --private, not both.")
+    check_dataset(path)
+    quiet()
     from ..data.push import append_dataset, push_dataset
 
     if append:
@@ -133,6 +138,7 @@ def push_pipeline(
     as_json: AsJson = False,
 ) -> None:
     """Push a pipeline."""
+    check_artefact(path, "model_index.json", "a pipeline")
     quiet()
     from ..pipelines.push import push_pipeline
 
@@ -154,6 +160,9 @@ def push_generated(
     as_json: AsJson = False,
 ) -> None:
     """Push one network as an ordinary model, or all as a zoo."""
+    if zoo and index is not None:
+        raise ValueError("a zoo has all networks; give --zoo or --index, not both.")
+    check_generated(path)
     quiet()
     from ..pipelines.push_generated import push_generated
     from ..runs.folder import read_metrics

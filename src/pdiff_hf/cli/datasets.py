@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+from .checks import check_dataset, check_import
 
 if TYPE_CHECKING:
     from ..base_model import BaseModel
@@ -57,10 +58,12 @@ def import_(
     for name, value, expected in (("--rest", rest, "first"), ("--revisions", revisions, "all")):
         if value not in (None, expected):
             raise ValueError(f"{name}: expected {expected!r}, found {value!r}.")
+    arguments = _builder_arguments(base, kwargs, base_model_json)
+    check_import(sources, revisions == "all", metrics_pattern, out)
     quiet()
     from ..data.importing.importer import import_checkpoints
 
-    base_model = _base_model(base, kwargs, base_model_json, trusted or ())
+    base_model = _base_model(base, arguments, base_model_json, trusted or ())
     line = line_printer(as_json)
     with warnings_as_lines(line):
         summary = import_checkpoints(
@@ -79,11 +82,9 @@ def import_(
     print_json({"folder": str(out), **summary}, as_json)
 
 
-def _base_model(
-    base: str | None, kwargs: str | None, base_model_json: Path | None, trusted: Sequence[str]
-) -> BaseModel | None:
-    """The reference that the options of `import` name."""
-    from ..data.importing.architecture import parse_base_model, read_base_model
+def _builder_arguments(base: str | None, kwargs: str | None, base_model_json: Path | None) -> dict[str, Any]:
+    """What `--kwargs` says; what is wrong with the options that name a base model is found."""
+    from ..base_model import split_reference
 
     if base is not None and base_model_json is not None:
         raise ValueError("give --base or --base-model-json, not both.")
@@ -95,6 +96,19 @@ def _base_model(
         raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
+    if base is not None:
+        split_reference(base)
+    if base_model_json is not None and not base_model_json.is_file():
+        raise ValueError(f"expected a JSON file at {base_model_json}, found none.")
+    return arguments
+
+
+def _base_model(
+    base: str | None, arguments: dict[str, Any], base_model_json: Path | None, trusted: Sequence[str]
+) -> BaseModel | None:
+    """The reference that the options of `import` name."""
+    from ..data.importing.architecture import parse_base_model, read_base_model
+
     if base is None and base_model_json is None:
         return None
     found = read_base_model(base_model_json) if base is None else parse_base_model(base, arguments)
@@ -109,6 +123,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
+    check_dataset(dataset)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..evaluation.inspection.inspect_dataset import inspect_dataset
@@ -135,6 +150,10 @@ def align(
     as_json: AsJson = False,
 ) -> None:
     """Bring the hidden units of independent networks into a common order, without changing what they compute."""
+    from ..files import check_new
+
+    check_dataset(dataset)
+    check_new(out, "the aligned dataset")
     quiet()
     from ..data.dataset import ParameterDataset
     from ..tasks.collect import align_dataset

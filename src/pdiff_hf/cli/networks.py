@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
+from .checks import check_dataset, check_generated, check_pipeline
 
 
 @app.command()
@@ -35,18 +36,29 @@ def generate(
     given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset, "--trust": trusted}
     if choose is None and (needless := [name for name, value in given.items() if value]):
         raise ValueError(f"{needless[0]} is for chosen networks; give --choose val too.")
+    from ..files import check_new, read_json
+    from ..runs.recipe import GenerateConfig
+    from ..runs.validation import check_split, parse_config
+
+    parse_config(GenerateConfig, {"scheduler": scheduler})
+    check_new(out, "the networks")
+    check_pipeline(pipeline)
+    beside = Path(pipeline).resolve().parent / "dataset"
+    if choose is not None:
+        check_split(choose)
+        if (top or 1) > num_samples:
+            raise ValueError(f"expected --top of at most --num-samples, {num_samples}, found {top}.")
+        if dataset is None and not beside.is_dir():
+            raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
+        check_dataset(dataset or beside)
     quiet()
     from ..data.dataset import ParameterDataset
-    from ..files import read_json
     from ..pipelines.hub import resolve_pipeline
     from ..pipelines.sampling import load_pipeline
     from ..runs.generate import ChoiceConfig, generate_networks
 
     loaded, choice = load_pipeline(resolve_pipeline(pipeline)), None
     if choose is not None:
-        beside = Path(pipeline).resolve().parent / "dataset"
-        if dataset is None and not beside.is_dir():
-            raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
     generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
@@ -94,18 +106,24 @@ def evaluate(
     """Evaluate generated networks against originals and baselines, and write the report anew."""
     if fine_tune and (dataset or pipeline or generated):
         raise ValueError("--fine-tune takes the time that the run's own generator took; leave out the other folders.")
+    from ..runs.folder import Run, check_report_folder
+    from ..runs.recipe import recorded_section
+
+    run = Run(run_dir)
+    config = recorded_section(run_dir, "evaluate", {"seed": seed, "fine_tune": fine_tune or None})
+    check_dataset(dataset or run.path("collect"))
+    check_pipeline(pipeline or run.path("diffusion"))
+    check_generated(generated or run.path("generate"))
+    check_report_folder(out or run.path("evaluate"))
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..report.write import make_table
     from ..runs.evaluate import evaluate_run
-    from ..runs.folder import Run
-    from ..runs.recipe import recorded_section
 
-    run = Run(run_dir)
     metrics = evaluate_run(
         run,
-        recorded_section(run_dir, "evaluate", {"seed": seed, "fine_tune": fine_tune or None}),
+        config,
         ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
         pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
         generated_dir=generated,
@@ -128,15 +146,18 @@ def trajectory(
     as_json: AsJson = False,
 ) -> None:
     """Follow networks from noise to the end: their accuracy, and where they lie among the originals."""
-    quiet()
-    from ..data.dataset import ParameterDataset
-    from ..runs.evaluate import trajectory_run
     from ..runs.folder import Run
     from ..runs.recipe import recorded_section
 
     run = Run(run_dir)
     given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
     config = recorded_section(run_dir, "generate", given)
+    check_dataset(run.path("collect"))
+    check_pipeline(run.path("diffusion"))
+    quiet()
+    from ..data.dataset import ParameterDataset
+    from ..runs.evaluate import trajectory_run
+
     dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
     found, files = trajectory_run(run, dataset, config, num_starts)
     line = line_printer(as_json)

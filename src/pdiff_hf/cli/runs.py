@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import AsJson, Preset, Profile, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
+from .checks import check_dataset
 
 RECIPE_HELP = "A recipe's name, <network>-<selection>-<data>, or a YAML file; see `pdiff recipes`."
 
@@ -21,18 +22,19 @@ def _run(
     preset: str | None = None,
     profile: str | None = None,
 ) -> None:
+    from ..runs.folder import open_run
     from ..runs.recipe import load_recipe
 
     loaded = {folder: load_recipe(recipe, overrides or (), seed, preset, profile) for folder, seed in runs.items()}
+    # Another run in the last folder is noticed before the first has taken its time.
+    for folder, configured in loaded.items():
+        configured.task.source_folder()
+        open_run(configured, folder)
     quiet()
     from ..evaluation.summary import aggregate_seeds
     from ..report.write import make_table, write_summary
-    from ..runs.folder import open_run
     from ..runs.stages import run_recipe
 
-    # Another run in the last folder is noticed before the first has taken its time.
-    for folder, configured in loaded.items():
-        open_run(configured, folder)
     line, found = line_printer(as_json), {}
     for folder, configured in loaded.items():
         found[folder] = run_recipe(configured, folder, line)
@@ -94,9 +96,12 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """Train a base model and collect its checkpoints into a parameter dataset."""
+    from ..files import check_new
     from ..runs.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or (), seed, preset, profile)
+    loaded.task.source_folder()
+    check_new(out, "the checkpoints")
     quiet()
     from ..runs.stages import collect as collect_stage
 
@@ -120,9 +125,15 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
+    from ..runs.folder import TRAINED, open_run
+    from ..runs.recipe import load_training
+
+    folder = check_dataset(dataset)
+    loaded = load_training(folder or dataset, overrides or (), seed, preset, profile)
+    if folder is not None:
+        open_run(loaded, out, written=TRAINED)
     quiet()
     from ..data.dataset import ParameterDataset
-    from ..runs.recipe import load_training
     from ..runs.stages import train_stages
 
     opened = ParameterDataset(dataset, trusted_imports=trusted or ())
@@ -152,17 +163,18 @@ def ablate(
     as_json: AsJson = False,
 ) -> None:
     """Vary a recipe along axes; every point is an ordinary run. accelerate launch -m pdiff_hf ablate shares them."""
-    quiet()
     from ..runs.ablation.axes import parse_axes
-    from ..runs.ablation.execute import execute, open_ablation
-    from ..runs.ablation.plan import make_plan
-    from ..runs.ablation.results import collect_results, list_problems, make_terminal_table, write_results
+    from ..runs.ablation.plan import make_plan, open_ablation
 
     options = {"seeds": list(dict.fromkeys(seeds or ())), "grid": grid, "preset": preset, "profile": profile}
     plan = make_plan(recipe, parse_axes(axis), overrides or (), **options)
     axes = open_ablation(plan, out)
     if axes != plan.axes:
         plan = make_plan(recipe, axes, overrides or (), **options)
+    quiet()
+    from ..runs.ablation.execute import execute
+    from ..runs.ablation.results import collect_results, list_problems, make_terminal_table, write_results
+
     line = line_printer(as_json)
     execute(plan, out, line)
     if console.quiet:

@@ -204,7 +204,8 @@ class ParameterDataset:
         tables = [shards.read_shard(file, self.layout) for file in files]
         if is_recording:
             warnings.warn(
-                f"{recording} was not closed; its complete rows are read. finish_recording turns it into Parquet.",
+                f"{recording} was not closed; its complete rows are read. To turn it into Parquet: "
+                f"{shards.FINISH_COMMAND.format(self.folder)}",
                 stacklevel=3,
             )
             batches = list(shards.recorded_batches(self.folder))

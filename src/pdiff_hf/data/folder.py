@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..base_model import BaseModel
-from ..files import errors_of, read_json, write_json
-from ..layout import ParameterLayout
+from ..files import check_artefact, errors_of, read_json, write_json
+
+# Whoever looks for a dataset need not wait for torch.
+if TYPE_CHECKING:
+    from ..base_model import BaseModel
+    from ..layout import ParameterLayout
 
 SCHEMA = 1
 
@@ -23,8 +27,10 @@ def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
     Raises:
         ValueError: it is missing or damaged, or names a file outside of the folder.
     """
-    if not Path(path).is_dir():
-        raise ValueError(f"expected a parameter dataset at {path}, found no such folder.")
+    from ..base_model import BaseModel
+    from ..layout import ParameterLayout
+
+    check_artefact(path, "layout.json", "a parameter dataset")
     file = Path(path) / "layout.json"
     values = read_json(file)
     with errors_of(file, KeyError, TypeError):

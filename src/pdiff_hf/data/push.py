@@ -10,11 +10,12 @@ from typing import Unpack
 from huggingface_hub import DatasetCard
 
 from ..base_model import BaseModel
-from ..files import read_json, write_json
+from ..files import check_artefact, read_json, write_json
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
 from ..hub.upload import PushOptions, push_files, read_stored, select_files
 from ..layout import ParameterLayout
+from ..wording import argument
 from . import shards
 from .card import write_dataset_card
 from .folder import DEFAULT
@@ -58,7 +59,9 @@ def append_dataset(
         found = {} if head is None else {s.rfilename.removeprefix(prefix) for s in head.siblings}
         numbers = {int(match[1]): name for name in found if (match := SHARD.fullmatch(name))}
         if None in stored[:2] or not numbers:
-            raise ValueError(f"{repo_id}: expected a parameter dataset to append to, found none; push without append.")
+            raise ValueError(
+                f"{repo_id}: expected a parameter dataset to append to, found none; push without {argument('append')}."
+            )
         remote, stats = map(read_json, stored[:2])
         check_same_layout(repo_id, folder, remote, layout)
         if remote["base_model"] != read_json(folder / "layout.json")["base_model"]:
@@ -164,10 +167,10 @@ def publish_stats(file: Path, output: Path) -> Path:
 
 def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
     """The layout and the files of a folder by their names on the Hub; `ValueError` if it is no complete dataset."""
-    if not (folder / "layout.json").is_file():
-        raise ValueError(f"expected a parameter dataset at {folder}, found no layout.json there.")
+    check_artefact(folder, "layout.json", "a parameter dataset")
     if (folder / shards.RECORDING).exists():
-        raise ValueError(f"{folder} holds a recording that was not closed; call finish_recording first.")
+        finish = shards.FINISH_COMMAND.format(folder)
+        raise ValueError(f"{folder} holds a recording that was not closed; first run {finish}")
     values = read_json(folder / "layout.json")
     layout = ParameterLayout.from_dict(values)
     for file in shards.some_shards(folder):

@@ -10,11 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError, HTTPError
-
 from ..files import sha256_file
-from .errors import hub_errors
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -50,6 +46,12 @@ class Snapshot:
         local_files_only: bool = False,
         force_download: bool = False,
     ):
+        # Here and below: names are told apart without the Hub's client.
+        from huggingface_hub import HfApi, get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+        from .errors import hub_errors
+
         self._where = {"repo_id": repo_id, "repo_type": repo_type, "cache_dir": cache_dir}
         self._options = {"token": token, "local_files_only": local_files_only, "force_download": force_download}
         self._requested = revision
@@ -87,6 +89,9 @@ class Snapshot:
         return repo_id if self._requested is None else f"{repo_id} at revision {self._requested!r}"
 
     def _download(self, patterns: list[str]) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
         options = {**self._where, **self._options, "revision": self._revision, "allow_patterns": patterns}
         for attempt in range(ATTEMPTS):
             try:
@@ -98,6 +103,10 @@ class Snapshot:
 
     def fetch(self, names: Iterable[str]) -> None:
         """Download files by their names; large ones are checked against their hash."""
+        from huggingface_hub import try_to_load_from_cache
+
+        from .errors import hub_errors
+
         names = list(names)
         if missing := [name for name in names if name not in self.files]:
             raise ValueError(f"{self}: expected a file {missing[0]!r}, found {some_of(self.files)}.")

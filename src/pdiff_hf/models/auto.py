@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from diffusers import ModelMixin
+from typing import TYPE_CHECKING, Annotated
 
 from ..files import read_json
 from ..sections import OneOf, by_kind
-from .autoencoder_base import ParameterAutoencoderMixin
-from .autoencoder_identity import AutoencoderIdentityConfig
-from .autoencoder_pca import AutoencoderPCAConfig
-from .autoencoder_pdiff import AutoencoderPDiffConfig
 from .config import AutoencoderConfig, DiffusionConfig
-from .unet_1d import UNet1DConfig
+from .kinds import AutoencoderIdentityConfig, AutoencoderPCAConfig, AutoencoderPDiffConfig, UNet1DConfig
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from .autoencoder_base import ParameterAutoencoderMixin
 
 AUTOENCODERS: dict[str, type[AutoencoderConfig]] = by_kind(
     AutoencoderPDiffConfig,
@@ -32,7 +31,7 @@ DiffusionSection = Annotated[DiffusionConfig, DENOISER]
 
 def own_classes() -> dict[str, type[ModelMixin]]:
     """The classes of the autoencoders and denoisers that are this package's, by name."""
-    classes = [section.builds for section in (*AUTOENCODERS.values(), *DENOISERS.values())]
+    classes = [section.model_class() for section in (*AUTOENCODERS.values(), *DENOISERS.values())]
     package = __name__.partition(".")[0]
     return {cls.__name__: cls for cls in classes if cls.__module__.partition(".")[0] == package}
 
@@ -43,7 +42,7 @@ def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:
     Raises:
         ValueError: the folder holds no autoencoder of the table, or its weights are damaged.
     """
-    classes = {section.builds.__name__: section.builds for section in AUTOENCODERS.values()}
+    classes = {cls.__name__: cls for cls in (section.model_class() for section in AUTOENCODERS.values())}
     name = read_json(Path(folder) / "config.json").get("_class_name")
     if name not in classes:
         raise ValueError(f"{folder}: expected one of {sorted(classes)}, found {name!r}.")

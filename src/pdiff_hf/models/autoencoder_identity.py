@@ -1,13 +1,10 @@
 """No autoencoder: normalised parameters, folded to the shape that the denoiser takes."""
 
-from typing import ClassVar, Literal
-
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from .autoencoder_base import ParameterAutoencoderMixin
-from .config import PAPER_LATENTS, AutoencoderConfig
 
 # The denoiser halves the length between its resolutions: a multiple of 8 is enough for four of them.
 LENGTH_MULTIPLE = 8
@@ -57,22 +54,3 @@ class AutoencoderIdentity(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.reshape(-1, *self.latent_shape).mT.flatten(1)[:, : self.vector_length]
-
-
-class AutoencoderIdentityConfig(AutoencoderConfig):
-    """The recipe's `autoencoder` section of `kind: none`: diffusion on the normalised parameters."""
-
-    builds: ClassVar = AutoencoderIdentity
-    latents_grow: ClassVar = True
-    PRESETS: ClassVar = {"fast": {}, "paper": {"latent_channels": PAPER_LATENTS["latent_channels"]}}
-
-    kind: Literal["none"] = "none"
-
-    @classmethod
-    def variants(cls) -> dict:
-        """None: it costs nothing, the denoiser does."""
-        return {}
-
-    def build(self, layout: dict) -> AutoencoderIdentity:
-        """Build it for `layout` (`ParameterLayout.to_dict()`)."""
-        return AutoencoderIdentity(layout=layout, **self.options("normalization", "latent_channels"))

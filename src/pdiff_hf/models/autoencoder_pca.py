@@ -2,22 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from pydantic import Field
 from torch import nn
 
 from .autoencoder_base import ParameterAutoencoderMixin
-from .config import PAPER_LATENTS, AutoencoderConfig
+from .config import latent_arguments
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
 BASIS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# From this size on, a basis is stored in bfloat16 unless the recipe says otherwise.
-MAX_FLOAT32_BASIS_BYTES = 2**30
 
 
 class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
@@ -91,33 +86,6 @@ class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.components.decode(latents)
-
-
-class AutoencoderPCAConfig(AutoencoderConfig):
-    """The recipe's `autoencoder` section of `kind: pca`: principal components."""
-
-    builds: ClassVar = AutoencoderPCA
-    PRESETS: ClassVar = {"fast": {}, "paper": PAPER_LATENTS}
-
-    kind: Literal["pca"] = "pca"
-    latent_length: int = Field(4, ge=1)
-    basis_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the stored components; auto: bfloat16 where float32 would take over 1 GB"
-    )
-
-    @property
-    def has_components(self) -> bool:
-        """Latents are the scores along them."""
-        return True
-
-    def build(self, layout: dict) -> AutoencoderPCA:
-        """Build it, not yet fitted, for `layout` (`ParameterLayout.to_dict()`)."""
-        dtype = self.basis_dtype
-        if dtype == "auto":
-            size = 4 * self.latent_channels * self.latent_length * layout["num_parameters"]
-            dtype = "bfloat16" if size > MAX_FLOAT32_BASIS_BYTES else "float32"
-        options = self.options("normalization", "latent_channels", "latent_length")
-        return AutoencoderPCA(layout=layout, basis_dtype=dtype, **options)
 
 
 class PrincipalComponents(nn.Module):
@@ -200,7 +168,7 @@ def principal_components(
     if num_components > num_rows - 1:
         raise ValueError(
             f"{num_components} latent values need at least {num_components + 1} training checkpoints, got {num_rows}. "
-            "Collect more checkpoints or lower latent_channels × latent_length."
+            f"Collect more checkpoints or take fewer latent values, {latent_arguments()}."
         )
     device = normalizer.mean.device
     width = max(1, BLOCK_VALUES // num_rows)
@@ -219,7 +187,7 @@ def principal_components(
         rank = int((eigenvalues > 1e-10 * eigenvalues[0]).sum())
         raise ValueError(
             f"the checkpoints span only {rank} directions, fewer than the {num_components} latent values asked for. "
-            "Lower latent_channels × latent_length or collect more varied checkpoints."
+            f"Collect more varied checkpoints or take fewer latent values, {latent_arguments()}."
         )
     # 2. Basis rows: right singular vectors
     projection = (eigenvectors / eigenvalues.sqrt()).T.float()

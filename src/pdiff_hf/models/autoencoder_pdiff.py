@@ -1,54 +1,17 @@
 """The 1-D convolutional autoencoder of p-diff, with a dense latent."""
 
 from functools import partial
-from typing import ClassVar, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from pydantic import Field
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
 from .autoencoder_pca import PrincipalComponents
-from .config import PAPER_LATENTS, AutoencoderConfig, OptimizationConfig
+from .kinds import PRESETS
 from .normalizer import BLOCK_VALUES
-
-# `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: principal components, and patches as matrix products instead
-# of one-channel convolutions for what they leave; trained weights hardly grow with D.
-PRESETS = {
-    "paper": {
-        "normalization": "per_tensor",
-        "channels": (64, 128, 256, 256, 32),
-        "kernel_size": 7,
-        "stride": 2,
-        "norm": "batch",
-        "encoder_act": "leaky_relu",
-        "decoder_act": "elu",
-        "linear_path": False,
-        "max_positions": None,
-        **PAPER_LATENTS,
-    },
-    "fast": {
-        "normalization": "per_parameter",
-        "channels": (32,),
-        "kernel_size": 64,
-        "stride": 64,
-        "norm": "none",
-        "encoder_act": "silu",
-        "decoder_act": "silu",
-        "linear_path": True,
-        "max_positions": 64,
-        "latent_channels": 32,
-        "latent_length": 4,
-    },
-}
-TRAINING = {
-    "paper": {"steps": 500, "train_batch_size": 50, "learning_rate": 2e-5, "weight_decay": 1e-2, "lr_warmup_steps": 0},
-    # Training begins at the best linear autoencoder; what is left to be learned is little.
-    "fast": {"steps": 100, "train_batch_size": 64, "learning_rate": 3e-4, "weight_decay": 0.0, "lr_warmup_steps": 10},
-}
 
 ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -226,35 +189,6 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             loss = checkpoint(partial(self.forward, loss_only=True), *chunk, use_reentrant=False)
             losses.append(loss * len(chunk[0]) / size)
         return torch.stack(losses).sum()
-
-
-class AutoencoderPDiffConfig(AutoencoderConfig, OptimizationConfig):
-    """The recipe's `autoencoder` section of `kind: pdiff`, the default: convolutions trained by steps."""
-
-    builds: ClassVar = AutoencoderPDiff
-    PRESETS: ClassVar = {
-        name: {**TRAINING[name], **{key: model[key] for key in PAPER_LATENTS}} for name, model in PRESETS.items()
-    }
-
-    kind: Literal["pdiff"] = "pdiff"
-    latent_length: int = Field(4, ge=1)
-    input_noise: float = Field(1e-3, ge=0)
-    latent_noise: float = Field(1e-1, ge=0)
-
-    @classmethod
-    def variants(cls) -> dict[str, "AutoencoderPDiffConfig"]:
-        """Both presets."""
-        return {name: cls(preset=name) for name in reversed(PRESETS)}
-
-    @property
-    def has_components(self) -> bool:
-        """Whether the preset has the linear path."""
-        return PRESETS[self.preset]["linear_path"]
-
-    def build(self, layout: dict) -> AutoencoderPDiff:
-        """Build it, untrained, for `layout` (`ParameterLayout.to_dict()`)."""
-        keys = ("normalization", "latent_channels", "latent_length", "input_noise", "latent_noise")
-        return AutoencoderPDiff.from_preset(self.preset, layout=layout, **self.options(*keys))
 
 
 class PatchConv1d(nn.Conv1d):

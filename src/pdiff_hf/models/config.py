@@ -1,15 +1,19 @@
-"""Bases of the sections `autoencoder` and `diffusion` of a recipe; each kind's own section is beside its model."""
+"""Bases of the sections `autoencoder` and `diffusion` of a recipe; their kinds are in `kinds`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffusers import DDPMScheduler, ModelMixin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..sections import load_class
+from ..wording import argument
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from diffusers import DDPMScheduler, ModelMixin
 
     from .autoencoder_base import ParameterAutoencoderMixin
 
@@ -17,13 +21,19 @@ if TYPE_CHECKING:
 PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}
 
 
+def latent_arguments() -> str:
+    """What decides how many values latents have, for a message."""
+    return " × ".join(argument(name, key=f"autoencoder.{name}") for name in ("latent_channels", "latent_length"))
+
+
 class StageConfig(BaseModel):
     """What the sections of both training stages share. What the preset names is a default; every key given wins.
 
-    `PRESETS` are what the presets of a kind name.
+    `PRESETS` are what the presets of a kind name, and `builds` is the class of its model, or `"package.module:class"`.
     """
 
     model_config = ConfigDict(extra="forbid")
+    builds: ClassVar[type | str]
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fast": {}, "paper": {}}
 
     kind: str
@@ -37,6 +47,11 @@ class StageConfig(BaseModel):
         if not isinstance(values, dict) or str(values.get("preset", "fast")) not in cls.PRESETS:
             return values
         return {**cls.PRESETS[values.get("preset", "fast")], **values}
+
+    @classmethod
+    def model_class(cls) -> type[ModelMixin]:
+        """The class of its model, imported now."""
+        return load_class(cls.builds) if isinstance(cls.builds, str) else cls.builds
 
 
 class OptimizationConfig(StageConfig):
@@ -65,8 +80,7 @@ class AutoencoderConfig(StageConfig):
     [`ParameterAutoencoderMixin`]. For all others `fit_statistics` is all there is.
     """
 
-    # The class of its model, and whether the latents have as many values as the vectors.
-    builds: ClassVar[type[ModelMixin]]
+    # Whether the latents have as many values as the vectors.
     latents_grow: ClassVar[bool] = False
 
     normalization: Literal["per_tensor", "per_parameter"] | None = Field(None, description="null: the model's own")
@@ -132,9 +146,6 @@ class AutoencoderConfig(StageConfig):
 class DiffusionConfig(OptimizationConfig):
     """Base of the kinds of the recipe's `diffusion` section: noise schedule and loss; a kind adds its denoiser."""
 
-    # The class of its model.
-    builds: ClassVar[type[ModelMixin]]
-
     use_ema: bool = True
     prediction_type: Literal["epsilon", "v_prediction", "sample"]
     num_train_timesteps: int = Field(1000, ge=1)
@@ -157,6 +168,8 @@ class DiffusionConfig(OptimizationConfig):
 
     def build_scheduler(self) -> DDPMScheduler:
         """The noise schedule of training."""
+        from diffusers import DDPMScheduler
+
         return DDPMScheduler(
             num_train_timesteps=self.num_train_timesteps,
             beta_start=self.beta_start,

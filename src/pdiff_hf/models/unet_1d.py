@@ -1,13 +1,8 @@
 """The configuration of diffusers' `UNet1DModel` that works on latents."""
 
-from typing import ClassVar, Literal
-
 import torch
 from diffusers import UNet1DModel
-from pydantic import Field
 from torch import nn
-
-from .config import DiffusionConfig
 
 # Above this many output positions the convolution kernels of the libraries are faster.
 MAX_POSITIONS = 8
@@ -62,51 +57,6 @@ def make_unet_1d(
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,
     )
-
-
-class UNet1DConfig(DiffusionConfig):
-    """The recipe's `diffusion` section of `kind: unet_1d`, the default: [`make_unet_1d`] with fast layers."""
-
-    builds: ClassVar = UNet1DModel
-    # `paper`: Wang et al. 2024, arXiv 2402.13144, v3; noise on the latents is ours, and there is no average.
-    PRESETS: ClassVar = {
-        "paper": {
-            "steps": 1000,
-            "train_batch_size": 50,
-            "learning_rate": 1e-4,
-            "weight_decay": 1e-2,
-            "lr_warmup_steps": 0,
-            "use_ema": False,
-            "latent_noise": 0.0,
-            "block_out_channels": (64, 128, 256, 512),
-            "prediction_type": "epsilon",
-        },
-        "fast": {
-            "steps": 250,
-            "train_batch_size": 128,
-            "learning_rate": 1e-3,
-            "weight_decay": 0.0,
-            "lr_warmup_steps": 25,
-            "block_out_channels": (64, 128),
-            # Predicting the noise is unstable where almost all is noise: few-step solvers then blow single samples up.
-            "prediction_type": "v_prediction",
-        },
-    }
-
-    kind: Literal["unet_1d"] = "unet_1d"
-    block_out_channels: tuple[int, ...] = Field(min_length=1)
-    layers_per_block: int = Field(1, ge=1)
-
-    @property
-    def length_multiple(self) -> int:
-        """Every resolution but the first halves the length."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    def build(self, latent_shape: tuple[int, int]) -> UNet1DModel:
-        """Build it, untrained, for latents `(B, C, L)` with `latent_shape` (C, L)."""
-        unet = make_unet_1d(*latent_shape, self.block_out_channels, self.layers_per_block)
-        use_fast_layers(unet)
-        return unet
 
 
 class _ShortConv1d(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..files import errors_of, read_json, write_json
+from ..files import check_new, errors_of, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import process_state
 
@@ -45,7 +45,7 @@ def write_networks(
         ValueError: the folder is not empty.
     """
     output_dir = Path(output_dir)
-    check_new(output_dir)
+    check_new(output_dir, "the networks")
     processes = process_state()
     partial = output_dir.with_name(f".{output_dir.name}.partial")
     if processes.is_main_process:
@@ -66,12 +66,6 @@ def write_networks(
         write_json(partial / "index.json", {**known, **index, "files": files})
         partial.rename(output_dir)
     processes.wait_for_everyone()
-
-
-def check_new(folder: Path) -> None:
-    """Raise `ValueError` when there is something in `folder`."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"expected an empty or new folder for the networks, found that {folder} holds files.")
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:

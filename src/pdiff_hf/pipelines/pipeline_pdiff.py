@@ -138,7 +138,7 @@ class PDiffPipeline(DiffusionPipeline):
         if self.base_model is not None and self.base_model.carried_weights is not None:
             self.base_model.copy_to(Path(save_directory))
         with atomic_write(Path(save_directory) / "pipeline.py") as temporary:
-            temporary.write_text(SHIM)
+            temporary.write_text(SHIM, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "PDiffPipeline":

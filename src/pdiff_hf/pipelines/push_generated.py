@@ -21,6 +21,7 @@ from ..files import errors_of, read_json, write_json
 from ..hub.upload import PushOptions, push_files, select_files
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
+from ..wording import argument
 from .generated_card import make_generated_card
 from .hub import download_pipeline
 from .network_folder import load_generated, read_index
@@ -69,16 +70,16 @@ def push_generated(
     # Reads and checks every network.
     count = len(load_generated(folder, layout))
     if zoo and index is not None:
-        raise ValueError("a zoo has all networks; give zoo or an index.")
+        raise ValueError(f"a zoo has all networks; give {argument('zoo')} or {argument('index')}, not both.")
     if index is None and not zoo:
         if "choice" not in values:
             raise ValueError(
-                f"{folder}: expected the index of a network, or a choice (pdiff generate --choose val) whose best "
-                f"one is taken, found {count} networks that nothing was chosen among."
+                f"{folder}: expected {argument('index')}, or a choice (pdiff generate --choose val) whose best one is "
+                f"taken, found {count} networks that nothing was chosen among."
             )
         index = 0
     if index is not None and not 0 <= index < count:
-        raise ValueError(f"{folder}: expected an index from 0 to {count - 1}, found {index}.")
+        raise ValueError(f"{folder}: expected {argument('index')} from 0 to {count - 1}, found {index}.")
     with tempfile.TemporaryDirectory() as temporary:
         output_dir = Path(temporary)
         files = {}

@@ -10,8 +10,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from safetensors import SafetensorError
 
 from ..data.dataset import ParameterDataset
-from ..files import errors_of
+from ..files import check_artefact, errors_of
 from ..machine import process_state
+from ..wording import argument
 from .pipeline_pdiff import PDiffPipeline
 
 # `dpmsolver++` is DPMSolverMultistepScheduler's default algorithm (Source: Lu et al. 2022, arXiv 2211.01095).
@@ -29,7 +30,7 @@ BATCH_BYTES = 2**28
 def make_scheduler(name: str, trained: SchedulerMixin, num_inference_steps: int) -> SchedulerMixin:
     """The scheduler of a name of `SCHEDULERS` for so many steps, with the noise schedule of the one of training."""
     if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}, got {name!r}.")
+        raise ValueError(f"{argument('scheduler')} must be one of {sorted(SCHEDULERS)}, got {name!r}.")
     options = {}
     if name == "dpmsolver++" and num_inference_steps == trained.config.num_train_timesteps:
         # It counts one timestep more than steps: spaced in another way, there is none for the last.
@@ -77,8 +78,7 @@ class Draws:
 
 def load_pipeline(folder: str | Path) -> PDiffPipeline:
     """Load a pipeline from a local folder onto the accelerator, if there is one, with a quiet progress bar."""
-    if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"expected a pipeline at {folder}, found no model_index.json there.")
+    check_artefact(folder, "model_index.json", "a pipeline")
     with errors_of(folder, OSError, SafetensorError):
         pipeline = PDiffPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(desc="generate", leave=False, disable=not process_state().is_main_process)

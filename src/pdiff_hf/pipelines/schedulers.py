@@ -12,6 +12,8 @@ import diffusers
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin
 
+from ..wording import argument
+
 # What makes the noise schedule and says what is predicted.
 SCHEDULE = (
     "num_train_timesteps",
@@ -73,7 +75,7 @@ def check_scheduler(scheduler: SchedulerMixin, trained: SchedulerMixin, num_infe
     most = len(schedule)
     if num_inference_steps > most:
         raise ValueError(
-            f"num_inference_steps must be at most {most}, the steps of training, got {num_inference_steps}."
+            f"{argument('num_inference_steps')} must be at most {most}, the steps of training, got {num_inference_steps}."
         )
     probe_steps, plain = min(PROBE_STEPS, max(1, most // 2)), _plain(trained)
     try:

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from ..wording import argument
 from .recipe_parts import AXES, FOLDER, OVERLAYS, find_part, named_recipes, part_names, read_part
 
 MERGE_ORDER = ("data set", "network", "selection", "own")
@@ -221,15 +222,17 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise ValueError(f"--set {override!r}: expected section.key=value.")
+        raise ValueError(f"{argument('overrides')} {override!r}: expected section.key=value.")
     for index, key in enumerate(keys[:-1]):
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise ValueError(f"--set {override!r}: {'.'.join(keys[: index + 1])} is a value, not a section.")
+            raise ValueError(
+                f"{argument('overrides')} {override!r}: {'.'.join(keys[: index + 1])} is a value, not a section."
+            )
     try:
         values[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"--set {override!r}: the value is not valid YAML.") from error
+        raise ValueError(f"{argument('overrides')} {override!r}: the value is not valid YAML.") from error
 
 
 def facts_of(values: Mapping[str, Any]) -> dict[str, Any]:

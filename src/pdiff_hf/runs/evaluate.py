@@ -29,7 +29,7 @@ from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
-from .folder import GATE_FILE, UNSEEN, Run, cost_since
+from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
 # What has to be done before there are generated networks.
@@ -111,7 +111,7 @@ def evaluate_run(
     # Of what was made elsewhere, nobody knows the cost.
     is_own = dataset.folder == run.path("collect") and pipeline_dir is None and generated_dir is None
     output_dir = output_dir or run.path("evaluate")
-    _check_report_folder(output_dir)
+    check_report_folder(output_dir)
     task = task or require_task(dataset)
     originals = dataset.vectors(rows=slice(None))
     generated_dir = generated_dir or run.path("generate")
@@ -171,12 +171,6 @@ def _add_own_groups(
         seconds["generated"] = spent
         if run.is_complete("fine_tune"):
             groups["fine_tuned"], seconds["fine_tuned"] = load_generated(run.path("fine_tune"), layout), spent
-
-
-def _check_report_folder(folder: Path) -> None:
-    is_report = any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORY_FILE))
-    if folder.exists() and not is_report and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"expected a new folder or an earlier report, found that {folder} is neither.")
 
 
 def _report(

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel as PydanticModel
@@ -15,8 +15,11 @@ from pydantic import ValidationError
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
 from ..machine import peak_memory, process_state
 from ..models.auto import SECTIONS
-from ..results.metrics import METRICS_FILE, Metrics
 from ..sections import without_foreign_keys
+from ..wording import argument
+
+if TYPE_CHECKING:
+    from ..results.metrics import Metrics
 
 RECIPE_FILE, STATE_FILE, GATE_FILE = "recipe.yaml", "run.json", "reconstruction.json"
 
@@ -29,6 +32,8 @@ STAGES = {
     "fine_tune": "fine_tuned",
     "evaluate": "report",
 }
+# What a training on a dataset that is already there writes.
+TRAINED = tuple(name for stage, name in STAGES.items() if stage != "collect")
 # Later checkpoints of the run's own collection, which its generator was not given; of runs of an ablation.
 UNSEEN = "unseen"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
@@ -75,6 +80,9 @@ def describe(path: str | Path) -> dict[str, Any]:
             "parameters": autoencoder["layout"]["num_parameters"],
             "base_model": (index.get("base_model") or {}).get("name"),
         }
+    # Here and below: the models of a report take as long as those of a recipe.
+    from ..results.metrics import METRICS_FILE, Metrics
+
     if (path / METRICS_FILE).is_file():
         metrics = Metrics.read(path / METRICS_FILE)
         means = {name: round(group.test_accuracy.mean, 4) for name, group in metrics.groups.items()}
@@ -167,9 +175,20 @@ class Run:
 
 def read_metrics(generated_dir: Path) -> Metrics | None:
     """What a run found out about the networks it generated; other folders of networks were not evaluated."""
+    from ..results.metrics import METRICS_FILE, Metrics
+
     report = generated_dir.parent / STAGES["evaluate"] / METRICS_FILE
     is_stage = generated_dir.resolve().name == STAGES["generate"]
     return Metrics.read(report) if is_stage and report.is_file() else None
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise `ValueError` unless a report may be written to `folder`: it is new, empty, or an earlier one."""
+    from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE
+
+    is_report = any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORY_FILE))
+    if folder.exists() and not is_report and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"expected a new folder or an earlier report, found that {folder} is neither.")
 
 
 def cost_since(start: float) -> dict[str, float]:
@@ -195,7 +214,8 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
         if run.is_refused():
             found = {**found, **{key: wanted[key] for key in AFTER_COLLECTION if key in wanted}}
         if found != wanted:
-            raise ValueError(f"{folder} holds another run: {first_difference(found, wanted)}. Choose another --out.")
+            difference = first_difference(found, wanted)
+            raise ValueError(f"{folder} holds another run: {difference}. Choose another {argument('folder')}.")
         return run
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the run, {folder} is a file.")

@@ -16,13 +16,16 @@ from ..evaluation.baselines import uniform_soup
 from ..evaluation.batch_norm import BatchNormEstimator
 from ..evaluation.choice import choose_networks
 from ..evaluation.evaluator import ParameterEvaluator
+from ..files import check_new
 from ..layout import ParameterLayout
 from ..machine import process_state
-from ..pipelines.network_folder import check_new, write_networks
+from ..pipelines.network_folder import write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, Draws, batch_seed, draw_gaussian_latents, make_scheduler
 from ..tasks.auto import load_task
 from ..tasks.evaluators import make_evaluator, require_task
+from ..wording import argument
+from .validation import check_split
 
 # The first rung of a choice is a twentieth of the images, and batches are no larger than that or this.
 MAX_BATCH_SIZE = 500
@@ -49,11 +52,9 @@ class ChoiceConfig:
     reestimate_batch_norm: bool = False
 
     def __post_init__(self):
-        if self.split != "val":
-            reason = "; what is chosen on test images cannot be reported on them" if self.split == "test" else ""
-            raise ValueError(f"expected 'val' as the split to choose on, found {self.split!r}{reason}.")
+        check_split(self.split)
         if self.top < 1:
-            raise ValueError(f"top must be at least 1, got {self.top}.")
+            raise ValueError(f"{argument('top')} must be at least 1, got {self.top}.")
 
 
 def generate_networks(
@@ -89,10 +90,10 @@ def generate_networks(
         ValueError: the folder is not empty, an option is invalid, or the dataset of the choice does not fit.
     """
     output_dir = Path(output_dir)
-    check_new(output_dir)
+    check_new(output_dir, "the networks")
     drawing = make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        raise ValueError(f"{argument('num_samples')} must be at least 1, got {num_samples}.")
     if sampler not in SAMPLERS or (sampler == "gaussian_latents" and dataset is None):
         raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
     chooser = None if choice is None else _Chooser(pipeline.layout, choice, num_samples)
@@ -141,7 +142,9 @@ class _Chooser:
 
     def __init__(self, layout: ParameterLayout, config: ChoiceConfig, num_samples: int):
         if config.top > num_samples:
-            raise ValueError(f"expected top of at most num_samples, {num_samples}, found {config.top}.")
+            raise ValueError(
+                f"expected {argument('top')} of at most {argument('num_samples')}, {num_samples}, found {config.top}."
+            )
         dataset = config.dataset
         if dataset.layout.fingerprint != layout.fingerprint:
             raise ValueError(

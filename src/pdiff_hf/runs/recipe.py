@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
-from torch import nn
 
 from ..base_model import BaseModel
 from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
@@ -21,6 +19,9 @@ from ..tasks.config import BaseTrainingConfig, CollectConfig
 from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
 from .folder import RECIPE_FILE
 from .validation import parse_config, valid_keys
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class BaseModelConfig(PydanticModel):
@@ -59,6 +60,8 @@ class BaseModelConfig(PydanticModel):
         model = self.reference().build()
         if self.pretrained is None:
             return model
+        import torch
+
         try:
             return type(model).from_pretrained(
                 self.pretrained, config=model.config, ignore_mismatched_sizes=True, dtype=torch.float32

@@ -14,7 +14,7 @@ from ..files import errors_of, read_json
 from ..forward import forward_logits
 from ..layout import ParameterLayout
 from ..machine import process_state
-from ..models.config import AutoencoderConfig, DiffusionConfig
+from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..pipelines.schedulers import check_scheduler
@@ -27,7 +27,7 @@ from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.diffusion import check_unet_memory, train_diffusion
 from .evaluate import evaluate_run, fine_tune_run
-from .folder import GATE_FILE, STAGES, begin_run, open_run
+from .folder import GATE_FILE, TRAINED, begin_run, open_run
 from .generate import generate_networks
 from .recipe import GenerateConfig, Recipe, TrainingRecipe
 
@@ -129,7 +129,7 @@ def check_training(
     if autoencoder.has_components and channels * length > len(train_rows) - 1:
         raise ValueError(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
-            f"{len(train_rows)}. Collect more checkpoints or lower latent_channels × latent_length."
+            f"{len(train_rows)}. Collect more checkpoints or take fewer latent values, {latent_arguments()}."
         )
 
 
@@ -186,7 +186,7 @@ def train_stages(
 
     The parameter dataset may be in the folder.
     """
-    run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
+    run = open_run(recipe, folder, written=TRAINED)
     # Its rows are read, and so checked, before anything is written.
     dataset.vectors()
     check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..sections import OneOf
+from ..wording import argument
 
 # diffusers' name of a flag, where the recipe's key is another.
 FLAGS = {"steps": "max_train_steps"}
@@ -50,7 +51,16 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
     if problem["type"] == "value_error":
         raise ValueError(f"key {path!r}: {problem['ctx']['error']}")
     expected = problem["msg"].removeprefix("Input should be ")
-    raise ValueError(f"key {path!r}: expected {expected}, found {problem['input']!r}.")
+    # Typed as an option of its own, or written in a recipe.
+    named = f"key {path!r}" if argument(path) == path else argument(path)
+    raise ValueError(f"{named}: expected {expected}, found {problem['input']!r}.")
+
+
+def check_split(split: str) -> None:
+    """Raise `ValueError` for another split than the one on which networks may be chosen."""
+    if split != "val":
+        reason = "; what is chosen on test images cannot be reported on them" if split == "test" else ""
+        raise ValueError(f"expected 'val' as the split to choose on, found {split!r}{reason}.")
 
 
 def valid_keys(model: type[PydanticModel], values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
@@ -95,6 +105,11 @@ def add_config_arguments(parser: argparse.ArgumentParser, union: OneOf) -> None:
         elif "tuple" in str(field.annotation):
             options["nargs"] = "+"
         parser.add_argument(f"--{FLAGS.get(name, name)}", **options)
+
+
+def option_names(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The flag of every argument, for [`typed_options`]."""
+    return {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
 
 
 def config_values(arguments: argparse.Namespace, union: OneOf) -> dict[str, Any]:

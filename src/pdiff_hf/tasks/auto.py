@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter
 
-from ..base_model import BaseModel
-from ..sections import OneOf, by_kind
-from .image_classification import ImageClassification, ImageClassificationConfig
-from .splits import SplitConfig
-from .task import Task
-from .text_classification import TextClassification, TextClassificationConfig
+from ..sections import OneOf, by_kind, load_class
+from .config import ImageClassificationConfig, SplitConfig, TextClassificationConfig
 
-TASKS: dict[type[SplitConfig], type[Task]] = {
-    ImageClassificationConfig: ImageClassification,
-    TextClassificationConfig: TextClassification,
+if TYPE_CHECKING:
+    from ..base_model import BaseModel
+    from .task import Task
+
+# Their classes are imported when one is made: a recipe is validated without the libraries of images and texts.
+TASKS: dict[type[SplitConfig], str] = {
+    ImageClassificationConfig: "pdiff_hf.tasks.image_classification:ImageClassification",
+    TextClassificationConfig: "pdiff_hf.tasks.text_classification:TextClassification",
 }
 
 TaskConfig = Annotated[SplitConfig, OneOf(by_kind(*TASKS), "image_classification")]
@@ -30,4 +31,4 @@ def load_task(config: SplitConfig | Mapping[str, Any], base_model: BaseModel | N
         ValueError: the configuration is invalid, or as the task of its kind.
     """
     config = TypeAdapter(TaskConfig).validate_python(config)
-    return TASKS[type(config)](config, base_model)
+    return load_class(TASKS[type(config)])(config, base_model)

@@ -19,7 +19,7 @@ from ..data.writer import save_parameter_dataset
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.matching import align_networks
 from ..evaluation.permutations import permutation_spec
-from ..files import atomic_folder, read_json, write_json
+from ..files import atomic_folder, check_new, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import process_state
 from .collect_runs import RunCollector
@@ -36,8 +36,7 @@ def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | 
         ValueError: the selection is empty, `independent` leaves tensors out, the hidden units of the network cannot be
             aligned, or `output_dir` is not empty.
     """
-    if not _is_free(output_dir):
-        raise ValueError(f"expected an empty or new folder for the checkpoints, found that {output_dir} is neither")
+    check_new(output_dir, "the checkpoints")
     layout = ParameterLayout.from_model(model, config.select, config.buffers)
     if config.independent and config.runs > 1:
         floats = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
@@ -49,11 +48,6 @@ def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | 
     if config.align == "permutation":
         permutation_spec(model, layout)
     return layout
-
-
-def _is_free(folder: str | Path) -> bool:
-    folder = Path(folder)
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def partial_folder(output_dir: str | Path) -> Path:
@@ -175,8 +169,7 @@ def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str
     layout, base_model = dataset.layout, dataset.base_model
     if base_model is None:
         raise ValueError(f"expected a base model in {dataset.folder / 'layout.json'}, found none; import it with one")
-    if not _is_free(output_dir):
-        raise ValueError(f"expected a new folder for the aligned dataset, found that {output_dir} is not empty")
+    check_new(output_dir, "the aligned dataset")
     spec = permutation_spec(base_model.build(), layout)
     vectors, columns = _vectors_and_columns(dataset.rows, layout)
     aligned, report = align_networks(vectors, spec)

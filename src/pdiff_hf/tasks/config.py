@@ -1,11 +1,14 @@
-"""Settings of base training and collection, the sections `base_training` and `collect` of a recipe."""
+"""The sections `task`, `base_training` and `collect` of a recipe: what they say, without what they build."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
+
+from ..hub.snapshot import local_folder
 
 # Wang et al. 2024, arXiv 2402.13144, v3: a subset is trained on with a higher learning rate than the whole network.
 SUBSET_LEARNING_RATE = 3e-2
@@ -65,3 +68,94 @@ class BaseTrainingConfig(PydanticModel):
     train_batch_size: int = Field(128, ge=1)
     mixed_precision: Literal["no", "bf16"] = "no"
     seed: int = Field(0, ge=0)
+
+
+class SplitConfig(PydanticModel):
+    """What every kind of task says of its dataset and of the three disjoint splits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str
+    config_name: str | None = Field(None, description="configuration of a dataset on the Hub")
+    train_split: str = "train"
+    val_split: str | None = Field(None, description="null: `val_size` examples of the train split")
+    test_split: str | None = Field("test", description="null: `test_size` examples of the train split")
+    label_column: str = "label"
+    train_size: int | None = Field(None, ge=1, description="examples used, all classes in proportion; null: all")
+    val_size: int | None = Field(None, ge=1, description="null: a tenth of the train split, or the whole val split")
+    test_size: int | None = Field(None, ge=1, description="null: all")
+    seed: int = Field(0, ge=0, description="of the splits")
+    dataset_fingerprint: str | None = Field(
+        None, description="of the content of a folder; recorded, and other content is refused. null: not checked"
+    )
+
+    # What a folder holds, and datasets that come with a library.
+    files: ClassVar[str]
+    embedded: ClassVar[tuple[str, ...]] = ()
+
+    def source_folder(self) -> Path | None:
+        """The folder of this machine that `dataset` names, `None` for another dataset.
+
+        Raises:
+            ValueError: it should be a folder and is none.
+        """
+        if self.dataset in self.embedded:
+            return None
+        folder = local_folder(self.dataset)
+        if folder is not None and not folder.is_dir():
+            raise ValueError(
+                f"expected a folder of {self.files}, found that {self.dataset} does not exist or is a file; correct "
+                "task.dataset"
+            )
+        return folder
+
+    @property
+    def named_splits(self) -> list[str]:
+        """The splits of the dataset that are used."""
+        return [name for name in (self.train_split, self.val_split, self.test_split) if name is not None]
+
+
+class ImageClassificationConfig(SplitConfig):
+    """The recipe's `task` section for images. What is `null` is chosen by [`ImageClassification`]."""
+
+    files: ClassVar = "images or Parquet files"
+    embedded: ClassVar = ("digits",)
+
+    kind: Literal["image_classification"] = "image_classification"
+    dataset: str = Field("digits", description="`digits` (embedded), a folder of Parquet files or images, or a Hub id")
+    image_column: str | None = Field(None, description="null: the only column with images")
+    image_size: int | None = Field(
+        None, ge=1, description="pixels; null: the timm family's, else that of the first image"
+    )
+    in_chans: Literal[1, 3] | None = Field(None, description="null: 3, and 1 for digits")
+    mean: tuple[float, ...] | None = Field(None, description="null: the timm family's, else ImageNet's")
+    std: tuple[float, ...] | None = Field(None, description="null: the timm family's, else ImageNet's")
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="null: the timm family's, else bicubic"
+    )
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="share kept by the centre crop; null: the timm family's"
+    )
+    augment: Literal["none", "timm"] = Field("none", description="timm: random resized crop, flip and colour jitter")
+    num_workers: int = Field(0, ge=0, description="processes that decode images")
+
+
+class TextClassificationConfig(SplitConfig):
+    """The recipe's `task` section for texts. What is `null` is chosen by [`TextClassification`]."""
+
+    files: ClassVar = "Parquet, CSV or JSON lines files"
+
+    kind: Literal["text_classification"] = "text_classification"
+    dataset: str = Field(description="a folder of Parquet, CSV or JSON lines files, or a Hub id")
+    text_column: str = "text"
+    text_pair_column: str | None = Field(None, description="a second text that the label is about")
+    tokenizer: str | None = Field(
+        None, description="a folder, a Hub id, or `words`: those of the train split; null: that of the base model"
+    )
+    vocab_size: int = Field(8192, ge=5, description="tokens of the tokenizer `words`")
+    max_length: int | None = Field(
+        None, ge=3, description="tokens; longer texts are cut. null: those of the longest train text, at most 512"
+    )
+    vocabulary_sha256: str | None = Field(
+        None, description="of the tokens; recorded, and other ones are refused. null: not checked"
+    )

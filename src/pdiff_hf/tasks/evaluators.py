@@ -8,6 +8,7 @@ from torch import nn
 
 from ..data.dataset import ParameterDataset
 from ..evaluation.evaluator import ParameterEvaluator
+from ..files import errors_of
 from ..layout import ParameterLayout
 from ..machine import process_state
 from .auto import load_task
@@ -20,7 +21,10 @@ def open_task(dataset: ParameterDataset) -> Task | None:
     Raises:
         ValueError: the examples are not where the dataset says.
     """
-    return None if dataset.task is None else load_task(dataset.task, dataset.base_model)
+    if dataset.task is None:
+        return None
+    with errors_of(f"task of {dataset.folder / 'stats.json'}"):
+        return load_task(dataset.task, dataset.base_model)
 
 
 def require_task(dataset: ParameterDataset) -> Task:

@@ -5,43 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import timm
 import torch
 from PIL import Image
-from pydantic import Field
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
 from ..base_model import BaseModel
+from .config import ImageClassificationConfig
 from .sources import check_fingerprint, load_splits
-from .splits import Split, SplitConfig, check_columns, class_labels, divide
+from .splits import Split, check_columns, class_labels, divide
 from .task import Task
-
-
-class ImageClassificationConfig(SplitConfig):
-    """The recipe's `task` section for images. What is `null` is chosen by [`ImageClassification`]."""
-
-    kind: Literal["image_classification"] = "image_classification"
-    dataset: str = Field("digits", description="`digits` (embedded), a folder of Parquet files or images, or a Hub id")
-    image_column: str | None = Field(None, description="null: the only column with images")
-    image_size: int | None = Field(
-        None, ge=1, description="pixels; null: the timm family's, else that of the first image"
-    )
-    in_chans: Literal[1, 3] | None = Field(None, description="null: 3, and 1 for digits")
-    mean: tuple[float, ...] | None = Field(None, description="null: the timm family's, else ImageNet's")
-    std: tuple[float, ...] | None = Field(None, description="null: the timm family's, else ImageNet's")
-    interpolation: Literal["bilinear", "bicubic"] | None = Field(
-        None, description="null: the timm family's, else bicubic"
-    )
-    crop_pct: float | None = Field(
-        None, gt=0, le=1, description="share kept by the centre crop; null: the timm family's"
-    )
-    augment: Literal["none", "timm"] = Field("none", description="timm: random resized crop, flip and colour jitter")
-    num_workers: int = Field(0, ge=0, description="processes that decode images")
 
 
 class ImageClassification(Task):

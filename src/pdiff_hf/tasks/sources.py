@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..hub.snapshot import local_folder
-from .splits import SplitConfig
+from .config import SplitConfig
 
 # What a folder may hold beside images of their own, by the builder that reads it.
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
@@ -34,12 +34,7 @@ def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
     Raises:
         ValueError: the folder or Hub id does not exist, a file cannot be read, or a split is missing or named twice.
     """
-    dataset, folder = config.dataset, local_folder(config.dataset)
-    kinds = "images or Parquet files" if noun == "images" else "Parquet, CSV or JSON lines files"
-    if folder is not None and not folder.is_dir():
-        raise ValueError(
-            f"expected a folder of {kinds}, found that {dataset} does not exist or is a file; correct task.dataset"
-        )
+    dataset, folder, kinds = config.dataset, config.source_folder(), config.files
     if folder is not None and config.config_name is not None:
         raise ValueError(
             f"expected no task.config_name for the folder {dataset}, found {config.config_name!r}; name a sub-folder"

@@ -8,36 +8,11 @@ from typing import Literal
 import datasets
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field
 from sklearn.model_selection import train_test_split
 
+from .config import SplitConfig
+
 Split = Literal["train", "val", "test"]
-
-
-class SplitConfig(PydanticModel):
-    """What every kind of task says of its dataset and of the three disjoint splits."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    config_name: str | None = Field(None, description="configuration of a dataset on the Hub")
-    train_split: str = "train"
-    val_split: str | None = Field(None, description="null: `val_size` examples of the train split")
-    test_split: str | None = Field("test", description="null: `test_size` examples of the train split")
-    label_column: str = "label"
-    train_size: int | None = Field(None, ge=1, description="examples used, all classes in proportion; null: all")
-    val_size: int | None = Field(None, ge=1, description="null: a tenth of the train split, or the whole val split")
-    test_size: int | None = Field(None, ge=1, description="null: all")
-    seed: int = Field(0, ge=0, description="of the splits")
-    dataset_fingerprint: str | None = Field(
-        None, description="of the content of a folder; recorded, and other content is refused. null: not checked"
-    )
-
-    @property
-    def named_splits(self) -> list[str]:
-        """The splits of the dataset that are used."""
-        return [name for name in (self.train_split, self.val_split, self.test_split) if name is not None]
 
 
 def check_columns(splits: datasets.DatasetDict, columns: Mapping[str, str]) -> None:

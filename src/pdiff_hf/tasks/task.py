@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..hub.snapshot import without_paths
-from .splits import Split, SplitConfig
+from .config import SplitConfig
+from .splits import Split
 
 # Training inputs above this size are prepared again in every epoch; those for evaluation are always kept.
 MAX_CACHE_BYTES = 2 * 2**30

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import datasets
 import numpy as np
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
@@ -19,8 +17,9 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..base_model import BaseModel
+from .config import TextClassificationConfig
 from .sources import check_fingerprint, load_splits
-from .splits import Split, SplitConfig, check_columns, class_labels, divide
+from .splits import Split, check_columns, class_labels, divide
 from .task import Task
 
 # In the order of their ids, as far as BERT's configuration in transformers expects one: padding is 0.
@@ -29,25 +28,6 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = "words"
 # Longer texts are cut unless the configuration says otherwise.
 MAX_LENGTH = 512
-
-
-class TextClassificationConfig(SplitConfig):
-    """The recipe's `task` section for texts. What is `null` is chosen by [`TextClassification`]."""
-
-    kind: Literal["text_classification"] = "text_classification"
-    dataset: str = Field(description="a folder of Parquet, CSV or JSON lines files, or a Hub id")
-    text_column: str = "text"
-    text_pair_column: str | None = Field(None, description="a second text that the label is about")
-    tokenizer: str | None = Field(
-        None, description="a folder, a Hub id, or `words`: those of the train split; null: that of the base model"
-    )
-    vocab_size: int = Field(8192, ge=5, description="tokens of the tokenizer `words`")
-    max_length: int | None = Field(
-        None, ge=3, description="tokens; longer texts are cut. null: those of the longest train text, at most 512"
-    )
-    vocabulary_sha256: str | None = Field(
-        None, description="of the tokens; recorded, and other ones are refused. null: not checked"
-    )
 
 
 class TextClassification(Task):

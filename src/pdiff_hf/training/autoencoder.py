@@ -15,6 +15,7 @@ from ..files import write_json
 from ..machine import return_large_blocks
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
+from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import replacing, writing
 from .gate import check_reconstruction, measure_reconstruction
@@ -57,7 +58,7 @@ def train_autoencoder(
     if len(heldout_rows) == 0:
         raise ValueError(
             f"the gate holds out every {config.holdout_every}th checkpoint, but there are only {len(vectors)}. "
-            "Collect more checkpoints or lower holdout_every."
+            f"Collect more checkpoints or lower {argument('holdout_every', key='autoencoder.holdout_every')}."
         )
     train_vectors, heldout_vectors = take_rows(vectors, train_rows), take_rows(vectors, heldout_rows)
     if isinstance(train_vectors, torch.Tensor):

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 
 from ..files import read_json, sha256_file, write_json
+from ..wording import argument
 
 STATE_FILE = "trainer_state.json"
 # What libraries raise when a disk is full; torch and safetensors have errors of their own for it.
@@ -141,14 +142,14 @@ def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | No
         kinds = {True: "with FSDP", False: "without FSDP"}
         raise ValueError(
             f"{checkpoint} was written {kinds[state['sharded']]}, found a launch {kinds[not state['sharded']]}; use "
-            "the accelerate config of the first launch, or another output_dir."
+            f"the accelerate config of the first launch, or another {argument('output_dir')}."
         )
     try:
         accelerator.load_state(checkpoint)
     except READ_ERRORS as error:
         raise ValueError(
-            f"{checkpoint} does not fit this configuration: {str(error).splitlines()[0]} Resume with the flags it was "
-            "made with, or choose another output_dir."
+            f"{checkpoint} does not fit this configuration: {str(error).splitlines()[0]} Resume with the options it "
+            f"was made with, or choose another {argument('output_dir')}."
         ) from error
     # Accelerate counts accumulation steps, of which another configuration may have another number.
     accelerator.step = 0

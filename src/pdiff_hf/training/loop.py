@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..machine import process_state
 from ..models.config import OptimizationConfig
+from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
 from .ema import ShardedEMA, whole_tensor
@@ -138,9 +139,11 @@ def run_steps(
                 if number is not None:
                     checkpoint = save(done, history.pending(done))
             except NonFiniteLossError as error:
+                rate = argument("learning_rate", key=f"{description}.learning_rate")
+                precision = argument("mixed_precision", "'no'", "no", f"{description}.mixed_precision")
                 raise NonFiniteLossError(
                     f"{description}: {error}; the last good checkpoint is {latest_checkpoint(output_dir) or 'none'}. "
-                    "Lower learning_rate or set mixed_precision to no."
+                    f"Lower the learning rate ({rate}) or give {precision}."
                 ) from error
             if number is not None:
                 if accelerator.is_main_process:

@@ -215,7 +215,7 @@ def test_rest_that_differs_is_refused_unless_the_first_is_wanted(tmp_path):
         run_import(folder, tmp_path / "ds", select=HEAD)
     message = str(caught.value)
     assert f"epoch_2.safetensors: tensor {largest[1]!r} is not selected" in message
-    assert f"up to {largest[0]:.3g}" in message and "--select all," in message and "--rest first" in message
+    assert f"up to {largest[0]:.3g}" in message and "select='all'," in message and "keep_first_rest=True" in message
     run_import(folder, tmp_path / "ds", select=HEAD, keep_first_rest=True)
     network = load_base_model(tmp_path / "ds").build()
     assert torch.equal(network[1].weight, make_state(0)["1.weight"])
@@ -363,7 +363,7 @@ BROKEN = {
     "no base model": (
         lambda f: None,
         {"base_model": None},
-        "expected a config.json .* name the base model with --base",
+        "expected a config.json .* name the base model",
     ),
     "unknown network": (lambda f: None, {"base_model": BaseModel.timm("nothing")}, "has no model 'nothing'"),
     "untrusted factory": (lambda f: None, {"base_model": BaseModel.imported("os:mkdir")}, "trusted_imports"),

@@ -1,7 +1,8 @@
 import pytest
 
 from pdiff_hf.data.importing.importer import import_checkpoints
-from pdiff_hf.data.importing.sources import card_metrics, parse_hub_source
+from pdiff_hf.data.importing.names import parse_hub_source
+from pdiff_hf.data.importing.sources import card_metrics
 
 RESULT = """
   - task: {{type: image-classification}}

@@ -19,7 +19,8 @@ from pdiff_hf.evaluation.inspection.cost import activation_bytes, autoencoder_co
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.evaluation.inspection.tables import make_tables
 from pdiff_hf.layout import TensorSpec
-from pdiff_hf.models.autoencoder_pca import AutoencoderPCA, AutoencoderPCAConfig
+from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
+from pdiff_hf.models.kinds import AutoencoderPCAConfig
 from pdiff_hf.networks import mlp3
 
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}

@@ -12,10 +12,11 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ...base_model import LIBRARIES, BaseModel
+from ...base_model import BaseModel, split_reference
 from ...files import errors_of, read_json
 from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
+from ...wording import argument
 from .state_dict import strip_prefixes
 
 # What fine-tunes of one network may differ in without computing anything else.
@@ -41,12 +42,8 @@ def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> Base
     Raises:
         ValueError: the library or the class is unknown, or does not take the arguments.
     """
-    library, _, name = text.partition(":")
+    library, name = split_reference(text)
     kwargs = dict(kwargs or {})
-    if library not in LIBRARIES or not name:
-        raise ValueError(
-            f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
-        )
     if library != "transformers":
         return BaseModel(library, name, kwargs)
     architecture = getattr(transformers, name, None)
@@ -75,7 +72,7 @@ def read_config(file: Path, where: str) -> BaseModel:
     if not model_type or not isinstance(architectures, list) or len(architectures) != 1:
         raise ValueError(
             f"{where}: config.json: expected one of 'architectures' with a 'model_type' (transformers), or an "
-            "'architecture' (timm), found neither; name the base model with --base."
+            f"'architecture' (timm), found neither; name the base model by {argument('base_model')}."
         )
     return _transformers_base(model_type, values, architectures[0], f"{where}: config.json")
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
-from ..shards import KEYS
-
 # Columns that are no metrics, and arguments of the recorder by which a column would not get its own name.
 RESERVED = ("parameters", "run", "seed", "state", "self", "loss", "accuracy")
 
@@ -131,6 +129,8 @@ def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 def metric_columns(checkpoints: Iterable[Checkpoint]) -> list[str]:
     """The metrics that any of the checkpoints has; `ValueError` for the name of a column that is no metric."""
+    from ..shards import KEYS
+
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
     if reserved := [name for name in names if name in RESERVED or name in KEYS]:
         raise ValueError(f"expected metrics with names of their own, found {reserved[0]!r}.")

@@ -14,13 +14,15 @@ import torch
 from tqdm.auto import tqdm
 
 from ...base_model import WEIGHTS, BaseModel
-from ...files import atomic_folder, errors_of
+from ...files import atomic_folder, check_new, errors_of
+from ...wording import argument
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
 from .architecture import Architecture, config_difference, read_config
 from .checkpoint import Checkpoint, compile_pattern, metric_columns, read_labels, read_pattern
 from .local import find_local
-from .sources import PREFIX, find_remote
+from .names import split_sources
+from .sources import find_remote
 from .state_dict import read_state_dict
 
 
@@ -76,8 +78,7 @@ def import_checkpoints(
             architecture; what is not selected differs; or the folder is not empty. Nothing is left behind then.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"expected an empty or new folder for the dataset, found that {output_dir} is neither.")
+    check_new(output_dir, "the dataset")
     checkpoints = _find(sources, all_revisions, metrics_pattern, run)
     base_model = _base_model(checkpoints, base_model)
     columns = metric_columns(checkpoints)
@@ -119,18 +120,12 @@ def _find(
     sources: str | Path | Sequence[str | Path], all_revisions: bool, metrics_pattern: str | None, run: str | None
 ) -> list[Checkpoint]:
     pattern = None if metrics_pattern is None else compile_pattern(metrics_pattern)
-    sources = [sources] if isinstance(sources, (str, Path)) else sources
-    remote = [str(source) for source in sources if str(source).startswith(PREFIX)]
-    local = [source for source in sources if not str(source).startswith(PREFIX)]
-    if all_revisions and not remote:
-        raise ValueError("expected a repository hub:user/name to take all revisions of, found none.")
-    if twice := [source for source in remote if remote.count(source) > 1]:
-        raise ValueError(f"expected every source once, found {twice[0]} twice.")
+    local, remote = split_sources(sources, all_revisions)
     found = find_local(local) if local else []
     for source in remote:
         found += find_remote(source, all_revisions)
     if len(found) < 2:
-        names = ", ".join(map(str, sources))
+        names = ", ".join(map(str, [*local, *remote]))
         raise ValueError(f"expected at least 2 checkpoints in {names or 'the sources'}, found {len(found)}.")
     if run is not None:
         found = [replace(checkpoint, run=run) for checkpoint in found]
@@ -142,9 +137,9 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
         return BaseModel(given.library, given.name, given.kwargs)
     first = checkpoints[0]
     if first.config is None:
+        network = argument("base_model", 'BaseModel.timm("resnet18")', "timm:resnet18")
         raise ValueError(
-            f"{first.where}: expected a config.json beside it, found none; name the base model with --base, e.g. "
-            "--base timm:resnet18."
+            f"{first.where}: expected a config.json beside it, found none; name the base model, e.g. {network}."
         )
     base_model = read_config(first.config, first.where)
     for checkpoint in checkpoints[1:]:
@@ -153,7 +148,7 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
             if difference is not None:
                 raise ValueError(
                     f"{checkpoint.where}: config.json is not that of {first.where}: {difference}; import networks of "
-                    "one architecture, or name it with --base."
+                    f"one architecture, or give {argument('base_model')}."
                 )
     return base_model
 
@@ -215,9 +210,11 @@ def _check_rest(
     if not differences:
         return
     name, how = describe_differences(differences)
-    also = " --buffers" if buffers & differences.keys() else ""
+    everything = [argument("select", "'all'", "all")]
+    if buffers & differences.keys():
+        everything.append(argument("buffers", "True"))
+    first_rest = argument("keep_first_rest", "True", "first")
     raise ValueError(
         f"{where}: tensor {name!r} is not selected, but differs from that of {first} {how}; "
-        f"expected the same in all checkpoints. Give --select all{also}, or "
-        "--rest first to keep the first's."
+        f"expected the same in all checkpoints. Give {' '.join(everything)}, or {first_rest} to keep the first's."
     )

@@ -13,20 +13,10 @@ from ...files import errors_of, read_json
 from ...hub.errors import hub_errors
 from ...hub.snapshot import Snapshot
 from .checkpoint import Checkpoint, check_number
+from .names import parse_hub_source
 from .state_dict import saved_model_files
 
-PREFIX = "hub:"
-
 WEIGHTS = re.compile(r"(model|pytorch_model)(-[0-9]+-of-[0-9]+)?\.(safetensors|bin)")
-
-
-def parse_hub_source(source: str) -> tuple[str, list[str]]:
-    """Split `hub:user/name@rev1,rev2` into the repository and its revisions; `ValueError` when it is malformed."""
-    repo_id, at, revisions = source.removeprefix(PREFIX).partition("@")
-    names = [name.strip() for name in revisions.split(",")] if at else []
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or "" in names or len(set(names)) != len(names):
-        raise ValueError(f"expected hub:user/name or hub:user/name@revision,…, each once, found {source!r}.")
-    return repo_id, names
 
 
 def find_remote(source: str, all_revisions: bool = False) -> list[Checkpoint]:

@@ -6,13 +6,13 @@ import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from typing import TYPE_CHECKING, Any
 
 from ...hub.snapshot import some_of
+
+# Checkpoints are found without what reads them.
+if TYPE_CHECKING:
+    import torch
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -65,6 +65,9 @@ def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor
     Raises:
         ValueError: a file is missing, truncated, or holds anything but one state dict; the file is named.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     state: dict[str, torch.Tensor] = {}
     for file in files:
         name = where if len(files) == 1 else f"{where}: {file.name}"
@@ -87,6 +90,8 @@ def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor
 
 
 def _read_torch(file: Path, where: str) -> Any:
+    import torch
+
     # Files from before torch 1.6 are no archives and cannot be mapped into memory.
     archive = zipfile.is_zipfile(file)
     try:
@@ -109,6 +114,8 @@ def _read_torch(file: Path, where: str) -> Any:
 
 
 def _check_state(state: Any, where: str) -> None:
+    import torch
+
     if not isinstance(state, Mapping):
         raise ValueError(f"{where}: expected a state dict, found {type(state).__name__}; save model.state_dict().")
     if not state:

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from ...data.vectors import split_rows
 from ...models.auto import AUTOENCODERS, SECTIONS
 from ..composition import FACTS
 from ..recipe import Recipe, recipe_keys
@@ -82,6 +81,9 @@ def current_value(axis: str, recipe: Recipe) -> str:
 
 
 def _num_checkpoints(value: str, recipe: Recipe) -> dict[str, Any]:
+    # Needs torch.
+    from ...data.vectors import split_rows
+
     number = _positive("num_checkpoints", value)
     changes: dict[str, Any] = {"collect.num_checkpoints": number}
     try:

@@ -17,12 +17,10 @@ from accelerate import PartialState
 from ...files import atomic_write, read_json, write_json
 from ...machine import process_state
 from ...tasks.collect import partial_folder
-from ..folder import RECIPE_FILE, Run, first_difference
-from ..recipe import Recipe
-from .plan import Job, Plan, base_model_key, make_jobs, stage_keys
+from ..folder import RECIPE_FILE, Run
+from .plan import PLAN_FILE, Job, Plan, base_model_key, definition, make_jobs, stage_keys
 from .share import begin_job, place_base_model
 
-PLAN_FILE = "ablation.yaml"
 PROBLEM_FILE = "problem.json"
 LOG_FILE = "log.txt"
 # Of `ru_maxrss`: kilobytes on Linux, bytes on macOS.
@@ -35,31 +33,6 @@ KEPT_VARIABLES = ("ACCELERATE_USE_CPU",)
 
 # Runs a module with arguments, its output in a file; returns its exit code and its peak memory in MB.
 Launch = Callable[[Sequence[str], Path], tuple[int, float]]
-
-
-def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
-    """The axes of an ablation's folder together with those of a plan. Nothing is written yet.
-
-    Raises:
-        ValueError: the folder holds another ablation or other files.
-    """
-    folder = Path(folder)
-    path, axes = folder / PLAN_FILE, plan.axes
-    if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        wanted = _definition(plan)
-        # Keys that came later than the folder have their defaults.
-        found["recipe"] = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
-        same = {key: found[key] for key in ("recipe", "seeds", "grid")}
-        if difference := first_difference(same, {key: wanted[key] for key in same}):
-            raise ValueError(f"{folder} holds another ablation: {difference}. Choose another --out.")
-        axes = found["axes"] | {axis: [*found["axes"].get(axis, []), *values] for axis, values in plan.axes.items()}
-        return {axis: list(dict.fromkeys(values)) for axis, values in axes.items()}
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"expected a folder for the ablation, {folder} is a file.")
-    if other := next(folder.iterdir(), None) if folder.exists() else None:
-        raise ValueError(f"{folder} holds {other.name} but is no ablation of pdiff; choose a new or empty folder.")
-    return dict(axes)
 
 
 def execute(
@@ -79,7 +52,7 @@ def execute(
     folder, state, jobs = Path(folder), process_state(), make_jobs(plan)
     launch, own = launch or run_python(state), slice(state.process_index, None, state.num_processes)
     if state.is_main_process:
-        _write_yaml(_definition(plan), folder / PLAN_FILE)
+        _write_yaml(definition(plan), folder / PLAN_FILE)
     state.wait_for_everyone()
 
     # 1. Base models that several collections start from
@@ -115,7 +88,8 @@ def problem_of(job: Job, folder: str | Path) -> str | None:
 
 def run_python(state: PartialState) -> Launch:
     """How an ablation runs a command: in a new process, whose peak memory is its own, without launcher's variables."""
-    environment = launcher_free(os.environ)
+    # Its output is read here, whatever the terminal's encoding.
+    environment = {**launcher_free(os.environ), "PYTHONIOENCODING": "utf-8"}
     if state.device.type == "cuda":
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         index = state.device.index or 0
@@ -148,11 +122,6 @@ def launcher_free(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name in KEPT_VARIABLES or not (name in LAUNCHER_VARIABLES or name.startswith(LAUNCHER_PREFIXES))
     }
-
-
-def _definition(plan: Plan) -> dict[str, Any]:
-    base = next(iter(plan.points[0].recipes.values())).model_dump(mode="json")
-    return {"recipe": base, "seeds": plan.seeds, "grid": plan.grid, "axes": plan.axes}
 
 
 def _base_trainings(jobs: Sequence[Job], folder: Path) -> list[Job]:

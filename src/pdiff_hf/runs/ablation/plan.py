@@ -13,9 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ...wording import argument
+from ..folder import first_difference
 from ..recipe import Recipe, load_recipe
 from .axes import KIND_AXES, axis_changes, current_value
 
+PLAN_FILE = "ablation.yaml"
 BASE = "base"
 # Sections of the recipe that a stage depends on, beside those of the stages before it and the seed.
 STAGE_SECTIONS = {
@@ -139,6 +144,37 @@ def make_plan(
         points.append(Point(_name(varied, points), values, changes, recipes))
     options = {"overrides": list(overrides), "preset": preset, "profile": profile}
     return Plan(recipe, options, list(seeds), grid, ordered, base_values, points)
+
+
+def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
+    """The axes of an ablation's folder together with those of a plan. Nothing is written yet.
+
+    Raises:
+        ValueError: the folder holds another ablation or other files.
+    """
+    folder = Path(folder)
+    path, axes = folder / PLAN_FILE, plan.axes
+    if path.is_file():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        wanted = definition(plan)
+        # Keys that came later than the folder have their defaults.
+        found["recipe"] = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
+        same = {key: found[key] for key in ("recipe", "seeds", "grid")}
+        if difference := first_difference(same, {key: wanted[key] for key in same}):
+            raise ValueError(f"{folder} holds another ablation: {difference}. Choose another {argument('folder')}.")
+        axes = found["axes"] | {axis: [*found["axes"].get(axis, []), *values] for axis, values in plan.axes.items()}
+        return {axis: list(dict.fromkeys(values)) for axis, values in axes.items()}
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the ablation, {folder} is a file.")
+    if other := next(folder.iterdir(), None) if folder.exists() else None:
+        raise ValueError(f"{folder} holds {other.name} but is no ablation of pdiff; choose a new or empty folder.")
+    return dict(axes)
+
+
+def definition(plan: Plan) -> dict[str, Any]:
+    """What makes an ablation, as its folder keeps it."""
+    base = next(iter(plan.points[0].recipes.values())).model_dump(mode="json")
+    return {"recipe": base, "seeds": plan.seeds, "grid": plan.grid, "axes": plan.axes}
 
 
 def make_jobs(plan: Plan) -> list[Job]:

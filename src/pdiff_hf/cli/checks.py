@@ -1,0 +1,50 @@
+"""What is refused at once: before the libraries that do the work are imported, which takes seconds and a gigabyte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def check_dataset(source: str | Path) -> Path | None:
+    """The folder of a parameter dataset, `None` for one on the Hub; `ValueError` for what is neither."""
+    from ..data.folder import config_folder
+    from ..files import check_artefact
+    from ..hub.snapshot import split_hub_id
+
+    if isinstance(source, str) and split_hub_id(source) is not None:
+        return None
+    folder = config_folder(source)
+    check_artefact(folder, "layout.json", "a parameter dataset")
+    return folder
+
+
+def check_pipeline(source: str | Path) -> None:
+    """Raise `ValueError` for what is neither the folder of a pipeline nor a name on the Hub."""
+    from ..files import check_artefact
+    from ..hub.snapshot import split_hub_id
+
+    if split_hub_id(source) is None:
+        check_artefact(source, "model_index.json", "a pipeline")
+
+
+def check_generated(folder: Path) -> None:
+    """Raise `ValueError` for what is no folder of generated networks."""
+    from ..files import check_artefact
+
+    check_artefact(folder, "index.json", "generated networks")
+
+
+def check_import(sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path) -> None:
+    """Raise `ValueError` for sources of checkpoints that are not on this machine, and for what is malformed."""
+    from ..data.importing.checkpoint import compile_pattern
+    from ..data.importing.local import find_local
+    from ..data.importing.names import split_sources
+    from ..files import check_new
+
+    check_new(out, "the dataset")
+    local, _ = split_sources(sources, all_revisions)
+    if local:
+        find_local(local)
+    if pattern is not None:
+        compile_pattern(pattern)

@@ -1,0 +1,178 @@
+"""The kinds of the sections `autoencoder` and `diffusion`: what a recipe says of a model, without the model.
+
+Their models are imported when they are built: whoever validates a recipe need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from .config import PAPER_LATENTS, AutoencoderConfig, DiffusionConfig, OptimizationConfig
+
+if TYPE_CHECKING:
+    from diffusers import UNet1DModel
+
+    from .autoencoder_identity import AutoencoderIdentity
+    from .autoencoder_pca import AutoencoderPCA
+    from .autoencoder_pdiff import AutoencoderPDiff
+
+# `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: principal components, and patches as matrix products instead
+# of one-channel convolutions for what they leave; trained weights hardly grow with D.
+PRESETS = {
+    "paper": {
+        "normalization": "per_tensor",
+        "channels": (64, 128, 256, 256, 32),
+        "kernel_size": 7,
+        "stride": 2,
+        "norm": "batch",
+        "encoder_act": "leaky_relu",
+        "decoder_act": "elu",
+        "linear_path": False,
+        "max_positions": None,
+        **PAPER_LATENTS,
+    },
+    "fast": {
+        "normalization": "per_parameter",
+        "channels": (32,),
+        "kernel_size": 64,
+        "stride": 64,
+        "norm": "none",
+        "encoder_act": "silu",
+        "decoder_act": "silu",
+        "linear_path": True,
+        "max_positions": 64,
+        "latent_channels": 32,
+        "latent_length": 4,
+    },
+}
+TRAINING = {
+    "paper": {"steps": 500, "train_batch_size": 50, "learning_rate": 2e-5, "weight_decay": 1e-2, "lr_warmup_steps": 0},
+    # Training begins at the best linear autoencoder; what is left to be learned is little.
+    "fast": {"steps": 100, "train_batch_size": 64, "learning_rate": 3e-4, "weight_decay": 0.0, "lr_warmup_steps": 10},
+}
+# From this size on, a basis is stored in bfloat16 unless the recipe says otherwise.
+MAX_FLOAT32_BASIS_BYTES = 2**30
+
+
+class AutoencoderPDiffConfig(AutoencoderConfig, OptimizationConfig):
+    """The recipe's `autoencoder` section of `kind: pdiff`, the default: convolutions trained by steps."""
+
+    builds: ClassVar = "pdiff_hf.models.autoencoder_pdiff:AutoencoderPDiff"
+    PRESETS: ClassVar = {
+        name: {**TRAINING[name], **{key: model[key] for key in PAPER_LATENTS}} for name, model in PRESETS.items()
+    }
+
+    kind: Literal["pdiff"] = "pdiff"
+    latent_length: int = Field(4, ge=1)
+    input_noise: float = Field(1e-3, ge=0)
+    latent_noise: float = Field(1e-1, ge=0)
+
+    @classmethod
+    def variants(cls) -> dict[str, AutoencoderPDiffConfig]:
+        """Both presets."""
+        return {name: cls(preset=name) for name in reversed(PRESETS)}
+
+    @property
+    def has_components(self) -> bool:
+        """Whether the preset has the linear path."""
+        return PRESETS[self.preset]["linear_path"]
+
+    def build(self, layout: dict) -> AutoencoderPDiff:
+        """Build it, untrained, for `layout` (`ParameterLayout.to_dict()`)."""
+        keys = ("normalization", "latent_channels", "latent_length", "input_noise", "latent_noise")
+        return self.model_class().from_preset(self.preset, layout=layout, **self.options(*keys))
+
+
+class AutoencoderPCAConfig(AutoencoderConfig):
+    """The recipe's `autoencoder` section of `kind: pca`: principal components."""
+
+    builds: ClassVar = "pdiff_hf.models.autoencoder_pca:AutoencoderPCA"
+    PRESETS: ClassVar = {"fast": {}, "paper": PAPER_LATENTS}
+
+    kind: Literal["pca"] = "pca"
+    latent_length: int = Field(4, ge=1)
+    basis_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the stored components; auto: bfloat16 where float32 would take over 1 GB"
+    )
+
+    @property
+    def has_components(self) -> bool:
+        """Latents are the scores along them."""
+        return True
+
+    def build(self, layout: dict) -> AutoencoderPCA:
+        """Build it, not yet fitted, for `layout` (`ParameterLayout.to_dict()`)."""
+        dtype = self.basis_dtype
+        if dtype == "auto":
+            size = 4 * self.latent_channels * self.latent_length * layout["num_parameters"]
+            dtype = "bfloat16" if size > MAX_FLOAT32_BASIS_BYTES else "float32"
+        options = self.options("normalization", "latent_channels", "latent_length")
+        return self.model_class()(layout=layout, basis_dtype=dtype, **options)
+
+
+class AutoencoderIdentityConfig(AutoencoderConfig):
+    """The recipe's `autoencoder` section of `kind: none`: diffusion on the normalised parameters."""
+
+    builds: ClassVar = "pdiff_hf.models.autoencoder_identity:AutoencoderIdentity"
+    latents_grow: ClassVar = True
+    PRESETS: ClassVar = {"fast": {}, "paper": {"latent_channels": PAPER_LATENTS["latent_channels"]}}
+
+    kind: Literal["none"] = "none"
+
+    @classmethod
+    def variants(cls) -> dict:
+        """None: it costs nothing, the denoiser does."""
+        return {}
+
+    def build(self, layout: dict) -> AutoencoderIdentity:
+        """Build it for `layout` (`ParameterLayout.to_dict()`)."""
+        return self.model_class()(layout=layout, **self.options("normalization", "latent_channels"))
+
+
+class UNet1DConfig(DiffusionConfig):
+    """The recipe's `diffusion` section of `kind: unet_1d`, the default: [`make_unet_1d`] with fast layers."""
+
+    builds: ClassVar = "diffusers:UNet1DModel"
+    # `paper`: Wang et al. 2024, arXiv 2402.13144, v3; noise on the latents is ours, and there is no average.
+    PRESETS: ClassVar = {
+        "paper": {
+            "steps": 1000,
+            "train_batch_size": 50,
+            "learning_rate": 1e-4,
+            "weight_decay": 1e-2,
+            "lr_warmup_steps": 0,
+            "use_ema": False,
+            "latent_noise": 0.0,
+            "block_out_channels": (64, 128, 256, 512),
+            "prediction_type": "epsilon",
+        },
+        "fast": {
+            "steps": 250,
+            "train_batch_size": 128,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,
+            "lr_warmup_steps": 25,
+            "block_out_channels": (64, 128),
+            # Predicting the noise is unstable where almost all is noise: few-step solvers then blow single samples up.
+            "prediction_type": "v_prediction",
+        },
+    }
+
+    kind: Literal["unet_1d"] = "unet_1d"
+    block_out_channels: tuple[int, ...] = Field(min_length=1)
+    layers_per_block: int = Field(1, ge=1)
+
+    @property
+    def length_multiple(self) -> int:
+        """Every resolution but the first halves the length."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def build(self, latent_shape: tuple[int, int]) -> UNet1DModel:
+        """Build it, untrained, for latents `(B, C, L)` with `latent_shape` (C, L)."""
+        from .unet_1d import make_unet_1d, use_fast_layers
+
+        unet = make_unet_1d(*latent_shape, self.block_out_channels, self.layers_per_block)
+        use_fast_layers(unet)
+        return unet

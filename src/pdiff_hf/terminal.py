@@ -1,0 +1,119 @@
+"""Standard streams that take whatever is printed: in any encoding, to a file, a pipe that ends early, or nothing."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+# What is written where an encoding lacks a character; any other becomes its escape, as on Python's own stderr.
+STAND_INS = {
+    "→": "->",
+    "←": "<-",
+    "↔": "<->",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "×": "x",
+    "·": ".",
+    "…": "...",
+    "±": "+-",
+    "≤": "<=",
+    "≥": ">=",
+    "²": "^2",
+    "•": "*",
+    "●": "*",
+    "’": "'",
+    "\xa0": " ",
+}
+# What a shell reports of a program whose pipe was closed: 128 + SIGPIPE.
+BROKEN_PIPE = 141
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    escapes = (STAND_INS.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in characters)
+    return "".join(escapes), error.end
+
+
+codecs.register_error("pdiff_hf.stand_in", _stand_in)
+
+
+class _LastingFile(io.FileIO):
+    """An open file whose first error is kept; from then on everything is taken, and lost."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        """Write all of `data`, however slow its reader is."""
+        rest = memoryview(data).cast("B")
+        try:
+            while self.error is None and len(rest):
+                if (written := super().write(rest)) is None:
+                    select.select([], [self], [])
+                rest = rest[written or 0 :]
+        except OSError as error:
+            self.error = error
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Give the program streams that never raise; one that could not be written to ends it with a code at last.
+
+    A command's work is in files: what it says of them on the way must not end it. For `main` of a program.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Else the next file that is opened would be the standard output, and printed into.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
+    sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    error = getattr(_file(sys.stdout), "error", None)
+    if error is None:
+        return
+    if error.errno == errno.EPIPE:
+        sys.exit(BROKEN_PIPE)
+    print(f"Error: the command is done, but its output could not be written: {error.strerror}.", file=sys.stderr)
+    sys.exit(1)
+
+
+def _file(stream: TextIO) -> Any:
+    """What is under the buffer of a stream, if it has one: PYTHONUNBUFFERED leaves it out."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
+def _lasting(stream: TextIO | None) -> TextIO:
+    """A stream for the same file; where there is none, one for nothing. Others than Python's own stay."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="pdiff_hf.stand_in")
+    # Not of a console on Windows, nor what captures the output of a test.
+    if type(_file(stream)) is not io.FileIO or stream.fileno() > 2:
+        return stream
+    stream.flush()
+    file = _LastingFile(stream.fileno(), "wb", closefd=False)
+    buffer = file if stream.buffer is _file(stream) else io.BufferedWriter(file)
+    how = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+    return io.TextIOWrapper(buffer, write_through=stream.write_through, **how)

@@ -75,7 +75,8 @@ def check_scheduler(scheduler: SchedulerMixin, trained: SchedulerMixin, num_infe
     most = len(schedule)
     if num_inference_steps > most:
         raise ValueError(
-            f"{argument('num_inference_steps')} must be at most {most}, the steps of training, got {num_inference_steps}."
+            f"{argument('num_inference_steps')} must be at most {most}, the steps of training, got "
+            f"{num_inference_steps}."
         )
     probe_steps, plain = min(PROBE_STEPS, max(1, most // 2)), _plain(trained)
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
+from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
 
 
 @app.command()
@@ -44,13 +45,14 @@ def generate(
 
     loaded, choice = load_pipeline(resolve_pipeline(pipeline)), None
     if choose is not None:
-        beside = Path(pipeline).resolve().parent / "dataset"
+        beside = Path(os.path.normpath(Path(pipeline, "..", "dataset")))
         if dataset is None and not beside.is_dir():
             raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
-    generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
+    with warnings_as_lines(line):
+        generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     if choice is None:
         line(f"{num_samples} networks → {out}")
         return print_json(summary, as_json)
@@ -102,18 +104,19 @@ def evaluate(
     from ..runs.folder import Run
     from ..runs.recipe import recorded_section
 
-    run = Run(run_dir)
-    metrics = evaluate_run(
-        run,
-        recorded_section(run_dir, "evaluate", {"seed": seed, "fine_tune": fine_tune or None}),
-        ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
-        pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
-        generated_dir=generated,
-        output_dir=out,
-    )
+    run, line = Run(run_dir), line_printer(as_json)
+    with warnings_as_lines(line):
+        metrics = evaluate_run(
+            run,
+            recorded_section(run_dir, "evaluate", {"seed": seed, "fine_tune": fine_tune or None}),
+            ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
+            pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
+            generated_dir=generated,
+            output_dir=out,
+        )
     if not as_json:
         console.print(make_table(metrics))
-        line_printer(as_json)(f"Report: {(out or run_dir / 'report') / 'report.html'}")
+        line(f"Report: {(out or run_dir / 'report') / 'report.html'}")
     print_json(metrics.to_dict(), as_json)
 
 
@@ -138,8 +141,9 @@ def trajectory(
     given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
     config = recorded_section(run_dir, "generate", given)
     dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
-    found, files = trajectory_run(run, dataset, config, num_starts)
     line = line_printer(as_json)
+    with warnings_as_lines(line):
+        found, files = trajectory_run(run, dataset, config, num_starts)
     ends = {key: _mean(found["noisy"][key][-1]) for key in ("accuracy", "distance", "distance_to_mean")}
     line(
         f"{num_starts} networks, {config.num_inference_steps} steps: test accuracy from "

@@ -74,5 +74,5 @@ class AutoencoderIdentityConfig(AutoencoderConfig):
         return {}
 
     def build(self, layout: dict) -> AutoencoderIdentity:
-        """Build it for `layout` (`ParameterLayout.to_dict()`)."""
+        """Build it for `layout` (`ParameterLayout.to_dict()` or `NetworkIdentity.to_config()`)."""
         return AutoencoderIdentity(layout=layout, **self.options("normalization", "latent_channels"))

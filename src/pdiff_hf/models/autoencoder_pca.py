@@ -111,7 +111,7 @@ class AutoencoderPCAConfig(AutoencoderConfig):
         return True
 
     def build(self, layout: dict) -> AutoencoderPCA:
-        """Build it, not yet fitted, for `layout` (`ParameterLayout.to_dict()`)."""
+        """Build it, not yet fitted, for `layout` (`ParameterLayout.to_dict()` or `NetworkIdentity.to_config()`)."""
         dtype = self.basis_dtype
         if dtype == "auto":
             size = 4 * self.latent_channels * self.latent_length * layout["num_parameters"]

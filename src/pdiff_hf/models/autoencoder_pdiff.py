@@ -65,7 +65,8 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
 
     Parameters:
         num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
-        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
+        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained;
+            `NetworkIdentity.to_config()` also says which network it is for.
         normalization (`str`, *optional*, defaults to `"per_parameter"`): `"per_parameter"` or `"per_tensor"` z-scores.
         channels (`tuple[int, ...]`): Output channels of each convolution of the encoder.
         kernel_size (`int`), stride (`int`): Of every convolution.
@@ -252,7 +253,7 @@ class AutoencoderPDiffConfig(AutoencoderConfig, OptimizationConfig):
         return PRESETS[self.preset]["linear_path"]
 
     def build(self, layout: dict) -> AutoencoderPDiff:
-        """Build it, untrained, for `layout` (`ParameterLayout.to_dict()`)."""
+        """Build it, untrained, for `layout` (`ParameterLayout.to_dict()` or `NetworkIdentity.to_config()`)."""
         keys = ("normalization", "latent_channels", "latent_length", "input_noise", "latent_noise")
         return AutoencoderPDiff.from_preset(self.preset, layout=layout, **self.options(*keys))
 

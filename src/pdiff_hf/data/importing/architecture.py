@@ -18,20 +18,6 @@ from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
 from .state_dict import strip_prefixes
 
-# What fine-tunes of one network may differ in without computing anything else.
-NAMES = (
-    "_name_or_path",
-    "dtype",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "task_specific_params",
-    "transformers_version",
-    "use_cache",
-)
-
 
 def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> BaseModel:
     """Read `"timm:resnet18"`, `"transformers:BertForMaskedLM"` or `"import:package.module:factory"`.
@@ -101,17 +87,6 @@ def _timm_base(values: Mapping[str, Any], where: str) -> BaseModel:
         if pretrained.get("fixed_input_size"):
             found["img_size"] = size[1:]
     return BaseModel.timm(values["architecture"], **{**found, **kwargs})
-
-
-def config_difference(first: BaseModel, other: BaseModel) -> str | None:
-    """What two configs of the same tensors may compute differently, e.g. the number of heads; `None` for nothing."""
-    a, b = (base.kwargs.get("config", base.kwargs) for base in (first, other))
-    if first.name != other.name:
-        return f"{first.name} and {other.name}"
-    for key in sorted(a.keys() & b.keys()):
-        if key not in NAMES and "drop" not in key and a[key] != b[key]:
-            return f"{key!r}: {a[key]} and {b[key]}"
-    return None
 
 
 class Architecture:

@@ -157,7 +157,8 @@ def read_identity(folder: str | Path, where: str | None = None) -> NetworkIdenti
         raise ValueError(f"expected a parameter dataset, a pipeline or generated networks at {folder}, found none.")
     values = read_json(folder / "index.json")
     with errors_of(folder / "index.json", KeyError, TypeError):
-        base_model = BaseModel.from_dict(values.get("base_model"))
+        # The weights are where the pipeline is, if that is still there.
+        base_model = BaseModel.from_dict(values.get("base_model"), root=folder / values.get("pipeline", ""))
         layout = _layout_of(folder / values["files"][0], values.get("batch_norm", ())) if values["files"] else None
         return NetworkIdentity(where, values["layout"], layout, base_model, values.get("rest"))
 

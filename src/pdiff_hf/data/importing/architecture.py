@@ -105,6 +105,7 @@ class Architecture:
         kinds = (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError)
         with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
             self._model = base_model.build()
+        self._num_classes = self._model.num_classes if base_model.library == "timm" else None
         state = self._model.state_dict(keep_vars=True)
         self.buffers = {name for name, _ in self._model.named_buffers()}
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
@@ -180,10 +181,13 @@ class Architecture:
         return model.state_dict()
 
     def _refuse_shape(self, where: str, name: str, expected: Sequence[int], found: Sequence[int]) -> None:
-        self._refuse(where, f"tensor {name!r}: expected shape {tuple(expected)}, found {tuple(found)}")
+        advice = ""
+        if found and [self._num_classes, *found[1:]] == [*expected]:
+            advice = f" If it has other classes only, give the base model num_classes={found[0]}."
+        self._refuse(where, f"tensor {name!r}: expected shape {tuple(expected)}, found {tuple(found)}", advice)
 
-    def _refuse(self, where: str, what: str) -> None:
-        raise ValueError(f"{where}: {what}; it belongs to another architecture than {self.base_model.name}.")
+    def _refuse(self, where: str, what: str, advice: str = "") -> None:
+        raise ValueError(f"{where}: {what}; it belongs to another architecture than {self.base_model.name}.{advice}")
 
 
 @contextmanager

@@ -153,14 +153,23 @@ def read_identity(folder: str | Path, where: str | None = None) -> NetworkIdenti
     if (folder / "config.json").is_file():
         with errors_of(folder / "config.json", KeyError, TypeError):
             return NetworkIdentity.of_config(where, read_json(folder / "config.json")["layout"])
-    if not (folder / "index.json").is_file():
-        raise ValueError(f"expected a parameter dataset, a pipeline or generated networks at {folder}, found none.")
-    values = read_json(folder / "index.json")
-    with errors_of(folder / "index.json", KeyError, TypeError):
+    if (folder / "index.json").is_file():
+        return generated_identity(folder, where)
+    raise ValueError(f"expected a parameter dataset, a pipeline or generated networks at {folder}, found none.")
+
+
+def generated_identity(folder: str | Path, where: str | None = None) -> NetworkIdentity:
+    """The identity of generated networks, which may lie beside the `layout.json` of others; see [`read_identity`]."""
+    folder, file = Path(folder), Path(folder) / "index.json"
+    values = read_json(file)
+    with errors_of(file, KeyError, TypeError, AttributeError):
         # The weights are where the pipeline is, if that is still there.
-        base_model = BaseModel.from_dict(values.get("base_model"), root=folder / values.get("pipeline", ""))
-        layout = _layout_of(folder / values["files"][0], values.get("batch_norm", ())) if values["files"] else None
-        return NetworkIdentity(where, values["layout"], layout, base_model, values.get("rest"))
+        pipeline = values.get("pipeline", "")
+        root = folder / pipeline if pipeline.startswith("..") else folder
+        base_model = BaseModel.from_dict(values.get("base_model"), root=root)
+        name = next(iter(values["files"]), "")
+        layout = _layout_of(folder / Path(name).name, values.get("batch_norm", ()))
+        return NetworkIdentity(where or shown(folder), values["layout"], layout, base_model, values.get("rest"))
 
 
 def _layout_of(file: Path, without: Collection[str]) -> ParameterLayout | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from pdiff_hf.pipelines.pipeline_pdiff import PDiffPipeline
 from pdiff_hf.pipelines.push_generated import push_generated
 from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.evaluate import _add_own_groups
-from pdiff_hf.runs.folder import Run
+from pdiff_hf.runs.folder import STAGES, Run
 from pdiff_hf.runs.generate import generate_networks
+from pdiff_hf.runs.stages import check_complete_stages
 from pdiff_hf.tasks.evaluators import make_gate_evaluator
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
@@ -126,6 +128,17 @@ def test_run_whose_dataset_was_replaced(inside, tmp_path, pdiff, monkeypatch):
         code, _, err = pdiff(command, "run")
         assert code == 2 and "Error: run/dataset and run/pipeline belong to different networks" in err
     assert not (tmp_path / "run" / "report").exists()
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion", "generate"])
+def test_stages_that_are_complete_are_not_taken_for_those_of_another(inside, tmp_path, stage):
+    """Nor skipped: a run is begun again with another dataset."""
+    run = Run(tmp_path / "run")
+    shutil.copytree(Path("h1") / STAGES[stage], run.path(stage))
+    run.note(stage, {"seconds": 1})
+    with pytest.raises(ValueError, match=refused("h0/dataset", run.path(stage), "give the dataset that it was made")):
+        check_complete_stages(run, ParameterDataset("h0/dataset"))
+    check_complete_stages(run, ParameterDataset("h1/dataset"))
 
 
 def test_further_groups_of_another(inside, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ..base_model import BaseModel
 from ..files import errors_of, read_json, write_json
-from ..identity import NetworkIdentity, check_same_network, read_identity
+from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..machine import process_state
 
@@ -96,7 +96,7 @@ def load_generated(folder: str | Path, layout: ParameterLayout, base_model: Base
             another base model; names the file and the tensor.
     """
     index = read_index(folder)
-    found = read_identity(folder)
+    found = generated_identity(folder)
     expected = NetworkIdentity.of("what they are read for", layout, base_model or found.base_model)
     check_same_network(found, expected, "read them with the layout and the base model that they were generated for")
     vectors = torch.empty(len(index["files"]), layout.num_parameters)

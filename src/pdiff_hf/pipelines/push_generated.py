@@ -21,7 +21,7 @@ from ..data.folder import write_layout
 from ..files import errors_of, read_json, write_json
 from ..hub.snapshot import split_hub_id
 from ..hub.upload import PushOptions, push_files, select_files
-from ..identity import NetworkIdentity, check_same_network, read_identity
+from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
 from .generated_card import make_generated_card
@@ -79,7 +79,7 @@ def push_generated(
         )
     layout, base_model, task = _read_source(source, options.get("token"))
     own = NetworkIdentity.of(source, layout, base_model)
-    check_same_network(read_identity(folder), own, "give the pipeline that they came from")
+    check_same_network(generated_identity(folder), own, "give the pipeline that they came from")
     # Reads and checks every network.
     count = len(load_generated(folder, layout))
     if zoo and index is not None:

@@ -109,7 +109,7 @@ def test_autoencoder_of_another_layout_is_refused(tmp_path):
     vectors = make_vectors()[:, -other.num_parameters :]
     save_parameter_dataset(vectors, other, tmp_path / "other")
     with pytest.raises(
-        ValueError, match="different networks: tensor .*; give the dataset the autoencoder was trained on"
+        ValueError, match=r"different networks: tensor .*; give the dataset the autoencoder was trained on"
     ):
         train_diffusion(
             tmp_path / "other", save_autoencoder(tmp_path), tmp_path / "pipeline", UNet1DConfig(**SMALL_UNET)

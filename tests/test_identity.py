@@ -159,8 +159,17 @@ def test_same_tensors_in_another_order_are_another_layout(tmp_path):
     first = make(tmp_path / "h0", network())
     weight, bias = first.layout.tensors
     turned = ParameterLayout((replace(bias, offset=0), replace(weight, offset=bias.numel)))
-    with pytest.raises(ValueError, match=r"tensor '2\.weight' is in another place; give"):
+    with pytest.raises(ValueError, match="their tensors are in another order; give"):
         check_same_network(first, NetworkIdentity.of("h1", turned), ADVICE)
+
+
+def test_generated_tensors_in_another_order_are_another_layout(tmp_path):
+    """Of generated networks, the order is not known."""
+    first = make(tmp_path / "h0", network())
+    states = [first.layout.unflatten(torch.zeros(first.layout.num_parameters))]
+    write_networks(tmp_path / "g", first.layout, states, {"layout": "0" * 64})
+    with pytest.raises(ValueError, match="their tensors are in another order; give"):
+        check_same_network(first, read_identity(tmp_path / "g"), ADVICE)
 
 
 def test_what_is_not_known_is_accepted_with_a_warning(tmp_path):

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ class NetworkIdentity:
 
     def to_config(self) -> dict[str, Any]:
         """The `layout` of an autoencoder's config, see [`~NetworkIdentity.of_config`]."""
-        return {**self.layout.to_dict(), **{key: self.to_dict()[key] for key in ("base_model", "rest")}}
+        values = self.to_dict()
+        return {**self.layout.to_dict(), "base_model": values["base_model"], "rest": values["rest"]}
 
 
 def _rest_tensors(base_model: BaseModel, layout: ParameterLayout) -> dict[str, str] | None:
@@ -193,13 +194,13 @@ def pipeline_identity(where: str, autoencoder: NetworkIdentity, base_model: Base
     Raises:
         ValueError: the autoencoder was trained for another network.
     """
-    known = autoencoder.base_model
+    if base_model is None:
+        return replace(autoencoder, where=where)
     own = NetworkIdentity.of(where, autoencoder.layout, base_model)
-    if base_model is None or known is None:
-        return own
-    check_same_network(autoencoder, own, "give the autoencoder that the pipeline was trained with")
-    same = known.sha256 == base_model.sha256
-    return NetworkIdentity(where, own.fingerprint, own.layout, base_model, autoencoder.recorded_rest if same else None)
+    if autoencoder.base_model is not None:
+        check_same_network(autoencoder, own, "give the autoencoder that the pipeline was trained with")
+    # Then they have one rest, which need not be read again.
+    return replace(own, recorded_rest=autoencoder.recorded_rest)
 
 
 def shown(folder: str | Path) -> str:
@@ -237,8 +238,7 @@ def _layout_difference(first: NetworkIdentity, second: NetworkIdentity) -> str |
             a, b = getattr(specs[name], key), getattr(others[name], key)
             if a != b:
                 return f"tensor {name!r} has the {key} {a} in {first.where} and {b} in {second.where}"
-    name = next(a for a, b in zip(specs, others, strict=True) if a != b)
-    return f"tensor {name!r} is in another place"
+    return "their tensors are in another order"
 
 
 def _base_difference(first: NetworkIdentity, second: NetworkIdentity) -> str | None:
@@ -282,13 +282,13 @@ def reference_difference(first: BaseModel, other: BaseModel) -> str | None:
     for a, b in ((first.library, other.library), (first.name, other.name)):
         if a != b:
             return f"{a} and {b}"
-    if is_config := first.library == "transformers":
-        a, b = first.kwargs["config"], other.kwargs["config"]
-    else:
-        a, b = first.kwargs, other.kwargs
+    a, b = first.kwargs, other.kwargs
     # Weights of its own replace the pretrained ones.
-    ignored = {*NAMES, "pretrained"} if first.weights or other.weights else {*NAMES}
-    for key in sorted(a.keys() & b.keys() if is_config else a.keys() | b.keys()):
+    keys, ignored = a.keys() | b.keys(), ("pretrained",) if first.weights or other.weights else ()
+    if first.library == "transformers":
+        a, b = a["config"], b["config"]
+        keys, ignored = a.keys() & b.keys(), NAMES
+    for key in sorted(keys):
         if key not in ignored and "drop" not in key and (key not in a or key not in b or a[key] != b[key]):
             return f"{key!r}: {a.get(key, 'its default')} and {b.get(key, 'its default')}"
     return None

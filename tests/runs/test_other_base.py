@@ -10,6 +10,7 @@ import torch
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.writer import save_parameter_dataset
+from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.files import write_json
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.models.auto import load_autoencoder
@@ -91,6 +92,10 @@ def test_training_of_another_network(inside, tmp_path):
         train_diffusion(first, "h1/autoencoder", tmp_path / "out", UNET)
     with pytest.raises(ValueError, match=refused("h0/dataset", "h1/dataset", "make the evaluator of the dataset's")):
         train_autoencoder(first, tmp_path / "out", PCA, make_gate_evaluator(other))
+    model = other.base_model.build()
+    whole = ParameterEvaluator(model, ParameterLayout.from_model(model), torch.rand(4, 1, 8, 8), torch.zeros(4).long())
+    with pytest.raises(ValueError, match=r"the evaluator .*: tensor '1.weight' is generated in the evaluator and not"):
+        train_autoencoder(first, tmp_path / "out", PCA, whole)
     assert not (tmp_path / "out").exists()
 
 

@@ -102,7 +102,7 @@ class ParameterEvaluator:
                 f"{tuple(labels.shape)}"
             )
         layout.check(model)
-        self.layout, self.identity = layout, identity
+        self.layout, self._identity = layout, identity
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
         self._set_images(images.to(self.device), labels.to(self.device, torch.int64), max_cache_bytes)
@@ -120,6 +120,10 @@ class ParameterEvaluator:
             raise ValueError(
                 f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
             )
+
+    def identity_for(self, other: NetworkIdentity) -> NetworkIdentity:
+        """What is compared with `other`: of an evaluator that was not told its network, the layout alone."""
+        return self._identity or NetworkIdentity.of("the evaluator", self.layout, other.base_model)
 
     def _set_images(self, images: torch.Tensor, labels: torch.Tensor, max_cache_bytes: int) -> None:
         self.labels = labels

@@ -106,7 +106,8 @@ class PDiffPipeline(DiffusionPipeline):
 
     @base_model.setter
     def base_model(self, base_model: BaseModel | None) -> None:
-        pipeline_identity("the base model", self.autoencoder.identity, base_model)
+        if self.autoencoder.config.layout is not None:
+            pipeline_identity("the base model", self.autoencoder.identity, base_model)
         self.register_to_config(base_model=None if base_model is None else base_model.to_dict())
         self._base_root = None if base_model is None else base_model.root
 

@@ -51,8 +51,8 @@ def train_autoencoder(
     """
     dataset = ParameterDataset.of(dataset)
     identity = dataset.identity
-    if evaluator is not None and evaluator.identity is not None:
-        check_same_network(identity, evaluator.identity, "make the evaluator of the dataset's networks")
+    if evaluator is not None:
+        check_same_network(identity, evaluator.identity_for(identity), "make the evaluator of the dataset's networks")
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config.optimization, output_dir)

@@ -2,7 +2,7 @@
 
     python benchmarks/results.py runs/* --out docs/results.md
 
-The arguments are folders of finished runs, or of their seeds.
+The arguments are folders of finished runs, or of their seeds; of several, those that are none are named and left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pdiff_hf.files import atomic_write
 from results_page.page import make_page
-from results_page.runs import collect_results
+from results_page.runs import collect_results, find_runs
 
 
 def main() -> None:
@@ -21,11 +21,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     args = parser.parse_args()
     try:
-        found = collect_results(args.runs)
+        runs, left_out = find_runs(args.runs)
+        found = collect_results(runs)
     except ValueError as error:
         parser.error(str(error))
     with atomic_write(args.out) as temporary:
         temporary.write_text(make_page(found), encoding="utf-8")
+    for problem in left_out:
+        print(f"Left out: {problem}")
     print(f"{len(found)} results → {args.out}")
 
 

@@ -19,6 +19,24 @@ from .cells import Cell, find_cell, order_of, paper, paper_numbers
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
+def find_runs(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]]:
+    """Those of some folders that are finished runs, and what the others lack.
+
+    Raises:
+        ValueError: there is none.
+    """
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            read_result(folder)
+            runs.append(folder)
+        except ValueError as error:
+            problems.append(str(error))
+    if not runs:
+        raise ValueError(problems[0])
+    return runs, problems
+
+
 def collect_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Read runs, in the order of the paper's matrix; the seeds of one run are one result.
 

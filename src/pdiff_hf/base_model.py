@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +232,8 @@ class BaseModel:
             path = Path(self.root) / self.weights
             if not path.is_file():
                 raise ValueError(f"base model: expected weights at {path}, found none.")
-        if (found := sha256_file(path)) != self.sha256:
+        stat = path.stat()
+        if (found := _hash_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)) != self.sha256:
             raise ValueError(
                 f"base model: {path} was changed or is damaged: expected sha256 {str(self.sha256)[:12]}…, "
                 f"found {found[:12]}…; copy or download it again."
@@ -320,6 +322,12 @@ def split_reference(text: str) -> tuple[str, str]:
             f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
         )
     return library, name
+
+
+@lru_cache(maxsize=64)
+def _hash_once(path: Path, *state: int) -> str:
+    """The hash of a file, which is read again when its `state` is another."""
+    return sha256_file(path)
 
 
 def same_memory(tensor: torch.Tensor) -> tuple:

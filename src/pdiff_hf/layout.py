@@ -47,6 +47,13 @@ class TensorSpec:
     dtype: str = "float32"
     transform: str = "identity"
 
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor, offset: int) -> TensorSpec:
+        """That of a tensor of a network."""
+        # A variance is positive, and varies by factors.
+        transform = "log" if name.rpartition(".")[2] == "running_var" else "identity"
+        return cls(name, tuple(tensor.shape), offset, str(tensor.dtype).removeprefix("torch."), transform)
+
     @property
     def numel(self) -> int:
         """Number of values."""
@@ -155,10 +162,7 @@ class ParameterLayout:
             tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}
         specs, offset = [], 0
         for name, tensor in tensors.items():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            # A variance is positive, and varies by factors.
-            transform = "log" if name.rpartition(".")[2] == "running_var" else "identity"
-            specs.append(TensorSpec(name, tuple(tensor.shape), offset, dtype, transform))
+            specs.append(TensorSpec.of(name, tensor, offset))
             offset += tensor.numel()
         return cls(tuple(specs))
 

@@ -213,6 +213,16 @@ def test_unfinished_run_is_named(write_page, tmp_path, missing):
     assert "Traceback" not in err and not (tmp_path / "results.md").exists()
 
 
+def test_folders_that_are_no_runs_are_left_out_and_named(write_page, tmp_path):
+    """As in `runs/*`, where there are also datasets, ablations and runs that have not ended."""
+    make_run(tmp_path / "run")
+    (make_run(tmp_path / "begun") / "report" / "metrics.json").unlink()
+    (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    page = tmp_path / "results.md"
+    assert write_page(*(tmp_path / name for name in ("begun", "mine", "run")), "--out", page)[0] == 0
+    assert page.read_text(encoding="utf-8") == make_page(collect_results([tmp_path / "run"]))
+
+
 def test_run_given_twice_is_refused(folders):
     with pytest.raises(ValueError, match="expected every run once, found convnet 2 times"):
         collect_results([*folders, folders[1]])

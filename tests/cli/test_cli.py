@@ -200,9 +200,9 @@ def test_truncated_generated_network(pdiff, run, tmp_path):
 def test_layout_that_does_not_fit_the_model(pdiff, run, tmp_path):
     other = make_dataset(tmp_path)
     result = pdiff("evaluate", run, "--dataset", other, "--out", tmp_path / "report")
-    assert_one_line_error(result, "names no task")
+    assert_one_line_error(result, "belong to different networks: tensor")
     dataset, layout = load_parameter_dataset(other)
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match="different networks"):
         ParameterRecorder(layout, run / "dataset").record(dataset[0]["parameters"], step=0)
 
 

@@ -62,17 +62,19 @@ def test_rows_that_lack_a_metric_leave_old_shards_as_they_are(tmp_path):
 def test_other_layout_run_or_base_model_is_refused_and_nothing_changes(tmp_path):
     base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
     bases = [base.save_weights(mlp3(**NETWORK), tmp_path / name) for name in "xy"]
-    save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds", bases[0], columns("a", 6))
+    head = ParameterLayout.from_model(mlp3(**NETWORK), "head")
+    size = head.num_parameters
+    save_parameter_dataset(torch.ones(6, size), head, tmp_path / "ds", bases[0], columns("a", 6))
     before = snapshot(tmp_path / "ds")
-    other = ParameterLayout.from_model(nn.Linear(D - 1, 1))
-    assert other.num_parameters == D
+    other = ParameterLayout.from_model(nn.Linear(size - 1, 1))
+    assert other.num_parameters == size
     for layout, base_model, run, message in (
-        (other, None, "b", "holds checkpoints of another layout: expected fingerprint"),
-        (LAYOUT, bases[1], "b", "another base model"),
-        (LAYOUT, bases[0], "a", "already holds run 'a'"),
+        (other, None, "b", "belong to different networks: tensor"),
+        (head, bases[1], "b", r"different networks: tensor '\S+' of the base model differs"),
+        (head, bases[0], "a", "already holds run 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
-            append_rows(make_vectors(2), layout, tmp_path / "ds", base_model, columns(run, 2))
+            append_rows(torch.ones(2, size), layout, tmp_path / "ds", base_model, columns(run, 2))
         assert snapshot(tmp_path / "ds") == before
 
 

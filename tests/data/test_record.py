@@ -212,17 +212,21 @@ def test_run_that_is_there_already_is_refused_and_nothing_changes(tmp_path, unfi
 
 def test_another_layout_is_refused_and_nothing_changes(tmp_path):
     before = snapshot(record(tmp_path / "ds", run="a"))
-    with pytest.raises(ValueError, match=f"another layout: expected fingerprint .*, found {LAYOUT.fingerprint[:12]}"):
+    with pytest.raises(ValueError, match=r"different networks: tensor .* is generated in .*; choose another folder"):
         ParameterRecorder(ParameterLayout.from_model(nn.Linear(2, 3)), tmp_path / "ds", run="b")
     assert snapshot(tmp_path / "ds") == before
 
 
-def test_another_base_model_is_refused(tmp_path):
+def test_another_base_model_is_refused_but_for_whole_networks(tmp_path):
     base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
-    record(tmp_path / "ds", run="a", base_model=base.save_weights(mlp3(**NETWORK), tmp_path / "x"))
-    other = base.save_weights(mlp3(**NETWORK), tmp_path / "y")
-    with pytest.raises(ValueError, match="another base model"):
-        ParameterRecorder(LAYOUT, tmp_path / "ds", other, run="b")
+    first, other = (base.save_weights(mlp3(**NETWORK), tmp_path / name) for name in ("x", "y"))
+    head = ParameterLayout.from_model(mlp3(**NETWORK), "head")
+    save_parameter_dataset(torch.zeros(2, head.num_parameters), head, tmp_path / "head", first)
+    with pytest.raises(ValueError, match=r"tensor '\S+' of the base model differs.*; choose another"):
+        ParameterRecorder(head, tmp_path / "head", other, run="b")
+    # No tensor of the base model is left in them.
+    record(tmp_path / "ds", run="a", base_model=first)
+    ParameterRecorder(LAYOUT, tmp_path / "ds", other, run="b")
 
 
 def test_shards_without_layout_are_refused(tmp_path):

@@ -86,7 +86,6 @@ def tiny(folder):
 REFUSED = {
     "same run": (lambda folder: save(folder, "run-0"), "already holds run 'run-0'"),
     "other layout": (tiny, "push it as a config of its own"),
-    "other base weights": (lambda folder: save(folder, "run-10", base_seed=1), "found another or other weights"),
     "other metric": (lambda folder: save(folder, "run-10", loss=[0.1] * 4), "expected no metrics but test_accuracy"),
 }
 
@@ -99,6 +98,25 @@ def test_what_does_not_belong_there_is_refused(hub, client, tmp_path, name):
     with pytest.raises(ClientError, match=message) as caught:
         append(client, make(tmp_path / "b"))
     assert caught.value.name == "ValueError" and hub.files(REPO, "dataset") == before
+
+
+@pytest.mark.parametrize("part", ["head", "all"])
+def test_base_model_of_other_weights_is_compared_by_what_the_layout_leaves_out(hub, client, tmp_path, part):
+    """Of whole networks nothing is left, and the weights on the Hub need not be read."""
+    layout = ParameterLayout.from_model(mlp3(**NETWORK), part)
+    options = {"layout": layout, "vectors": torch.ones(4, layout.num_parameters)}
+    push(client, save(tmp_path / "a", "run-0", **options))
+    before = hub.files(REPO, "dataset")
+    hub.log.clear()
+    other = save(tmp_path / "b", "run-10", base_seed=1, **options)
+    if part == "all":
+        append(client, other)
+        assert client(READ, repo=REPO, config=None)[0] == ["run-0"] * 4 + ["run-10"] * 4
+        assert hub.files(REPO, "dataset")["base/model.safetensors"] == before["base/model.safetensors"]
+        return
+    with pytest.raises(ClientError, match=rf"{other} and {REPO} .*: tensor '\S+' of the base model differs"):
+        append(client, other)
+    assert hub.files(REPO, "dataset") == before
 
 
 def test_nothing_to_append_to(hub, client, tmp_path):

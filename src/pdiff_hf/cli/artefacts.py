@@ -150,7 +150,7 @@ def push_generated(
     path: Annotated[Path, typer.Argument(help="Generated networks.")],
     repo_id: RepoId,
     source: Annotated[
-        str | None, typer.Option(help="Pipeline or dataset they belong to; beside PATH by default.")
+        str | None, typer.Option(help="Pipeline or dataset they belong to; the pipeline they came from by default.")
     ] = None,
     index: Annotated[int | None, typer.Option(min=0, help="Network; the best selected one by default.")] = None,
     zoo: Annotated[bool, typer.Option("--zoo", help="Push all networks.")] = False,
@@ -168,5 +168,4 @@ def push_generated(
     from ..runs.folder import read_metrics
 
     options = {"index": index, "zoo": zoo, "private": private, "revision": revision, "metrics": read_metrics(path)}
-    source = source or str(path.resolve().parent / "pipeline")
     _push(lambda: push_generated(path, repo_id, source, trusted_imports=tuple(trusted or ()), **options), as_json)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet
+from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_generated, check_pipeline
 
 
@@ -43,7 +44,7 @@ def generate(
     parse_config(GenerateConfig, {"scheduler": scheduler})
     check_new(out, "the networks")
     check_pipeline(pipeline)
-    beside = Path(pipeline).resolve().parent / "dataset"
+    beside = Path(os.path.normpath(Path(pipeline, "..", "dataset")))
     if choose is not None:
         check_split(choose)
         if (top or 1) > num_samples:
@@ -61,8 +62,9 @@ def generate(
     if choose is not None:
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
-    generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
+    with warnings_as_lines(line):
+        generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     if choice is None:
         line(f"{num_samples} networks → {out}")
         return print_json(summary, as_json)
@@ -121,17 +123,19 @@ def evaluate(
     from ..report.write import make_table
     from ..runs.evaluate import evaluate_run
 
-    metrics = evaluate_run(
-        run,
-        config,
-        ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
-        pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
-        generated_dir=generated,
-        output_dir=out,
-    )
+    line = line_printer(as_json)
+    with warnings_as_lines(line):
+        metrics = evaluate_run(
+            run,
+            config,
+            ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
+            pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
+            generated_dir=generated,
+            output_dir=out,
+        )
     if not as_json:
         console.print(make_table(metrics))
-        line_printer(as_json)(f"Report: {(out or run_dir / 'report') / 'report.html'}")
+        line(f"Report: {(out or run_dir / 'report') / 'report.html'}")
     print_json(metrics.to_dict(), as_json)
 
 
@@ -159,8 +163,9 @@ def trajectory(
     from ..runs.evaluate import trajectory_run
 
     dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
-    found, files = trajectory_run(run, dataset, config, num_starts)
     line = line_printer(as_json)
+    with warnings_as_lines(line):
+        found, files = trajectory_run(run, dataset, config, num_starts)
     ends = {key: _mean(found["noisy"][key][-1]) for key in ("accuracy", "distance", "distance_to_mean")}
     line(
         f"{num_starts} networks, {config.num_inference_steps} steps: test accuracy from "

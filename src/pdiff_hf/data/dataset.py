@@ -18,6 +18,7 @@ from datasets.table import InMemoryTable
 from ..base_model import BaseModel
 from ..files import atomic_folder, read_json
 from ..hub.snapshot import split_hub_id
+from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from . import shards, writer
 from .folder import DEFAULT, config_folder, read_layout
@@ -109,6 +110,11 @@ class ParameterDataset:
         for file in shards.some_shards(self.folder):
             shards.check_shard(file, self.layout)
         return shards.recorded_runs(self.folder).total()
+
+    @property
+    def identity(self) -> NetworkIdentity:
+        """Which network the rows belong to."""
+        return NetworkIdentity.of(self._source, self.layout, self.base_model)
 
     # What is known of the rows
 

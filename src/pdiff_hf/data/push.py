@@ -14,6 +14,7 @@ from ..files import check_artefact, read_json, write_json
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
 from ..hub.upload import PushOptions, push_files, read_stored, select_files
+from ..identity import EMPTY, NetworkIdentity, check_same_network, read_identity
 from ..layout import ParameterLayout
 from ..wording import argument
 from . import shards
@@ -21,6 +22,8 @@ from .card import write_dataset_card
 from .folder import DEFAULT
 from .hub import config_prefix
 from .stats import compute_stats, merge_stats
+
+OTHER_PLACE = "push it as a config of its own, or to another repository"
 
 SHARD = re.compile(r"data/train-(\d+)\.parquet")
 
@@ -35,7 +38,8 @@ def append_dataset(
 ) -> str:
     """Append the runs of a parameter dataset to one on the Hub, whose shards stay as they are.
 
-    Of what is there, `layout.json`, `stats.json`, the card and the footer of one shard are read.
+    Of what is there, `layout.json`, `stats.json`, the card and the footer of one shard are read; the base model's
+    weights only where they are another file than the folder's and not all of it is in the layout.
 
     Args:
         folder (`str` or `Path`): A complete parameter dataset with new runs only.
@@ -63,12 +67,11 @@ def append_dataset(
                 f"{repo_id}: expected a parameter dataset to append to, found none; push without {argument('append')}."
             )
         remote, stats = map(read_json, stored[:2])
-        check_same_layout(repo_id, folder, remote, layout)
-        if remote["base_model"] != read_json(folder / "layout.json")["base_model"]:
-            raise ValueError(
-                f"{repo_id}: expected the base model of {folder}, found another or other weights; push it as a config "
-                "of its own, or to another repository."
-            )
+        mine, theirs = read_identity(folder), read_identity(stored[0].parent, repo_id)
+        base, own_base = theirs.base_model, mine.base_model
+        if base and own_base and base.carried_weights and base.sha256 != own_base.sha256 and mine.rest != EMPTY:
+            read_stored(repo_id, "dataset", [f"{prefix}{base.weights}"], temporary, revision, token)
+        check_same_network(mine, theirs, OTHER_PLACE)
         if known := [run for run in shards.recorded_runs(folder) if run in stats["runs"]]:
             raise ValueError(f"{repo_id} already holds run {known[0]!r}; append runs of other names.")
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
@@ -125,20 +128,12 @@ def push_dataset(
         where = options.get("revision"), options.get("token")
         _, (stored, known) = read_stored(repo_id, "dataset", names, temporary, *where)
         if stored is not None:
-            check_same_layout(repo_id, folder, read_json(stored), layout)
+            theirs = NetworkIdentity.of(repo_id, ParameterLayout.from_dict(read_json(stored)))
+            check_same_network(NetworkIdentity.of(folder, layout), theirs, OTHER_PLACE)
         files.pop(f"{prefix}README.md")
         files["README.md"] = write_configs_card(folder / "README.md", known, config, Path(temporary) / "card.md")
         files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", Path(temporary) / "stats.json")
         return push_files(files, repo_id, "dataset", "dataset", [f"{prefix}data/train-*.parquet"], **options)
-
-
-def check_same_layout(repo_id: str, folder: Path, remote: dict, layout: ParameterLayout) -> None:
-    """Raise `ValueError` when a repository's `layout.json` is not of the layout of a folder to be pushed to it."""
-    if ParameterLayout.from_dict(remote).fingerprint != layout.fingerprint:
-        raise ValueError(
-            f"{repo_id}: expected the layout {layout.fingerprint[:12]} of {folder}, found a dataset of another; push "
-            "it as a config of its own, or to another repository."
-        )
 
 
 def write_configs_card(own: Path, known: Path | None, config: str | None, output: Path) -> Path:

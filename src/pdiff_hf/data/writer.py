@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..base_model import BaseModel
 from ..files import read_json, write_json
+from ..identity import NetworkIdentity, check_same_network, read_identity
 from ..layout import ParameterLayout
 from . import shards
 from .card import write_dataset_card
@@ -52,14 +53,8 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
         if shards.find_shards(path):
             raise ValueError(f"{path} holds Parquet shards without layout.json; choose another folder.")
         return
-    found, found_base = read_layout(path)
-    if found.fingerprint != layout.fingerprint:
-        raise ValueError(
-            f"{path} holds checkpoints of another layout: expected fingerprint {layout.fingerprint[:12]}, found "
-            f"{found.fingerprint[:12]}; choose another folder."
-        )
-    if base_model is not None and base_model != found_base:
-        raise ValueError(f"{path} holds checkpoints of another base model; choose another folder.")
+    new = NetworkIdentity.of("the new checkpoints", layout, base_model)
+    check_same_network(read_identity(path), new, "choose another folder")
     for file in shards.find_shards(path):
         shards.check_shard(file, layout)
     known = set(shards.recorded_runs(path))

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..forward import FullForward, SplitForward, split_if_exportable
+from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 
 # Bins of the expected calibration error; torchmetrics' default.
@@ -73,6 +74,7 @@ class ParameterEvaluator:
             two ways agree to float32 rounding.
         accelerator (`accelerate.Accelerator`, *optional*): Its processes share the networks of [`predict`]; all of
             them call it with the same networks and get the same results. Only this process by default.
+        identity ([`NetworkIdentity`], *optional*): Which network model and layout are, for comparison with others.
 
     Raises:
         ValueError: the layout does not fit the model, its tensors do not influence the logits, or images and labels do
@@ -91,6 +93,7 @@ class ParameterEvaluator:
         max_cache_bytes: int = 2 * 2**30,
         networks_at_once: int | None = None,
         accelerator: Accelerator | None = None,
+        identity: NetworkIdentity | None = None,
     ):
         expected = (4, "images (N, C, H, W)") if images.is_floating_point() else (2, "token ids (N, L)")
         if images.ndim != expected[0] or len(images) == 0 or labels.shape != images.shape[:1]:
@@ -99,7 +102,7 @@ class ParameterEvaluator:
                 f"{tuple(labels.shape)}"
             )
         layout.check(model)
-        self.layout = layout
+        self.layout, self._identity = layout, identity
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
         self._set_images(images.to(self.device), labels.to(self.device, torch.int64), max_cache_bytes)
@@ -117,6 +120,10 @@ class ParameterEvaluator:
             raise ValueError(
                 f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
             )
+
+    def identity_for(self, other: NetworkIdentity) -> NetworkIdentity:
+        """What is compared with `other`: of an evaluator that was not told its network, the layout alone."""
+        return self._identity or NetworkIdentity.of("the evaluator", self.layout, other.base_model)
 
     def _set_images(self, images: torch.Tensor, labels: torch.Tensor, max_cache_bytes: int) -> None:
         self.labels = labels

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 
+from ..identity import OTHER_DATASET, check_same_network
 from .evaluator import ParameterEvaluator
 from .similarity import column_blocks, nearest_distance
 
@@ -51,6 +52,7 @@ def trajectory(
     if not isinstance(pipe.scheduler, SCHEDULERS):
         names = ", ".join(scheduler.__name__ for scheduler in SCHEDULERS)
         raise ValueError(f"expected one of {names} in the pipeline, found {type(pipe.scheduler).__name__}.")
+    check_same_network(evaluator.identity_for(pipe.identity), pipe.identity, OTHER_DATASET)
     if len(originals) < 3 or max_points < 2:
         raise ValueError(
             f"expected at least 3 originals and 2 points, found {len(originals)} and {max_points}; collect more "

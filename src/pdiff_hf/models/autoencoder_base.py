@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from diffusers.utils import BaseOutput
 
+from ..identity import NetworkIdentity, shown
 from ..layout import ParameterLayout
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
@@ -80,6 +81,12 @@ class ParameterAutoencoderMixin:
                 f"{len(missing)} missing; another version wrote it, train it again."
             )
         return (model, info) if wants_info else model
+
+    @property
+    def identity(self) -> NetworkIdentity:
+        """Which network the vectors belong to, as far as the config says it."""
+        where = shown(self.config.get("_name_or_path") or "the autoencoder")
+        return NetworkIdentity.of_config(where, {**self.layout.to_dict(), **self.config.layout})
 
     @property
     def layout(self) -> ParameterLayout:

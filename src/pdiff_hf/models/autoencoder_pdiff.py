@@ -28,7 +28,8 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
 
     Parameters:
         num_parameters (`int`, *optional*): Length D of a vector; exactly one of `num_parameters` and `layout`.
-        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained.
+        layout (`dict`, *optional*): `ParameterLayout.to_dict()`, makes the model self-contained;
+            `NetworkIdentity.to_config()` also says which network it is for.
         normalization (`str`, *optional*, defaults to `"per_parameter"`): `"per_parameter"` or `"per_tensor"` z-scores.
         channels (`tuple[int, ...]`): Output channels of each convolution of the encoder.
         kernel_size (`int`), stride (`int`): Of every convolution.

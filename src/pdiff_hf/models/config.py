@@ -107,7 +107,7 @@ class AutoencoderConfig(StageConfig):
         return False
 
     def build(self, layout: dict) -> ParameterAutoencoderMixin:
-        """An untrained autoencoder for `layout` (`ParameterLayout.to_dict()`)."""
+        """An untrained autoencoder for `layout` (`ParameterLayout.to_dict()` or `NetworkIdentity.to_config()`)."""
         raise NotImplementedError
 
     def options(self, *keys: str) -> dict[str, Any]:

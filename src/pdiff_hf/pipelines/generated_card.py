@@ -27,6 +27,10 @@ SNIPPETS = {
 }
 
 
+# Of `index.json`, what says nothing of how the networks were drawn.
+NOT_SHOWN = ("files", "choice", "schema", "base_model", "rest", "pipeline")
+
+
 def make_generated_card(
     repo_id: str,
     index: Mapping,
@@ -58,7 +62,7 @@ def make_generated_card(
         "library_name": kind if kind in ("timm", "transformers") else "pdiff-hf",
         "pipeline_tag": "image-classification" if kind == "timm" else None,
     }
-    settings = {key: value for key, value in index.items() if key not in ("files", "choice", "schema")}
+    settings = {key: value for key, value in index.items() if key not in NOT_SHOWN}
     return render_card(
         "generated_card.md",
         f"{num} generated networks: {name}" if row is None else f"A generated {name}",

@@ -72,7 +72,7 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
     return snapshot.folder
 
 
-def resolve_pipeline(source: str | Path) -> Path:
+def resolve_pipeline(source: str | Path, token: str | None = None) -> Path:
     """The folder of a pipeline: `source` itself, or a download of `user/name[@revision]`."""
     found = split_hub_id(source)
-    return Path(source) if found is None else download_pipeline(found[0], revision=found[1])
+    return Path(source) if found is None else download_pipeline(found[0], revision=found[1], token=token)

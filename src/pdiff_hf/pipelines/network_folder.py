@@ -12,7 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..base_model import BaseModel
 from ..files import check_new, errors_of, read_json, write_json
+from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..machine import process_state
 
@@ -35,7 +37,8 @@ def write_networks(
         output_dir (`str` or `Path`): New or empty folder.
         layout ([`ParameterLayout`]): The generated tensors.
         states (`Iterable[Mapping[str, torch.Tensor]]`): Their values, network by network; they may be made on the way.
-        index (`Mapping`): What else `index.json` says; JSON-able.
+        index (`Mapping`): What else `index.json` says, of which network they are (`NetworkIdentity.to_dict()`) among
+            it; JSON-able.
         extra (`Mapping`, *optional*): Further state dicts by file name, which `index` has to mention.
         rows (`Sequence[int]`, *optional*): Numbers of these networks, where processes of `accelerate launch` share
             them. All processes call; without this, the main one has all networks and writes them.
@@ -74,17 +77,22 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     return index | {"choice": index.pop("selection")} if "selection" in index else index
 
 
-def load_generated(folder: str | Path, layout: ParameterLayout) -> torch.Tensor:
+def load_generated(folder: str | Path, layout: ParameterLayout, base_model: BaseModel | None = None) -> torch.Tensor:
     """Read a folder of generated networks as vectors `(n, D)`, without re-estimated BatchNorm statistics.
 
+    Args:
+        folder (`str` or `Path`): Generated networks.
+        layout ([`ParameterLayout`]): The tensors that they should have.
+        base_model ([`BaseModel`], *optional*): The network that they should belong to; not compared by default.
+
     Raises:
-        ValueError: a file is missing, damaged or does not fit the layout or the index; names the file and the tensor.
+        ValueError: a file is missing, damaged or does not fit the layout or the index, or the networks belong to
+            another base model; names the file and the tensor.
     """
     index = read_index(folder)
-    if index.get("layout") != layout.fingerprint:
-        raise ValueError(
-            f"{folder}: expected networks of layout {layout.fingerprint[:12]}, found {index.get('layout')}."
-        )
+    found = generated_identity(folder)
+    expected = NetworkIdentity.of("what they are read for", layout, base_model or found.base_model)
+    check_same_network(found, expected, "read them with the layout and the base model that they were generated for")
     vectors = torch.empty(len(index["files"]), layout.num_parameters)
     for row, (path, state) in enumerate(_states(Path(folder), index)):
         with errors_of(path):

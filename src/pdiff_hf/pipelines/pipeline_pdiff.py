@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
 from ..files import atomic_write, read_json
+from ..identity import NetworkIdentity, pipeline_identity, shown
 from ..layout import ParameterLayout
 from .hub import download_pipeline
 from .inputs import check_counts, check_fraction, check_generator, check_latents, replaced_latents
@@ -70,6 +71,12 @@ class PDiffPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, unet=unet, scheduler=scheduler)
+        shape = (unet.config.get("in_channels"), unet.config.get("sample_size"))
+        if None not in shape and shape != autoencoder.latent_shape:
+            raise ValueError(
+                f"the unet is for latents {shape}, the autoencoder gives {autoencoder.latent_shape}; give those that "
+                "were trained together."
+            )
         self.register_to_config(base_model=base_model)
         self._base_root = None
         self._trained_scheduler = scheduler
@@ -92,6 +99,16 @@ class PDiffPipeline(DiffusionPipeline):
         return self._interrupt
 
     @property
+    def identity(self) -> NetworkIdentity:
+        """Which network the generated parameters belong to.
+
+        Raises:
+            ValueError: the autoencoder was trained for another one.
+        """
+        where = self.config.get("_name_or_path") or "the pipeline"
+        return pipeline_identity(shown(where), self.autoencoder.identity, self.base_model)
+
+    @property
     def base_model(self) -> BaseModel | None:
         """The network that the generated parameters belong to, or `None` when the pipeline carries none."""
         component = self.unet.config.get("_name_or_path")
@@ -105,6 +122,8 @@ class PDiffPipeline(DiffusionPipeline):
 
     @base_model.setter
     def base_model(self, base_model: BaseModel | None) -> None:
+        if self.autoencoder.config.layout is not None:
+            pipeline_identity("the base model", self.autoencoder.identity, base_model)
         self.register_to_config(base_model=None if base_model is None else base_model.to_dict())
         self._base_root = None if base_model is None else base_model.root
 
@@ -167,6 +186,9 @@ class PDiffPipeline(DiffusionPipeline):
         if "scheduler" in kwargs and (folder / "scheduler").is_dir():
             pipeline._trained_scheduler = saved_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
         pipeline.register_to_config(_name_or_path=source)
+        # One that was passed in may be another network's.
+        if "autoencoder" in kwargs:
+            _ = pipeline.identity
         return pipeline
 
     def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options) -> str:

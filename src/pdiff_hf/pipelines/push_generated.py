@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +19,14 @@ from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
 from ..data.folder import write_layout
 from ..files import errors_of, read_json, write_json
+from ..hub.snapshot import split_hub_id
 from ..hub.upload import PushOptions, push_files, select_files
+from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
 from ..wording import argument
 from .generated_card import make_generated_card
-from .hub import download_pipeline
+from .hub import resolve_pipeline
 from .network_folder import load_generated, read_index
 
 # What a task has to say of its images.
@@ -33,7 +36,7 @@ KEYS = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
 def push_generated(
     folder: str | Path,
     repo_id: str,
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     index: int | None = None,
     zoo: bool = False,
@@ -49,8 +52,8 @@ def push_generated(
     Args:
         folder (`str` or `Path`): Generated networks.
         repo_id (`str`): `user/name`; made when it does not exist.
-        source (`str` or `Path`): Folder of the pipeline or parameter dataset whose layout and base model they have, or
-            a pipeline on the Hub.
+        source (`str` or `Path`, *optional*): Folder of the pipeline or parameter dataset whose layout and base model
+            they have, or a pipeline on the Hub; the pipeline that they came from, or that is beside them, by default.
         index (`int`, *optional*): Row of `index.json`'s files; the best one of a choice by default.
         zoo (`bool`, *optional*, defaults to `False`): Push all networks as they are, with the base model's weights.
         trusted_imports (`tuple[str, ...]`, *optional*): See [`BaseModel.build`].
@@ -64,9 +67,20 @@ def push_generated(
         ValueError: the networks do not fit the source, none was selected, or the Hub refuses; nothing is
             committed then.
     """
-    folder = Path(folder)
+    folder, values = Path(folder), read_index(folder)
+    came_from = values.get("pipeline", "../pipeline")
+    # A path is relative to the networks, and nothing for others to see.
+    if came_from.startswith(".."):
+        values.pop("pipeline", None)
+        came_from = os.path.normpath(folder / came_from)
+    if source is None and not Path(source := came_from).is_dir() and split_hub_id(source) is None:
+        raise ValueError(
+            f"expected the pipeline that {folder} came from at {source}, found none; name it, or the dataset it was "
+            "trained on."
+        )
     layout, base_model, task = _read_source(source, options.get("token"))
-    values = read_index(folder)
+    own = NetworkIdentity.of(source, layout, base_model)
+    check_same_network(generated_identity(folder), own, "give the pipeline that they came from")
     # Reads and checks every network.
     count = len(load_generated(folder, layout))
     if zoo and index is not None:
@@ -85,8 +99,8 @@ def push_generated(
         files = {}
         if zoo:
             write_layout(output_dir, layout, base_model)
-            networks = [*values["files"], *filter(None, [values.get("soup")])]
-            files = {name: folder / name for name in [*networks, "index.json"]}
+            write_json(output_dir / "index.json", values)
+            files = {name: folder / name for name in [*values["files"], *filter(None, [values.get("soup")])]}
         else:
             model = base_model.build(trusted_imports)
             path = folder / values["files"][index]
@@ -108,7 +122,7 @@ def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout
         dataset = ParameterDataset(folder)
         layout, base_model, task = dataset.layout, dataset.base_model, dataset.task
     else:
-        folder = folder if folder.is_dir() else download_pipeline(str(source), token=token)
+        folder = folder if folder.is_dir() else resolve_pipeline(source, token=token)
         layout = ParameterLayout.from_dict(read_json(folder / "autoencoder" / "config.json")["layout"])
         base_model = BaseModel.from_dict(read_json(folder / "model_index.json").get("base_model"), root=folder)
         task = Metrics.read(folder / METRICS_FILE).task if (folder / METRICS_FILE).is_file() else None

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from ..data.dataset import ParameterDataset
 from ..files import check_artefact, errors_of
+from ..identity import OTHER_DATASET, check_same_network
 from ..machine import process_state
 from ..wording import argument
 from .pipeline_pdiff import PDiffPipeline
@@ -48,9 +49,8 @@ def draw_gaussian_latents(
     pipeline: PDiffPipeline, dataset: ParameterDataset, num_samples: int, truncation: float, seed: int
 ) -> torch.Tensor:
     """Scaled latents `(num_samples, C, L)` of a normal distribution fitted to those of a dataset, value by value."""
+    check_same_network(dataset.identity, pipeline.identity, OTHER_DATASET)
     autoencoder = pipeline.autoencoder
-    if dataset.layout.fingerprint != autoencoder.layout.fingerprint:
-        raise ValueError(f"{dataset.folder}: expected the layout of the pipeline, found another one.")
     latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
     noise = torch.randn(num_samples, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(seed))
     return torch.addcmul(latents.mean(0), noise.to(latents), truncation * latents.std(0))

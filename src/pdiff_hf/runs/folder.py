@@ -89,7 +89,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         return {"kind": "report", "verdict": metrics.verdict, "test_accuracy": means}
     if (path / "index.json").is_file():
         index = read_json(path / "index.json")
-        return {"kind": "generated networks", "networks": len(index.pop("files")), **index}
+        files, _, base = (index.pop(key, None) for key in ("files", "rest", "base_model"))
+        return {"kind": "generated networks", "networks": len(files), "base_model": (base or {}).get("name"), **index}
     if (path / "config.json").is_file():
         config = read_json(path / "config.json")
         if "layout" in config and "_class_name" in config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..evaluation.batch_norm import BatchNormEstimator
 from ..evaluation.choice import choose_networks
 from ..evaluation.evaluator import ParameterEvaluator
 from ..files import check_new
+from ..identity import OTHER_DATASET, check_same_network, shown
 from ..layout import ParameterLayout
 from ..machine import process_state
 from ..pipelines.network_folder import write_networks
@@ -84,7 +86,7 @@ def generate_networks(
         sampler (`str`, *optional*, defaults to `"diffusion"`): `"gaussian_latents"` leaves the denoiser out: latents
             are drawn from a normal distribution with the mean and standard deviation of every latent value over the
             encoded dataset, the paper's "VAE sampling instead of diffusion".
-        dataset ([`ParameterDataset`], *optional*): What is encoded, for `"gaussian_latents"`.
+        dataset ([`ParameterDataset`], *optional*): What the pipeline was trained on; encoded for `"gaussian_latents"`.
 
     Raises:
         ValueError: the folder is not empty, an option is invalid, or the dataset of the choice does not fit.
@@ -96,12 +98,16 @@ def generate_networks(
         raise ValueError(f"{argument('num_samples')} must be at least 1, got {num_samples}.")
     if sampler not in SAMPLERS or (sampler == "gaussian_latents" and dataset is None):
         raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
+    for other in (dataset, None if choice is None else choice.dataset):
+        if other is not None:
+            check_same_network(other.identity, pipeline.identity, OTHER_DATASET)
     chooser = None if choice is None else _Chooser(pipeline.layout, choice, num_samples)
     pipeline.scheduler = drawing
     way = {"scheduler": scheduler, "num_inference_steps": num_inference_steps}
     if sampler == "gaussian_latents":
         way = {"sampler": sampler}
-    index = {"seed": seed, **way, "truncation": truncation}
+    index = {**pipeline.identity.to_dict(), **_origin(pipeline, output_dir), "seed": seed, **way}
+    index["truncation"] = truncation
 
     state = process_state()
     batch = max(1, min(BATCH, BATCH_BYTES // (4 * pipeline.layout.num_parameters)))
@@ -137,6 +143,16 @@ def generate_networks(
     return output_dir
 
 
+def _origin(pipeline: PDiffPipeline, output_dir: Path) -> dict[str, str]:
+    """What `index.json` says of where the pipeline is: relative to the networks, or its commit on the Hub."""
+    source = pipeline.config.get("_name_or_path")
+    if not source:
+        return {}
+    if (on_hub := shown(source)) != source:
+        return {"pipeline": f"{on_hub}@{Path(source).name}"}
+    return {"pipeline": Path(os.path.relpath(source, output_dir)).as_posix() if Path(source).is_dir() else source}
+
+
 class _Chooser:
     """Chooses among the draws of a pipeline; what can be wrong is found before there are any."""
 
@@ -146,11 +162,6 @@ class _Chooser:
                 f"expected {argument('top')} of at most {argument('num_samples')}, {num_samples}, found {config.top}."
             )
         dataset = config.dataset
-        if dataset.layout.fingerprint != layout.fingerprint:
-            raise ValueError(
-                f"{dataset.folder}: expected the layout of the pipeline, {layout.fingerprint[:12]}, found "
-                f"{dataset.layout.fingerprint[:12]}; name the dataset that the pipeline was trained on."
-            )
         begin = time.perf_counter()
         self._config, self._layout = config, layout
         self._task, self._model = require_task(dataset), dataset.base_model.build()

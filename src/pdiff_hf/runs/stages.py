@@ -12,6 +12,7 @@ from ..data.dataset import ParameterDataset
 from ..data.vectors import split_rows
 from ..files import errors_of, read_json
 from ..forward import forward_logits
+from ..identity import check_same_network, read_identity
 from ..layout import ParameterLayout
 from ..machine import process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
@@ -27,9 +28,12 @@ from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.diffusion import check_unet_memory, train_diffusion
 from .evaluate import evaluate_run, fine_tune_run
-from .folder import GATE_FILE, TRAINED, begin_run, open_run
+from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
 from .generate import generate_networks
 from .recipe import GenerateConfig, Recipe, TrainingRecipe
+
+# Stages whose folders say which network they are of.
+MADE_OF_DATASET = ("autoencoder", "diffusion", "generate", "fine_tune")
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
@@ -55,6 +59,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
 
     run.do("collect", lambda path: collect_stage(recipe, path, task, model), report)
     dataset = ParameterDataset(run.path("collect"), trusted_imports=recipe.base_model.trusted_imports)
+    check_complete_stages(run, dataset)
     run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task), report)
     run.do("diffusion", lambda path: diffusion_stage(dataset, run.path("autoencoder"), path, recipe.diffusion), report)
 
@@ -73,6 +78,14 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
 
     run.do("evaluate", evaluate, report)
     return Metrics.read(run.path("evaluate") / METRICS_FILE)
+
+
+def check_complete_stages(run: Run, dataset: ParameterDataset) -> None:
+    """Raise `ValueError` when what a run has made already is of another network than the dataset."""
+    for stage in MADE_OF_DATASET:
+        if run.is_complete(stage):
+            advice = "give the dataset that it was made of, or another folder for the new run"
+            check_same_network(dataset.identity, read_identity(run.path(stage)), advice)
 
 
 def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn.Module:
@@ -190,6 +203,7 @@ def train_stages(
     # Its rows are read, and so checked, before anything is written.
     dataset.vectors()
     check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)
+    check_complete_stages(run, dataset)
     task = open_task(dataset)
     begin_run(recipe, run)
     autoencoder = run.path("autoencoder")

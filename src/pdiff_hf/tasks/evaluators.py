@@ -60,7 +60,7 @@ def make_evaluator(
         model or dataset.base_model.build(),
         layout or dataset.layout,
         *task.arrays(split),
-        **{"device": state.device, "accelerator": state, **options},
+        **{"device": state.device, "accelerator": state, "identity": dataset.identity, **options},
     )
 
 

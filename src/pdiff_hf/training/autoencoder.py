@@ -12,6 +12,7 @@ from ..data.dataset import ParameterDataset
 from ..data.vectors import StoredVectors, split_rows, take_rows
 from ..evaluation.evaluator import ParameterEvaluator
 from ..files import write_json
+from ..identity import check_same_network
 from ..machine import return_large_blocks
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
@@ -49,10 +50,13 @@ def train_autoencoder(
             `reconstruction.json` are written all the same, for a look at them.
         ValueError: too few checkpoints for the latent, or invalid rows in the dataset.
     """
+    dataset = ParameterDataset.of(dataset)
+    identity = dataset.identity
+    if evaluator is not None:
+        check_same_network(identity, evaluator.identity_for(identity), "make the evaluator of the dataset's networks")
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config.optimization, output_dir)
-    dataset = ParameterDataset.of(dataset)
     vectors = dataset.vectors()
     train_rows, heldout_rows = split_rows(len(vectors), config.holdout_every)
     if len(heldout_rows) == 0:
@@ -66,7 +70,7 @@ def train_autoencoder(
 
     # 1. Statistics of the data
     torch.manual_seed(config.seed)
-    autoencoder = config.build(dataset.layout.to_dict()).to(accelerator.device)
+    autoencoder = config.build(identity.to_config()).to(accelerator.device)
     autoencoder.fit_statistics(train_vectors)
 
     # 2. Gradient steps; what has a closed form needs none

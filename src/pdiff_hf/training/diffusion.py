@@ -10,6 +10,7 @@ from diffusers import ModelMixin
 
 from ..data.dataset import ParameterDataset
 from ..files import read_json, write_json
+from ..identity import check_same_network, read_identity
 from ..machine import default_device, free_memory
 from ..models.auto import load_autoencoder
 from ..models.config import DiffusionConfig
@@ -50,18 +51,15 @@ def train_diffusion(
         [`PDiffPipeline`]: in eval mode.
 
     Raises:
-        ValueError: the autoencoder was made for another layout, or invalid rows in the dataset.
+        ValueError: the autoencoder was trained for another network, or invalid rows in the dataset.
     """
+    autoencoder = load_autoencoder(autoencoder_dir)
+    dataset = ParameterDataset.of(dataset)
+    advice = "give the dataset the autoencoder was trained on, or train another one"
+    check_same_network(dataset.identity, read_identity(autoencoder_dir), advice)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
-    autoencoder = load_autoencoder(autoencoder_dir)
-    dataset = ParameterDataset.of(dataset)
-    if autoencoder.layout.fingerprint != dataset.layout.fingerprint:
-        raise ValueError(
-            f"the autoencoder has layout {autoencoder.layout.fingerprint[:12]}, the dataset "
-            f"{dataset.layout.fingerprint[:12]}; train the autoencoder on this dataset."
-        )
 
     # 1. Latents, encoded once
     autoencoder = autoencoder.to(accelerator.device)

@@ -204,6 +204,12 @@ def test_timm_network_is_imported_with_its_running_statistics(tmp_path):
     assert all(torch.equal(tensor, convnet_state(1)[name]) for name, tensor in network.state_dict().items())
 
 
+def test_number_of_classes_that_was_not_named_is_advised(tmp_path):
+    folder = make_folder(tmp_path / "nets", state=convnet_state)
+    with pytest.raises(ValueError, match=r"expected shape \(1000,.* other classes only, give .* num_classes=3\."):
+        run_import(folder, tmp_path / "ds", base_model=parse_base_model("timm:test_resnet"))
+
+
 def test_rest_that_differs_is_refused_unless_the_first_is_wanted(tmp_path):
     folder = make_folder(tmp_path / "nets")
     largest = max(

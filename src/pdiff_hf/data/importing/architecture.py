@@ -19,20 +19,6 @@ from ...layout import ParameterLayout
 from ...wording import argument
 from .state_dict import strip_prefixes
 
-# What fine-tunes of one network may differ in without computing anything else.
-NAMES = (
-    "_name_or_path",
-    "dtype",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "task_specific_params",
-    "transformers_version",
-    "use_cache",
-)
-
 
 def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> BaseModel:
     """Read `"timm:resnet18"`, `"transformers:BertForMaskedLM"` or `"import:package.module:factory"`.
@@ -100,17 +86,6 @@ def _timm_base(values: Mapping[str, Any], where: str) -> BaseModel:
     return BaseModel.timm(values["architecture"], **{**found, **kwargs})
 
 
-def config_difference(first: BaseModel, other: BaseModel) -> str | None:
-    """What two configs of the same tensors may compute differently, e.g. the number of heads; `None` for nothing."""
-    a, b = (base.kwargs.get("config", base.kwargs) for base in (first, other))
-    if first.name != other.name:
-        return f"{first.name} and {other.name}"
-    for key in sorted(a.keys() & b.keys()):
-        if key not in NAMES and "drop" not in key and a[key] != b[key]:
-            return f"{key!r}: {a[key]} and {b[key]}"
-    return None
-
-
 class Architecture:
     """Gives the tensors of checkpoints the names of the network, and refuses those of another one.
 
@@ -127,6 +102,7 @@ class Architecture:
         kinds = (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError)
         with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
             self._model = base_model.build()
+        self._num_classes = self._model.num_classes if base_model.library == "timm" else None
         state = self._model.state_dict(keep_vars=True)
         self.buffers = {name for name, _ in self._model.named_buffers()}
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
@@ -202,10 +178,13 @@ class Architecture:
         return model.state_dict()
 
     def _refuse_shape(self, where: str, name: str, expected: Sequence[int], found: Sequence[int]) -> None:
-        self._refuse(where, f"tensor {name!r}: expected shape {tuple(expected)}, found {tuple(found)}")
+        advice = ""
+        if found and [self._num_classes, *found[1:]] == [*expected]:
+            advice = f" If it has other classes only, give the base model num_classes={found[0]}."
+        self._refuse(where, f"tensor {name!r}: expected shape {tuple(expected)}, found {tuple(found)}", advice)
 
-    def _refuse(self, where: str, what: str) -> None:
-        raise ValueError(f"{where}: {what}; it belongs to another architecture than {self.base_model.name}.")
+    def _refuse(self, where: str, what: str, advice: str = "") -> None:
+        raise ValueError(f"{where}: {what}; it belongs to another architecture than {self.base_model.name}.{advice}")
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from ...base_model import WEIGHTS, BaseModel
 from ...files import atomic_folder, check_new, errors_of
+from ...identity import reference_difference
 from ...wording import argument
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
-from .architecture import Architecture, config_difference, read_config
+from .architecture import Architecture, read_config
 from .checkpoint import Checkpoint, compile_pattern, metric_columns, read_labels, read_pattern
 from .local import find_local
 from .names import split_sources
@@ -144,7 +145,7 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
     base_model = read_config(first.config, first.where)
     for checkpoint in checkpoints[1:]:
         if checkpoint.config is not None:
-            difference = config_difference(base_model, read_config(checkpoint.config, checkpoint.where))
+            difference = reference_difference(base_model, read_config(checkpoint.config, checkpoint.where))
             if difference is not None:
                 raise ValueError(
                     f"{checkpoint.where}: config.json is not that of {first.where}: {difference}; import networks of "

@@ -9,6 +9,7 @@ import pytest
 
 # Says something in characters that few encodings have, does its work, says the rest.
 PROGRAM = """
+import os
 import sys
 from pdiff_hf.terminal import lasting_streams
 
@@ -17,6 +18,8 @@ def main():
     print("400 × 2 → ŝ \\udcff")
     print("−1 …", file=sys.stderr)
     with open("work", "w", encoding="utf-8") as file:
+        if sys.stdout.name == os.devnull:
+            os.write(1, b"noise of a library in C")
         file.write("done")
     print("and more" * 10_000)
     sys.exit(int(sys.argv[1]))

@@ -71,12 +71,8 @@ def lasting_streams() -> Iterator[None]:
 
     A command's work is in files: what it says of them on the way must not end it. For `main` of a program.
     """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # Else the next file that is opened would be the standard output, and printed into.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # In this order, each takes the number of the one that was closed: else the next file that is opened would be the
+    # standard output to whatever is written in C.
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     try:

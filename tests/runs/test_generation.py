@@ -245,9 +245,9 @@ def test_command_says_what_was_selected(pdiff_generate, tmp_path):
         (["--soup"], "--soup is for chosen networks"),
         (["--reestimate-bn"], "--reestimate-bn is for chosen networks"),
         (["--choose", "test"], "expected 'val' as the split to choose on, found 'test'"),
-        (["--choose", "val", "--num-samples", 3, "--top", 4], "at most num_samples, 3, found 4"),
+        (["--choose", "val", "--num-samples", 3, "--top", 4], "expected --top of at most --num-samples, 3, found 4"),
         (["--choose", "val", "--dataset", "nowhere"], "expected a parameter dataset at nowhere"),
-        (["--choose", "val"], "if you trust its code"),
+        (["--choose", "val"], f"if you trust its code, give --trust {TRUSTED[0]}:norm_network."),
     ],
 )
 def test_command_refuses(pdiff_generate, tmp_path, options, message):

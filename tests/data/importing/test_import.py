@@ -195,7 +195,7 @@ def convnet_state(seed, train=True):
 def test_timm_network_is_imported_with_its_running_statistics(tmp_path):
     folder = make_folder(tmp_path / "nets", state=convnet_state)
     base = parse_base_model("timm:test_resnet", {"num_classes": 3})
-    with pytest.raises(ValueError, match=r"running_\w+' is not selected, but differs .* Give --select all --buffers"):
+    with pytest.raises(ValueError, match=r"running_\w+' is not selected, .* select='all' and buffers=True"):
         run_import(folder, tmp_path / "ds", base_model=base)
     run_import(folder, tmp_path / "ds", base_model=base, buffers=True)
     vectors, _, layout = rows(tmp_path / "ds")

@@ -217,5 +217,5 @@ def _check_rest(
     first_rest = argument("keep_first_rest", "True", "first")
     raise ValueError(
         f"{where}: tensor {name!r} is not selected, but differs from that of {first} {how}; "
-        f"expected the same in all checkpoints. Give {' '.join(everything)}, or {first_rest} to keep the first's."
+        f"expected the same in all checkpoints. Give {' and '.join(everything)}, or {first_rest} to keep the first's."
     )

@@ -19,6 +19,8 @@ from torch import nn
 
 from .files import atomic_write, errors_of, sha256_file
 from .hub.errors import hub_errors
+from .selection import check_network, check_values
+from .wrapped import fit_names, own_state, plain_name, unwrap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -160,6 +162,8 @@ class BaseModel:
                 raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
             if not isinstance(model, nn.Module):
                 raise ValueError(f"base model: expected an nn.Module of {self.name!r}, found {type(model).__name__}.")
+        model = unwrap(model)
+        check_network(model)
         if self.weights is not None:
             self._load_weights(model)
         return model.eval()
@@ -244,9 +248,16 @@ class BaseModel:
             return load_file(path)
 
     def _load_weights(self, model: nn.Module) -> None:
-        state, path, own = self.state_dict(), self.weights, model.state_dict(keep_vars=True)
+        state, path, own = self.state_dict(), self.weights, own_state(model)
         if unexpected := [name for name in state if name not in own]:
-            raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
+            wrapped = fit_names(state, own).keys() <= own.keys()
+            what = (
+                "a wrapper such as DataParallel named it; save the network in it" if wrapped else "another network's"
+            )
+            raise ValueError(
+                f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s, which has "
+                f"{next(iter(own), None)!r} and so on: {what}."
+            )
         # The other names of a tied tensor were not stored.
         stored = {same_memory(own[name]): name for name in state}
         values = {}
@@ -266,9 +277,18 @@ class BaseModel:
     def save_weights(self, model: nn.Module | Mapping[str, torch.Tensor], root: str | Path) -> BaseModel:
         """Write all weights of a network or state dict to `root/base/model.safetensors`, tied ones once.
 
-        Returns this reference with `weights`, `sha256` and `root` set.
+        Names are the network's own, whatever wraps it. Returns this reference with `weights`, `sha256` and `root` set.
+
+        Raises:
+            ValueError: a tensor has no values in memory, or a layer keeps them in a way of its own.
         """
-        state = model.state_dict() if isinstance(model, nn.Module) else model
+        if isinstance(model, nn.Module):
+            check_network(model)
+            state = own_state(model)
+        else:
+            state = {plain_name(name): tensor for name, tensor in model.items()}
+        for name, tensor in state.items():
+            check_values(name, tensor)
         unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
         tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
         with atomic_write(path := Path(root) / WEIGHTS) as temporary:

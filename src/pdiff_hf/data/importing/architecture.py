@@ -16,7 +16,7 @@ from ...base_model import LIBRARIES, BaseModel
 from ...files import errors_of, read_json
 from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
-from .state_dict import strip_prefixes
+from ...wrapped import fit_names, own_buffers, own_state
 
 # What fine-tunes of one network may differ in without computing anything else.
 NAMES = (
@@ -130,8 +130,8 @@ class Architecture:
         kinds = (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError)
         with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
             self._model = base_model.build()
-        state = self._model.state_dict(keep_vars=True)
-        self.buffers = {name for name, _ in self._model.named_buffers()}
+        state = own_state(self._model)
+        self.buffers = set(own_buffers(self._model))
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         self._floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
         # The first name of every tensor; tied ones have several.
@@ -142,7 +142,7 @@ class Architecture:
         """The selected tensors in the types of the first checkpoint; the network is let go."""
         model = self._model
         del self._model
-        for name, tensor in model.state_dict(keep_vars=True).items():
+        for name, tensor in own_state(model).items():
             tensor.data = state[name]
         return ParameterLayout.from_model(model, select, buffers)
 
@@ -152,7 +152,7 @@ class Architecture:
         Raises:
             ValueError: a tensor is missing, unexpected, or of another shape or kind; file and tensor are named.
         """
-        state = strip_prefixes(state, self._shapes)
+        state = fit_names(state, self._shapes)
         for name in state.keys() & self._shapes.keys():
             if state[name].is_floating_point() != (name in self._floats):
                 found = state[name].dtype
@@ -202,7 +202,7 @@ class Architecture:
             self._refuse(where, f"tensor {unexpected[0]!r} is unexpected, the network has {some_of(self._shapes)}")
         if missing := sorted(found["missing_keys"]):
             self._refuse(where, f"tensor {missing[0]!r} is missing, found {some_of(state)}")
-        return model.state_dict()
+        return {name: tensor.detach() for name, tensor in own_state(model).items()}
 
     def _refuse_shape(self, where: str, name: str, expected: Sequence[int], found: Sequence[int]) -> None:
         self._refuse(where, f"tensor {name!r}: expected shape {tuple(expected)}, found {tuple(found)}")

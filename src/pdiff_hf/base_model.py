@@ -255,7 +255,7 @@ class BaseModel:
                 "a wrapper such as DataParallel named it; save the network in it" if wrapped else "another network's"
             )
             raise ValueError(
-                f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s, which has "
+                f"base model: {path}: tensor {min(unexpected)!r} is none of {self.name}'s, which has "
                 f"{next(iter(own), None)!r} and so on: {what}."
             )
         # The other names of a tied tensor were not stored.

@@ -99,7 +99,9 @@ class SplitForward:
     """
 
     def __init__(self, full: FullForward, images: torch.Tensor, names: Collection[str]):
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Hooks that compute a weight before every forward pass assign it to their layer.
+            warnings.filterwarnings("ignore", "The tensor attribute .* was assigned during export")
             # In-place operations, which would write into kept activations, go; nothing else is decomposed.
             program = torch.export.export(full, (images,)).run_decompositions(DECOMPOSITIONS)
         if [spec.kind for spec in program.graph_signature.output_specs] != [OutputKind.USER_OUTPUT]:

@@ -83,6 +83,8 @@ class ParameterLayout:
                 )
             seen.add(spec.name)
             offset += spec.numel
+        if not offset:
+            raise ValueError(f"a layout needs at least one value, found none in {', '.join(seen)}.")
 
     @property
     def num_parameters(self) -> int:

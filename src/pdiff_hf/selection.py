@@ -90,7 +90,8 @@ def check_values(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_meta:
         raise ValueError(f"{what}that it is on the meta device; build the network on another one.")
     if tensor.is_nested or tensor.layout is not torch.strided:
-        raise ValueError(f"{what}the layout {tensor.layout}; convert it with to_dense().")
+        kind = "nested tensors" if tensor.is_nested else f"the layout {str(tensor.layout).removeprefix('torch.')}"
+        raise ValueError(f"{what}{kind}; convert it to a dense tensor.")
     if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
         kind = tensor.dtype if tensor.is_quantized else type(tensor).__name__
         raise ValueError(f"{what}{kind}; take the network from before it was converted.")

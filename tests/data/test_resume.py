@@ -142,7 +142,7 @@ def test_next_run_has_the_next_free_name(tmp_path, run, following):
 
 
 def test_step_to_go_on_from_is_a_whole_number(tmp_path):
-    with pytest.raises(ValueError, match="resume: expected a whole number, found 0.5"):
+    with pytest.raises(ValueError, match="resume: expected a whole number"):
         ParameterRecorder(LAYOUT, tmp_path / "ds", resume_from=0.5)
 
 
@@ -157,13 +157,17 @@ class Classifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class Stopped(Exception):
+    pass
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 def make_trainer(folder, stop=None, **options):
@@ -181,8 +185,9 @@ def make_trainer(folder, stop=None, **options):
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    callbacks = [ParameterRecorderCallback(recorder, **options), StopAt(stop)]
-    return Trainer(model, arguments, train_dataset=data, callbacks=callbacks)
+    recording, stopping = ParameterRecorderCallback(recorder, **options), StopAt(stop)
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[recording, stopping])
+    return trainer, recorder, stopping
 
 
 def steps_of(folder):
@@ -191,12 +196,12 @@ def steps_of(folder):
 
 
 def test_resumed_trainer_goes_on_with_its_run(tmp_path):
-    stopped = make_trainer(tmp_path, stop=7)
-    with pytest.raises(KeyboardInterrupt):
+    stopped, recorder, _ = make_trainer(tmp_path, stop=7)
+    with pytest.raises(Stopped):
         stopped.train()
     # As the end of the process does it.
-    stopped.callback_handler.callbacks[-2].recorder._held.release()
-    again = make_trainer(tmp_path)
+    recorder._held.release()
+    again, *_ = make_trainer(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert steps_of(tmp_path) == (["run-0"] * 12, list(range(1, 13)))
     dataset = ParameterDataset(tmp_path / "ds")
@@ -204,24 +209,24 @@ def test_resumed_trainer_goes_on_with_its_run(tmp_path):
 
 
 def test_trainer_that_was_interrupted_goes_on_with_the_same_callback(tmp_path):
-    trainer = make_trainer(tmp_path, stop=7)
-    with pytest.raises(KeyboardInterrupt):
+    trainer, _, stopping = make_trainer(tmp_path, stop=7)
+    with pytest.raises(Stopped):
         trainer.train()
-    trainer.callback_handler.callbacks[-1].step = None
+    stopping.step = None
     trainer.train(resume_from_checkpoint=True)
     assert steps_of(tmp_path) == (["run-0"] * 12, list(range(1, 13)))
 
 
 def test_trainer_that_trains_again_records_another_run(tmp_path):
-    trainer = make_trainer(tmp_path, every=3)
+    trainer, *_ = make_trainer(tmp_path, every=3)
     trainer.train()
     trainer.train()
     assert steps_of(tmp_path) == (["run-0"] * 4 + ["run-1"] * 4, [3, 6, 9, 12] * 2)
 
 
 def test_another_training_with_the_name_of_a_run_is_refused_before_its_first_step(tmp_path):
-    make_trainer(tmp_path).train()
-    again = make_trainer(tmp_path)
+    make_trainer(tmp_path)[0].train()
+    again, *_ = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"already holds run 'run-0'; choose another .*resume_from_checkpoint"):
         again.train()
     assert again.state.global_step == 0

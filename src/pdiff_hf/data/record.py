@@ -88,9 +88,9 @@ class ParameterRecorder:
     def resume(self, step: int) -> None:
         """Go on with the run after its training was stopped, from a checkpoint of the training at `step`.
 
-        When the next checkpoint is recorded, the rows of the run behind `step`, or from that checkpoint on, are removed
-        from the folder; until then, they stay. A run that the folder does not hold begins. A recorder that is open or
-        closed may be resumed, too.
+        When the next checkpoint is recorded, the rows of the run behind `step`, or from that checkpoint on, are
+        removed from the folder; until then, they stay. A run that the folder does not hold begins. A recorder that is
+        open or closed may be resumed, too.
         """
         step = to_integer(step, "resume")
         self._finish()

@@ -41,7 +41,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         ValueError: `FullyShardedDataParallel` has its parameters in shards.
     """
     while (name := _wrapped_name(model)) is not None:
-        if name == "_fsdp_wrapped_module" and _is_sharded(model):
+        if name == "_fsdp_wrapped_module" and _has_shards(model):
             raise ValueError(
                 "expected a network with whole parameters, found one that FullyShardedDataParallel has cut into "
                 f"shards: make layouts and base weights before it is wrapped; {GATHER}."
@@ -99,15 +99,18 @@ def gathered(model: nn.Module) -> nn.Module | dict[str, torch.Tensor]:
 
     Both `FullyShardedDataParallel` and `fully_shard` are known.
     """
-    sharded = any(
-        _wrapped_name(module) == "_fsdp_wrapped_module" and _is_sharded(module) for module in model.modules()
-    )
-    if not sharded and not any(is_shard(parameter) for parameter in model.parameters()):
+    if not is_sharded(model):
         return model
     # Whoever has shards has imported most of it.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes keep shards of a network at the moment."""
+    flat = any(_wrapped_name(module) == "_fsdp_wrapped_module" and _has_shards(module) for module in model.modules())
+    return flat or any(is_shard(parameter) for parameter in model.parameters())
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
@@ -175,6 +178,6 @@ def _wrapped_name(model: nn.Module) -> str | None:
     return None
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def _has_shards(model: nn.Module) -> bool:
     """Whether the parameters of a `FullyShardedDataParallel` are not whole, outside of `summon_full_params`."""
     return model._has_params and model.training_state.name != "SUMMON_FULL_PARAMS"

@@ -176,15 +176,34 @@ class Architecture:
     def _converted(self, state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
         """As [`named`], by transformers, whose names in files are not always those of the network."""
         dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-        if len(dtypes) != 1:
-            found = " and ".join(sorted(map(str, dtypes))) or "none"
-            raise ValueError(f"{where}: expected one floating-point dtype, found {found}; convert it first.")
+        if not dtypes:
+            raise ValueError(f"{where}: expected floating-point tensors, found none.")
         # transformers would take the codes of quantized weights for the weights.
         if codes := [name for name, tensor in state.items() if tensor.dtype in (torch.int8, torch.uint8)]:
             raise ValueError(
                 f"{where}: tensor {codes[0]!r}: expected floating-point values, found {state[codes[0]].dtype}; "
                 "quantized networks cannot be imported."
             )
+        found = self._loaded(state, where, torch.float32 if len(dtypes) > 1 else next(iter(dtypes)))
+        if len(dtypes) == 1:
+            return found
+        # Of several types, that of every tensor is found by loading numbers for them in the tensors' places.
+        kinds = list(dtypes)
+        numbers = {n: torch.full(t.shape, float(kinds.index(t.dtype))) for n, t in state.items() if t.dtype in dtypes}
+        numbers = self._loaded({**state, **numbers}, where, torch.float32)
+        typed: dict[str, torch.Tensor] = {}
+        for name, first in self._first_name.items():
+            if first not in typed:
+                typed[first] = found[first]
+                if found[first].is_floating_point():
+                    number = numbers[first].unique()
+                    if len(number) > 1:
+                        raise ValueError(f"{where}: tensor {first!r} is made of several types; convert them to one.")
+                    typed[first] = found[first].to(kinds[int(number[0])]) if len(number) else found[first]
+        return {name: typed[first] for name, first in self._first_name.items()}
+
+    def _loaded(self, state: dict[str, torch.Tensor], where: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """All tensors of the network that transformers makes of a state dict, in one type."""
         architecture = getattr(transformers, self.base_model.name)
         kinds = (RuntimeError, TypeError, ImportError, OSError)
         with errors_of(f"{where}: transformers cannot load it", *kinds), _silent_transformers():
@@ -192,7 +211,7 @@ class Architecture:
                 None,
                 config=AutoConfig.for_model(**self.base_model.kwargs["config"]),
                 state_dict=state,
-                dtype=dtypes.pop(),
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )

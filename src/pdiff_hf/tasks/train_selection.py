@@ -141,7 +141,10 @@ def train_selection(
     learning_rate = config.learning_rate or (
         WHOLE_LEARNING_RATE if len(trained) == len(parameters) else SUBSET_LEARNING_RATE
     )
-    optimizer = OPTIMIZERS[config.optimizer](trained.values(), lr=learning_rate, weight_decay=config.weight_decay)
+    # Steps are smaller than half precision is fine: they add up in float32.
+    masters = {name: p if p.dtype == torch.float32 else p.detach().float().clone() for name, p in trained.items()}
+    halves = [(p, masters[name]) for name, p in trained.items() if masters[name] is not p]
+    optimizer = OPTIMIZERS[config.optimizer](masters.values(), lr=learning_rate, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda step: 1.0))
 
     # 2. Steps
@@ -158,7 +161,11 @@ def train_selection(
             loss = nn.functional.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
+            for half, master in halves:
+                master.grad, half.grad = None if half.grad is None else half.grad.float(), None
             optimizer.step()
+            for half, master in halves:
+                half.data.copy_(master)
             scheduler.step()
             step += 1
             if step <= config.burn_in or (step - config.burn_in) % config.every:

@@ -191,15 +191,13 @@ class Architecture:
         kinds = list(dtypes)
         numbers = {n: torch.full(t.shape, float(kinds.index(t.dtype))) for n, t in state.items() if t.dtype in dtypes}
         numbers = self._loaded({**state, **numbers}, where, torch.float32)
-        typed: dict[str, torch.Tensor] = {}
-        for name, first in self._first_name.items():
-            if first not in typed:
-                typed[first] = found[first]
-                if found[first].is_floating_point():
-                    number = numbers[first].unique()
-                    if len(number) > 1:
-                        raise ValueError(f"{where}: tensor {first!r} is made of several types; convert them to one.")
-                    typed[first] = found[first].to(kinds[int(number[0])]) if len(number) else found[first]
+        typed = dict(found)
+        for name in dict.fromkeys(self._first_name.values()):
+            number = numbers[name].unique() if found[name].is_floating_point() else ()
+            if len(number) > 1:
+                raise ValueError(f"{where}: tensor {name!r} is made of several types; convert them to one.")
+            if len(number):
+                typed[name] = found[name].to(kinds[int(number[0])])
         return {name: typed[first] for name, first in self._first_name.items()}
 
     def _loaded(self, state: dict[str, torch.Tensor], where: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

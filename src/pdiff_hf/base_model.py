@@ -156,12 +156,11 @@ class BaseModel:
                 model = factory(**self.kwargs)
             except TypeError as error:
                 raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
-            from torch import nn
+        from .weights import put_weights, whole_network
 
-            if not isinstance(model, nn.Module):
-                raise ValueError(f"base model: expected an nn.Module of {self.name!r}, found {type(model).__name__}.")
+        model = whole_network(model, self.name)
         if self.weights is not None:
-            self._load_weights(model)
+            put_weights(model, self.state_dict(), self.weights, self.name)
         return model.eval()
 
     def _import_factory(self, trusted_imports: Sequence[str]) -> Callable[..., nn.Module]:
@@ -256,36 +255,19 @@ class BaseModel:
         with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
 
-    def _load_weights(self, model: nn.Module) -> None:
-        state, path, own = self.state_dict(), self.weights, model.state_dict(keep_vars=True)
-        if unexpected := [name for name in state if name not in own]:
-            raise ValueError(f"base model: {path}: tensor {unexpected[0]!r} is none of {self.name}'s.")
-        # The other names of a tied tensor were not stored.
-        stored = {same_memory(own[name]): name for name in state}
-        values = {}
-        for name, tensor in own.items():
-            source = name if name in state else stored.get(same_memory(tensor))
-            if source is None:
-                raise ValueError(f"base model: {path} lacks tensor {name!r} of {self.name}.")
-            value = values[name] = state[source]
-            if value.shape != tensor.shape or value.is_floating_point() != tensor.is_floating_point():
-                raise ValueError(
-                    f"base model: {path}: tensor {name!r}: expected {tensor.dtype} {tuple(tensor.shape)}, "
-                    f"found {value.dtype} {tuple(value.shape)}; the weights belong to another architecture."
-                )
-        for name, tensor in own.items():
-            tensor.data = values[name]
-
     def save_weights(self, model: nn.Module | Mapping[str, torch.Tensor], root: str | Path) -> BaseModel:
         """Write all weights of a network or state dict to `root/base/model.safetensors`, tied ones once.
 
-        Returns this reference with `weights`, `sha256` and `root` set.
+        Names are the network's own, whatever wraps it. Returns this reference with `weights`, `sha256` and `root` set.
+
+        Raises:
+            ValueError: a tensor has no values in memory, or a layer keeps them in a way of its own.
         """
         from safetensors.torch import save_file
 
-        state = model if isinstance(model, Mapping) else model.state_dict()
-        unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
-        tensors = {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
+        from .weights import take_weights
+
+        tensors = take_weights(model)
         with atomic_write(path := Path(root) / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return replace(self, weights=WEIGHTS, sha256=sha256_file(path), repo=None, revision=None, root=Path(root))
@@ -328,8 +310,3 @@ def split_reference(text: str) -> tuple[str, str]:
 def _hash_once(path: Path, *state: int) -> str:
     """The hash of a file, which is read again when its `state` is another."""
     return sha256_file(path)
-
-
-def same_memory(tensor: torch.Tensor) -> tuple:
-    """Key of the memory that a tensor views: tied parameters have the same."""
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Mapping
 
@@ -13,6 +12,8 @@ from torch.fx import Node
 from torch.fx.passes.split_module import split_module
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+from .wrapped import copy_network, unwrap
 
 # Parts of the graph, in the order in which they run.
 CONSTANT, PREFIX, TAIL = range(3)
@@ -56,13 +57,13 @@ class FullForward(nn.Module):
     Images and the kernels of convolutions are channels-last, which is faster on CPUs and GPUs.
 
     Args:
-        model (`nn.Module`): The base model. It is copied, so the original may be trained further.
+        model (`nn.Module`): The base model. What is in its wrappers is copied, so the original may be trained on.
         device (`torch.device`): Where the copy lives.
     """
 
     def __init__(self, model: nn.Module, device: torch.device):
         super().__init__()
-        self.model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        self.model = copy_network(model).to(device).eval().requires_grad_(False)
         self.model.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -98,7 +99,9 @@ class SplitForward:
     """
 
     def __init__(self, full: FullForward, images: torch.Tensor, names: Collection[str]):
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Hooks that compute a weight before every forward pass assign it to their layer.
+            warnings.filterwarnings("ignore", "The tensor attribute .* was assigned during export")
             # In-place operations, which would write into kept activations, go; nothing else is decomposed.
             program = torch.export.export(full, (images,)).run_decompositions(DECOMPOSITIONS)
         if [spec.kind for spec in program.graph_signature.output_specs] != [OutputKind.USER_OUTPUT]:
@@ -133,7 +136,8 @@ class SplitForward:
         tail_calls = [node for node in calls if parts[node] == TAIL]
         self.num_nodes = len(calls)
         self.num_dependent_nodes = len(tail_calls)
-        outputs = [node.meta["val"] for node in tail_calls if isinstance(node.meta["val"], torch.Tensor)]
+        # Assertions, as of a tensor's type, have no value.
+        outputs = [value for node in tail_calls if isinstance(value := node.meta.get("val"), torch.Tensor)]
         self.max_activation_bytes = max(output.numel() * output.element_size() for output in outputs)
 
         # 3. Modules of the parts and what they take; the constant part runs here
@@ -219,14 +223,24 @@ def split_if_exportable(
 
 
 def forward_logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Logits `(N, classes)` of a model that returns a tensor or a transformers `ModelOutput`.
+    """Logits `(N, classes)`, float32, of a model that returns a tensor or a transformers `ModelOutput`.
 
-    Inputs are images `(N, C, H, W)`, or token ids `(N, L)` int64, of which a transformers model attends to all but the
-    padding token of its configuration.
+    Inputs are images `(N, C, H, W)`, which are given to it in its own type, or token ids `(N, L)` int64, of which a
+    transformers model attends to all but the padding token of its configuration.
     """
-    if isinstance(model, PreTrainedModel) and not inputs.is_floating_point():
+    # Only where it is another one: torch.export notes every conversion.
+    if inputs.is_floating_point() and inputs.dtype != (dtype := input_dtype(model)):
+        inputs = inputs.to(dtype)
+    if isinstance(unwrap(model), PreTrainedModel) and not inputs.is_floating_point():
         mask = (inputs != model.config.pad_token_id).to(inputs.dtype)
         output = model(input_ids=inputs, attention_mask=mask)
     else:
         output = model(inputs)
-    return output.logits if isinstance(output, ModelOutput) else output
+    logits = output.logits if isinstance(output, ModelOutput) else output
+    return logits if logits.dtype == torch.float32 else logits.float()
+
+
+def input_dtype(model: nn.Module) -> torch.dtype:
+    """The type in which a network takes images: that of its first weights, norms, which may have another, aside."""
+    floats = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    return next((parameter.dtype for parameter in (*(p for p in floats if p.ndim > 1), *floats)), torch.float32)

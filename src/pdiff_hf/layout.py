@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 
 from .files import errors_of
+from .selection import DTYPES, check_values, select_tensors
+from .wrapped import fit_names, own_modules, own_parameters, own_state, plain_name
 
 SCHEMA = 1
 
-# float64 would lose digits in a float32 vector.
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 TRANSFORMS = ("identity", "log")
-
-
-@runtime_checkable
-class _TimmModel(Protocol):
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -79,14 +71,18 @@ class ParameterLayout:
         for spec in self.tensors:
             if spec.name in seen:
                 raise ValueError(f"layout names tensor {spec.name!r} twice.")
+            if (name := plain_name(spec.name)) != spec.name:
+                raise ValueError(
+                    f"layout: tensor {spec.name!r} has the name that a wrapper such as torch.compile gives to "
+                    f"{name!r}; record or import again: names are the network's own now."
+                )
             if min(spec.shape, default=0) < 0:
                 raise ValueError(f"layout: tensor {spec.name!r} has the impossible shape {spec.shape}.")
             if spec.offset != offset:
                 raise ValueError(f"layout: tensor {spec.name!r} should start at {offset}, found offset {spec.offset}.")
             if spec.dtype not in DTYPES:
                 raise ValueError(
-                    f"layout: tensor {spec.name!r} has dtype {spec.dtype}, expected one of {sorted(DTYPES)}; "
-                    "convert the model with model.float() first."
+                    f"layout: tensor {spec.name!r} has dtype {spec.dtype}, expected one of {sorted(DTYPES)}."
                 )
             if spec.transform not in TRANSFORMS:
                 raise ValueError(
@@ -94,6 +90,8 @@ class ParameterLayout:
                 )
             seen.add(spec.name)
             offset += spec.numel
+        if not offset:
+            raise ValueError(f"a layout needs at least one value, found none in {', '.join(seen)}.")
 
     @property
     def num_parameters(self) -> int:
@@ -121,8 +119,8 @@ class ParameterLayout:
 
         Args:
             model (`nn.Module`):
-                Any module. Whether a parameter is frozen plays no part; tied parameters are taken once, under their
-                first name.
+                Any module; names are the network's own, whatever wraps it (`torch.compile`, `DataParallel`, …).
+                Whether a parameter is frozen plays no part; tied parameters are taken once, under their first name.
             select (`str` or `Sequence[str]`, *optional*, defaults to `"all"`):
                 `"all"`; `"last_norms:K"` for the parameters of the last K normalisation layers; `"head"` for the
                 classifier; or one or several globs on parameter names. Integer parameters are never selected.
@@ -131,37 +129,11 @@ class ParameterLayout:
                 all modules for `"all"`; `running_var` with the transform `"log"`. Counters are never selected.
 
         Raises:
-            ValueError: nothing is selected, a pattern matches nothing, or a tensor is float64 or complex.
+            ValueError: nothing is selected, a pattern matches nothing, or a tensor cannot be generated: it is float64,
+                complex, of a lazy layer, quantized, sparse, or shares its memory with another one.
         """
-        parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
-        forms = f"'all', 'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}"
-        if select == "all":
-            chosen = set(parameters)
-        elif select == "head":
-            chosen = _names_of(_head(model), parameters)
-        elif isinstance(select, str) and select.startswith("last_norms:"):
-            chosen = _names_of(_last_norms(model, select), parameters)
-        else:
-            chosen = set()
-            aliases = dict(model.named_parameters(remove_duplicate=False))
-            for pattern in [select] if isinstance(select, str) else select:
-                matched = _names_of([aliases[name] for name in aliases if fnmatchcase(name, pattern)], parameters)
-                if not matched:
-                    raise ValueError(f"select: {pattern!r} matches no parameter; expected {forms}.")
-                chosen |= matched
-        if not chosen:
-            raise ValueError(
-                f"select: {select!r} selects none of the model's {len(parameters)} parameters; expected {forms}."
-            )
-        tensors = {name: parameter for name, parameter in parameters.items() if name in chosen}
-        if buffers:
-            owners = {name.rpartition(".")[0] for name in chosen}
-            found = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-            tensors |= {n: b for n, b in found.items() if select == "all" or n.rpartition(".")[0] in owners}
-            # In the order of the state dict, which also lacks the buffers that are not saved.
-            tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}
         specs, offset = [], 0
-        for name, tensor in tensors.items():
+        for name, tensor in select_tensors(model, select, buffers).items():
             specs.append(TensorSpec.of(name, tensor, offset))
             offset += tensor.numel()
         return cls(tuple(specs))
@@ -200,15 +172,24 @@ class ParameterLayout:
 
     def check(self, state: nn.Module | Mapping[str, torch.Tensor]) -> None:
         """Raise `ValueError` naming the first tensor of `state` that is missing or has another shape or type."""
-        tensors = _tensors(state)
+        self._own(state)
+
+    def _own(self, state: nn.Module | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The tensors of a state by the network's own names, after [`~ParameterLayout.check`]."""
+        tensors = own_state(state) if isinstance(state, nn.Module) else fit_names(state, self.names)
         for spec in self.tensors:
             if spec.name not in tensors:
-                raise ValueError(f"tensor {spec.name!r}: expected shape {spec.shape}, found no such tensor.")
+                names = ", ".join(list(tensors)[:3]) or "none at all"
+                raise ValueError(
+                    f"tensor {spec.name!r}: expected shape {spec.shape}, found no such tensor, but {names}."
+                )
             found = tensors[spec.name]
+            check_values(spec.name, found)
             if tuple(found.shape) != spec.shape:
                 raise ValueError(f"tensor {spec.name!r}: expected shape {spec.shape}, found {tuple(found.shape)}.")
             if found.dtype != DTYPES[spec.dtype]:
                 raise ValueError(f"tensor {spec.name!r}: expected dtype {spec.dtype}, found {found.dtype}.")
+        return tensors
 
     def flatten(self, state: nn.Module | Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Copy the tensors of a module or state dict into a new float32 vector `(D,)` on the CPU.
@@ -216,8 +197,7 @@ class ParameterLayout:
         Raises:
             ValueError: `state` does not fit the layout.
         """
-        self.check(state)
-        tensors = _tensors(state)
+        tensors = self._own(state)
         vector = torch.empty(self.num_parameters)
         for spec in self.tensors:
             vector[spec.offset : spec.offset + spec.numel] = tensors[spec.name].detach().reshape(-1)
@@ -248,8 +228,7 @@ class ParameterLayout:
         Raises:
             ValueError: the model or the vector does not fit the layout.
         """
-        self.check(model)
-        tensors = _tensors(model)
+        tensors = self._own(model)
         for name, value in self.unflatten(vector).items():
             tensors[name].copy_(value)
 
@@ -265,58 +244,13 @@ class ParameterLayout:
         All other parameters are frozen. The model is put in eval mode, where neither dropout nor running statistics
         play a part, but for norm layers whose running statistics are in the layout.
         """
-        for name, parameter in model.named_parameters():
+        for name, parameter in own_parameters(model).items():
             parameter.requires_grad_(name in self.names)
         model.eval()
-        for name, module in model.named_modules():
+        for name, module in own_modules(model):
             if name in self.followed_modules:
                 module.train()
 
     def locate(self, index: int) -> str:
         """Name of the tensor that holds position `index` of the vector."""
         return next(spec.name for spec in self.tensors if index < spec.offset + spec.numel)
-
-
-def _tensors(state: nn.Module | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    return state.state_dict(keep_vars=True) if isinstance(state, nn.Module) else state
-
-
-def _names_of(chosen: Iterable[nn.Parameter], parameters: Mapping[str, nn.Parameter]) -> set[str]:
-    """First names of the chosen parameters; tied ones have several."""
-    ids = {id(parameter) for parameter in chosen}
-    return {name for name, parameter in parameters.items() if id(parameter) in ids}
-
-
-def _last_norms(model: nn.Module, select: str) -> list[nn.Parameter]:
-    count = select.removeprefix("last_norms:")
-    if not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"select: expected 'last_norms:K' with a positive number K, found {select!r}.")
-    # By class name: there is no common base class, and timm, transformers and others bring their own norm layers.
-    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
-    norms = [own for own in (list(norm.parameters(recurse=False)) for norm in norms) if own]
-    if len(norms) < int(count):
-        raise ValueError(
-            f"select: expected at least {count} normalisation layers with parameters for {select!r}, "
-            f"found {len(norms)}; choose a smaller K or another selection."
-        )
-    return [parameter for own in norms[-int(count) :] for parameter in own]
-
-
-def _head(model: nn.Module) -> list[nn.Parameter]:
-    # Whoever has a model of transformers has imported it, which takes seconds.
-    transformers = sys.modules.get("transformers.modeling_utils")
-    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
-        # The head is what a model has beside its backbone.
-        backbone = {id(parameter) for parameter in model.base_model.parameters()}
-        output = model.get_output_embeddings()
-        tied = [] if output is None else list(output.parameters())
-        head = [parameter for parameter in model.parameters() if id(parameter) not in backbone] + tied
-    elif isinstance(model, _TimmModel):
-        found = model.get_classifier()
-        head = [p for module in (found if isinstance(found, tuple) else (found,)) for p in module.parameters()]
-    else:
-        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        head = [parameter for module in linears[-1:] for parameter in module.parameters()]
-    if not head:
-        raise ValueError("select: 'head' finds no classifier in this model; name its parameters by globs instead.")
-    return head

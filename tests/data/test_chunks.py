@@ -133,7 +133,7 @@ def test_recorded_and_appended_rows_are_chunks_too(tmp_path):
     vectors = dataset_vectors(*load_parameter_dataset(tmp_path / "ds"))
     assert torch.equal(vectors, torch.cat([make_vectors(3), make_vectors(4, 1)]))
     with pytest.raises(ValueError, match="already holds run 'b'"):
-        ParameterRecorder(LAYOUT, tmp_path / "ds", run="b")
+        ParameterRecorder(LAYOUT, tmp_path / "ds", run="b").check_new()
 
 
 def test_metrics_of_chunked_rows_are_those_of_the_checkpoints(tmp_path):

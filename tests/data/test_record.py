@@ -205,8 +205,11 @@ def test_run_that_is_there_already_is_refused_and_nothing_changes(tmp_path, unfi
     else:
         record(tmp_path / "ds", run="a")
     before = snapshot(tmp_path / "ds")
+    recorder = ParameterRecorder(LAYOUT, tmp_path / "ds", run="a")
     with pytest.raises(ValueError, match="already holds run 'a'"):
-        ParameterRecorder(LAYOUT, tmp_path / "ds", run="a")
+        recorder.record(make_vectors()[0], step=9, loss=0.5)
+    with pytest.raises(ValueError, match="already holds run 'a'"), recorder:
+        pass
     assert snapshot(tmp_path / "ds") == before
 
 
@@ -303,7 +306,7 @@ def test_closed_recorder_takes_no_more(tmp_path):
 def test_run_is_appended_to_a_saved_dataset(tmp_path):
     save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds")
     with pytest.raises(ValueError, match="already holds run 'run-0'"):
-        ParameterRecorder(LAYOUT, tmp_path / "ds")
+        ParameterRecorder(LAYOUT, tmp_path / "ds").check_new()
     record(tmp_path / "ds", run="run-1")
     assert len(load_parameter_dataset(tmp_path / "ds")[0]) == 12
 

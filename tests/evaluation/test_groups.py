@@ -52,6 +52,14 @@ def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(la
     assert {"reconstructed", "greedy_soup"}.isdisjoint(build_groups(originals, generated, layout)[0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_tensor_without_values_is_no_hindrance():
+    layout = ParameterLayout.from_model(nn.ParameterDict({"a": torch.zeros(5), "empty": torch.zeros(0, 4)}))
+    rows = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    groups, _ = build_groups(rows, rows, layout, rows, lambda vectors: vectors[:, 0])
+    assert all(vectors.isfinite().all() for vectors in groups.values())
+
+
 def test_groups_depend_on_the_seed_alone(layout, originals):
     first, again, other = (build_groups(originals, originals, layout, seed=seed)[0] for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -68,6 +68,17 @@ def test_block_of_columns_is_normalised_like_the_whole(mode):
         assert torch.equal(normalizer.normalize(rows[:, start : start + 3], start), whole[:, start : start + 3])
 
 
+@pytest.mark.parametrize("mode", ["per_tensor", "per_parameter"])
+def test_tensor_without_values_changes_nothing(mode):
+    model = nn.ParameterDict({"a": torch.zeros(5), "empty": torch.zeros(0, 4), "b": torch.zeros(7)})
+    normalizers = ParameterNormalizer(12, mode, ParameterLayout.from_model(model).to_dict())
+    without = ParameterLayout.from_model(nn.ParameterDict({"a": torch.zeros(5), "b": torch.zeros(7)}))
+    expected = ParameterNormalizer(12, mode, without.to_dict())
+    normalizers.fit(vectors())
+    expected.fit(vectors())
+    assert torch.equal(normalizers.normalize(vectors()), expected.normalize(vectors()))
+
+
 def test_one_checkpoint_is_refused():
     with pytest.raises(ValueError, match="at least 2 checkpoints, got 1"):
         ParameterNormalizer(12).fit(vectors(rows=1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
+from ..wrapped import gathered
 from .folder import write_layout
 from .rest import RestCheck
-from .shards import RECORDING, rows_table
-from .writer import check_append, finish_rows, lock_folder, unlock_folder
+from .scalars import to_integer
+from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
+from .writer import check_append, check_new_runs, drop_rows, finish_rows, lock_folder, unlock_folder
 
 
 class ParameterRecorder:
@@ -36,14 +40,17 @@ class ParameterRecorder:
             Copied into the folder, with its weights. What the layout leaves out of a recorded network has to be equal
             to these weights, or a row and the base model would rebuild a network that never was.
         run (`str`, *optional*, defaults to `"run-0"`):
-            Name of the training run; a name that the folder holds already is refused.
+            Name of the training run; one that the folder holds already is refused when recording begins, unless it is
+            resumed.
         seed (`int`, *optional*, defaults to 0):
             Seed of the run.
         metadata (`Mapping`, *optional*):
             JSON-able, goes into `stats.json`.
+        resume_from (`int`, *optional*):
+            Step of the checkpoint that the training goes on from, see [`~ParameterRecorder.resume`].
 
     Raises:
-        ValueError: the folder holds this run already, another layout or another base model.
+        ValueError: the folder holds another layout or another base model.
 
     Example:
     ```py
@@ -65,6 +72,7 @@ class ParameterRecorder:
         run: str = "run-0",
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        resume_from: int | None = None,
     ):
         self.layout, self.output_dir, self.base_model = layout, Path(output_dir), base_model
         self.run, self.seed, self.metadata = run, seed, metadata
@@ -72,7 +80,40 @@ class ParameterRecorder:
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._closed = False
         self._rest = None if base_model is None else RestCheck(layout, base_model)
-        check_append(self.output_dir, layout, base_model, [run])
+        self._resume_from: int | None = None
+        check_append(self.output_dir, layout, base_model, [])
+        if resume_from is not None:
+            self.resume(resume_from)
+
+    def resume(self, step: int) -> None:
+        """Go on with the run after its training was stopped, from a checkpoint of the training at `step`.
+
+        When the next checkpoint is recorded, the rows of the run behind `step`, or from that checkpoint on, are
+        removed from the folder; until then, they stay. A run that the folder does not hold begins. A recorder that is
+        open or closed may be resumed, too.
+        """
+        step = to_integer(step, "resume")
+        self._finish()
+        self._closed, self._resume_from = False, step
+
+    def next_run(self, run: str | None = None) -> None:
+        """Close the run and begin another one in the same folder.
+
+        Args:
+            run (`str`, *optional*): Its name; by default that of this run with the next number that is free.
+        """
+        self._finish()
+        if run is None:
+            stem, number = re.fullmatch(r"(.*?)(?:-(\d+))?", self.run, re.DOTALL).groups()
+            known, number = {self.run, *recorded_runs(self.output_dir)}, int(number or 0)
+            while (run := f"{stem}-{number}") in known:
+                number += 1
+        self.run, self._closed, self._resume_from = run, False, None
+
+    def check_new(self) -> None:
+        """Raise `ValueError` when the folder holds the run already, and it is not resumed."""
+        if self._stream is None and self._resume_from is None:
+            check_new_runs(self.output_dir, [self.run])
 
     def record(
         self,
@@ -80,9 +121,9 @@ class ParameterRecorder:
         *,
         step: int,
         epoch: float | None = None,
-        loss: float | None = None,
-        accuracy: float | None = None,
-        **metrics: float,
+        loss: float | torch.Tensor | None = None,
+        accuracy: float | torch.Tensor | None = None,
+        **metrics: float | torch.Tensor | None,
     ) -> None:
         """Append one checkpoint.
 
@@ -95,19 +136,22 @@ class ParameterRecorder:
             epoch (`float`, *optional*):
                 Epoch, fractions allowed.
             loss (`float`, *optional*):
-                Column `train_loss`.
+                Column `train_loss`; like all numbers here, of any kind: also a tensor or an array of one element.
             accuracy (`float`, *optional*):
                 Column `val_accuracy`, a fraction in [0, 1].
             **metrics (`float`):
                 Further columns. The metrics of a run's first checkpoint are those of all.
 
         Raises:
-            ValueError: a value is NaN or infinite, the state does not fit the layout, what the layout leaves out is
-                not the base model's, the metrics are others than those of the first checkpoint, or another recorder is
-                writing to the folder.
+            ValueError: a value is NaN, infinite or no number, the state does not fit the layout, what the layout
+                leaves out is not the base model's, the metrics are others than those of the first checkpoint, the
+                folder holds the run already, or another recorder is writing to it.
         """
         if self._closed:
             raise ValueError(f"run {self.run!r} is closed; record further checkpoints as another run.")
+        if taken := metrics.keys() & {"parameters", "run", "seed"}:
+            raise ValueError(f"step {step}: expected a metric with a name of its own, found {min(taken)!r}.")
+        step = to_integer(step, "step")
         vector = state if isinstance(state, torch.Tensor) else self.layout.flatten(state)
         if self._rest is not None and not isinstance(state, torch.Tensor):
             try:
@@ -125,26 +169,33 @@ class ParameterRecorder:
             first=step,
         )
         if self._stream is None:
-            self._open(table.schema)
+            self._open(table.schema, step)
         if table.schema.names != self._schema.names:
             raise ValueError(f"step {step}: expected the columns {self._schema.names}, found {table.schema.names}.")
         self._stream.write_table(table)
         self._file.flush()
         self.num_recorded += 1
 
-    def _open(self, schema: pa.Schema) -> None:
-        lock = lock_folder(self.output_dir)
+    def _open(self, schema: pa.Schema, step: int) -> None:
+        lock, known = lock_folder(self.output_dir), {}
         try:
-            check_append(self.output_dir, self.layout, self.base_model, [self.run])
+            check_append(
+                self.output_dir, self.layout, self.base_model, [] if self._resume_from is not None else [self.run]
+            )
             if (self.output_dir / RECORDING).exists():
                 finish_rows(self.output_dir)
+            if self._resume_from is not None:
+                drop_rows(self.output_dir, self.layout, self.run, min(step, self._resume_from + 1))
+                known = {self.run: recorded_runs(self.output_dir)[self.run]}
             if not (self.output_dir / "layout.json").exists():
                 write_layout(self.output_dir, self.layout, self.base_model)
             self._file = open(self.output_dir / RECORDING, "wb")
         except BaseException:
             unlock_folder(lock)
             raise
-        self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, schema), schema, lock
+        stored = schema.with_metadata({**(schema.metadata or {}), KNOWN_ROWS: json.dumps(known).encode()})
+        self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, stored), schema, lock
+        self._resume_from = None
 
     def close(self) -> None:
         """Turn what was recorded into Parquet and write `stats.json` and `README.md`; a second call does nothing.
@@ -152,15 +203,7 @@ class ParameterRecorder:
         Raises:
             ValueError: what the layout leaves out is no longer the base model's; the rows are in the folder.
         """
-        if self._stream is not None:
-            self._stream.close()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._stream = None
-            try:
-                finish_rows(self.output_dir, self.metadata)
-            finally:
-                unlock_folder(self._held)
+        if self._finish():
             self._closed = True
             if self._rest is not None:
                 try:
@@ -169,7 +212,22 @@ class ParameterRecorder:
                     raise ValueError(f"run {self.run!r} in {self.output_dir} is not to be used: {error}") from error
         self._closed = True
 
+    def _finish(self) -> bool:
+        """Turn an open stream into Parquet; `False` when there is none."""
+        if self._stream is None:
+            return False
+        self._stream.close()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._stream = None
+        try:
+            finish_rows(self.output_dir, self.metadata)
+        finally:
+            unlock_folder(self._held)
+        return True
+
     def __enter__(self) -> ParameterRecorder:
+        self.check_new()
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
@@ -197,6 +255,10 @@ def finish_recording(path: str | Path) -> None:
 class ParameterRecorderCallback(TrainerCallback):
     """Records checkpoints of a `transformers.Trainer` run and closes the recorder when training ends.
 
+    A training that goes on from a checkpoint (`train(resume_from_checkpoint=…)`) goes on with the recorded run: rows
+    behind the checkpoint's step are replaced. Trained again from the start, the same trainer records another run,
+    `run-1` after `run-0`. Of networks that processes share in shards, as with FSDP, the whole is gathered.
+
     Args:
         recorder ([`ParameterRecorder`]): Where to; of several processes, the main one records.
         every (`int`, *optional*, defaults to 1): Optimiser steps between checkpoints.
@@ -216,12 +278,26 @@ class ParameterRecorderCallback(TrainerCallback):
             raise ValueError(f"expected every >= 1, found {every}.")
         self.recorder, self.every = recorder, every
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Go on with the run of a training that is resumed, else begin one; `ValueError` when the folder holds it."""
+        if not state.is_world_process_zero:
+            return
+        if state.global_step > 0:
+            self.recorder.resume(state.global_step)
+        elif self.recorder.num_recorded:
+            self.recorder.next_run()
+        else:
+            self.recorder.check_new()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
         """Record the model every `every` steps."""
-        if state.is_world_process_zero and state.global_step % self.every == 0:
-            self.recorder.record(model, step=state.global_step, epoch=state.epoch)
+        if state.global_step % self.every == 0:
+            # Of all processes, where each has a part.
+            whole = gathered(model)
+            if state.is_world_process_zero:
+                self.recorder.record(whole, step=state.global_step, epoch=state.epoch)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Close the recorder."""

@@ -10,8 +10,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..base_model import BaseModel, same_memory
+from ..base_model import BaseModel
 from ..layout import ParameterLayout
+from ..weights import same_memory
+from ..wrapped import fit_names, is_sharded, own_buffers, own_parameters, own_state
 
 # Layers of batch norm change these in train mode, whether their parameters are frozen or not.
 RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -54,7 +56,9 @@ class StoredRest:
                         "belongs to another architecture."
                     )
                 if (expected.is_floating_point() or expected.ndim) and not torch.equal(expected, value):
-                    found[name] = (expected.double() - value.double()).abs().nan_to_num().max().item()
+                    found[name] = (
+                        (expected.to(torch.complex128) - value.to(torch.complex128)).abs().nan_to_num().max().item()
+                    )
         return found
 
 
@@ -98,7 +102,8 @@ class RestCheck:
         if self._stored is None:
             self._stored = StoredRest(self._base_model.checked_weights(), self._layout)
         is_module = isinstance(state, nn.Module)
-        tensors = state.state_dict(keep_vars=True) if is_module else state
+        names = self._stored.names.union(self._layout.names)
+        tensors = own_state(state) if is_module else fit_names(state, names)
         is_full = not is_module or self._count & (self._count + 1) == 0
         if is_full:
             self._check_names(tensors, is_module)
@@ -115,8 +120,9 @@ class RestCheck:
             ValueError: a tensor was changed without a new version, as through `tensor.data`.
         """
         model = None if self._model is None else self._model()
-        if model is not None:
-            tensors = model.state_dict(keep_vars=True)
+        # What was whole for a checkpoint may be in shards again.
+        if model is not None and not is_sharded(model):
+            tensors = own_state(model)
             self._compare(tensors, [name for name in tensors if self._is_known(name, tensors[name])])
 
     def _is_known(self, name: str, tensor: torch.Tensor) -> bool:
@@ -175,8 +181,10 @@ class RestCheck:
         """Without weights, the rest would be new and random: only what a layer starts with anyway may be left out."""
         if not isinstance(state, nn.Module):
             return
-        left_out = [name for name, _ in state.named_parameters()]
-        left_out += [name for name, _ in state.named_buffers() if name.endswith(RUNNING_STATISTICS)]
+        left_out = [
+            *own_parameters(state),
+            *(name for name in own_buffers(state) if name.endswith(RUNNING_STATISTICS)),
+        ]
         if left_out := [name for name in left_out if name not in self._layout.names]:
             raise ValueError(
                 f"tensor {left_out[0]!r} is not in the layout, and the base model has no weights to rebuild it from; "

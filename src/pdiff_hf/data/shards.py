@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from ..files import atomic_write, errors_of
 from ..layout import ParameterLayout
 from . import chunks
+from .scalars import column_values
 
 RECORDING = "recording.arrow"
 
@@ -30,6 +32,9 @@ SHARD_BYTES = 2**27
 
 # What is decoded into memory at a time, or one row if that is larger.
 ROW_GROUP_BYTES = 2**25
+
+# Key in the metadata of a recording that goes on with runs: how many rows of each the shards held when it began.
+KNOWN_ROWS = b"pdiff_hf.known_rows"
 
 # Key in the metadata of a shard; two layouts may have vectors of the same length.
 FINGERPRINT = b"pdiff_hf.fingerprint"
@@ -87,12 +92,8 @@ def rows_table(
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     arrays = [pa.FixedSizeListArray.from_arrays(flat, layout.num_parameters).cast(schema.field(0).type)]
     for name in schema.names[1:]:
-        if len(values[name]) != len(vectors):
-            raise ValueError(f"column {name!r}: expected {len(vectors)} values, found {len(values[name])}.")
-        for row, value in enumerate(() if name in KEYS else values[name], first):
-            if value is not None and not np.isfinite(value):
-                raise ValueError(f"checkpoint of {unit} {row}: metric {name!r} is {value}, expected a finite number.")
-        arrays.append(pa.array(list(values[name]), type=schema.field(name).type))
+        column = column_values(name, values[name], len(vectors), unit, first)
+        arrays.append(pa.array(column, type=schema.field(name).type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -286,15 +287,21 @@ def recorded_runs(path: str | Path) -> Counter[str]:
     return counts
 
 
+def _without_known_rows(schema: pa.Schema) -> dict[bytes, bytes]:
+    return {key: value for key, value in (schema.metadata or {}).items() if key != KNOWN_ROWS}
+
+
 def recorded_batches(path: str | Path) -> Iterator[pa.RecordBatch]:
     """The complete rows of a folder's recording that no shard holds yet, one batch each; a cut-off row ends them."""
     in_shards = recorded_runs(path)
     with pa.OSFile(str(Path(path) / RECORDING)) as source:
         try:
-            for batch in pa.ipc.open_stream(source):
+            stream = pa.ipc.open_stream(source)
+            in_shards.subtract(json.loads((stream.schema.metadata or {}).get(KNOWN_ROWS, b"{}")))
+            for batch in stream:
                 run = batch.column("run")[0].as_py()
                 in_shards[run] -= 1
                 if in_shards[run] < 0:
-                    yield batch
+                    yield batch.replace_schema_metadata(_without_known_rows(stream.schema))
         except (pa.ArrowInvalid, OSError):
             return

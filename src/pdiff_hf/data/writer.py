@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from filelock import FileLock, Timeout
 
@@ -57,12 +58,37 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
     check_same_network(read_identity(path), new, "choose another folder")
     for file in shards.find_shards(path):
         shards.check_shard(file, layout)
+    check_new_runs(path, runs)
+
+
+def check_new_runs(path: Path, runs: Iterable[str]) -> None:
+    """Raise `ValueError` when a folder holds one of the runs already."""
     known = set(shards.recorded_runs(path))
     if (path / shards.RECORDING).exists():
         known |= {batch.column("run")[0].as_py() for batch in shards.recorded_batches(path)}
     for run in runs:
         if run in known:
-            raise ValueError(f"{path} already holds run {run!r}; choose another run name or folder.")
+            raise ValueError(
+                f"{path} already holds run {run!r}; choose another run name or folder, or go on with it from a step "
+                "(ParameterRecorder.resume, Trainer.train(resume_from_checkpoint=…))."
+            )
+
+
+def drop_rows(path: Path, layout: ParameterLayout, run: str, first: int) -> None:
+    """Remove the rows of a run from step `first` on from the shards of a locked folder, one shard after the other."""
+    changed = False
+    for file in shards.find_shards(path):
+        columns = shards.read_columns([file], layout)
+        kept = [r != run or s < first for r, s in zip(*(columns[n].to_pylist() for n in ("run", "step")), strict=True)]
+        if all(kept):
+            continue
+        changed = True
+        if any(kept):
+            shards.write_shard(shards.read_shard(file, layout).filter(pa.array(kept)), file)
+        else:
+            file.unlink()
+    if changed and shards.find_shards(path):
+        finish_dataset(path)
 
 
 def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None) -> None:

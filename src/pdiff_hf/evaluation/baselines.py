@@ -50,7 +50,7 @@ def noised_originals(
     """
     rows = torch.randint(len(originals), (num,), generator=generator)
     networks = _log_tensors(originals[rows], layout, torch.log)
-    for spec in layout.tensors:
+    for spec in (spec for spec in layout.tensors if spec.numel):
         values = networks[:, spec.offset : spec.offset + spec.numel]
         scale = sigma * values.std(1, correction=0, keepdim=True)
         values += scale * torch.randn(values.shape, generator=generator)

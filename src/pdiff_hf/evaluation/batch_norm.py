@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..forward import FullForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout, TensorSpec
+from ..wrapped import copy_network, own_state
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -118,7 +118,7 @@ def extended_layout(layout: ParameterLayout, model: nn.Module, names: Iterable[s
     Raises:
         ValueError: the model has no such tensor.
     """
-    tensors, specs, offset = model.state_dict(), list(layout.tensors), layout.num_parameters
+    tensors, specs, offset = own_state(model), list(layout.tensors), layout.num_parameters
     for name in names:
         if name not in tensors:
             raise ValueError(f"tensor {name!r}: expected one of the model's, found none of this name.")
@@ -133,7 +133,7 @@ def dependent_batch_norms(model: nn.Module, layout: ParameterLayout, images: tor
 
     Found by a forward pass of a copy of the model on some images `(N, C, H, W)`.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy_network(model).eval()
     generated, found = set(layout.names), []
     # A gradient is asked for where a tensor depends on the generated ones, and nowhere else.
     for name, parameter in model.named_parameters():
@@ -164,7 +164,7 @@ class _BatchStatistics(TorchDispatchMode):
         if func is not torch.ops.aten.native_batch_norm.default or id(args[3]) not in self._names:
             return func(*args, **(kwargs or {}))
         x, weight, bias, running_mean, running_var, _, momentum, eps = args
-        variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1])
+        variance, mean = torch.var_mean(x.float(), [dim for dim in range(x.ndim) if dim != 1])
         self.statistics[self._names[id(running_mean)]].append(mean)
         self.statistics[self._names[id(running_var)]].append(variance)
         return func(x, weight, bias, None, None, True, momentum, eps)

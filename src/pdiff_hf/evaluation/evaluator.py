@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..forward import FullForward, SplitForward, split_if_exportable
+from ..forward import FullForward, SplitForward, input_dtype, split_if_exportable
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 
@@ -77,8 +77,8 @@ class ParameterEvaluator:
         identity ([`NetworkIdentity`], *optional*): Which network model and layout are, for comparison with others.
 
     Raises:
-        ValueError: the layout does not fit the model, its tensors do not influence the logits, or images and labels do
-            not belong together.
+        ValueError: the layout does not fit the model, its tensors do not influence the logits, images and labels do
+            not belong together, or the device cannot compute in the model's half precision.
     """
 
     def __init__(
@@ -112,9 +112,18 @@ class ParameterEvaluator:
         self.num_dependent_nodes = self._forward.num_dependent_nodes if self.is_partial else 0
         self._networks_at_once = networks_at_once
         self._accelerator = accelerator
-        with torch.no_grad():
-            own = layout.unflatten(layout.flatten(model)[None].to(self.device))
-            self.num_classes = self._tail(self._activations(0), own, 1, at_once=1).shape[-1]
+        own = layout.unflatten(layout.flatten(model)[None].to(self.device))
+        try:
+            with torch.no_grad():
+                self.num_classes = self._tail(self._activations(0), own, 1, at_once=1).shape[-1]
+        except RuntimeError as error:
+            if (dtype := input_dtype(model)).itemsize > 2:
+                raise
+            # Of half precision, the CPU lacks some operations.
+            raise ValueError(
+                f"expected a network that computes in {dtype} on {self.device}, found: {str(error).splitlines()[0]}; "
+                "evaluate it on another device, or record it in float32 (model.float())."
+            ) from error
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0 or highest >= self.num_classes:
             raise ValueError(

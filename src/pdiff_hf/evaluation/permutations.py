@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..layout import ParameterLayout
+from ..wrapped import unwrap
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -73,7 +74,7 @@ def permutation_spec(model: nn.Module, layout: ParameterLayout) -> PermutationSp
         ValueError: the network is another one, has no hidden layer, or a tensor of its layers is not in the layout, so
             that it cannot be permuted; the layer is named.
     """
-    steps = list(_chain(model))
+    steps = list(_chain(unwrap(model)))
     weighted = [name for name, operation in steps if type(operation) in WEIGHTED]
     if len(weighted) < 2:
         raise _error(f"{len(weighted)} linear layers or convolutions, so no hidden units")

@@ -64,7 +64,8 @@ class ParameterNormalizer(nn.Module):
                     self.mean[first : first + len(mean)] = mean
                     self.std[first : first + len(std)] = std
                 pooled.append(torch.stack([block.sum(), block.square().sum(), -low.min(), high.max()]).cpu())
-            if self.mode == "per_tensor":
+            # A tensor without values has nothing to be normalised by.
+            if self.mode == "per_tensor" and pooled:
                 total, squares = torch.stack(pooled)[:, :2].sum(0) / ((end - start) * len(vectors))
                 low, high = torch.stack(pooled)[:, 2:].amax(0)
                 self.mean[index] = total

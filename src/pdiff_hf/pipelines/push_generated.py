@@ -25,6 +25,7 @@ from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
 from ..wording import argument
+from ..wrapped import own_state
 from .generated_card import make_generated_card
 from .hub import resolve_pipeline
 from .network_folder import load_generated, read_index
@@ -106,7 +107,9 @@ def push_generated(
             path = folder / values["files"][index]
             with errors_of(path, SafetensorError, RuntimeError):
                 # With re-estimated BatchNorm statistics, if it has any.
-                model.load_state_dict(load_file(path), strict=False)
+                state, own = load_file(path), own_state(model)
+                for name in state.keys() & own.keys():
+                    own[name].data.copy_(state[name])
             _write_model(model, layout, base_model, task, output_dir)
             write_json(output_dir / "index.json", {**values, "files": [values["files"][index]], "index": index})
         card = make_generated_card(repo_id, values, layout, base_model, index, str(source), metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..evaluation.permutations import permutation_spec
 from ..files import atomic_folder, check_new, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import process_state
+from ..wrapped import copy_network, own_state
 from .collect_runs import RunCollector
 from .config import BaseTrainingConfig, CollectConfig
 from .task import Task
@@ -39,7 +39,7 @@ def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | 
     check_new(output_dir, "the checkpoints")
     layout = ParameterLayout.from_model(model, config.select, config.buffers)
     if config.independent and config.runs > 1:
-        floats = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+        floats = [name for name, tensor in own_state(model).items() if tensor.is_floating_point()]
         if left_out := [name for name in floats if name not in layout.names]:
             raise ValueError(
                 f"expected independent runs to collect every tensor, found that {left_out[0]!r} is left out; set "
@@ -93,7 +93,7 @@ def collect_checkpoints(
         ValueError: as [`check_collection`], or the loss is no longer finite.
     """
     state = process_state()
-    model = copy.deepcopy(model)
+    model = copy_network(model)
     layout = check_collection(model, config, output_dir)
     folder = partial_folder(output_dir)
     metadata = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from ..base_model import BaseModel
 from ..data.record import ParameterRecorder
 from ..data.writer import save_parameter_dataset
 from ..layout import ParameterLayout
+from ..wrapped import copy_network
 from .config import BaseTrainingConfig, CollectConfig
 from .task import Task
 from .train_selection import SharedPrefix, share_prefix, train_selection
@@ -79,7 +79,7 @@ class RunCollector:
                 untrained = replace(self.base_model, weights=None, sha256=None, repo=None, revision=None)
                 networks.append(untrained.build())
             else:
-                networks.append(copy.deepcopy(self.model))
+                networks.append(copy_network(self.model))
         if seeds:
             train_networks(self.task, networks[-len(seeds) :], seeds, self.base_training, device)
         return networks

@@ -15,6 +15,7 @@ from torch import nn
 from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
+from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, CollectConfig
 from .task import MAX_CACHE_BYTES, Task
 
@@ -58,7 +59,7 @@ def share_prefix(
         [`SharedPrefix`], or `None` where everything changes: when all parameters are trained, norm layers follow the
         data or images are augmented; also when the network cannot be cut or the activations need too much memory.
     """
-    parameters = dict(network.named_parameters())
+    parameters = own_parameters(network)
     is_whole = all(name in layout.names for name in parameters)
     if is_whole or layout.followed_modules or task.is_augmented or not task.fits_in_memory("train"):
         return None
@@ -132,7 +133,7 @@ def train_selection(
         ValueError: no selected tensor is a parameter, or the loss is no longer finite.
     """
     # 1. What is trained, and which norm layers follow the data
-    parameters = dict(network.named_parameters())
+    parameters = own_parameters(network)
     trained = {name: parameter for name, parameter in parameters.items() if name in layout.names}
     if not trained:
         raise ValueError(f"expected a selection with parameters, found buffers only: {layout.names}; select others")
@@ -140,7 +141,10 @@ def train_selection(
     learning_rate = config.learning_rate or (
         WHOLE_LEARNING_RATE if len(trained) == len(parameters) else SUBSET_LEARNING_RATE
     )
-    optimizer = OPTIMIZERS[config.optimizer](trained.values(), lr=learning_rate, weight_decay=config.weight_decay)
+    # Steps are smaller than half precision is fine: they add up in float32.
+    masters = {name: p if p.dtype == torch.float32 else p.detach().float().clone() for name, p in trained.items()}
+    halves = [(p, masters[name]) for name, p in trained.items() if masters[name] is not p]
+    optimizer = OPTIMIZERS[config.optimizer](masters.values(), lr=learning_rate, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda step: 1.0))
 
     # 2. Steps
@@ -157,7 +161,11 @@ def train_selection(
             loss = nn.functional.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
+            for half, master in halves:
+                master.grad, half.grad = None if half.grad is None else half.grad.float(), None
             optimizer.step()
+            for half, master in halves:
+                half.data.copy_(master)
             scheduler.step()
             step += 1
             if step <= config.burn_in or (step - config.burn_in) % config.every:

@@ -87,6 +87,10 @@ def test_base_model_of_the_dataset_is_the_first_checkpoint(tmp_path):
         lambda state: {"model": state},
         lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
         lambda state: {"model_state_dict": {f"module._orig_mod.{name}": t for name, t in state.items()}},
+        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{name}": t for name, t in state.items()}},
+        lambda state: {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}, "epoch": 1},
+        lambda state: {name.replace("1.", "1._orig_mod.", 1): tensor for name, tensor in state.items()},
+        lambda state: {name.replace("3.", "3._checkpoint_wrapped_module."): tensor for name, tensor in state.items()},
     ],
 )
 def test_wrapped_and_prefixed_state_dicts_are_recognised(tmp_path, wrap):

@@ -17,7 +17,7 @@ from ...files import errors_of, read_json
 from ...hub.snapshot import some_of
 from ...layout import ParameterLayout
 from ...wording import argument
-from .state_dict import strip_prefixes
+from ...wrapped import fit_names, own_buffers, own_state
 
 
 def parse_base_model(text: str, kwargs: Mapping[str, Any] | None = None) -> BaseModel:
@@ -103,8 +103,8 @@ class Architecture:
         with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
             self._model = base_model.build()
         self._num_classes = self._model.num_classes if base_model.library == "timm" else None
-        state = self._model.state_dict(keep_vars=True)
-        self.buffers = {name for name, _ in self._model.named_buffers()}
+        state = own_state(self._model)
+        self.buffers = set(own_buffers(self._model))
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         self._floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
         # The first name of every tensor; tied ones have several.
@@ -115,7 +115,7 @@ class Architecture:
         """The selected tensors in the types of the first checkpoint; the network is let go."""
         model = self._model
         del self._model
-        for name, tensor in model.state_dict(keep_vars=True).items():
+        for name, tensor in own_state(model).items():
             tensor.data = state[name]
         return ParameterLayout.from_model(model, select, buffers)
 
@@ -125,7 +125,7 @@ class Architecture:
         Raises:
             ValueError: a tensor is missing, unexpected, or of another shape or kind; file and tensor are named.
         """
-        state = strip_prefixes(state, self._shapes)
+        state = fit_names(state, self._shapes)
         for name in state.keys() & self._shapes.keys():
             if state[name].is_floating_point() != (name in self._floats):
                 found = state[name].dtype
@@ -149,15 +149,32 @@ class Architecture:
     def _converted(self, state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
         """As [`named`], by transformers, whose names in files are not always those of the network."""
         dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-        if len(dtypes) != 1:
-            found = " and ".join(sorted(map(str, dtypes))) or "none"
-            raise ValueError(f"{where}: expected one floating-point dtype, found {found}; convert it first.")
+        if not dtypes:
+            raise ValueError(f"{where}: expected floating-point tensors, found none.")
         # transformers would take the codes of quantized weights for the weights.
         if codes := [name for name, tensor in state.items() if tensor.dtype in (torch.int8, torch.uint8)]:
             raise ValueError(
                 f"{where}: tensor {codes[0]!r}: expected floating-point values, found {state[codes[0]].dtype}; "
                 "quantized networks cannot be imported."
             )
+        found = self._loaded(state, where, torch.float32 if len(dtypes) > 1 else next(iter(dtypes)))
+        if len(dtypes) == 1:
+            return found
+        # Of several types, that of every tensor is found by loading numbers for them in the tensors' places.
+        kinds = list(dtypes)
+        numbers = {n: torch.full(t.shape, float(kinds.index(t.dtype))) for n, t in state.items() if t.dtype in dtypes}
+        numbers = self._loaded({**state, **numbers}, where, torch.float32)
+        typed = dict(found)
+        for name in dict.fromkeys(self._first_name.values()):
+            number = numbers[name].unique() if found[name].is_floating_point() else ()
+            if len(number) > 1:
+                raise ValueError(f"{where}: tensor {name!r} is made of several types; convert them to one.")
+            if len(number):
+                typed[name] = found[name].to(kinds[int(number[0])])
+        return {name: typed[first] for name, first in self._first_name.items()}
+
+    def _loaded(self, state: dict[str, torch.Tensor], where: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """All tensors of the network that transformers makes of a state dict, in one type."""
         architecture = getattr(transformers, self.base_model.name)
         kinds = (RuntimeError, TypeError, ImportError, OSError)
         with errors_of(f"{where}: transformers cannot load it", *kinds), _silent_transformers():
@@ -165,7 +182,7 @@ class Architecture:
                 None,
                 config=AutoConfig.for_model(**self.base_model.kwargs["config"]),
                 state_dict=state,
-                dtype=dtypes.pop(),
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -175,7 +192,7 @@ class Architecture:
             self._refuse(where, f"tensor {unexpected[0]!r} is unexpected, the network has {some_of(self._shapes)}")
         if missing := sorted(found["missing_keys"]):
             self._refuse(where, f"tensor {missing[0]!r} is missing, found {some_of(state)}")
-        return model.state_dict()
+        return {name: tensor.detach() for name, tensor in own_state(model).items()}
 
     def _refuse_shape(self, where: str, name: str, expected: Sequence[int], found: Sequence[int]) -> None:
         advice = ""

@@ -19,9 +19,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # Under one of these names training scripts keep the network beside optimiser, epoch and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 
-# DistributedDataParallel and torch.compile put these before every name.
-PREFIXES = ("module.", "_orig_mod.")
-
 # As `save_pretrained` and the Trainer name them, in the order in which they are looked for.
 SAVED_MODELS = (
     "model.safetensors",
@@ -128,13 +125,3 @@ def _check_state(state: Any, where: str) -> None:
             )
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it sparse, quantized or empty.")
-
-
-def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> dict[str, torch.Tensor]:
-    """Remove what DistributedDataParallel and torch.compile put before every name; `expected` are the network's."""
-    state = dict(state)
-    while True:
-        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
-        if prefix is None or any(name.startswith(prefix) for name in expected):
-            return state
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

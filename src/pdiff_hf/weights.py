@@ -1,0 +1,78 @@
+"""All weights of a network, by its own names: taken out to be written, and put back into one that was built anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .selection import check_network, check_values
+from .wrapped import fit_names, own_state, plain_name, unwrap
+
+
+def whole_network(model: object, name: str) -> nn.Module:
+    """The network that a factory `name` has made, out of its wrappers; `ValueError` for what cannot be served."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"base model: expected an nn.Module of {name!r}, found {type(model).__name__}.")
+    model = unwrap(model)
+    check_network(model)
+    return model
+
+
+def take_weights(model: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of all tensors of a network or state dict on the CPU, tied ones once, under the network's own names.
+
+    Raises:
+        ValueError: a tensor has no values in memory, or a layer keeps them in a way of its own.
+    """
+    if isinstance(model, nn.Module):
+        check_network(model)
+        state = own_state(model)
+    else:
+        state = {plain_name(name): tensor for name, tensor in model.items()}
+    for name, tensor in state.items():
+        check_values(name, tensor)
+    unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
+    return {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
+
+
+def put_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str, name: str) -> None:
+    """Give a network the tensors of [`take_weights`], in their types.
+
+    Args:
+        model (`nn.Module`): The network.
+        state (`Mapping[str, torch.Tensor]`): All its tensors, tied ones once.
+        path, name (`str`): Of the file and of the network, for messages.
+
+    Raises:
+        ValueError: the tensors are another network's.
+    """
+    own = own_state(model)
+    if unexpected := [key for key in state if key not in own]:
+        wrapped = fit_names(state, own).keys() <= own.keys()
+        what = "a wrapper such as DataParallel named it; save the network in it" if wrapped else "another network's"
+        raise ValueError(
+            f"base model: {path}: tensor {min(unexpected)!r} is none of {name}'s, which has "
+            f"{next(iter(own), None)!r} and so on: {what}."
+        )
+    # The other names of a tied tensor were not stored.
+    stored = {same_memory(own[key]): key for key in state}
+    values = {}
+    for key, tensor in own.items():
+        source = key if key in state else stored.get(same_memory(tensor))
+        if source is None:
+            raise ValueError(f"base model: {path} lacks tensor {key!r} of {name}.")
+        value = values[key] = state[source]
+        if value.shape != tensor.shape or value.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(
+                f"base model: {path}: tensor {key!r}: expected {tensor.dtype} {tuple(tensor.shape)}, "
+                f"found {value.dtype} {tuple(value.shape)}; the weights belong to another architecture."
+            )
+    for key, tensor in own.items():
+        tensor.data = values[key]
+
+
+def same_memory(tensor: torch.Tensor) -> tuple:
+    """Key of the memory that a tensor views: tied parameters have the same."""
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

@@ -6,56 +6,130 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .locks import locked
+from .os_errors import writing
 
 
 @contextmanager
 def errors_of(name: Any, *kinds: type[Exception], said: str = "") -> Iterator[None]:
     """Give every `ValueError` of the block, and errors of `kinds` as such, in one line that begins with `name`.
 
-    Errors that are not just a `ValueError` have `said` behind the name.
+    Errors that are not just a `ValueError` have `said` behind the name, unless the operating system has raised them:
+    a file that may not be read is not a damaged one.
     """
     try:
         yield
     except (ValueError, *kinds) as error:
         reason = textwrap.shorten(str(error), 1000, placeholder=" …") or type(error).__name__
-        raise ValueError(f"{name}{'' if type(error) is ValueError else said}: {reason}") from error
+        if type(error) is ValueError or (isinstance(error, OSError) and error.errno is not None):
+            said = ""
+        raise ValueError(f"{name}{said}: {reason}") from error
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that is renamed to it on success and removed on failure."""
+    """Give a temporary path beside `path` that is renamed to it on success and removed on failure.
+
+    Raises:
+        OSError: as [`writing`].
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def partial_folder(path: str | Path) -> Path:
+    """Where a folder is written until it is complete: beside the place it gets, on the same file system."""
+    path = Path(os.path.realpath(path))
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
 def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` that gets this name on success and is removed on failure.
 
-    `path` is new or an empty folder; with `replace`, what is there makes room on success.
+    `path` is new or an empty folder; with `replace`, what is there makes room on success. One that was cut off has
+    left a temporary folder, which is removed as well.
+
+    Raises:
+        ValueError: another program is writing to `path`, or it is a mount point.
+        OSError: as [`writing`].
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    finally:
+    partial = partial_folder(path)
+    final, old = Path(os.path.realpath(path)), partial.with_suffix(".old")
+    if os.path.ismount(final):
+        raise ValueError(
+            f"expected a folder that can be replaced, {path} is a mount point; choose one inside it."
+        )
+    with locked(path, beside=True), writing(path, partial):
+        # The name was taken away, and then came the end.
+        if replace and old.exists() and not final.exists():
+            old.rename(final)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if replace and final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                final.rename(old)
+            try:
+                partial.rename(final)
+            except BaseException:
+                if replace and old.exists():
+                    old.rename(final)
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replacing(folder: str | Path, merge: bool = False) -> Iterator[Path]:
+    """Give an empty folder, whose entries replace those of the same names in `folder` once all are written.
+
+    With `merge`, other files in sub-folders of the same names stay.
+
+    Raises:
+        OSError: as [`writing`].
+    """
+    folder = Path(folder)
+    partial = folder / ".partial"
+    with writing(folder, partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for entry in sorted(partial.rglob("*") if merge else partial.iterdir()):
+                target = folder / entry.relative_to(partial)
+                if merge and entry.is_dir():
+                    target.mkdir(exist_ok=True)
+                    continue
+                if target.is_dir():
+                    shutil.rmtree(target)
+                entry.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder that is removed in the end; raises `OSError` as [`writing`]."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, writing(folder):
+        yield Path(folder)
 
 
 def write_json(path: str | Path, value: Any) -> None:

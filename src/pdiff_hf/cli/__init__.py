@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
 from rich.markup import escape
 
+from ..os_errors import as_os_error, describe
 from .app import app, errors
 
 # The commands register themselves, in the order of the help.
@@ -20,7 +20,7 @@ LISTS = ("--seeds",)
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2."""
+    """Run the command line; bad input ends in one line and exit code 2, a full disk or a fault of the machine in 1."""
     # Before torch is imported. Threads that spin while they wait make small networks ten times slower on a busy CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
@@ -40,8 +40,10 @@ def main() -> None:
         message = escape(" ".join(str(error).split()))
         errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        # Also those that a library has made something else of.
+        if (found := as_os_error(error)) is None:
             raise
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}; make room and start again.", highlight=False)
-        sys.exit(1)
+        text, code = describe(found)
+        errors.print(f"[bold red]Error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        sys.exit(code)

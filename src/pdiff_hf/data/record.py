@@ -14,10 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
+from ..locks import FolderLock, locked
 from .folder import write_layout
 from .rest import RestCheck
 from .shards import RECORDING, rows_table
-from .writer import check_append, finish_rows, lock_folder, unlock_folder
+from .writer import check_append, finish_rows
 
 
 class ParameterRecorder:
@@ -133,7 +134,7 @@ class ParameterRecorder:
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema) -> None:
-        lock = lock_folder(self.output_dir)
+        lock = FolderLock(self.output_dir)
         try:
             check_append(self.output_dir, self.layout, self.base_model, [self.run])
             if (self.output_dir / RECORDING).exists():
@@ -142,7 +143,7 @@ class ParameterRecorder:
                 write_layout(self.output_dir, self.layout, self.base_model)
             self._file = open(self.output_dir / RECORDING, "wb")
         except BaseException:
-            unlock_folder(lock)
+            lock.release()
             raise
         self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, schema), schema, lock
 
@@ -160,7 +161,7 @@ class ParameterRecorder:
             try:
                 finish_rows(self.output_dir, self.metadata)
             finally:
-                unlock_folder(self._held)
+                self._held.release()
             self._closed = True
             if self._rest is not None:
                 try:
@@ -187,11 +188,8 @@ def finish_recording(path: str | Path) -> None:
     """
     if not (Path(path) / RECORDING).exists():
         raise ValueError(f"expected a recording at {Path(path) / RECORDING}, found none.")
-    lock = lock_folder(Path(path))
-    try:
+    with locked(path):
         finish_rows(Path(path))
-    finally:
-        unlock_folder(lock)
 
 
 class ParameterRecorderCallback(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,7 +16,7 @@ from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
 from ..data.folder import write_layout
-from ..files import errors_of, read_json, write_json
+from ..files import errors_of, read_json, temporary_folder, write_json
 from ..hub.upload import PushOptions, push_files, select_files
 from ..layout import ParameterLayout
 from ..results.metrics import METRICS_FILE, Metrics
@@ -79,8 +78,7 @@ def push_generated(
         index = 0
     if index is not None and not 0 <= index < count:
         raise ValueError(f"{folder}: expected an index from 0 to {count - 1}, found {index}.")
-    with tempfile.TemporaryDirectory() as temporary:
-        output_dir = Path(temporary)
+    with temporary_folder() as output_dir:
         files = {}
         if zoo:
             write_layout(output_dir, layout, base_model)

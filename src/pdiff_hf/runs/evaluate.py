@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..evaluation.permutations import find_permutations
 from ..evaluation.trajectory import trajectory
 from ..files import atomic_folder, read_json, write_json
 from ..layout import ParameterLayout
-from ..machine import process_state
+from ..machine import locked_together, process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import SCHEDULERS, load_pipeline
@@ -105,13 +106,32 @@ def evaluate_run(
         ValueError: the dataset names no task or base model, a folder is missing or damaged, or `output_dir` holds
             something that is no report.
     """
-    # 1. What is evaluated
     start = time.perf_counter()
     dataset = dataset or ParameterDataset(run.path("collect"))
     # Of what was made elsewhere, nobody knows the cost.
     is_own = dataset.folder == run.path("collect") and pipeline_dir is None and generated_dir is None
-    output_dir = output_dir or run.path("evaluate")
-    _check_report_folder(output_dir)
+    with ExitStack() as held:
+        # A run that is only read may be where nobody can write.
+        if output_dir is None or (is_own and config.fine_tune and not run.is_complete("fine_tune")):
+            held.enter_context(locked_together(run.folder))
+        output_dir = output_dir or run.path("evaluate")
+        held.enter_context(locked_together(output_dir, beside=True))
+        _check_report_folder(output_dir)
+        return _evaluate(run, config, dataset, task, pipeline_dir, generated_dir, output_dir, start, is_own)
+
+
+def _evaluate(
+    run: Run,
+    config: EvaluateConfig,
+    dataset: ParameterDataset,
+    task: Task | None,
+    pipeline_dir: Path | None,
+    generated_dir: Path | None,
+    output_dir: Path,
+    start: float,
+    is_own: bool,
+) -> Metrics:
+    # 1. What is evaluated
     task = task or require_task(dataset)
     originals = dataset.vectors(rows=slice(None))
     generated_dir = generated_dir or run.path("generate")
@@ -219,17 +239,19 @@ def trajectory_run(
     Raises:
         ValueError: a folder is missing or damaged, or the dataset names no task or base model.
     """
-    pipe = load_pipeline(run.path("diffusion"))
-    pipe.scheduler = SCHEDULERS[config.scheduler].from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(desc="trajectory", leave=False)
-    options = recorded_section(run.folder, "evaluate")
-    evaluator = make_evaluator(
-        dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
-    )
-    originals = dataset.vectors(rows=slice(None))
-    found = trajectory(pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed)
-    folder = run.path("evaluate")
-    folder.mkdir(exist_ok=True)
-    write_json(folder / TRAJECTORY_FILE, found)
-    plots = [plot_trajectory(found), plot_trajectory_plane(found)]
-    return found, [folder / TRAJECTORY_FILE, *(plot.save_png(folder) for plot in plots)]
+    with locked_together(run.folder):
+        pipe = load_pipeline(run.path("diffusion"))
+        pipe.scheduler = SCHEDULERS[config.scheduler].from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(desc="trajectory", leave=False)
+        options = recorded_section(run.folder, "evaluate")
+        evaluator = make_evaluator(
+            dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
+        )
+        originals = dataset.vectors(rows=slice(None))
+        found = trajectory(pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed)
+        folder = run.path("evaluate")
+        folder.mkdir(exist_ok=True)
+        plots = [plot_trajectory(found), plot_trajectory_plane(found)]
+        files = [plot.save_png(folder) for plot in plots]
+        write_json(folder / TRAJECTORY_FILE, found)
+        return found, [folder / TRAJECTORY_FILE, *files]

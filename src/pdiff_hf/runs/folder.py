@@ -13,6 +13,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
+from ..locks import LOCK_FILE
 from ..machine import peak_memory, process_state
 from ..models.auto import SECTIONS
 from ..results.metrics import METRICS_FILE, Metrics
@@ -200,7 +201,7 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the run, {folder} is a file.")
     for entry in folder.iterdir() if folder.exists() else ():
-        if written is None or entry.name in written:
+        if entry.name != LOCK_FILE and (written is None or entry.name in written):
             raise ValueError(f"{folder} holds {entry.name} but is no run of pdiff; choose a new or empty folder.")
     return Run(folder)
 

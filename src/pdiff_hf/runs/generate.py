@@ -17,7 +17,7 @@ from ..evaluation.batch_norm import BatchNormEstimator
 from ..evaluation.choice import choose_networks
 from ..evaluation.evaluator import ParameterEvaluator
 from ..layout import ParameterLayout
-from ..machine import process_state
+from ..machine import one_writer, process_state
 from ..pipelines.network_folder import check_new, write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, SCHEDULERS, Draws, batch_seed, draw_gaussian_latents
@@ -56,6 +56,7 @@ class ChoiceConfig:
             raise ValueError(f"top must be at least 1, got {self.top}.")
 
 
+@one_writer("output_dir", beside=True)
 def generate_networks(
     pipeline: PDiffPipeline,
     output_dir: str | Path,

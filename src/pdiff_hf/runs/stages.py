@@ -10,17 +10,17 @@ from accelerate.utils import set_seed
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import split_rows
-from ..files import read_json
+from ..files import partial_folder, read_json
 from ..forward import forward_logits
 from ..layout import ParameterLayout
-from ..machine import process_state
+from ..machine import one_writer, process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline
 from ..results.metrics import METRICS_FILE, Metrics
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
-from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
+from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.evaluators import make_gate_evaluator, open_task
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
@@ -31,6 +31,7 @@ from .generate import generate_networks
 from .recipe import Recipe, TrainingRecipe
 
 
+@one_writer("folder")
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
     """Carry out all stages of a recipe and return what its evaluation has found.
 
@@ -131,6 +132,7 @@ def check_training(
         )
 
 
+@one_writer("output_dir", beside=True)
 def collect(recipe: Recipe, output_dir: Path) -> dict:
     """Train a base model and collect its checkpoints into a parameter dataset; returns their number and accuracy."""
     task = load_task(recipe.task, recipe.base_model.reference())
@@ -165,6 +167,7 @@ def diffusion_stage(
         write_pipeline_card(output_dir)
 
 
+@one_writer("folder")
 def train_stages(
     recipe: TrainingRecipe,
     dataset: ParameterDataset,

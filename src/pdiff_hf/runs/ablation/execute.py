@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from ...files import atomic_write, read_json, write_json
-from ...machine import process_state
-from ...tasks.collect import partial_folder
+from ...files import atomic_write, partial_folder, read_json, write_json
+from ...locks import LOCK_FILE, locked
+from ...machine import one_writer, process_state
 from ..folder import RECIPE_FILE, Run, first_difference
 from ..recipe import Recipe
 from .plan import Job, Plan, base_model_key, make_jobs, stage_keys
@@ -57,11 +57,12 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
         return {axis: list(dict.fromkeys(values)) for axis, values in axes.items()}
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the ablation, {folder} is a file.")
-    if other := next(folder.iterdir(), None) if folder.exists() else None:
-        raise ValueError(f"{folder} holds {other.name} but is no ablation of pdiff; choose a new or empty folder.")
+    if others := [e.name for e in folder.iterdir() if e.name != LOCK_FILE] if folder.exists() else []:
+        raise ValueError(f"{folder} holds {others[0]} but is no ablation of pdiff; choose a new or empty folder.")
     return dict(axes)
 
 
+@one_writer("folder")
 def execute(
     plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None, launch: Launch | None = None
 ) -> None:
@@ -178,9 +179,10 @@ def _write_yaml(values: Mapping[str, Any], path: Path) -> None:
 def _carry_out(job: Job, folder: Path, launch: Launch) -> str | None:
     """Run a job and return its problem, if there was one."""
     own = folder / job.folder
-    for name in (PROBLEM_FILE, LOG_FILE):
-        (own / name).unlink(missing_ok=True)
-    run = begin_job(job, folder)
+    with locked(own):
+        for name in (PROBLEM_FILE, LOG_FILE):
+            (own / name).unlink(missing_ok=True)
+        run = begin_job(job, folder)
     recipe, log = str(own / RECIPE_FILE), own / LOG_FILE
     code = 0
     if not run.is_complete("collect"):

@@ -72,9 +72,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     partial = partial_folder(path)
     final, old = Path(os.path.realpath(path)), partial.with_suffix(".old")
     if os.path.ismount(final):
-        raise ValueError(
-            f"expected a folder that can be replaced, {path} is a mount point; choose one inside it."
-        )
+        raise ValueError(f"expected a folder that can be replaced, {path} is a mount point; choose one inside it.")
     with locked(path, beside=True), writing(path, partial):
         # The name was taken away, and then came the end.
         if replace and old.exists() and not final.exists():
@@ -145,8 +143,22 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"expected a JSON file at {path}, found none.")
-    with errors_of(f"{path} is not valid JSON"):
-        return json.loads(path.read_text(encoding="utf-8"))
+    with errors_of(f"{path} is not valid JSON", OSError, RecursionError):
+        return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; `ValueError` when it is not valid, or has a key twice in one object."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise ValueError(f"key {key!r} is there twice; keep one of them.")
+            values[key] = value
+        return values
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:

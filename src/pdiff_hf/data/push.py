@@ -9,7 +9,8 @@ from typing import Unpack
 from huggingface_hub import DatasetCard
 
 from ..base_model import BaseModel
-from ..files import read_json, temporary_folder, write_json
+from ..files import errors_of, read_json, temporary_folder, write_json
+from ..hub.card_text import split_card
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
 from ..hub.upload import PushOptions, push_files, read_stored, select_files
@@ -144,6 +145,9 @@ def write_configs_card(own: Path, known: Path | None, config: str | None, output
     """
     name = config or DEFAULT
     text = own if known is None or config is None else known
+    if known is not None:
+        with errors_of(known.name):
+            split_card(known.read_text(encoding="utf-8"))
     card = DatasetCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     others = [] if known is None else DatasetCard(known.read_text(encoding="utf-8")).data.configs or []
     listed = {"config_name": name, "data_files": f"{config_prefix(config)}data/train-*.parquet"}

@@ -18,6 +18,7 @@ from ..machine import peak_memory, process_state
 from ..models.auto import SECTIONS
 from ..results.metrics import METRICS_FILE, Metrics
 from ..sections import without_foreign_keys
+from ..strict_yaml import read_mapping
 
 RECIPE_FILE, STATE_FILE, GATE_FILE = "recipe.yaml", "run.json", "reconstruction.json"
 
@@ -228,7 +229,7 @@ def write_recipe(recipe: PydanticModel, run: Run) -> None:
 
 def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
     """The recipe of a run folder; keys that came later have their defaults, those of other kinds are left out."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_mapping(path)
     try:
         return model.model_validate(without_foreign_keys(SECTIONS, values)).model_dump(mode="json")
     except ValidationError:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
@@ -16,6 +15,7 @@ from torch import nn
 from ..base_model import BaseModel
 from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
 from ..sections import without_foreign_keys
+from ..strict_yaml import read_mapping
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
 from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
@@ -211,7 +211,7 @@ def recorded_section(
         ValueError: a value is not valid.
     """
     path = Path(folder) / RECIPE_FILE
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = read_mapping(path) if path.is_file() else {}
     given = {key: value for key, value in (given or {}).items() if value is not None}
     return parse_config(Recipe.model_fields[name].annotation, {**values.get(name, {}), **given})
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from ...files import atomic_write, partial_folder, read_json, write_json
 from ...locks import LOCK_FILE, locked
 from ...machine import one_writer, process_state
+from ...strict_yaml import read_mapping
 from ..folder import RECIPE_FILE, Run, first_difference
 from ..recipe import Recipe
 from .plan import Job, Plan, base_model_key, make_jobs, stage_keys
@@ -46,7 +47,9 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
     folder = Path(folder)
     path, axes = folder / PLAN_FILE, plan.axes
     if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_mapping(path)
+        if missing := {"recipe", "seeds", "grid", "axes"} - found.keys():
+            raise ValueError(f"{path}: expected the key {min(missing)!r}, found none; choose another --out.")
         wanted = _definition(plan)
         # Keys that came later than the folder have their defaults.
         found["recipe"] = Recipe.model_validate(found["recipe"]).model_dump(mode="json")

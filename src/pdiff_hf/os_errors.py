@@ -57,6 +57,12 @@ def as_os_error(error: BaseException, path: str | Path | None = None) -> OSError
         found = OSError(code, os.strerror(code))
     else:
         return None
+    if found.errno is not None and _NUMBER.search(str(found.strerror)):
+        # Arrow's own sentence.
+        found.strerror = os.strerror(found.errno)
+    if found.errno in FULL and found.filename2 is not None:
+        # Of a copy, it is the target that has no room.
+        found.filename = found.filename2
     if found.errno is not None and found.filename is None and path is not None:
         found.filename = str(path)
     return found

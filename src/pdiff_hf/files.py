@@ -92,7 +92,8 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class FolderLock:
             # The holder before has taken its file away: what has been opened may not be what others will open.
             if not os.path.samestat(os.fstat(self._descriptor), os.stat(self.file)):
                 raise FileNotFoundError
-            own = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time()), "command": _command()}
+            own = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            own["command"] = _command()
             # Without room for it, others are only not told whose lock it is.
             with suppress(OSError):
                 os.truncate(self._descriptor, 0)
@@ -91,7 +92,7 @@ class FolderLock:
         import psutil
 
         holder, advice = _read_holder(self._descriptor), f"; if that is gone, delete {self.file}"
-        if holder and not (holder.get("host") == socket.gethostname() and not psutil.pid_exists(holder["pid"])):
+        if holder and not (holder["host"] == socket.gethostname() and not psutil.pid_exists(holder["pid"])):
             raise ValueError(_refusal(self.folder, holder, advice))
         return advice
 
@@ -132,14 +133,15 @@ def _read_holder(descriptor: int) -> dict[str, Any]:
         holder = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    types = {"pid": int, "host": str, "since": str, "command": str}
+    is_whole = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in types.items())
+    return holder if is_whole else {}
 
 
 def _refusal(folder: Path, holder: dict[str, Any], advice: str = "") -> str:
     who = "another program"
     if holder:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since")))
-        who = f"`{holder.get('command')}` (process {holder.get('pid')} on {holder.get('host')}, since {since})"
+        who = f"`{holder['command']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
     return f"{folder} is being written to by {who}; wait for it or end it, or choose another folder{advice}."
 
 

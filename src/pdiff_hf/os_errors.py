@@ -40,11 +40,9 @@ _BUGS = (ValueError, TypeError, AttributeError, LookupError, AssertionError, Imp
 
 def as_os_error(error: BaseException, path: str | Path | None = None) -> OSError | None:
     """The `OSError` that an exception is or hides, with the file name it lacks from `path`; `None` for all others."""
-    chain: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in chain:
-        chain.append(following)
-        following = following.__cause__ or following.__context__
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
     if isinstance(error, OSError):
         found = error
     elif isinstance(error, _BUGS):
@@ -52,8 +50,13 @@ def as_os_error(error: BaseException, path: str | Path | None = None) -> OSError
     elif (number := next((m for m in map(_NUMBER.search, map(str, chain)) if m), None)) is not None:
         code = int(number[1] or number[2])
         found = OSError(code, os.strerror(code))
-    elif any(isinstance(link, RuntimeError) and _TORCH.search(str(link)) for link in chain):
-        code = errno.EIO if path is None or _has_room(Path(path)) else errno.ENOSPC
+    elif isinstance(error, RuntimeError) and _TORCH.search(str(error)):
+        # Closing the file, torch hides what writing to it has raised.
+        known, code = error.__context__, errno.ENOSPC
+        if isinstance(known, OSError) and known.errno is not None:
+            code = known.errno
+        elif path is None or _has_room(Path(path)):
+            code = errno.EIO
         found = OSError(code, os.strerror(code))
     else:
         return None
@@ -95,8 +98,13 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         raise found from error
 
 
-def describe(error: OSError) -> tuple[str, int]:
-    """One line for people, and the exit code: 1 when there is no room or the machine has a fault, else 2."""
+def exit_code(error: BaseException | None) -> int:
+    """The exit code for an error: 1 when there is no room or the machine has a fault, else 2."""
+    return 1 if isinstance(error, OSError) and error.errno in FAULTS else 2
+
+
+def describe(error: OSError) -> str:
+    """What, why and what to do, in one line for people."""
     reason = error.strerror if error.errno is not None and error.strerror else str(error) or type(error).__name__
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     advice = ADVICE.get(error.errno, "check the path") if name or error.errno in ADVICE else ""
@@ -104,8 +112,10 @@ def describe(error: OSError) -> tuple[str, int]:
         advice = f"set {cache} to a folder that can be written to"
     elif name and error.errno in FULL and (cache := _cache_of(name)):
         advice = f"make room or set {cache} to another place, and start the same command again"
+    if "temporary directory" in reason:
+        advice = "set TMPDIR to a folder that can be written to"
     text = textwrap.shorten(f"{f'{name}: ' if name else ''}{reason}", 1000, placeholder=" …").rstrip(".;")
-    return f"{text}{f'; {advice}' if advice else ''}.", 1 if error.errno in FAULTS else 2
+    return f"{text}{f'; {advice}' if advice else ''}."
 
 
 def _cache_of(name: str) -> str | None:

@@ -7,7 +7,7 @@ import sys
 
 from rich.markup import escape
 
-from ..os_errors import as_os_error, describe
+from ..os_errors import as_os_error, describe, exit_code
 from .app import app, errors
 
 # The commands register themselves, in the order of the help.
@@ -39,11 +39,10 @@ def main() -> None:
     except ValueError as error:
         message = escape(" ".join(str(error).split()))
         errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(exit_code(error.__cause__))
     except Exception as error:
         # Also those that a library has made something else of.
         if (found := as_os_error(error)) is None:
             raise
-        text, code = describe(found)
-        errors.print(f"[bold red]Error:[/] {escape(text)}", highlight=False, soft_wrap=True)
-        sys.exit(code)
+        errors.print(f"[bold red]Error:[/] {escape(describe(found))}", highlight=False, soft_wrap=True)
+        sys.exit(exit_code(found))

@@ -112,16 +112,50 @@ def replacing(folder: str | Path, merge: bool = False) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            for entry in sorted(partial.rglob("*") if merge else partial.iterdir()):
-                target = folder / entry.relative_to(partial)
-                if merge and entry.is_dir():
-                    target.mkdir(exist_ok=True)
-                    continue
-                if target.is_dir():
-                    shutil.rmtree(target)
-                entry.replace(target)
+            new: list[Path] = []
+            try:
+                for entry in sorted(partial.rglob("*") if merge else partial.iterdir()):
+                    target = folder / entry.relative_to(partial)
+                    if not target.exists():
+                        new.append(target)
+                    if merge and entry.is_dir():
+                        target.mkdir(exist_ok=True)
+                        continue
+                    if target.is_dir():
+                        shutil.rmtree(target)
+                    entry.replace(target)
+            except BaseException:
+                for target in reversed(new):
+                    _remove(target)
+                raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def restoring(file: Path) -> Iterator[None]:
+    """Give a file back what it held when the block fails."""
+    before = file.with_name(f".{file.name}.old")
+    before.unlink(missing_ok=True)
+    if file.exists():
+        link_or_copy(file, before)
+    try:
+        yield
+    except BaseException:
+        if before.exists():
+            os.replace(before, file)
+        else:
+            file.unlink(missing_ok=True)
+        raise
+    finally:
+        before.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

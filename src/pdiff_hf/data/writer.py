@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..base_model import BaseModel
-from ..files import read_json, replacing, write_json
+from ..files import read_json, replacing, restoring, write_json
 from ..layout import ParameterLayout
 from ..locks import locked
 from ..os_errors import writing
@@ -39,8 +39,9 @@ def append_rows(
         check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
         known = shards.find_shards(path)
         try:
-            shards.append_shards(table, path)
-            finish_dataset(path, metadata)
+            with restoring(path / "stats.json"):
+                shards.append_shards(table, path)
+                finish_dataset(path, metadata)
         except BaseException:
             # Without their statistics they are not in the dataset, and may be appended again.
             for file in shards.find_shards(path)[len(known) :]:

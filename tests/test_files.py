@@ -49,3 +49,9 @@ def test_sha256_file_is_the_hash_of_the_bytes(tmp_path):
     data = bytes(range(256)) * 10_000
     (tmp_path / "x").write_bytes(data)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_key_that_json_has_twice_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
+    with pytest.raises(ValueError, match=r"x\.json is not valid JSON: key 'c' is there twice"):
+        read_json(tmp_path / "x.json")

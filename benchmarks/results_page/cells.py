@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from pdiff_hf.runs.recipe_parts import find_part, part_names, read_part
+from pdiff_hf.runs.recipe_parts import find_part, part_names
+from pdiff_hf.strict_yaml import read_mapping
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def find_cell(recipe: Mapping[str, Any]) -> Cell:
 
 @cache
 def _parts(axis: str) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, read_part(find_part(name, axis))) for name in part_names(axis)]
+    return [(name, read_mapping(find_part(name, axis))) for name in part_names(axis)]
 
 
 def _plain(name: str) -> str:

@@ -6,24 +6,31 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .locks import locked
+from .os_errors import writing
 
 
 @contextmanager
 def errors_of(name: Any, *kinds: type[Exception], said: str = "") -> Iterator[None]:
     """Give every `ValueError` of the block, and errors of `kinds` as such, in one line that begins with `name`.
 
-    Errors that are not just a `ValueError` have `said` behind the name.
+    Errors that are not just a `ValueError` have `said` behind the name, unless the operating system has raised them:
+    a file that may not be read is not a damaged one.
     """
     try:
         yield
     except (ValueError, *kinds) as error:
         reason = textwrap.shorten(str(error), 1000, placeholder=" …") or type(error).__name__
-        raise ValueError(f"{name}{'' if type(error) is ValueError else said}: {reason}") from error
+        if type(error) is ValueError or (isinstance(error, OSError) and error.errno is not None):
+            said = ""
+        raise ValueError(f"{name}{said}: {reason}") from error
 
 
 def check_new(folder: str | Path, what: str) -> None:
@@ -45,34 +52,134 @@ def check_artefact(folder: str | Path, file: str, what: str) -> None:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that is renamed to it on success and removed on failure."""
+    """Give a temporary path beside `path` that is renamed to it on success and removed on failure.
+
+    Raises:
+        OSError: as [`writing`].
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def partial_folder(path: str | Path) -> Path:
+    """Where a folder is written until it is complete: beside the place it gets, on the same file system."""
+    path = Path(os.path.realpath(path))
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
 def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` that gets this name on success and is removed on failure.
 
-    `path` is new or an empty folder; with `replace`, what is there makes room on success.
+    `path` is new or an empty folder; with `replace`, what is there makes room on success. One that was cut off has
+    left a temporary folder, which is removed as well.
+
+    Raises:
+        ValueError: another program is writing to `path`, or it is a mount point.
+        OSError: as [`writing`].
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    finally:
+    partial = partial_folder(path)
+    final, old = Path(os.path.realpath(path)), partial.with_suffix(".old")
+    if os.path.ismount(final):
+        raise ValueError(f"expected a folder that can be replaced, {path} is a mount point; choose one inside it.")
+    with locked(path, beside=True), writing(path, partial):
+        # The name was taken away, and then came the end.
+        if replace and old.exists() and not final.exists():
+            old.rename(final)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if replace and final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                final.rename(old)
+            try:
+                partial.rename(final)
+            except BaseException:
+                if replace and old.exists():
+                    old.rename(final)
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replacing(folder: str | Path, merge: bool = False) -> Iterator[Path]:
+    """Give an empty folder, whose entries replace those of the same names in `folder` once all are written.
+
+    With `merge`, other files in sub-folders of the same names stay.
+
+    Raises:
+        OSError: as [`writing`].
+    """
+    folder = Path(folder)
+    partial = folder / ".partial"
+    with writing(folder, partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            new: list[Path] = []
+            try:
+                for entry in sorted(partial.rglob("*") if merge else partial.iterdir()):
+                    target = folder / entry.relative_to(partial)
+                    if not target.exists():
+                        new.append(target)
+                    if merge and entry.is_dir():
+                        target.mkdir(exist_ok=True)
+                        continue
+                    if target.is_dir():
+                        shutil.rmtree(target)
+                    entry.replace(target)
+            except BaseException:
+                for target in reversed(new):
+                    _remove(target)
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def restoring(file: Path) -> Iterator[None]:
+    """Give a file back what it held when the block fails."""
+    before = file.with_name(f".{file.name}.old")
+    before.unlink(missing_ok=True)
+    if file.exists():
+        link_or_copy(file, before)
+    try:
+        yield
+    except BaseException:
+        if before.exists():
+            os.replace(before, file)
+        else:
+            file.unlink(missing_ok=True)
+        raise
+    finally:
+        before.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder that is removed in the end; raises `OSError` as [`writing`]."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, writing(folder):
+        yield Path(folder)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -88,8 +195,22 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"expected a JSON file at {path}, found none.")
-    with errors_of(f"{path} is not valid JSON"):
-        return json.loads(path.read_text(encoding="utf-8"))
+    with errors_of(f"{path} is not valid JSON", OSError, RecursionError):
+        return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; `ValueError` when it is not valid, or has a key twice in one object."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise ValueError(f"key {key!r} is there twice; keep one of them.")
+            values[key] = value
+        return values
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import inspect
 import os
 import platform
 import re
 import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from .locks import locked
 
 if TYPE_CHECKING:
     import torch
@@ -93,3 +99,43 @@ def process_state() -> PartialState:
     # Without this, Accelerate would take every process of a launch for one alone.
     is_cpu = default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     return PartialState(cpu=is_cpu, timeout=TIMEOUT)
+
+
+def one_writer(argument: str, beside: bool = False) -> Callable[[Callable], Callable]:
+    """Let a function hold [`locked_together`] of the folder that it is given as `argument`."""
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locking(*args: Any, **kwargs: Any) -> Any:
+            with locked_together(signature.bind(*args, **kwargs).arguments[argument], beside):
+                return function(*args, **kwargs)
+
+        return locking
+
+    return decorate
+
+
+@contextmanager
+def locked_together(folder: str | Path, beside: bool = False) -> Iterator[None]:
+    """[`locked`] for all processes of `accelerate launch`, which have to call: the main one holds the lock.
+
+    Raises:
+        ValueError: somebody else is writing to the folder; all processes raise it.
+    """
+    state = process_state()
+    with ExitStack() as held:
+        problems: list[str | None] = [None]
+        if state.is_main_process:
+            try:
+                held.enter_context(locked(folder, beside))
+            except ValueError as error:
+                problems = [str(error)]
+        if state.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(problems)
+        if problems[0] is not None:
+            raise ValueError(problems[0])
+        yield

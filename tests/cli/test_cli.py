@@ -135,6 +135,12 @@ def test_unknown_key(pdiff, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("again", ["diffusion.steps=4", "diffusion={steps: 4}"])
+def test_a_key_that_is_set_twice(pdiff, again):
+    code, _, error = pdiff("recipes", "digits-mlp", "--set", "diffusion.steps=3", "--set", again)
+    assert code == 2 and f"diffusion.steps is set again by --set {again}; keep one" in " ".join(error.split())
+
+
 def test_dataset_path_that_does_not_exist(pdiff, tmp_path):
     missing = tmp_path / "nowhere"
     result = pdiff("run", "digits-mlp", "--out", tmp_path / "run", "--set", f"task.dataset={missing}")

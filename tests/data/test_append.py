@@ -107,7 +107,7 @@ def test_folder_that_is_being_recorded_is_refused(tmp_path):
     save(tmp_path / "ds")
     with ParameterRecorder(LAYOUT, tmp_path / "ds", run="b") as recorder:
         recorder.record(make_vectors()[0], step=0)
-        with pytest.raises(ValueError, match="another recorder is writing"):
+        with pytest.raises(ValueError, match="is being written to by"):
             append_rows(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("c", 2))
 
 

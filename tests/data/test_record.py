@@ -242,9 +242,9 @@ def test_second_recorder_on_a_folder_in_use_is_refused_and_the_first_goes_on(tmp
     with ParameterRecorder(LAYOUT, tmp_path / "ds", run="a") as first:
         first.record(make_vectors()[0], step=0)
         second = ParameterRecorder(LAYOUT, tmp_path / "ds", run="b")
-        with pytest.raises(ValueError, match="another recorder is writing"):
+        with pytest.raises(ValueError, match="is being written to by"):
             second.record(make_vectors()[1], step=0)
-        with pytest.raises(ValueError, match="another recorder is writing"):
+        with pytest.raises(ValueError, match="is being written to by"):
             finish_recording(tmp_path / "ds")
         first.record(make_vectors()[2], step=1)
     second.record(make_vectors()[1], step=0)

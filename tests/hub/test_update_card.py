@@ -148,7 +148,10 @@ def test_configs_are_replaced_by_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\na: [\n---\n<!-- pdiff:begin a --><!-- pdiff:end a -->", "expected YAML between the lines ---"),
+        (
+            "---\na: [\n---\n<!-- pdiff:begin a --><!-- pdiff:end a -->",
+            "the lines --- of a card is not valid YAML: line",
+        ),
         ("---\n- a\n---\n<!-- pdiff:begin a --><!-- pdiff:end a -->", "expected keys and values .* found list"),
         ("---\nmodel-index: 3\n---\n<!-- pdiff:begin a --><!-- pdiff:end a -->", "expected a model-index of models"),
     ],

@@ -3,7 +3,8 @@ import yaml
 
 from pdiff_hf.runs.composition import list_parts, read_recipe
 from pdiff_hf.runs.recipe import load_recipe, load_training
-from pdiff_hf.runs.recipe_parts import find_part, part_names, read_part
+from pdiff_hf.runs.recipe_parts import find_part, part_names
+from pdiff_hf.strict_yaml import read_mapping
 
 
 def write(path, values):
@@ -194,5 +195,5 @@ def test_parts_names_are_unique_and_every_part_describes_itself():
 
 def test_composed_values_have_no_placeholder_left():
     for network in part_names("network"):
-        if "task_kind" not in read_part(find_part(network, "network")):
+        if "task_kind" not in read_mapping(find_part(network, "network")):
             assert "${" not in yaml.safe_dump(read_recipe(f"{network}-all-cifar10", profile="cpu-smoke"))

@@ -14,17 +14,18 @@ from pdiff_hf.forward import forward_logits
 from pdiff_hf.models.auto import AUTOENCODER, DENOISER
 from pdiff_hf.runs.composition import list_parts
 from pdiff_hf.runs.recipe import load_recipe
-from pdiff_hf.runs.recipe_parts import find_part, named_recipes, part_names, read_part
+from pdiff_hf.runs.recipe_parts import find_part, named_recipes, part_names
 from pdiff_hf.runs.stages import check_training
+from pdiff_hf.strict_yaml import read_mapping
 from pdiff_hf.tasks.collect import check_collection
 
 NETWORKS = {network["name"]: network for network in list_parts()["networks"]}
-DATA = {name: read_part(find_part(name, "data set")) for name in part_names("data set")}
+DATA = {name: read_mapping(find_part(name, "data set")) for name in part_names("data set")}
 
 
 def fitting_pairs():
     for network, described in NETWORKS.items():
-        values = read_part(find_part(network, "network"))
+        values = read_mapping(find_part(network, "network"))
         min_image_size = max(part.get("min_image_size", 0) for part in (values, values.get("small_images", {})))
         for data, values in DATA.items():
             is_fitting = values["task"].get("kind", "image_classification") == described["task_kind"]

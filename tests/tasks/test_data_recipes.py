@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from pdiff_hf.runs.recipe import load_recipe
-from pdiff_hf.runs.recipe_parts import find_part, part_names, read_part
+from pdiff_hf.runs.recipe_parts import find_part, part_names
+from pdiff_hf.strict_yaml import read_mapping
 from pdiff_hf.tasks.auto import load_task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -101,7 +102,7 @@ def load(name, folder, *overrides):
 def test_every_data_recipe_has_a_schema_and_names_its_source():
     assert {*SCHEMAS, "digits"} == set(part_names("data set"))
     for name in SCHEMAS:
-        dataset = read_part(find_part(name, "data set"))["task"]["dataset"]
+        dataset = read_mapping(find_part(name, "data set"))["task"]["dataset"]
         assert f"https://huggingface.co/datasets/{dataset}" in find_part(name, "data set").read_text("utf-8")
 
 
@@ -113,7 +114,7 @@ def test_images_of_the_hubs_schema(copy_of, monkeypatch, name):
     _, _, classes, modes = SCHEMAS[name]
     column, size = next(iter(classes.items()))
     assert task.class_names == [f"{column} {i}" for i in range(size)]
-    assert task.num_classes == read_part(find_part(name, "data set"))["num_classes"]
+    assert task.num_classes == read_mapping(find_part(name, "data set"))["num_classes"]
     found = task.describe()
     is_divided = name != "flowers102"
     expected = {"num_train": size if is_divided else 2 * size, "num_val": size if is_divided else 2 * size}

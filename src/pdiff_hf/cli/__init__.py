@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
 from rich.markup import escape
 
+from ..os_errors import as_os_error, describe, exit_code
 from ..terminal import lasting_streams
 from .app import app, console, errors
 
@@ -24,7 +24,7 @@ MIN_COLUMNS = 20
 
 @lasting_streams()
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2."""
+    """Run the command line; bad input ends in one line and exit code 2, a full disk or a fault of the machine in 1."""
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         # Where there is no terminal, rich takes 80 columns, in which the table of groups has many lines for each row.
         console.width = 120
@@ -53,9 +53,10 @@ def main() -> None:
             text = f"the encoding of this system, {error.encoding}, cannot name {error.object!r}; set PYTHONUTF8=1."
         message = escape(" ".join(text.split()))
         errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        sys.exit(exit_code(error.__cause__))
+    except Exception as error:
+        # Also those that a library has made something else of.
+        if (found := as_os_error(error)) is None:
             raise
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}; make room and start again.", highlight=False)
-        sys.exit(1)
+        errors.print(f"[bold red]Error:[/] {escape(describe(found))}", highlight=False, soft_wrap=True)
+        sys.exit(exit_code(found))

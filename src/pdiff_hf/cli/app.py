@@ -35,8 +35,20 @@ OTHER_NAMES = {
     "trusted_imports": "trusted",
 }
 
+
+def _check_once(overrides: list[str] | None) -> list[str] | None:
+    """Refuse to lose a value in silence: a key that a later one sets again, alone or with its whole section."""
+    keys = [text.partition("=")[0].strip() for text in overrides or ()]
+    for index, key in enumerate(keys):
+        for later, text in zip(keys[index + 1 :], overrides[index + 1 :], strict=True):
+            if f"{key}.".startswith(f"{later}."):
+                raise ValueError(f"--set {overrides[index]}: {key} is set again by --set {text}; keep one of them.")
+    return overrides
+
+
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe.", callback=_check_once),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every stage.")]
 Trusted = Annotated[

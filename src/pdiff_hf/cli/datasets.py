@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,14 +84,15 @@ def import_(
 def _builder_arguments(base: str | None, kwargs: str | None, base_model_json: Path | None) -> dict[str, Any]:
     """What `--kwargs` says; what is wrong with the options that name a base model is found."""
     from ..base_model import split_reference
+    from ..files import parse_json
 
     if base is not None and base_model_json is not None:
         raise ValueError("give --base or --base-model-json, not both.")
     if kwargs is not None and base is None:
         raise ValueError("--kwargs is for --base; give it too.")
     try:
-        arguments = json.loads(kwargs or "{}")
-    except json.JSONDecodeError as error:
+        arguments = parse_json(kwargs or "{}")
+    except ValueError as error:
         raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")

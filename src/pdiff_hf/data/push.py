@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Unpack
 
 from huggingface_hub import DatasetCard
 
 from ..base_model import BaseModel
-from ..files import check_artefact, read_json, write_json
+from ..files import check_artefact, errors_of, read_json, temporary_folder, write_json
+from ..hub.card_text import split_card
 from ..hub.errors import hub_errors
 from ..hub.snapshot import without_paths
 from ..hub.upload import PushOptions, push_files, read_stored, select_files
@@ -57,7 +57,7 @@ def append_dataset(
     """
     folder, prefix = Path(folder), config_prefix(config)
     layout, _ = dataset_files(folder)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         names = (f"{prefix}layout.json", f"{prefix}stats.json", "README.md")
         head, stored = read_stored(repo_id, "dataset", names, temporary, revision, token)
         found = {} if head is None else {s.rfilename.removeprefix(prefix) for s in head.siblings}
@@ -83,7 +83,7 @@ def append_dataset(
                     f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave "
                     "it out, or download the dataset, append to the folder and push that."
                 )
-        schema, new = shards.arrow_schema(layout, metrics), Path(temporary) / "new"
+        schema, new = shards.arrow_schema(layout, metrics), temporary / "new"
         tables = (table for file in shards.find_shards(folder) for table in shards.read_rows(file, layout))
         rows = (batch for table in tables for batch in shards.with_columns(table, schema).to_batches())
         shards.append_shards(rows, new)
@@ -123,7 +123,7 @@ def push_dataset(
     folder, prefix = Path(folder), config_prefix(config)
     layout, files = dataset_files(folder)
     files = {f"{prefix}{name}": path for name, path in files.items()}
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         names = (f"{prefix}layout.json", "README.md")
         where = options.get("revision"), options.get("token")
         _, (stored, known) = read_stored(repo_id, "dataset", names, temporary, *where)
@@ -131,8 +131,8 @@ def push_dataset(
             theirs = NetworkIdentity.of(repo_id, ParameterLayout.from_dict(read_json(stored)))
             check_same_network(NetworkIdentity.of(folder, layout), theirs, OTHER_PLACE)
         files.pop(f"{prefix}README.md")
-        files["README.md"] = write_configs_card(folder / "README.md", known, config, Path(temporary) / "card.md")
-        files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", Path(temporary) / "stats.json")
+        files["README.md"] = write_configs_card(folder / "README.md", known, config, temporary / "card.md")
+        files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", temporary / "stats.json")
         return push_files(files, repo_id, "dataset", "dataset", [f"{prefix}data/train-*.parquet"], **options)
 
 
@@ -143,6 +143,9 @@ def write_configs_card(own: Path, known: Path | None, config: str | None, output
     """
     name = config or DEFAULT
     text = own if known is None or config is None else known
+    if known is not None:
+        with errors_of(known.name):
+            split_card(known.read_text(encoding="utf-8"))
     card = DatasetCard(text.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     others = [] if known is None else DatasetCard(known.read_text(encoding="utf-8")).data.configs or []
     listed = {"config_name": name, "data_files": f"{config_prefix(config)}data/train-*.parquet"}

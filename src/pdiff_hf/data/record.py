@@ -16,12 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
+from ..locks import FolderLock, locked
 from ..wrapped import gathered
 from .folder import write_layout
 from .rest import RestCheck
 from .scalars import to_integer
 from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
-from .writer import check_append, check_new_runs, drop_rows, finish_rows, lock_folder, unlock_folder
+from .writer import check_append, check_new_runs, drop_rows, finish_rows
 
 
 class ParameterRecorder:
@@ -177,7 +178,7 @@ class ParameterRecorder:
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema, step: int) -> None:
-        lock, known = lock_folder(self.output_dir), {}
+        lock, known = FolderLock(self.output_dir), {}
         try:
             check_append(
                 self.output_dir, self.layout, self.base_model, [] if self._resume_from is not None else [self.run]
@@ -191,7 +192,7 @@ class ParameterRecorder:
                 write_layout(self.output_dir, self.layout, self.base_model)
             self._file = open(self.output_dir / RECORDING, "wb")
         except BaseException:
-            unlock_folder(lock)
+            lock.release()
             raise
         stored = schema.with_metadata({**(schema.metadata or {}), KNOWN_ROWS: json.dumps(known).encode()})
         self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, stored), schema, lock
@@ -223,7 +224,7 @@ class ParameterRecorder:
         try:
             finish_rows(self.output_dir, self.metadata)
         finally:
-            unlock_folder(self._held)
+            self._held.release()
         return True
 
     def __enter__(self) -> ParameterRecorder:
@@ -245,11 +246,8 @@ def finish_recording(path: str | Path) -> None:
     """
     if not (Path(path) / RECORDING).exists():
         raise ValueError(f"expected a recording at {Path(path) / RECORDING}, found none.")
-    lock = lock_folder(Path(path))
-    try:
+    with locked(path):
         finish_rows(Path(path))
-    finally:
-        unlock_folder(lock)
 
 
 class ParameterRecorderCallback(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import json
@@ -22,6 +23,7 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..files import atomic_write, errors_of
 from ..layout import ParameterLayout
+from ..os_errors import writing
 from . import chunks
 from .scalars import column_values
 
@@ -267,7 +269,8 @@ def append_shards(rows: pa.Table | Iterable[pa.RecordBatch], path: str | Path) -
     folder, staged = Path(path) / "data", Path(path) / ".append"
     # What an append that was killed has left there is no part of the dataset.
     shutil.rmtree(staged, ignore_errors=True)
-    try:
+    with writing(folder, staged), contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, staged, ignore_errors=True)
         for number, group in enumerate(_take_bytes(rows, SHARD_BYTES), last + 1):
             first = next(group)
             reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], group))
@@ -275,8 +278,6 @@ def append_shards(rows: pa.Table | Iterable[pa.RecordBatch], path: str | Path) -
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(staged.glob("*.parquet")):
             os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def recorded_runs(path: str | Path) -> Counter[str]:

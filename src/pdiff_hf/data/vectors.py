@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from ..layout import ParameterLayout
+from ..os_errors import writing
 from .shards import check_finite, read_rows, vector_blocks
 
 # Datasets up to this size are kept in memory.
@@ -69,14 +70,16 @@ def store_vectors(files: Sequence[Path], layout: ParameterLayout) -> StoredVecto
 
     Raises:
         ValueError: a value is NaN or infinite, or a shard is damaged.
+        OSError: there is no room.
     """
     row, scratch = 0, tempfile.TemporaryFile()
-    for table in (table for file in files for table in read_rows(file, layout)):
-        for vectors in vector_blocks(table):
-            check_finite(vectors, layout, first=row)
-            scratch.write(memoryview(vectors).cast("B"))
-            row += len(vectors)
-    scratch.flush()
+    with writing(tempfile.gettempdir()):
+        for table in (table for file in files for table in read_rows(file, layout)):
+            for vectors in vector_blocks(table):
+                check_finite(vectors, layout, first=row)
+                scratch.write(memoryview(vectors).cast("B"))
+                row += len(vectors)
+        scratch.flush()
     pa.default_memory_pool().release_unused()
     return StoredVectors(scratch, layout.num_parameters, torch.arange(row))
 

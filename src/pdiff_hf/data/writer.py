@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from filelock import FileLock, Timeout
 
 from ..base_model import BaseModel
-from ..files import read_json, write_json
+from ..files import read_json, replacing, restoring, write_json
 from ..identity import NetworkIdentity, check_same_network, read_identity
 from ..layout import ParameterLayout
+from ..locks import locked
+from ..os_errors import writing
 from . import shards
 from .card import write_dataset_card
 from .folder import SCHEMA, read_layout, write_layout
@@ -33,15 +35,20 @@ def append_rows(
     table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
     if not (path / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {path}, found no layout.json there.")
-    lock = lock_folder(path)
-    try:
+    with locked(path), writing(path):
         if (path / shards.RECORDING).exists():
             finish_rows(path)
         check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
-        shards.append_shards(table, path)
-        finish_dataset(path, metadata)
-    finally:
-        unlock_folder(lock)
+        known = shards.find_shards(path)
+        try:
+            with restoring(path / "stats.json"):
+                shards.append_shards(table, path)
+                finish_dataset(path, metadata)
+        except BaseException:
+            # Without their statistics they are not in the dataset, and may be appended again.
+            for file in shards.find_shards(path)[len(known) :]:
+                file.unlink()
+            raise
 
 
 def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | None, runs: Iterable[str]) -> None:
@@ -93,30 +100,12 @@ def drop_rows(path: Path, layout: ParameterLayout, run: str, first: int) -> None
 
 def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Turn the recording of a locked folder into Parquet."""
-    shards.append_shards(shards.recorded_batches(path), path)
-    # Stopped before this line, the rows are known to be in the shards by their run and number.
-    (path / shards.RECORDING).unlink()
-    if shards.find_shards(path):
-        finish_dataset(path, metadata)
-
-
-def lock_folder(path: Path) -> FileLock:
-    """Keep other writers off a folder; `ValueError` when another one is writing to it."""
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".recording.lock", timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"another recorder is writing to {path}; close it first, or choose another folder."
-        ) from error
-    return lock
-
-
-def unlock_folder(lock: FileLock) -> None:
-    """Let others write again."""
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+    with writing(path):
+        shards.append_shards(shards.recorded_batches(path), path)
+        if shards.find_shards(path):
+            finish_dataset(path, metadata)
+        # Stopped before this line, the rows are known to be in the shards by their run and number.
+        (path / shards.RECORDING).unlink()
 
 
 def save_parameter_dataset(
@@ -147,12 +136,17 @@ def save_parameter_dataset(
         ValueError: the folder holds a dataset already, shapes do not fit, or a value is NaN or infinite.
     """
     output_dir = Path(output_dir)
-    if (output_dir / "layout.json").exists() or shards.find_shards(output_dir):
-        raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
     table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
-    write_layout(output_dir, layout, base_model)
-    shards.append_shards(table, output_dir)
-    finish_dataset(output_dir, metadata)
+    with locked(output_dir):
+        if (output_dir / "layout.json").exists() or shards.find_shards(output_dir):
+            raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
+        with replacing(output_dir, merge=True) as folder:
+            # What a person wrote there stays in the card.
+            if (output_dir / "README.md").is_file():
+                shutil.copy2(output_dir / "README.md", folder)
+            write_layout(folder, layout, base_model)
+            shards.append_shards(table, folder)
+            finish_dataset(folder, metadata)
 
 
 def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:

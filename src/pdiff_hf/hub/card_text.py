@@ -10,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from ..files import atomic_write, errors_of
+from ..strict_yaml import parse_yaml
 
 # Stands for the repository in snippets until a card is pushed.
 REPO_ID = "REPO_ID"
@@ -91,8 +91,8 @@ def update_card(existing: str, new: str) -> str:
     Raises:
         ValueError: the metadata of the existing card are malformed.
     """
-    metadata, body = _split(existing)
-    new_metadata, new_body = _split(new)
+    metadata, body = split_card(existing)
+    new_metadata, new_body = split_card(new)
     if not body.strip():
         body = new_body
     elif BLOCK.search(body) is None:
@@ -121,14 +121,12 @@ def write_card(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8"))
 
 
-def _split(text: str) -> tuple[dict[str, Any], str]:
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """The metadata of a card, what is between its lines ---, and its text; malformed ones are a `ValueError`."""
     match = REGEX_YAML_BLOCK.search(text)
     if match is None:
         return {}, text
-    try:
-        metadata = yaml.safe_load(match[2])
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected YAML between the lines ---, found {one_line(error)}; correct it.") from error
+    metadata = parse_yaml(match[2], "what is between the lines --- of a card")
     if not isinstance(metadata, dict | None):
         raise ValueError(f"expected keys and values between the lines ---, found {type(metadata).__name__}.")
     return metadata or {}, text[match.end() :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetIn
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..files import temporary_folder
 from .card_text import BLOCK, REPO_ID, update_card
 from .errors import hub_errors
 
@@ -132,7 +132,7 @@ def push_files(
 def _merge_card(api: HfApi, head: ModelInfo | DatasetInfo, file: Path, revision: str | None) -> str | None:
     """The card to be pushed, with what a person wrote on the Hub; `None` when the one there is all a person's."""
     text = file.read_text(encoding="utf-8").replace(REPO_ID, head.id)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         stored = read_remote(api, head, "README.md", temporary)
         if stored is None:
             return text

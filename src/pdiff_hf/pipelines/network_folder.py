@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..base_model import BaseModel
-from ..files import check_new, errors_of, read_json, write_json
+from ..files import atomic_folder, check_new, errors_of, partial_folder, read_json, write_json
 from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..machine import process_state
+from ..os_errors import writing
 
 SCHEMA = 1
 
@@ -49,25 +50,20 @@ def write_networks(
     """
     output_dir = Path(output_dir)
     check_new(output_dir, "the networks")
-    processes = process_state()
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    if processes.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    processes.wait_for_everyone()
-    written = 0
-    if rows is not None or processes.is_main_process:
-        for row, state in zip(itertools.count() if rows is None else rows, states, strict=rows is not None):
-            _save(state, partial / _file_name(row))
-            written += 1
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        for name, state in (extra or {}).items():
-            _save(state, partial / name)
-        known = {"schema": SCHEMA, "layout": layout.fingerprint, "num_parameters": layout.num_parameters}
-        files = [_file_name(row) for row in range(written if num_networks is None else num_networks)]
-        write_json(partial / "index.json", {**known, **index, "files": files})
-        partial.rename(output_dir)
+    processes, partial, written = process_state(), partial_folder(output_dir), 0
+    with atomic_folder(output_dir) if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        if rows is not None or processes.is_main_process:
+            for row, state in zip(itertools.count() if rows is None else rows, states, strict=rows is not None):
+                _save(state, partial / _file_name(row))
+                written += 1
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            for name, state in (extra or {}).items():
+                _save(state, partial / name)
+            known = {"schema": SCHEMA, "layout": layout.fingerprint, "num_parameters": layout.num_parameters}
+            files = [_file_name(row) for row in range(written if num_networks is None else num_networks)]
+            write_json(partial / "index.json", {**known, **index, "files": files})
     processes.wait_for_everyone()
 
 
@@ -132,4 +128,5 @@ def _file_name(row: int) -> str:
 
 def _save(state: Mapping[str, torch.Tensor], path: Path) -> None:
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    with writing(path):
+        save_file(tensors, path, metadata={"format": "pt"})

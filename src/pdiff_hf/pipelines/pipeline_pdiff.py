@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
-from ..files import atomic_write, read_json
+from ..files import read_json, replacing, temporary_folder
 from ..identity import NetworkIdentity, pipeline_identity, shown
 from ..layout import ParameterLayout
 from .hub import download_pipeline
@@ -151,13 +150,18 @@ class PDiffPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Save the pipeline with its base model's weights and the `pipeline.py` that plain diffusers needs.
 
-        Keyword arguments are those of [`DiffusionPipeline.save_pretrained`].
+        Keyword arguments: [`DiffusionPipeline.save_pretrained`]. What is there stays until all is written.
+
+        Raises:
+            OSError: a file cannot be written.
         """
-        super().save_pretrained(str(save_directory), **kwargs)
-        if self.base_model is not None and self.base_model.carried_weights is not None:
-            self.base_model.copy_to(Path(save_directory))
-        with atomic_write(Path(save_directory) / "pipeline.py") as temporary:
-            temporary.write_text(SHIM, encoding="utf-8")
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with replacing(save_directory, merge=True) as folder:
+            super().save_pretrained(str(folder), **kwargs)
+            if self.base_model is not None and self.base_model.carried_weights is not None:
+                self.base_model.copy_to(folder)
+            (folder / "pipeline.py").write_text(SHIM, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "PDiffPipeline":
@@ -210,12 +214,12 @@ class PDiffPipeline(DiffusionPipeline):
         from .card import write_pipeline_card
         from .push import push_pipeline
 
-        with TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save_pretrained(folder, variant=variant)
             # What is known of the folder that it was loaded from.
             source = Path(self._base_root or self.config.get("_name_or_path") or folder)
             if (source / "train_config.json").is_file():
-                copyfile(source / "train_config.json", Path(folder) / "train_config.json")
+                copyfile(source / "train_config.json", folder / "train_config.json")
             metrics = Metrics.read(source / METRICS_FILE) if (source / METRICS_FILE).is_file() else None
             write_pipeline_card(folder, metrics, report_dir=None if metrics is None else source)
             return push_pipeline(folder, repo_id, **options)

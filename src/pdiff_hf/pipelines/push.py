@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Unpack
 
 from ..base_model import BaseModel
-from ..files import read_json
+from ..files import read_json, temporary_folder
 from ..hub.upload import PushOptions, push_files, select_files
 from .standalone import export_standalone
 
@@ -35,7 +34,7 @@ def push_pipeline(
     files = pipeline_files(Path(folder))
     url = push_files(files, repo_id, "model", "pipeline", **options)
     if standalone:
-        with tempfile.TemporaryDirectory() as temporary:
+        with temporary_folder() as temporary:
             exported = export_standalone(files, temporary)
             own = {**options, "revision": STANDALONE, "create_pr": False}
             push_files(exported, repo_id, "model", "pipeline", mirror=["*"], **own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,7 +17,7 @@ from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
 from ..data.folder import write_layout
-from ..files import errors_of, read_json, write_json
+from ..files import errors_of, read_json, temporary_folder, write_json
 from ..hub.snapshot import split_hub_id
 from ..hub.upload import PushOptions, push_files, select_files
 from ..identity import NetworkIdentity, check_same_network, generated_identity
@@ -95,8 +94,7 @@ def push_generated(
         index = 0
     if index is not None and not 0 <= index < count:
         raise ValueError(f"{folder}: expected {argument('index')} from 0 to {count - 1}, found {index}.")
-    with tempfile.TemporaryDirectory() as temporary:
-        output_dir = Path(temporary)
+    with temporary_folder() as output_dir:
         files = {}
         if zoo:
             write_layout(output_dir, layout, base_model)

@@ -24,10 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..strict_yaml import parse_yaml, read_mapping
 from ..wording import argument
-from .recipe_parts import AXES, FOLDER, OVERLAYS, find_part, named_recipes, part_names, read_part
+from .recipe_parts import AXES, FOLDER, OVERLAYS, find_part, named_recipes, part_names
 
 MERGE_ORDER = ("data set", "network", "selection", "own")
 SMALL_IMAGES = 64
@@ -72,7 +71,7 @@ def list_parts() -> dict[str, list[dict[str, Any]]]:
         firsts = [file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files]
         listed[kind] = [{"name": file.stem, "description": first} for file, first in zip(files, firsts, strict=True)]
     for network in listed["networks"]:
-        values = read_part(find_part(network["name"], "network"))
+        values = read_mapping(find_part(network["name"], "network"))
         network["num_parameters"] = values["num_parameters"]
         network["task_kind"] = values.get("task_kind", "image_classification")
         network["selections"] = [name for name in part_names("selection") if _fits(values, name)]
@@ -82,7 +81,7 @@ def list_parts() -> dict[str, list[dict[str, Any]]]:
 def _fits(network: Mapping[str, Any], selection: str) -> bool:
     """Whether a network's values have what a selection needs, however large the images."""
     values = copy.deepcopy(dict(network))
-    merge_into(values, read_part(find_part(selection, "selection")))
+    merge_into(values, read_mapping(find_part(selection, "selection")))
     try:
         _check_selection(values, facts_of(values), "", selection)
     except ValueError:
@@ -124,7 +123,7 @@ def read_recipe(
 def read_overlays(preset: str | None, profile: str | None) -> list[tuple[str, dict[str, Any]]]:
     """Name and values of a preset and a profile, of those that are given."""
     given = (("preset", preset), ("profile", profile))
-    return [(name, read_part(find_part(name, axis))) for axis, name in given if name is not None]
+    return [(name, read_mapping(find_part(name, axis))) for axis, name in given if name is not None]
 
 
 def read_written(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def _read_source(source: str | Path) -> tuple[dict[str, Any], list[tuple[str, st
     name, own = str(source), {}
     file = FOLDER / f"{name}.yaml" if name in named_recipes() else Path(source)
     if file.is_file():
-        own = read_part(file)
+        own = read_mapping(file)
         listed = own.get("compose", [])
         if not isinstance(listed, list) or not all(isinstance(part, str) for part in listed):
             raise ValueError(f"key 'compose': expected a list of parts' names, found {listed!r}.")
@@ -162,7 +161,7 @@ def _read_source(source: str | Path) -> tuple[dict[str, Any], list[tuple[str, st
     parts = []
     for axis, part in listed:
         if axis is None and part.endswith((".yaml", ".yml")):
-            parts.append(("own", part, read_part(file.parent / part)))
+            parts.append(("own", part, read_mapping(file.parent / part)))
             continue
         axis = axis or next((axis for axis in AXES if part in part_names(axis)), None)
         if axis is None:
@@ -171,7 +170,7 @@ def _read_source(source: str | Path) -> tuple[dict[str, Any], list[tuple[str, st
             raise ValueError(f"compose: no part {part!r}; the nearest is {near[0]!r}.")
         if any(axis == other for other, _, _ in parts):
             raise ValueError(f"compose: expected one {axis}, found {part!r} as a second one.")
-        parts.append((axis, part, read_part(find_part(part, axis))))
+        parts.append((axis, part, read_mapping(find_part(part, axis))))
     return own, sorted(parts, key=lambda part: MERGE_ORDER.index(part[0]))
 
 
@@ -229,10 +228,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             raise ValueError(
                 f"{argument('overrides')} {override!r}: {'.'.join(keys[: index + 1])} is a value, not a section."
             )
-    try:
-        values[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{argument('overrides')} {override!r}: the value is not valid YAML.") from error
+    values[keys[-1]] = parse_yaml(text, f"{argument('overrides')} {override!r}: the value")
 
 
 def facts_of(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
+from ..locks import LOCK_FILE
 from ..machine import peak_memory, process_state
 from ..models.auto import SECTIONS
 from ..sections import without_foreign_keys
+from ..strict_yaml import read_mapping
 from ..wording import argument
 
 if TYPE_CHECKING:
@@ -221,7 +223,7 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the run, {folder} is a file.")
     for entry in folder.iterdir() if folder.exists() else ():
-        if written is None or entry.name in written:
+        if entry.name != LOCK_FILE and (written is None or entry.name in written):
             raise ValueError(f"{folder} holds {entry.name} but is no run of pdiff; choose a new or empty folder.")
     return Run(folder)
 
@@ -248,7 +250,7 @@ def write_recipe(recipe: PydanticModel, run: Run) -> None:
 
 def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
     """The recipe of a run folder; keys that came later have their defaults, those of other kinds are left out."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_mapping(path)
     try:
         return model.model_validate(without_foreign_keys(SECTIONS, values)).model_dump(mode="json")
     except ValidationError:

@@ -20,7 +20,7 @@ from ..evaluation.evaluator import ParameterEvaluator
 from ..files import check_new
 from ..identity import OTHER_DATASET, check_same_network, shown
 from ..layout import ParameterLayout
-from ..machine import process_state
+from ..machine import one_writer, process_state
 from ..pipelines.network_folder import write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, Draws, batch_seed, draw_gaussian_latents, make_scheduler
@@ -59,6 +59,7 @@ class ChoiceConfig:
             raise ValueError(f"{argument('top')} must be at least 1, got {self.top}.")
 
 
+@one_writer("output_dir", beside=True)
 def generate_networks(
     pipeline: PDiffPipeline,
     output_dir: str | Path,

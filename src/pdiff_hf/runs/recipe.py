@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 
 from ..base_model import BaseModel
 from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
 from ..sections import without_foreign_keys
+from ..strict_yaml import read_mapping
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
 from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
@@ -214,7 +214,7 @@ def recorded_section(
         ValueError: a value is not valid.
     """
     path = Path(folder) / RECIPE_FILE
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = read_mapping(path) if path.is_file() else {}
     given = {key: value for key, value in (given or {}).items() if value is not None}
     return parse_config(Recipe.model_fields[name].annotation, {**values.get(name, {}), **given})
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 # Axis → folder, in the order of a name.
@@ -32,16 +29,3 @@ def find_part(name: str, axis: str) -> Path:
         known = f"the nearest is {near[0]!r}" if near else f"expected one of {', '.join(names)}"
         raise ValueError(f"no {axis} {name!r}; {known}.")
     return FOLDER / {**AXES, **OVERLAYS}[axis] / f"{name}.yaml"
-
-
-def read_part(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; raises `ValueError` when it is missing, not valid or holds something else."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"expected a YAML file, found that {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected sections such as 'task' and 'collect', found {values!r}.")
-    return values

@@ -10,11 +10,11 @@ from accelerate.utils import set_seed
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import split_rows
-from ..files import errors_of, read_json
+from ..files import errors_of, partial_folder, read_json
 from ..forward import forward_logits
 from ..identity import check_same_network, read_identity
 from ..layout import ParameterLayout
-from ..machine import process_state
+from ..machine import one_writer, process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline, make_scheduler
@@ -22,7 +22,7 @@ from ..pipelines.schedulers import check_scheduler
 from ..results.metrics import METRICS_FILE, Metrics
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
-from ..tasks.collect import check_collection, collect_checkpoints, partial_folder
+from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.evaluators import make_gate_evaluator, open_task
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
@@ -36,6 +36,7 @@ from .recipe import GenerateConfig, Recipe, TrainingRecipe
 MADE_OF_DATASET = ("autoencoder", "diffusion", "generate", "fine_tune")
 
 
+@one_writer("folder")
 def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None] = lambda line: None) -> Metrics:
     """Carry out all stages of a recipe and return what its evaluation has found.
 
@@ -155,6 +156,7 @@ def check_sampling(diffusion: DiffusionConfig, generate: GenerateConfig) -> None
             check_scheduler(scheduler, trained, generate.num_inference_steps)
 
 
+@one_writer("output_dir", beside=True)
 def collect(recipe: Recipe, output_dir: Path) -> dict:
     """Train a base model and collect its checkpoints into a parameter dataset; returns their number and accuracy."""
     task = load_task(recipe.task, recipe.base_model.reference())
@@ -189,6 +191,7 @@ def diffusion_stage(
         write_pipeline_card(output_dir)
 
 
+@one_writer("folder")
 def train_stages(
     recipe: TrainingRecipe,
     dataset: ParameterDataset,

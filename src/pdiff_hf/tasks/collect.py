@@ -18,9 +18,9 @@ from ..data.writer import save_parameter_dataset
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.matching import align_networks
 from ..evaluation.permutations import permutation_spec
-from ..files import atomic_folder, check_new, read_json, write_json
+from ..files import atomic_folder, check_new, partial_folder, read_json, write_json
 from ..layout import ParameterLayout
-from ..machine import process_state
+from ..machine import one_writer, process_state
 from ..wrapped import copy_network, own_state
 from .collect_runs import RunCollector
 from .config import BaseTrainingConfig, CollectConfig
@@ -50,11 +50,7 @@ def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | 
     return layout
 
 
-def partial_folder(output_dir: str | Path) -> Path:
-    """Where a collection into `output_dir` keeps what is done, until it is complete."""
-    return Path(output_dir).with_name(f".{Path(output_dir).name}.partial")
-
-
+@one_writer("output_dir", beside=True)
 def collect_checkpoints(
     task: Task,
     base_model: BaseModel,
@@ -171,9 +167,9 @@ def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str
         raise ValueError(f"expected a base model in {dataset.folder / 'layout.json'}, found none; import it with one")
     check_new(output_dir, "the aligned dataset")
     spec = permutation_spec(base_model.build(), layout)
-    vectors, columns = _vectors_and_columns(dataset.rows, layout)
-    aligned, report = align_networks(vectors, spec)
-    metadata = {**dataset.metadata, "alignment": report}
     with atomic_folder(output_dir) as partial:
+        vectors, columns = _vectors_and_columns(dataset.rows, layout)
+        aligned, report = align_networks(vectors, spec)
+        metadata = {**dataset.metadata, "alignment": report}
         save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)
     return {**report, "num_checkpoints": len(aligned), "num_parameters": layout.num_parameters}

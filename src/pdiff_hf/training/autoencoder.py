@@ -11,19 +11,20 @@ from accelerate.utils import broadcast_object_list
 from ..data.dataset import ParameterDataset
 from ..data.vectors import StoredVectors, split_rows, take_rows
 from ..evaluation.evaluator import ParameterEvaluator
-from ..files import write_json
+from ..files import replacing, write_json
 from ..identity import check_same_network
-from ..machine import return_large_blocks
+from ..machine import one_writer, return_large_blocks
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
 from ..wording import argument
 from .batches import GlobalBatch
-from .checkpoints import replacing, writing
+from .checkpoints import writing
 from .gate import check_reconstruction, measure_reconstruction
 from .logs import write_log
 from .loop import make_accelerator, run_steps
 
 
+@one_writer("output_dir")
 def train_autoencoder(
     dataset: ParameterDataset | str | Path,
     output_dir: str | Path,

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 
 from ..files import read_json, sha256_file, write_json
+from ..os_errors import as_os_error
 from ..wording import argument
 
 STATE_FILE = "trainer_state.json"
@@ -53,31 +54,17 @@ def writing(accelerator: Accelerator, what: str | Path, output_dir: Path) -> Ite
     try:
         yield
     except WRITE_ERRORS as error:
-        problem = error
+        problem = as_os_error(error, output_dir) or error
     failed = torch.tensor(float(problem is not None), device=accelerator.device)
     if accelerator.reduce(failed, "sum") > 0:
         reason = str(problem).splitlines()[0] if problem is not None else "another process failed"
+        if isinstance(problem, OSError) and problem.strerror:
+            reason = f"{problem.strerror} ({problem.filename})"
         kept = latest_checkpoint(output_dir)
         raise ValueError(
             f"{what} could not be written: {reason}. What was complete before is still there (last checkpoint: "
             f"{'none' if kept is None else kept.name}); make room and start the same command again."
         ) from problem
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder, whose entries replace those of the same names in `folder` once all are written."""
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for entry in partial.iterdir():
-            if (folder / entry.name).is_dir():
-                shutil.rmtree(folder / entry.name)
-            entry.replace(folder / entry.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str, Any], limit: int) -> Path:

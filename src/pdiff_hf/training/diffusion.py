@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ..data.dataset import ParameterDataset
-from ..files import read_json, write_json
+from ..files import read_json, replacing, write_json
 from ..identity import check_same_network, read_identity
-from ..machine import default_device, free_memory
+from ..machine import default_device, free_memory, one_writer
 from ..models.auto import load_autoencoder
 from ..models.config import DiffusionConfig
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from .batches import GlobalBatch
-from .checkpoints import replacing, writing
+from .checkpoints import writing
 from .logs import write_log
 from .loop import make_accelerator, run_steps
 
@@ -26,6 +26,7 @@ COPIES_OF_DATASET = 4
 COPIES_OF_WEIGHTS = 5
 
 
+@one_writer("output_dir")
 def train_diffusion(
     dataset: ParameterDataset | str | Path,
     autoencoder_dir: str | Path,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.hf_api import RepoFile
-from yaml import YAMLError
 
 from ...files import errors_of, read_json
+from ...hub.card_text import split_card
 from ...hub.errors import hub_errors
 from ...hub.snapshot import Snapshot
 from .checkpoint import Checkpoint, check_number
@@ -79,7 +79,8 @@ def card_metrics(file: Path, where: str) -> dict[str, float]:
 
     An accuracy above 1 is taken for a percentage: cards have both. Malformed metadata are a `ValueError`.
     """
-    with errors_of(f"{where}: README.md: malformed metadata", YAMLError):
+    with errors_of(f"{where}: README.md: malformed metadata"):
+        split_card(file.read_text(encoding="utf-8"))
         results = ModelCard.load(file).data.eval_results or []
     values: dict[str, set[float]] = {}
     for result in results:

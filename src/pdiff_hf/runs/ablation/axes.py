@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ...models.auto import AUTOENCODERS, SECTIONS
+from ...strict_yaml import parse_yaml
 from ..composition import FACTS
 from ..recipe import Recipe, recipe_keys
 
@@ -67,10 +68,7 @@ def axis_changes(axis: str, value: str, recipe: Recipe) -> dict[str, Any]:
     """
     if axis in AXES:
         return AXES[axis].changes(value, recipe)
-    try:
-        return {axis: yaml.safe_load(value)}
-    except yaml.YAMLError as error:
-        raise ValueError(f"--axis {axis}: the value {value!r} is not valid YAML.") from error
+    return {axis: parse_yaml(value, f"--axis {axis}: the value {value!r}")}
 
 
 def current_value(axis: str, recipe: Recipe) -> str:
@@ -126,7 +124,8 @@ def _layer(value: str, recipe: Recipe) -> dict[str, Any]:
     fact = value.replace("-", "_")
     if fact in FACTS:
         return {"collect.select": f"${{{fact}}}"}
-    return {"collect.select": yaml.safe_load(value) if value.startswith("[") else value}
+    is_list = value.startswith("[")
+    return {"collect.select": parse_yaml(value, f"--axis layer: the value {value!r}") if is_list else value}
 
 
 def _choice(axis: str, key: str, values: dict[str, str]) -> NamedAxis:

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from ...files import atomic_write, read_json, write_json
-from ...machine import process_state
-from ...tasks.collect import partial_folder
+from ...files import atomic_write, partial_folder, read_json, write_json
+from ...locks import locked
+from ...machine import one_writer, process_state
 from ..folder import RECIPE_FILE, Run
 from .plan import PLAN_FILE, Job, Plan, base_model_key, definition, make_jobs, stage_keys
 from .share import begin_job, place_base_model
@@ -35,6 +35,7 @@ KEPT_VARIABLES = ("ACCELERATE_USE_CPU",)
 Launch = Callable[[Sequence[str], Path], tuple[int, float]]
 
 
+@one_writer("folder")
 def execute(
     plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None, launch: Launch | None = None
 ) -> None:
@@ -147,9 +148,10 @@ def _write_yaml(values: Mapping[str, Any], path: Path) -> None:
 def _carry_out(job: Job, folder: Path, launch: Launch) -> str | None:
     """Run a job and return its problem, if there was one."""
     own = folder / job.folder
-    for name in (PROBLEM_FILE, LOG_FILE):
-        (own / name).unlink(missing_ok=True)
-    run = begin_job(job, folder)
+    with locked(own):
+        for name in (PROBLEM_FILE, LOG_FILE):
+            (own / name).unlink(missing_ok=True)
+        run = begin_job(job, folder)
     recipe, log = str(own / RECIPE_FILE), own / LOG_FILE
     code = 0
     if not run.is_complete("collect"):

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ...locks import LOCK_FILE
+from ...strict_yaml import read_mapping
 from ...wording import argument
 from ..folder import first_difference
 from ..recipe import Recipe, load_recipe
@@ -155,7 +155,11 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
     folder = Path(folder)
     path, axes = folder / PLAN_FILE, plan.axes
     if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_mapping(path)
+        if missing := {"recipe", "seeds", "grid", "axes"} - found.keys():
+            raise ValueError(
+                f"{path}: expected the key {min(missing)!r}, found none; choose another {argument('folder')}."
+            )
         wanted = definition(plan)
         # Keys that came later than the folder have their defaults.
         found["recipe"] = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
@@ -166,8 +170,8 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
         return {axis: list(dict.fromkeys(values)) for axis, values in axes.items()}
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the ablation, {folder} is a file.")
-    if other := next(folder.iterdir(), None) if folder.exists() else None:
-        raise ValueError(f"{folder} holds {other.name} but is no ablation of pdiff; choose a new or empty folder.")
+    if others := [e.name for e in folder.iterdir() if e.name != LOCK_FILE] if folder.exists() else []:
+        raise ValueError(f"{folder} holds {others[0]} but is no ablation of pdiff; choose a new or empty folder.")
     return dict(axes)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ...data.dataset import ParameterDataset
 from ...data.writer import finish_dataset
-from ...files import atomic_folder
+from ...files import atomic_folder, partial_folder
 from ...tasks.auto import load_task
 from ...tasks.base_training import train_base_model_once
 from ..folder import UNSEEN, Run, open_run, write_recipe
@@ -74,7 +74,7 @@ def train_shared_base_model(recipe_file: str, folder: str) -> None:
     recipe, output_dir = load_recipe(recipe_file), Path(folder)
     reference = recipe.base_model.reference()
     task = load_task(recipe.task, reference)
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    partial = partial_folder(output_dir)
     model = prepare_base_model(recipe, task, output_dir)
     train_base_model_once(task, reference, model, recipe.base_training, partial)
     partial.rename(output_dir)

@@ -1,8 +1,9 @@
 import pytest
 
 from pdiff_hf import BaseModel
+from pdiff_hf.models.auto import AUTOENCODER
 from pdiff_hf.runs.recipe import GenerateConfig
-from pdiff_hf.runs.validation import parse_config
+from pdiff_hf.runs.validation import parse_config, parse_section
 from pdiff_hf.wording import argument, typed_options
 
 TRUST = ("trusted_imports", "['nets:small']", "nets:small", "base_model.trusted_imports")
@@ -35,6 +36,12 @@ def test_message_of_a_section_names_the_option_where_there_is_one():
     assert message().startswith("key 'scheduler': expected 'dpmsolver++'")
     with typed_options({"scheduler": "--scheduler"}):
         assert message().startswith("--scheduler: expected 'dpmsolver++'")
+    # A flag of a training script that the kind of its section has not.
+    with (
+        typed_options({"steps": "--max_train_steps", "seed": "--seed"}),
+        pytest.raises(ValueError, match=r"^unknown --max_train_steps; the nearest valid key is '--seed'\.$"),
+    ):
+        parse_section(AUTOENCODER, {"kind": "pca", "steps": 3})
 
 
 def test_foreign_code_is_trusted_by_what_was_typed():

@@ -147,7 +147,7 @@ def test_dataset_without_base_model_or_folder_that_is_not_empty_is_refused(train
     code, _, err = pdiff("align", source, "--out", tmp_path / "aligned")
     assert code == 2 and "expected a base model" in err
     make_dataset(tmp_path / "other", trained[:3])
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="holds files"):
         align_dataset(ParameterDataset(tmp_path / "other" / "dataset"), source)
 
 

@@ -43,17 +43,21 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
         if path in valid_keys(model):
             # A key of another kind of its section.
             kind = f" of kind {_union(model.model_fields[parent]).kind_of(values.get(parent))!r}"
-        raise ValueError(f"unknown key {path!r}{kind}; the nearest valid key is {near[0]!r}.")
+        raise ValueError(f"unknown {_name(path)}{kind}; the nearest valid key is {argument(near[0])!r}.")
     if problem["type"] == "missing":
-        raise ValueError(f"key {path!r} is missing; it has no default.")
+        raise ValueError(f"{_name(path)} is missing; it has no default.")
     if problem["type"] == "literal_error" and keys[-1] == "kind":
-        raise ValueError(f"key {path!r}: expected one of {problem['ctx']['expected']}, found {problem['input']!r}.")
+        raise ValueError(f"{_name(path)}: expected one of {problem['ctx']['expected']}, found {problem['input']!r}.")
     if problem["type"] == "value_error":
-        raise ValueError(f"key {path!r}: {problem['ctx']['error']}")
+        raise ValueError(f"{_name(path)}: {problem['ctx']['error']}")
     expected = problem["msg"].removeprefix("Input should be ")
-    # Typed as an option of its own, or written in a recipe.
-    named = f"key {path!r}" if argument(path) == path else argument(path)
-    raise ValueError(f"{named}: expected {expected}, found {problem['input']!r}.")
+    raise ValueError(f"{_name(path)}: expected {expected}, found {problem['input']!r}.")
+
+
+def _name(path: str) -> str:
+    """A key as it was given: by an option of its own, or in a recipe."""
+    option = argument(path)
+    return f"key {path!r}" if option == path else option
 
 
 def check_split(split: str) -> None:

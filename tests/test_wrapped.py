@@ -175,13 +175,15 @@ PLAIN = {"a", "b"}
         # Nothing fits: what wraps is removed, so that the message names what is in it.
         (["module.c", "module.d"], PLAIN, ["c", "d"]),
         (["net.c", "net.d"], PLAIN, ["net.c", "net.d"]),
+        (["n_averaged"], PLAIN, ["n_averaged"]),
+        ([], PLAIN, []),
     ],
 )
 def test_state_dicts_are_fitted_to_the_names_of_a_network(names, expected, found):
     state = {name: torch.tensor(index) for index, name in enumerate(names)}
     fitted = fit_names(state, expected)
     assert list(fitted) == found
-    assert [value.item() for value in fitted.values()] == list(range(len(names)))[-len(found) :]
+    assert [value.item() for value in fitted.values()] == list(range(len(names)))[len(names) - len(found) :]
 
 
 def test_plain_names_lose_only_what_wrappers_give():

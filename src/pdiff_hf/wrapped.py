@@ -154,7 +154,7 @@ def fit_names(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> d
     while fits < len(expected):
         state = {name: tensor for name, tensor in state.items() if name != COUNTER}
         level = next(iter(state), "").partition(".")[0] + "."
-        if not all(name.startswith(level) for name in state):
+        if not state or not all(name.startswith(level) for name in state):
             break
         is_known = is_known and level == "module."
         state = {name.removeprefix(level): tensor for name, tensor in state.items()}

@@ -170,7 +170,7 @@ def images(session):
     from PIL import Image
 
     generator = np.random.default_rng(0)
-    for split, number in (("train", 60), ("test", 20)):
+    for split, number in (("train", 140), ("test", 80)):
         for name in ("cat", "dog"):
             os.makedirs(f"images/{split}/{name}")
             for index in range(number):

@@ -10,6 +10,7 @@ ON_THE_HUB = ["docs/hub.md", "docs/import.md"]
 
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("no_figures")
 def test_examples_run_in_order(name, pdiff, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

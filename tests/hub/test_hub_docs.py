@@ -25,6 +25,7 @@ def saved(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["docs/hub.md", "docs/import.md"])
 def test_examples_run_in_order(name, hub, client, tiny_run, tmp_path, monkeypatch):
     folder = tmp_path / "reader"

@@ -234,6 +234,8 @@ def test_command_says_what_was_selected(pdiff_generate, tmp_path):
     assert f"Val accuracy: {', '.join(accuracies)}." in out
     assert f"Their soup: {selection['soup_val_accuracy']:.2%}" in out and "the best single one" in out
     assert "Before BatchNorm statistics were re-estimated" in out
+    # The pipeline carries no base model to compare.
+    assert out.count("Warning: whether") == 1 and "has no base model." in out
     code, out, err = pdiff_generate("--out", tmp_path / "json", *options, "--json")
     assert code == 0 and json.loads(out)["choice"]["draws"] == selection["draws"]
 

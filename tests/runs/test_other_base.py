@@ -165,6 +165,17 @@ def test_generated_networks_of_another(inside):
             push_generated("h1/generated", "user/net", source, index=0)
 
 
+def test_pipeline_that_networks_came_from_is_found_or_named_as_it_was_typed(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "h0" / "generated", "mine/best")
+    message = "^expected the pipeline that mine/best came from at mine/pipeline, found none; name it as the source"
+    with pytest.raises(ValueError, match=message):
+        push_generated("mine/best", "user/net", index=0)
+    shutil.copytree(runs / "h1" / "pipeline", "mine/pipeline")
+    with pytest.raises(ValueError, match=refused("mine/best", "mine/pipeline", "give the pipeline that they came")):
+        push_generated("mine/best", "user/net", index=0)
+
+
 def test_pipeline_of_parts_of_another(inside):
     autoencoder = load_autoencoder("h1/autoencoder")
     pipeline = PDiffPipeline.from_pretrained("h0/pipeline")

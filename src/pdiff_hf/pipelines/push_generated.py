@@ -18,7 +18,6 @@ from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
 from ..data.folder import write_layout
 from ..files import errors_of, read_json, temporary_folder, write_json
-from ..hub.snapshot import split_hub_id
 from ..hub.upload import PushOptions, push_files, select_files
 from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
@@ -70,14 +69,15 @@ def push_generated(
     folder, values = Path(folder), read_index(folder)
     came_from = values.get("pipeline", "../pipeline")
     # A path is relative to the networks, and nothing for others to see.
-    if came_from.startswith(".."):
+    if is_path := came_from.startswith(".."):
         values.pop("pipeline", None)
         came_from = os.path.normpath(folder / came_from)
-    if source is None and not Path(source := came_from).is_dir() and split_hub_id(source) is None:
+    if source is None and is_path and not Path(came_from).is_dir():
         raise ValueError(
-            f"expected the pipeline that {folder} came from at {source}, found none; name it, or the dataset it was "
-            "trained on."
+            f"expected the pipeline that {folder} came from at {came_from}, found none; name it as the source, or the "
+            "dataset it was trained on."
         )
+    source = came_from if source is None else source
     layout, base_model, task = _read_source(source, options.get("token"))
     own = NetworkIdentity.of(source, layout, base_model)
     check_same_network(generated_identity(folder), own, "give the pipeline that they came from")

@@ -1,9 +1,13 @@
 """Python and `accelerate launch` in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+from pdiff_hf.locks import FolderLock
 
 
 def run(*arguments, **environment):
@@ -19,3 +23,21 @@ def launch_two(*arguments):
     accelerate = Path(sys.executable).with_name("accelerate")
     options = "launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     return run(accelerate, *options.split(), *arguments, ACCELERATE_USE_CPU="true")
+
+
+@contextmanager
+def held_elsewhere(folder):
+    """A process that holds the lock of `folder` until it is killed in the end."""
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        FolderLock(folder)
+        os.write(write, b"held")
+        signal.pause()
+    try:
+        assert os.read(read, 4) == b"held"
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)

@@ -1,33 +1,14 @@
 import errno
 import json
 import os
-import signal
 import threading
-from contextlib import contextmanager
 
 import pytest
 
 from pdiff_hf import locks
 from pdiff_hf.files import atomic_folder
 from pdiff_hf.locks import FolderLock, lock_file, locked
-
-
-@contextmanager
-def held_elsewhere(folder):
-    """A process that holds the lock of `folder` until it is killed in the end."""
-    read, write = os.pipe()
-    if (pid := os.fork()) == 0:
-        FolderLock(folder)
-        os.write(write, b"held")
-        signal.pause()
-    try:
-        assert os.read(read, 4) == b"held"
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(read)
-        os.close(write)
+from processes import held_elsewhere
 
 
 def test_the_second_program_is_told_who_holds_the_folder_and_a_dead_one_holds_nothing(tmp_path):

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .os_errors import writing
+
 try:
     import fcntl
 except ImportError:
@@ -49,8 +51,8 @@ class FolderLock:
         self._made = [path for path in (place, *place.parents) if not path.exists()]
         # Whoever lets go may take the file, or the empty folder, away at this very moment.
         for _ in range(1000):
-            place.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), writing(folder, self.file):
+                place.mkdir(parents=True, exist_ok=True)
                 if self._take():
                     return
         raise ValueError(f"{folder} is changed by others all the time; choose another folder.")

@@ -21,7 +21,7 @@ def read_yaml(path: str | Path) -> Any:
         ValueError: it is missing, may not be read, or is not valid, see [`parse_yaml`].
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"expected a YAML file, found that {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

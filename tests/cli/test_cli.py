@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from factories import TINY_RUN, make_dataset, make_vectors
 from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
 from pdiff_hf.runs.folder import STAGES
+from processes import held_elsewhere
 
 TINY = [*TINY_RUN, "evaluate.fine_tune=false"]
 TRAINING = [override for override in TINY_RUN if override.startswith(("autoencoder", "diffusion"))]
@@ -133,6 +134,24 @@ def test_unknown_key(pdiff, tmp_path):
     result = pdiff("run", "digits-mlp", "--out", tmp_path / "run", "--set", "diffusion.step=3")
     assert_one_line_error(result, "diffusion.step", "'diffusion.steps'")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x" * 300, "File name too long; choose a shorter name"), ("file/out", "expected a folder")]
+)
+def test_an_output_folder_that_cannot_be(pdiff, tiny_run, tmp_path, name, message):
+    (tmp_path / "file").touch()
+    code, _, error = pdiff("align", tiny_run / "dataset", "--out", tmp_path / name)
+    assert code == 2 and message in error and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_folder_that_another_program_writes_to(pdiff, tmp_path):
+    (tmp_path / "run").mkdir()
+    with held_elsewhere(tmp_path / "run"):
+        code, _, error = pdiff("run", "digits-mlp", "--out", tmp_path / "run", *sets(TINY))
+        assert code == 2 and "run is being written to by" in error
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("again", ["diffusion.steps=4", "diffusion={steps: 4}"])

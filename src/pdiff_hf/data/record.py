@@ -178,6 +178,8 @@ class ParameterRecorder:
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema, step: int) -> None:
+        # Before the folder is touched, and again when nobody else writes to it.
+        self.check_new()
         lock, known = FolderLock(self.output_dir), {}
         try:
             check_append(

@@ -20,8 +20,11 @@ from ..files import atomic_folder, read_json
 from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
 from . import shards, writer
+from .columns import features, metric_names
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
+from .integrity import find_shards
+from .reading import complete_shards, stream_rows
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
 
@@ -106,9 +109,7 @@ class ParameterDataset:
             raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
         if self._is_recording:
             return len(self._read())
-        for file in shards.some_shards(self.folder):
-            shards.check_shard(file, self.layout)
-        return shards.recorded_runs(self.folder).total()
+        return sum(shards.check_shard(file, self.layout) for file in complete_shards(self.folder, self.layout))
 
     # What is known of the rows
 
@@ -140,8 +141,8 @@ class ParameterDataset:
         if self._is_recording:
             table = self._read().data.table
         else:
-            table = shards.read_columns(shards.some_shards(self.folder), self.layout)
-        columns = {name: table.column(name).cast(pa.float32()) for name in shards.metric_names(table.column_names)}
+            table = shards.read_columns(complete_shards(self.folder, self.layout), self.layout)
+        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
     # Rows
@@ -159,7 +160,7 @@ class ParameterDataset:
             return self._read()
         if self._is_recording:
             return self._read().to_iterable_dataset().with_format("torch")
-        return shards.stream_rows(self._remote_files or shards.some_shards(self.folder), self.layout)
+        return stream_rows(self._remote_files or complete_shards(self.folder, self.layout), self.layout)
 
     def vectors(
         self, rows: slice | Sequence[int] | torch.Tensor | None = None, columns: slice | None = None
@@ -192,7 +193,7 @@ class ParameterDataset:
 
     @cached_property
     def _stored(self) -> StoredVectors:
-        return store_vectors(shards.some_shards(self.folder), self.layout)
+        return store_vectors(complete_shards(self.folder, self.layout), self.layout)
 
     @property
     def _is_recording(self) -> bool:
@@ -200,7 +201,7 @@ class ParameterDataset:
 
     def _read(self) -> Dataset:
         is_recording, recording = self._is_recording, self.folder / shards.RECORDING
-        files = shards.find_shards(self.folder) if is_recording else shards.some_shards(self.folder)
+        files = [] if is_recording and not find_shards(self.folder) else complete_shards(self.folder, self.layout)
         tables = [shards.read_shard(file, self.layout) for file in files]
         if is_recording:
             warnings.warn(
@@ -212,7 +213,7 @@ class ParameterDataset:
             if not tables:
                 raise ValueError(f"{recording} holds no complete row; record again.")
         table = pa.concat_tables(tables, promote_options="default")
-        columns = shards.features(self.layout, shards.metric_names(table.column_names))
+        columns = features(self.layout, metric_names(table.column_names))
         # A random fingerprint, because the default one is a hash over all values.
         rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
         return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")

@@ -14,7 +14,9 @@ from ..files import read_json, write_json
 from ..layout import ParameterLayout
 from . import shards
 from .card import write_dataset_card
+from .columns import arrow_schema
 from .folder import SCHEMA, read_layout, write_layout
+from .integrity import announce, check_all, find_shards, is_settled, settle
 from .stats import compute_stats
 
 
@@ -46,10 +48,10 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
     """Check that runs may be written to a folder; one without a dataset takes all.
 
     Raises:
-        ValueError: the folder holds one of the runs already, another layout or another base model.
+        ValueError: the folder holds one of the runs already, another layout or another base model, or is damaged.
     """
     if not (path / "layout.json").exists():
-        if shards.find_shards(path):
+        if find_shards(path):
             raise ValueError(f"{path} holds Parquet shards without layout.json; choose another folder.")
         return
     found, found_base = read_layout(path)
@@ -60,8 +62,9 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
         )
     if base_model is not None and base_model != found_base:
         raise ValueError(f"{path} holds checkpoints of another base model; choose another folder.")
-    for file in shards.find_shards(path):
+    for file in (files := find_shards(path)):
         shards.check_shard(file, layout)
+    check_all(path, files)
     known = set(shards.recorded_runs(path))
     if (path / shards.RECORDING).exists():
         known |= {batch.column("run")[0].as_py() for batch in shards.recorded_batches(path)}
@@ -75,7 +78,7 @@ def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
     shards.append_shards(shards.recorded_batches(path), path)
     # Stopped before this line, the rows are known to be in the shards by their run and number.
     (path / shards.RECORDING).unlink()
-    if shards.find_shards(path):
+    if find_shards(path):
         finish_dataset(path, metadata)
 
 
@@ -123,12 +126,15 @@ def save_parameter_dataset(
             JSON-able, goes into `stats.json`.
 
     Raises:
-        ValueError: the folder holds a dataset already, shapes do not fit, or a value is NaN or infinite.
+        ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, or a value is NaN,
+            infinite or too large.
     """
     output_dir = Path(output_dir)
-    if (output_dir / "layout.json").exists() or shards.find_shards(output_dir):
+    if (output_dir / "layout.json").exists() or find_shards(output_dir):
         raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
     table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    if not len(table):
+        raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
     write_layout(output_dir, layout, base_model)
     shards.append_shards(table, output_dir)
     finish_dataset(output_dir, metadata)
@@ -142,14 +148,27 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     """
     path = Path(path)
     layout, _ = read_layout(path)
-    files = shards.find_shards(path)
+    files = find_shards(path)
     found = {file: shards.shard_metrics(file, layout) for file in files}
+    check_all(path, files)
     metrics = list(dict.fromkeys(name for names in found.values() for name in names))
-    schema = shards.arrow_schema(layout, metrics)
-    for file, names in found.items():
-        if {*metrics} - {*names}:
-            shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
+    schema = arrow_schema(layout, metrics)
+    changed = [file for file, names in found.items() if {*metrics} - {*names}]
+    announce(path, [file.name for file in changed])
+    for file in changed:
+        shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
     known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
     stats = compute_stats(files, layout, metrics)
     write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
+    settle(path)
     write_dataset_card(path)
+
+
+def finish_interrupted(path: Path) -> None:
+    """[`finish_dataset`] where a writer was stopped before it; `ValueError` when it is still writing."""
+    if not is_settled(path):
+        lock = lock_folder(path)
+        try:
+            finish_dataset(path)
+        finally:
+            unlock_folder(lock)

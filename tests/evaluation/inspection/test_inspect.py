@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.shards import features, find_shards, write_shard
+from pdiff_hf.data.columns import features
+from pdiff_hf.data.integrity import find_shards
+from pdiff_hf.data.shards import write_shard
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator

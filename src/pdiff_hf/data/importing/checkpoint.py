@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
-from ..shards import KEYS
+from ..columns import KEYS
 
 # Columns that are no metrics, and arguments of the recorder by which a column would not get its own name.
 RESERVED = ("parameters", "run", "seed", "state", "self", "loss", "accuracy")

@@ -109,7 +109,8 @@ def open_shard(file: str | Path, layout: ParameterLayout) -> Iterator[tuple[pq.P
 def check_shard(file: str | Path, layout: ParameterLayout) -> int:
     """Number of checkpoints in a shard, from its footer; see [`open_shard`]."""
     with open_shard(file, layout) as (parquet, _):
-        return parquet.metadata.num_rows // len(chunks.chunk_lengths(layout.num_parameters))
+        # A checkpoint that is not complete counts until it is read.
+        return -(-parquet.metadata.num_rows // len(chunks.chunk_lengths(layout.num_parameters)))
 
 
 def shard_metrics(file: str | Path, layout: ParameterLayout) -> list[str]:

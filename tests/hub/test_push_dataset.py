@@ -123,9 +123,8 @@ def test_grown_dataset_sends_new_shards_only_and_a_shrunken_one_removes(hub, cli
     push(client, folder)
     shutil.copytree(folder, tmp_path / "before")
     dataset = ParameterDataset(folder)
-    dataset.append(
-        torch.zeros(1, dataset.layout.num_parameters), {"run": ["new"], **dict.fromkeys(dataset.metrics, [0.5])}
-    )
+    columns = {"run": ["new"], **{name: [0.5] for name in dataset.metrics}}
+    dataset.append(torch.zeros(1, dataset.layout.num_parameters), columns)
     name, uploads = "data/train-00001.parquet", hub.count("PUT", "/objects/")
     push(client, folder)
     assert name in hub.files(REPO, "dataset") and hub.count("PUT", "/objects/") == uploads + 1

@@ -16,14 +16,14 @@ from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
 
 from ..base_model import BaseModel
-from ..files import atomic_folder, read_json
+from ..files import atomic_folder
 from ..hub.snapshot import split_hub_id
 from ..layout import ParameterLayout
 from . import shards, writer
 from .columns import features, metric_names
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
-from .integrity import find_shards
+from .integrity import find_shards, read_stats
 from .reading import complete_shards, stream_rows
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
@@ -116,8 +116,7 @@ class ParameterDataset:
     @cached_property
     def stats(self) -> dict[str, Any]:
         """Content of `stats.json`: means and spreads of metrics and tensors, and `metadata`."""
-        file = self.folder / "stats.json"
-        return read_json(file) if file.is_file() else {"metadata": {}}
+        return read_stats(self.folder)
 
     @property
     def metadata(self) -> dict[str, Any]:

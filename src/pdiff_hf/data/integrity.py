@@ -27,6 +27,12 @@ CHANGING = ".changing.json"
 ON_PURPOSE = "if it was changed on purpose, take 'shards' out of stats.json"
 
 
+def read_stats(path: str | Path) -> dict[str, Any]:
+    """What `stats.json` of a folder says; before it was written, that there are no metadata."""
+    file = Path(path) / STATS
+    return read_json(file) if os.path.lexists(file) else {"metadata": {}}
+
+
 def find_shards(path: str | Path) -> list[Path]:
     """The Parquet shards of a dataset folder in order."""
     return sorted((Path(path) / "data").glob("train-*.parquet"))
@@ -65,11 +71,11 @@ def settle(path: Path) -> None:
 
 def is_settled(path: Path) -> bool:
     """Whether no writer is changing shards, and none was stopped while it was."""
-    return not (path / CHANGING).exists()
+    return not os.path.lexists(path / CHANGING)
 
 
 def _announced(path: Path) -> set[str]:
-    return set(read_json(path / CHANGING)) if (path / CHANGING).is_file() else set()
+    return set() if is_settled(path) else set(read_json(path / CHANGING))
 
 
 def describe_shard(file: Path, num_rows: int) -> dict[str, Any]:
@@ -117,8 +123,7 @@ def check_set(path: str | Path, files: Sequence[Path]) -> bool:
         `bool`: whether `stats.json` lists shards at all.
     """
     path, changing = Path(path), _announced(Path(path))
-    stats = read_json(path / STATS) if (path / STATS).is_file() else {}
-    if (listed := listed_shards(stats)) is None:
+    if (listed := listed_shards(read_stats(path))) is None:
         return False
     listed = {name: entry for name, entry in listed.items() if name not in changing}
     # Another process may have written some since they were listed here.
@@ -168,9 +173,9 @@ def _compare(file: Path, key: str, digest) -> None:
 
 def _expected(file: Path) -> Mapping | None:
     folder = file.parent.parent
-    if file.name in _announced(folder) or not (folder / STATS).is_file():
+    if file.name in _announced(folder) or not os.path.lexists(folder / STATS):
         return None
-    stat = os.stat(folder / STATS)
+    stat = os.stat(check_regular(folder / STATS, "a JSON file"))
     return (_listed(folder / STATS, stat.st_ino, stat.st_size, stat.st_mtime_ns) or {}).get(file.name)
 
 

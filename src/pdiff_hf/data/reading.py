@@ -9,10 +9,9 @@ import pyarrow as pa
 from datasets import DatasetInfo, IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
-from ..files import read_json
 from ..layout import ParameterLayout
 from .columns import arrow_schema, features
-from .integrity import STATS, check_set, some_shards
+from .integrity import check_set, read_stats, some_shards
 from .shards import check_shard, read_columns, read_rows, read_shard, shard_metrics, with_columns
 
 
@@ -33,8 +32,7 @@ def complete_shards(path: str | Path, layout: ParameterLayout) -> list[Path]:
 
 def _check_unlisted(path: Path, files: Sequence[Path], layout: ParameterLayout, num_rows: int) -> None:
     """What can be seen of shards that `stats.json` does not list: rows that are missing, and a shard that is twice."""
-    stats = read_json(path / STATS) if (path / STATS).is_file() else {}
-    if num_rows < (expected := stats.get("num_rows", 0)):
+    if num_rows < (expected := read_stats(path).get("num_rows", 0)):
         raise ValueError(
             f"{path}: expected {expected} rows, as stats.json says, found {num_rows}; restore the shards that are "
             "missing, or collect again."

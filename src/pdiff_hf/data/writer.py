@@ -10,13 +10,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..base_model import BaseModel
-from ..files import read_json, write_json
+from ..files import write_json
 from ..layout import ParameterLayout
 from . import shards
 from .card import write_dataset_card
 from .columns import arrow_schema
 from .folder import SCHEMA, read_layout, write_layout
-from .integrity import announce, check_all, find_shards, is_settled, settle
+from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
 
 
@@ -157,7 +157,7 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     announce(path, [file.name for file in changed])
     for file in changed:
         shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
-    known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
+    known = read_stats(path)["metadata"]
     stats = compute_stats(files, layout, metrics)
     write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
     settle(path)

@@ -82,9 +82,8 @@ def test_shards_are_hashed_once(three, monkeypatch):
 
 def test_stats_list_the_shards(three):
     listed = json.loads((three / "stats.json").read_text())["shards"]
-    assert [(entry["file"], entry["num_rows"]) for entry in listed] == [
-        (f"train-0000{n}.parquet", 2) for n in range(3)
-    ]
+    names = [file.name for file in shards.find_shards(three)]
+    assert [(entry["file"], entry["num_rows"]) for entry in listed] == [(name, 2) for name in names]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -94,7 +93,7 @@ def test_stats_list_the_shards(three):
         (lambda data: shutil.copy(data / "train-00000.parquet", data / "train-00017.parquet"), "00017.* is a copy of"),
         (lambda data: (data / "train-00001.parquet").unlink(), r"found no train-00001\.parquet; 1 of 3 with 2 rows"),
         (lambda data: (data / "train-00002.parquet").unlink(), r"found no train-00002\.parquet"),
-        (lambda data: os.replace(data / "train-00002.parquet", data / "train-00001.parquet"), "found no train-00002"),
+        (lambda data: os.replace(data / "train-00002.parquet", data / "train-00001.parquet"), "00001.* is damaged"),
         (lambda data: shutil.copy(data / "train-00002.parquet", data / "train-00001.parquet"), "00001.* is damaged"),
     ],
 )
@@ -209,12 +208,10 @@ def test_values_above_a_tensors_own_type_are_refused(tmp_path):
         save_parameter_dataset(torch.tensor([[1e9, 0, 7e4, 0]]), layout, tmp_path / "ds")
 
 
-def odd(name, values, new=None):
+def odd(name, values):
     def change(table):
-        index = table.column_names.index(name)
-        return table.set_column(
-            index, new or name, values if callable(values) is False else values(table.column(name))
-        )
+        new = values(table.column(name)) if callable(values) else values
+        return table.set_column(table.column_names.index(name), name, new)
 
     return change
 
@@ -261,11 +258,10 @@ def test_columns_of_others_are_served(tmp_path, change, streaming):
     assert len(ParameterDataset(tmp_path / "ds").metrics["val_accuracy"]) == 6
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"compression": c} for c in ("none", "gzip", "brotli", "lz4", "snappy")]
-    + [{"version": "1.0"}, {"data_page_version": "2.0", "write_page_checksum": True}],
-)
+CODECS = [{"compression": name} for name in ("none", "gzip", "brotli", "lz4", "snappy")]
+
+
+@pytest.mark.parametrize("options", [*CODECS, {"version": "1.0"}, {"data_page_version": "2.0"}])
 def test_other_codecs_and_versions_are_served(tmp_path, options):
     file = shards.find_shards(save(tmp_path / "ds"))[0]
     table = pq.read_table(file)

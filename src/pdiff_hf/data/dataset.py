@@ -47,6 +47,7 @@ class ParameterDataset:
             Modules or factories that may be imported to build the base model, see [`BaseModel.build`].
 
     Attributes:
+        source (`str` or `Path`): What it was opened by.
         folder (`Path`): Where it is on this machine; of a streamed one, without the rows.
         layout ([`ParameterLayout`]): What a vector is made of.
         base_model ([`BaseModel`], *optional*): The network around.
@@ -71,7 +72,7 @@ class ParameterDataset:
         streaming: bool = False,
         trusted_imports: Sequence[str] = (),
     ):
-        self._source, self._streaming = source, streaming
+        self.source, self._streaming = source, streaming
         # A path never names what is on the Hub: a folder that is missing should be called missing.
         found = split_hub_id(source) if isinstance(source, str) else None
         self._is_remote, self._remote_files = found is not None, None
@@ -97,7 +98,7 @@ class ParameterDataset:
         return source if isinstance(source, ParameterDataset) else cls(source)
 
     def __repr__(self) -> str:
-        return f"ParameterDataset({str(self._source)!r}, num_parameters={self.layout.num_parameters})"
+        return f"ParameterDataset({str(self.source)!r}, num_parameters={self.layout.num_parameters})"
 
     def __len__(self) -> int:
         """Number of checkpoints.
@@ -106,7 +107,7 @@ class ParameterDataset:
             ValueError: there are none, a shard is damaged, or the dataset is streamed from the Hub.
         """
         if self._remote_files is not None:
-            raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
+            raise ValueError(f"{self.source} is streamed: its rows are counted when they are read.")
         if self._is_recording:
             return len(self._read())
         return sum(shards.check_shard(file, self.layout) for file in complete_shards(self.folder, self.layout))
@@ -124,6 +125,18 @@ class ParameterDataset:
         return self.stats["metadata"]
 
     @property
+    def unordered_runs(self) -> set[str]:
+        """Runs whose steps are numbers of rows, such as those of files without numbers: they say nothing of time."""
+        if "unordered_runs" in self.stats or "import" not in self.metadata:
+            return set(self.stats.get("unordered_runs", ()))
+        # Of an import from before this was written, steps from 0 on are such numbers.
+        rows = self.rows.remove_columns("parameters").with_format(None)[:]
+        runs: dict[str, list[tuple]] = {}
+        for run, step, epoch in zip(rows["run"], rows["step"], rows["epoch"], strict=True):
+            runs.setdefault(run, []).append((step, epoch))
+        return {run for run, times in runs.items() if times == [(number, None) for number in range(len(times))]}
+
+    @property
     def task(self) -> dict[str, Any] | None:
         """The stored `task` section, `None` when the dataset names none; `open_task` makes a task of it."""
         return self.metadata.get("task")
@@ -136,7 +149,7 @@ class ParameterDataset:
             ValueError: a shard is damaged, or the dataset is streamed from the Hub.
         """
         if self._remote_files is not None:
-            raise ValueError(f"{self._source} is streamed: its metrics are read with its rows.")
+            raise ValueError(f"{self.source} is streamed: its metrics are read with its rows.")
         if self._is_recording:
             table = self._read().data.table
         else:
@@ -180,7 +193,7 @@ class ParameterDataset:
                 streamed.
         """
         if self._streaming:
-            raise ValueError(f"{self._source} is streamed: read .rows, or open it without streaming.")
+            raise ValueError(f"{self.source} is streamed: read .rows, or open it without streaming.")
         if not self._is_recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
             found = self._stored
         else:
@@ -253,7 +266,7 @@ class ParameterDataset:
             ValueError: the dataset holds one of the runs already, the rows do not fit, or it is on the Hub.
         """
         if self._is_remote:
-            raise ValueError(f"{self._source} is on the Hub: push new runs with pdiff push dataset --append.")
+            raise ValueError(f"{self.source} is on the Hub: push new runs with pdiff push dataset --append.")
         writer.append_rows(vectors, self.layout, self.folder, self.base_model, columns, metadata)
         self.__dict__.pop("stats", None)
         self.__dict__.pop("_stored", None)
@@ -280,7 +293,8 @@ class ParameterDataset:
         metadata = {**self.metadata, "first_rows": num_rows}
         with atomic_folder(folder) as partial:
             vectors = dataset_vectors(first, self.layout)
-            writer.save_parameter_dataset(vectors, self.layout, partial, self.base_model, columns, metadata)
+            order = self.unordered_runs
+            writer.save_parameter_dataset(vectors, self.layout, partial, self.base_model, columns, metadata, order)
         return type(self)(folder, trusted_imports=() if self.base_model is None else self.base_model.trusted_imports)
 
 

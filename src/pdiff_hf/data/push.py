@@ -89,6 +89,7 @@ def append_dataset(
         # What describes all rows
         merged = merge_stats(stats, compute_stats(find_shards(new), layout, metrics), layout)
         own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
+        merged["unordered_runs"] = sorted({*stats.get("unordered_runs", ()), *own.get("unordered_runs", ())})
         metadata = {**own["metadata"], **stats["metadata"]}
         write_json(new / "stats.json", {"schema": stats["schema"], **merged, "metadata": metadata})
         write_json(new / "layout.json", remote)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from filelock import FileLock, Timeout
 
@@ -39,7 +40,7 @@ def append_rows(
             finish_rows(path)
         check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
         shards.append_shards(table, path)
-        finish_dataset(path, metadata)
+        finish_dataset(path, metadata, _without_order(table, columns))
     finally:
         unlock_folder(lock)
 
@@ -73,13 +74,18 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
             raise ValueError(f"{path} already holds run {run!r}; choose another run name or folder.")
 
 
-def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+def _without_order(table: pa.Table, columns: Mapping[str, Sequence[Any]] | None) -> set[str]:
+    """The runs of rows whose steps are only the rows' numbers."""
+    return set() if {"step", "epoch"} & {*(columns or {})} else set(table.column("run").to_pylist())
+
+
+def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None, unordered_runs: Iterable[str] = ()) -> None:
     """Turn the recording of a locked folder into Parquet."""
     shards.append_shards(shards.recorded_batches(path), path)
     # Stopped before this line, the rows are known to be in the shards by their run and number.
     (path / shards.RECORDING).unlink()
     if find_shards(path):
-        finish_dataset(path, metadata)
+        finish_dataset(path, metadata, unordered_runs)
 
 
 def lock_folder(path: Path) -> FileLock:
@@ -108,6 +114,7 @@ def save_parameter_dataset(
     base_model: BaseModel | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    unordered_runs: Iterable[str] | None = None,
 ) -> None:
     """Write vectors as a new parameter dataset.
 
@@ -124,6 +131,8 @@ def save_parameter_dataset(
             `run`, `seed`, `step`, `epoch` and float metrics, K values each.
         metadata (`Mapping`, *optional*):
             JSON-able, goes into `stats.json`.
+        unordered_runs (`Iterable[str]`, *optional*):
+            Runs whose steps are numbers of rows and say nothing of time; all of them without `step` and `epoch`.
 
     Raises:
         ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, or a value is NaN,
@@ -137,14 +146,16 @@ def save_parameter_dataset(
         raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
     write_layout(output_dir, layout, base_model)
     shards.append_shards(table, output_dir)
-    finish_dataset(output_dir, metadata)
+    finish_dataset(output_dir, metadata, _without_order(table, columns) if unordered_runs is None else unordered_runs)
 
 
-def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def finish_dataset(
+    path: str | Path, metadata: Mapping[str, Any] | None = None, unordered_runs: Iterable[str] = ()
+) -> None:
     """Write `stats.json` for the shards of a folder, and its card, `README.md`; what a person wrote there is kept.
 
-    `metadata` is merged into that of `stats.json`. Shards that lack a metric get it as a column of nulls, because
-    `datasets.load_dataset` wants the same columns in all shards.
+    `metadata` and `unordered_runs` are merged into those of `stats.json`. Shards that lack a metric get it as a column
+    of nulls, because `datasets.load_dataset` wants the same columns in all shards.
     """
     path = Path(path)
     layout, _ = read_layout(path)
@@ -157,9 +168,14 @@ def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) 
     announce(path, [file.name for file in changed])
     for file in changed:
         shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
-    known = read_stats(path)["metadata"]
-    stats = compute_stats(files, layout, metrics)
-    write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
+    known = read_stats(path)
+    described = {
+        "schema": SCHEMA,
+        **compute_stats(files, layout, metrics),
+        "unordered_runs": sorted({*known.get("unordered_runs", ()), *unordered_runs}),
+        "metadata": {**known["metadata"], **(metadata or {})},
+    }
+    write_json(path / "stats.json", described)
     settle(path)
     write_dataset_card(path)
 

@@ -182,5 +182,5 @@ def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str
     aligned, report = align_networks(vectors, spec)
     metadata = {**dataset.metadata, "alignment": report}
     with atomic_folder(output_dir) as partial:
-        save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)
+        save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata, dataset.unordered_runs)
     return {**report, "num_checkpoints": len(aligned), "num_parameters": layout.num_parameters}

@@ -116,7 +116,7 @@ def test_families_are_found_in_any_order(fine_tunes):
 def test_runs_from_networks_of_their_own_are_families(digits, bases):
     rows = [train(digits, copy.deepcopy(base), 3, 80, 0.003, every=10) for base in bases]
     times = [[(8 * run + step, step) for step in range(8)] for run in range(3)]
-    found = find_families(torch.stack(sum(rows, [])), times)
+    found = find_families(torch.stack([row for run in rows for row in run]), times)
     assert rows_of(found) == ([[*range(8 * run, 8 * run + 8)] for run in range(3)], [])
 
 
@@ -125,7 +125,7 @@ def test_what_belongs_together_is_one_family(digits, bases, fine_tunes, trajecto
     assert find_families(trajectory, []) is None
     assert find_families(trajectory, timed(*range(30))) is None
     rows = [train(digits, copy.deepcopy(bases[0]), seed, 40, 0.003, every=5) for seed in range(4)]
-    assert find_families(torch.stack(sum(rows, [])), []) is None
+    assert find_families(torch.stack([row for run in rows for row in run]), []) is None
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 12])
@@ -136,10 +136,17 @@ def test_independent_networks_are_no_families(num_rows):
     assert find_families(rows.repeat(2, 1), []) is None
 
 
-def test_a_run_with_gaps_between_its_steps_is_one_family(trajectory, evaluator):
+def test_a_run_with_gaps_between_its_steps_is_one_family(trajectory):
     numbers = [0, 1, 2, 15, 16, 17, 27, 28, 29]
     assert find_families(trajectory[numbers], timed(*numbers)) is None
-    assert find_families(trajectory[numbers], [], evaluator) is None
+
+
+def test_families_without_a_barrier_between_them_are_one(fine_tunes, evaluator):
+    rows = torch.cat([fine_tunes[:6], fine_tunes[:6]])
+    # The same for all classes, which changes no prediction.
+    rows[6:, LAYOUT.tensors[-1].offset :] += 50
+    assert rows_of(find_families(rows, [])) == ([[*range(6)], [*range(6, 12)]], [])
+    assert find_families(rows, [], evaluator) is None
 
 
 def test_rows_far_from_all_others_stand_alone(fine_tunes):

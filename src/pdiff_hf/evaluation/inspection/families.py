@@ -24,6 +24,8 @@ MIN_GAP, MIN_NEAR_GAP = 3.0, 10.0
 MAX_ROWS = 5000
 # Between so many families, the barriers are measured.
 MAX_MEASURED = 10
+# Beside rows so many times as long as the others, distances between these would be rounding errors.
+MAX_NORM = 1e3
 # More rows than this part of all are no exceptions.
 MAX_ALONE_SHARE = 0.1
 
@@ -46,10 +48,13 @@ def find_families(
     """
     if not 3 <= len(vectors) <= MAX_ROWS:
         return None
+    norms = torch.stack([torch.linalg.vector_norm(row.double()) for row in vectors])
+    usual = norms <= MAX_NORM * norms.median()
+    if not usual.all():
+        return _beside(usual.nonzero()[:, 0].tolist(), (~usual).nonzero()[:, 0].tolist(), vectors, times, evaluator)
     distances = squared_distances(vectors, vectors).double().clamp(min=0).sqrt().fill_diagonal_(0).numpy()
     links = linkage(squareform(distances, checks=False), "single")
-    norm = np.median([torch.linalg.vector_norm(row.double()).item() for row in vectors])
-    heights = links[:, 2]
+    heights, norm = links[:, 2], norms.median().item()
     # Exact copies, up to rounding, say nothing about how far apart networks are.
     cuts = [i for i in range(len(heights) - 1) if heights[i] > 1e-6 * norm]
     cut = next((i for i in cuts if heights[i + 1] > heights[i] * _min_gap(heights[i + 1], norm)), None)
@@ -64,12 +69,36 @@ def find_families(
     alone = sorted(rows[0] for rows in families if len(rows) == 1)
     if len(large) < 2 and not (large and alone and exceptions >= set(alone)):
         return None
+    between = min(_nearest(a, b, distances)[0] for i, a in enumerate(families) for b in families[:i])
     return {
         "rows": large,
         "alone": alone,
         "within": float(heights[cut]),
-        "between": float(min(_nearest(a, b, distances)[0] for i, a in enumerate(families) for b in families[:i])),
+        "between": float(between),
         "barrier": barrier,
+    }
+
+
+def _beside(
+    usual: list[int],
+    far: list[int],
+    vectors: torch.Tensor,
+    times: Sequence[Sequence[tuple[int, float]]],
+    evaluator: ParameterEvaluator | None,
+) -> dict | None:
+    """The families of the `usual` rows, beside which those that are `far` stand alone."""
+    places = {row: place for place, row in enumerate(usual)}
+    kept = [[(places[row], time) for row, time in run if row in places] for run in times]
+    found = find_families(vectors[usual], kept, evaluator)
+    between = min(torch.linalg.vector_norm(vectors[row].double() - vectors[usual[0]]).item() for row in far)
+    if found is None:
+        first = vectors[usual[0]].double()
+        within = max(torch.linalg.vector_norm(vectors[row] - first).item() for row in usual)
+        return {"rows": [usual], "alone": far, "within": within, "between": between, "barrier": None}
+    return {
+        **found,
+        "rows": [[usual[row] for row in rows] for rows in found["rows"]],
+        "alone": sorted([*(usual[row] for row in found["alone"]), *far]),
     }
 
 

@@ -23,10 +23,10 @@ def complete_shards(path: str | Path, layout: ParameterLayout) -> list[Path]:
     """
     files = some_shards(path)
     num_rows = sum(check_shard(file, layout) for file in files)
-    if not check_set(path, files):
-        _check_unlisted(Path(path), files, layout, num_rows)
     if num_rows == 0:
         raise ValueError(f"{path}: expected checkpoints, found shards without rows; collect, record or import some.")
+    if not check_set(path, files):
+        _check_unlisted(Path(path), files, layout, num_rows)
     return files
 
 

@@ -176,8 +176,10 @@ def train_stages(
     The parameter dataset may be in the folder.
     """
     run = open_run(recipe, folder, written=[name for stage, name in STAGES.items() if stage != "collect"])
-    # Its rows are read, and so checked, before anything is written.
+    # Its rows and base weights are read, and so checked, before anything is written.
     dataset.vectors()
+    if dataset.base_model is not None:
+        dataset.base_model.carried_files()
     check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)
     task = open_task(dataset)
     begin_run(recipe, run)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -182,6 +183,24 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+# What a file may be that opens, and waits for ever or reads something else.
+KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+
+
+def check_regular(path: str | Path, what: str = "a file") -> Path:
+    """`path`, when it is a regular file or a link to one; `ValueError` says what else it is."""
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        found = f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "none"
+    else:
+        if stat.S_ISREG(mode):
+            return path
+        found = KINDS.get(stat.S_IFMT(mode), "a device")
+    raise ValueError(f"expected {what} at {path}, found {found}.")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; `ValueError` for a NaN or an infinity, which JSON does not know."""
     with errors_of(f"{path}: expected finite numbers"):
@@ -192,9 +211,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; `ValueError` when it is missing or is not JSON."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"expected a JSON file at {path}, found none.")
+    path = check_regular(path, "a JSON file")
     with errors_of(f"{path} is not valid JSON", OSError, RecursionError):
         return parse_json(path.read_text(encoding="utf-8"))
 
@@ -222,6 +239,6 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex SHA-256 of a file's bytes; `ValueError` when it is no regular file."""
+    with open(check_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

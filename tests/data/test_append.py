@@ -18,7 +18,7 @@ from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import append_rows, save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.networks import mlp3
-from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, rewrite, snapshot
 
 
 def columns(run, rows, **metrics):
@@ -93,7 +93,7 @@ def test_shard_of_another_layout_with_as_many_values_is_refused(tmp_path):
 
 def test_shards_that_name_no_layout_are_read(tmp_path):
     (file,) = parquet(save(tmp_path / "ds"))
-    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    rewrite(pq.read_table(file).replace_schema_metadata(None), file)
     assert torch.equal(dataset_vectors(*load_parameter_dataset(tmp_path / "ds")), make_vectors())
 
 

@@ -16,7 +16,7 @@ from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import save_parameter_dataset
-from small_datasets import LAYOUT, D, make_vectors
+from small_datasets import LAYOUT, D, make_vectors, rewrite
 
 LENGTH = 13
 CHUNKS = [LENGTH] * (D // LENGTH) + [D % LENGTH] * (D % LENGTH > 0)
@@ -177,7 +177,7 @@ def replace(name, row, value):
 )
 def test_chunks_that_do_not_make_whole_checkpoints_are_refused(folder, change, streaming):
     table = pq.read_table(first_shard(folder))
-    pq.write_table(change(table), first_shard(folder))
+    rewrite(change(table), first_shard(folder))
     with pytest.raises(ValueError, match=rf"expected chunks 0 to {len(CHUNKS) - 1} of {D} values in all") as caught:
         list(load_parameter_dataset(folder, streaming=streaming)[0])
     assert streaming or "train-00000.parquet: " in str(caught.value)
@@ -197,14 +197,14 @@ def test_chunks_that_do_not_make_whole_checkpoints_are_refused(folder, change, s
     ],
 )
 def test_shards_without_chunk_columns_are_named(folder, change, message, streaming):
-    pq.write_table(change(pq.read_table(first_shard(folder))), first_shard(folder))
+    rewrite(change(pq.read_table(first_shard(folder))), first_shard(folder))
     with pytest.raises(ValueError, match=rf"train-00000\.parquet: {message}"):
         load_parameter_dataset(folder, streaming=streaming)
 
 
 def test_non_finite_chunk_of_others_is_refused_by_row_and_tensor(folder):
     table = replace("values", len(CHUNKS), [math.nan] * LENGTH)(pq.read_table(first_shard(folder)))
-    pq.write_table(table, first_shard(folder))
+    rewrite(table, first_shard(folder))
     with pytest.raises(ValueError, match=rf"row 1: tensor {re.escape(repr(LAYOUT.names[0]))}"):
         dataset_vectors(*load_parameter_dataset(folder))
 

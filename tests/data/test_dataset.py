@@ -17,7 +17,7 @@ from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
-from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, rewrite, snapshot
 
 
 def save(folder, rows=6, seed=0, **options):
@@ -171,7 +171,7 @@ def test_non_finite_parquet_of_others_is_refused_by_row_and_tensor(tmp_path):
     flat = make_vectors().flatten().numpy().copy()
     flat[5 * D - 1] = math.nan
     array = pa.FixedSizeListArray.from_arrays(pa.array(flat), D)
-    pq.write_table(table.set_column(0, "parameters", array), file)
+    rewrite(table.set_column(0, "parameters", array), file)
     dataset, layout = load_parameter_dataset(tmp_path / "ds")
     with pytest.raises(ValueError, match=rf"row 4: tensor '{LAYOUT.names[-1]}'"):
         dataset_vectors(dataset, layout)
@@ -240,7 +240,7 @@ def test_parquet_of_another_layout_names_the_file(tmp_path, streaming):
 def test_parquet_without_a_key_column_names_it(tmp_path):
     save(tmp_path / "ds")
     file = tmp_path / "ds" / "data" / "train-00000.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["step"]), file)
+    rewrite(pq.read_table(file).drop_columns(["step"]), file)
     with pytest.raises(ValueError, match=r"train-00000\.parquet: expected a column 'step'"):
         load_parameter_dataset(tmp_path / "ds")
 
@@ -250,7 +250,7 @@ def test_rows_without_parameters_are_refused(tmp_path):
     file = tmp_path / "ds" / "data" / "train-00000.parquet"
     table = pq.read_table(file)
     nulls = pa.nulls(6, table.schema.field("parameters").type)
-    pq.write_table(table.set_column(0, "parameters", nulls), file)
+    rewrite(table.set_column(0, "parameters", nulls), file)
     with pytest.raises(ValueError, match="found rows without"):
         load_parameter_dataset(tmp_path / "ds")
 
@@ -303,7 +303,7 @@ def test_stats_are_those_of_the_rows(tmp_path, monkeypatch):
     columns = {"run": ["a"] * 2 + ["b"] * 4, "val_accuracy": accuracy}
     save(tmp_path / "ds", columns=columns, metadata={"task": {"kind": "x"}})
     stats = json.loads((tmp_path / "ds" / "stats.json").read_text())
-    assert set(stats) == {"schema", "num_rows", "runs", "columns", "tensors", "metadata"}
+    assert set(stats) == {"schema", "num_rows", "runs", "shards", "columns", "tensors", "metadata"}
     assert (stats["schema"], stats["num_rows"], stats["runs"]) == (1, 6, ["a", "b"])
     assert stats["metadata"] == {"task": {"kind": "x"}}
     known = np.array([value for value in accuracy if value is not None], dtype=np.float32)

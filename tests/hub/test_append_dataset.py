@@ -6,7 +6,7 @@ import torch
 from hub_client import ClientError
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.shards import find_shards
+from pdiff_hf.data.integrity import find_shards
 from pdiff_hf.data.stats import compute_stats
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3

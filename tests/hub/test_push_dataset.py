@@ -5,6 +5,7 @@ import torch
 from hub_client import ClientError
 
 from pdiff_hf import BaseModel, ParameterLayout
+from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3
 from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
@@ -118,16 +119,16 @@ def test_another_layout_is_not_mixed_in(hub, client, folder, tmp_path):
     assert hub.files(REPO, "dataset") == before
 
 
-def test_grown_dataset_sends_new_shards_only_and_a_shrunken_one_removes(hub, client, folder):
+def test_grown_dataset_sends_new_shards_only_and_a_shrunken_one_removes(hub, client, folder, tmp_path):
     push(client, folder)
-    name = "data/train-00001.parquet"
-    shutil.copy(folder / "data" / "train-00000.parquet", folder / name)
-    uploads = hub.count("PUT", "/objects/")
+    shutil.copytree(folder, tmp_path / "before")
+    dataset = ParameterDataset(folder)
+    columns = {"run": ["new"], **{name: [0.5] for name in dataset.metrics}}
+    dataset.append(torch.zeros(1, dataset.layout.num_parameters), columns)
+    name, uploads = "data/train-00001.parquet", hub.count("PUT", "/objects/")
     push(client, folder)
-    # The copy has the contents of the first shard, which the Hub has.
-    assert name in hub.files(REPO, "dataset") and hub.count("PUT", "/objects/") == uploads
-    (folder / name).unlink()
-    push(client, folder)
+    assert name in hub.files(REPO, "dataset") and hub.count("PUT", "/objects/") == uploads + 1
+    push(client, tmp_path / "before")
     assert name not in hub.files(REPO, "dataset")
 
 

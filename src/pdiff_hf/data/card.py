@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, make_table, template, write_card
 from ..results import card_lines
-from .shards import some_shards
+from .integrity import some_shards
 
 COLUMNS = {
     "parameters": "all values of a checkpoint, in the order of the layout",

@@ -16,13 +16,16 @@ from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
 
 from ..base_model import BaseModel
-from ..files import atomic_folder, read_json
+from ..files import atomic_folder
 from ..hub.snapshot import split_hub_id
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from . import shards, writer
+from .columns import features, metric_names
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
+from .integrity import find_shards, read_stats
+from .reading import complete_shards, stream_rows
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
 
@@ -45,6 +48,7 @@ class ParameterDataset:
             Modules or factories that may be imported to build the base model, see [`BaseModel.build`].
 
     Attributes:
+        source (`str` or `Path`): What it was opened by.
         folder (`Path`): Where it is on this machine; of a streamed one, without the rows.
         layout ([`ParameterLayout`]): What a vector is made of.
         base_model ([`BaseModel`], *optional*): The network around.
@@ -69,7 +73,7 @@ class ParameterDataset:
         streaming: bool = False,
         trusted_imports: Sequence[str] = (),
     ):
-        self._source, self._streaming = source, streaming
+        self.source, self._streaming = source, streaming
         # A path never names what is on the Hub: a folder that is missing should be called missing.
         found = split_hub_id(source) if isinstance(source, str) else None
         self._is_remote, self._remote_files = found is not None, None
@@ -95,7 +99,7 @@ class ParameterDataset:
         return source if isinstance(source, ParameterDataset) else cls(source)
 
     def __repr__(self) -> str:
-        return f"ParameterDataset({str(self._source)!r}, num_parameters={self.layout.num_parameters})"
+        return f"ParameterDataset({str(self.source)!r}, num_parameters={self.layout.num_parameters})"
 
     def __len__(self) -> int:
         """Number of checkpoints.
@@ -104,12 +108,10 @@ class ParameterDataset:
             ValueError: there are none, a shard is damaged, or the dataset is streamed from the Hub.
         """
         if self._remote_files is not None:
-            raise ValueError(f"{self._source} is streamed: its rows are counted when they are read.")
+            raise ValueError(f"{self.source} is streamed: its rows are counted when they are read.")
         if self._is_recording:
             return len(self._read())
-        for file in shards.some_shards(self.folder):
-            shards.check_shard(file, self.layout)
-        return shards.recorded_runs(self.folder).total()
+        return sum(shards.check_shard(file, self.layout) for file in complete_shards(self.folder, self.layout))
 
     @property
     def identity(self) -> NetworkIdentity:
@@ -121,13 +123,24 @@ class ParameterDataset:
     @cached_property
     def stats(self) -> dict[str, Any]:
         """Content of `stats.json`: means and spreads of metrics and tensors, and `metadata`."""
-        file = self.folder / "stats.json"
-        return read_json(file) if file.is_file() else {"metadata": {}}
+        return read_stats(self.folder)
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What was written beside the rows: the sections of the recipe, sources, and so on."""
         return self.stats["metadata"]
+
+    @property
+    def unordered_runs(self) -> set[str]:
+        """Runs whose steps are numbers of rows, such as those of files without numbers: they say nothing of time."""
+        if "unordered_runs" in self.stats or "import" not in self.metadata:
+            return set(self.stats.get("unordered_runs", ()))
+        # Of an import from before this was written, steps from 0 on are such numbers.
+        rows = self.rows.remove_columns("parameters").with_format(None)[:]
+        runs: dict[str, list[tuple]] = {}
+        for run, step, epoch in zip(rows["run"], rows["step"], rows["epoch"], strict=True):
+            runs.setdefault(run, []).append((step, epoch))
+        return {run for run, times in runs.items() if times == [(number, None) for number in range(len(times))]}
 
     @property
     def task(self) -> dict[str, Any] | None:
@@ -142,12 +155,12 @@ class ParameterDataset:
             ValueError: a shard is damaged, or the dataset is streamed from the Hub.
         """
         if self._remote_files is not None:
-            raise ValueError(f"{self._source} is streamed: its metrics are read with its rows.")
+            raise ValueError(f"{self.source} is streamed: its metrics are read with its rows.")
         if self._is_recording:
             table = self._read().data.table
         else:
-            table = shards.read_columns(shards.some_shards(self.folder), self.layout)
-        columns = {name: table.column(name).cast(pa.float32()) for name in shards.metric_names(table.column_names)}
+            table = shards.read_columns(complete_shards(self.folder, self.layout), self.layout)
+        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
     # Rows
@@ -165,7 +178,7 @@ class ParameterDataset:
             return self._read()
         if self._is_recording:
             return self._read().to_iterable_dataset().with_format("torch")
-        return shards.stream_rows(self._remote_files or shards.some_shards(self.folder), self.layout)
+        return stream_rows(self._remote_files or complete_shards(self.folder, self.layout), self.layout)
 
     def vectors(
         self, rows: slice | Sequence[int] | torch.Tensor | None = None, columns: slice | None = None
@@ -186,7 +199,7 @@ class ParameterDataset:
                 streamed.
         """
         if self._streaming:
-            raise ValueError(f"{self._source} is streamed: read .rows, or open it without streaming.")
+            raise ValueError(f"{self.source} is streamed: read .rows, or open it without streaming.")
         if not self._is_recording and 4 * len(self) * self.layout.num_parameters > MAX_RESIDENT_BYTES:
             found = self._stored
         else:
@@ -198,7 +211,7 @@ class ParameterDataset:
 
     @cached_property
     def _stored(self) -> StoredVectors:
-        return store_vectors(shards.some_shards(self.folder), self.layout)
+        return store_vectors(complete_shards(self.folder, self.layout), self.layout)
 
     @property
     def _is_recording(self) -> bool:
@@ -206,7 +219,7 @@ class ParameterDataset:
 
     def _read(self) -> Dataset:
         is_recording, recording = self._is_recording, self.folder / shards.RECORDING
-        files = shards.find_shards(self.folder) if is_recording else shards.some_shards(self.folder)
+        files = [] if is_recording and not find_shards(self.folder) else complete_shards(self.folder, self.layout)
         tables = [shards.read_shard(file, self.layout) for file in files]
         if is_recording:
             warnings.warn(
@@ -219,7 +232,7 @@ class ParameterDataset:
             if not tables:
                 raise ValueError(f"{recording} holds no complete row; record again.")
         table = pa.concat_tables(tables, promote_options="default")
-        columns = shards.features(self.layout, shards.metric_names(table.column_names))
+        columns = features(self.layout, metric_names(table.column_names))
         # A random fingerprint, because the default one is a hash over all values.
         rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
         return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")
@@ -260,7 +273,7 @@ class ParameterDataset:
             ValueError: the dataset holds one of the runs already, the rows do not fit, or it is on the Hub.
         """
         if self._is_remote:
-            raise ValueError(f"{self._source} is on the Hub: push new runs with pdiff push dataset --append.")
+            raise ValueError(f"{self.source} is on the Hub: push new runs with pdiff push dataset --append.")
         writer.append_rows(vectors, self.layout, self.folder, self.base_model, columns, metadata)
         self.__dict__.pop("stats", None)
         self.__dict__.pop("_stored", None)
@@ -287,7 +300,8 @@ class ParameterDataset:
         metadata = {**self.metadata, "first_rows": num_rows}
         with atomic_folder(folder) as partial:
             vectors = dataset_vectors(first, self.layout)
-            writer.save_parameter_dataset(vectors, self.layout, partial, self.base_model, columns, metadata)
+            order = self.unordered_runs
+            writer.save_parameter_dataset(vectors, self.layout, partial, self.base_model, columns, metadata, order)
         return type(self)(folder, trusted_imports=() if self.base_model is None else self.base_model.trusted_imports)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..base_model import BaseModel
-from ..files import errors_of
+from ..files import errors_of, read_json
 from ..hub.snapshot import Snapshot, some_of
 from .folder import NAME, read_layout
+from .integrity import STATS, check_names, listed_shards
 
 
 def download_dataset(repo_id: str, revision: str | None = None, config: str | None = None, **options) -> Path:
@@ -38,7 +40,14 @@ def open_remote_dataset(
 ) -> tuple[Path, list[str]]:
     """What streaming needs: a local folder with `layout.json` alone, and the addresses of the shards on the Hub."""
     snapshot, folder, _ = _open_dataset(repo_id, revision, config)
-    return folder, [f"hf://datasets/{repo_id}@{snapshot.commit}/{name}" for name in _shards(snapshot, config)]
+    names, listed = _shards(snapshot, config), _listed(snapshot, config)
+    for name, found in snapshot.hashes(names if listed else []).items():
+        if (expected := listed[PurePosixPath(name).name]["sha256"]) != found:
+            raise ValueError(
+                f"{snapshot}: {name} is damaged: expected sha256 {expected[:12]}…, the Hub has {found[:12]}…; push "
+                "the dataset again."
+            )
+    return folder, [f"hf://datasets/{repo_id}@{snapshot.commit}/{name}" for name in names]
 
 
 def _open_dataset(
@@ -49,7 +58,7 @@ def _open_dataset(
     folder = snapshot.folder / prefix
     with errors_of(snapshot):
         _, base_model = read_layout(folder)
-    wanted = [f"{prefix}stats.json"]
+    wanted = [f"{prefix}{STATS}"]
     if base_model is not None and base_model.carried_weights is not None:
         wanted.append(f"{prefix}{base_model.weights}")
     snapshot.fetch(wanted)
@@ -61,7 +70,13 @@ def _shards(snapshot: Snapshot, config: str | None) -> list[str]:
     names = [name for name in snapshot.match(pattern) if name.count("/") == pattern.count("/")]
     if not names:
         raise ValueError(f"{snapshot}: expected Parquet shards {pattern}, found {some_of(snapshot.files)}.")
+    listed = _listed(snapshot, config)
+    check_names(snapshot, [PurePosixPath(name).name for name in names], listed)
     return names
+
+
+def _listed(snapshot: Snapshot, config: str | None) -> dict[str, dict[str, Any]] | None:
+    return listed_shards(read_json(snapshot.folder / config_prefix(config) / STATS))
 
 
 def config_prefix(config: str | None) -> str:

@@ -19,9 +19,13 @@ from ..layout import ParameterLayout
 from ..wording import argument
 from . import shards
 from .card import write_dataset_card
+from .columns import arrow_schema
 from .folder import DEFAULT
 from .hub import config_prefix
+from .integrity import check_all, find_shards
+from .reading import complete_shards
 from .stats import compute_stats, merge_stats
+from .writer import finish_interrupted
 
 OTHER_PLACE = "push it as a config of its own, or to another repository"
 
@@ -77,28 +81,28 @@ def append_dataset(
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
         with hub_errors(repo_id, revision):
             metrics = shards.shard_metrics(shard, layout)
-        for file in shards.find_shards(folder):
+        for file in find_shards(folder):
             if more := set(shards.shard_metrics(file, layout)) - set(metrics):
                 raise ValueError(
                     f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave "
                     "it out, or download the dataset, append to the folder and push that."
                 )
-        schema, new = shards.arrow_schema(layout, metrics), temporary / "new"
-        tables = (table for file in shards.find_shards(folder) for table in shards.read_rows(file, layout))
+        schema, new = arrow_schema(layout, metrics), Path(temporary) / "new"
+        tables = (table for file in find_shards(folder) for table in shards.read_rows(file, layout))
         rows = (batch for table in tables for batch in shards.with_columns(table, schema).to_batches())
-        shards.append_shards(rows, new)
+        shards.append_shards(rows, new, first=max(numbers) + 1)
 
         # What describes all rows
-        merged = merge_stats(stats, compute_stats(shards.find_shards(new), layout, metrics), layout)
+        merged = merge_stats(stats, compute_stats(find_shards(new), layout, metrics), layout)
         own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
+        merged["unordered_runs"] = sorted({*stats.get("unordered_runs", ()), *own.get("unordered_runs", ())})
         metadata = {**own["metadata"], **stats["metadata"]}
         write_json(new / "stats.json", {"schema": stats["schema"], **merged, "metadata": metadata})
         write_json(new / "layout.json", remote)
         pushed = {f"{prefix}stats.json": new / "stats.json"}
         write_dataset_card(new)
         pushed["README.md"] = write_configs_card(new / "README.md", stored[2], config, new / "card.md")
-        for number, file in enumerate(shards.find_shards(new), max(numbers) + 1):
-            pushed[f"{prefix}data/train-{number:05d}.parquet"] = file
+        pushed |= {f"{prefix}data/{file.name}": file for file in find_shards(new)}
         return push_files(pushed, repo_id, "dataset", "runs", parent=head.sha, revision=revision, token=token)
 
 
@@ -171,8 +175,8 @@ def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
         raise ValueError(f"{folder} holds a recording that was not closed; first run {finish}")
     values = read_json(folder / "layout.json")
     layout = ParameterLayout.from_dict(values)
-    for file in shards.some_shards(folder):
-        shards.check_shard(file, layout)
+    finish_interrupted(folder)
+    check_all(folder, complete_shards(folder, layout))
     base_model = BaseModel.from_dict(values["base_model"], root=folder)
     patterns = ["layout.json", "stats.json", "README.md", "data/train-*.parquet", "*.png"]
     patterns += [] if base_model is None else base_model.carried_files()

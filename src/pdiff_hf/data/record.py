@@ -78,6 +78,8 @@ class ParameterRecorder:
         self.layout, self.output_dir, self.base_model = layout, Path(output_dir), base_model
         self.run, self.seed, self.metadata = run, seed, metadata
         self.num_recorded = 0
+        # Whose steps are numbers of rows, and say nothing of time.
+        self.unordered_runs: set[str] = set()
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._closed = False
         self._rest = None if base_model is None else RestCheck(layout, base_model)
@@ -224,7 +226,7 @@ class ParameterRecorder:
         self._file.close()
         self._stream = None
         try:
-            finish_rows(self.output_dir, self.metadata)
+            finish_rows(self.output_dir, self.metadata, self.unordered_runs)
         finally:
             self._held.release()
         return True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..layout import ParameterLayout
+from .integrity import describe_shard
 from .shards import read_rows, vector_blocks
 
 # Values that are taken at a time, in float64.
@@ -21,11 +22,12 @@ def compute_stats(files: Sequence[Path], layout: ParameterLayout, metrics: Seque
     Means and sums of squared deviations of blocks are merged without loss of precision.
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
     """
-    num_rows, runs = 0, {}
+    runs: dict[str, None] = {}
     values: dict[str, list[float]] = {name: [] for name in metrics}
     counts, means, squares = (np.zeros(len(layout.tensors)) for _ in range(3))
-    for table in (table for file in files for table in read_rows(file, layout)):
-        num_rows += len(table)
+    counted = dict.fromkeys(files, 0)
+    for file, table in ((shard, table) for shard in files for table in read_rows(shard, layout)):
+        counted[file] += len(table)
         runs |= dict.fromkeys(table.column("run").to_pylist())
         for name in metrics:
             values[name] += table.column(name).drop_null().to_pylist()
@@ -41,8 +43,9 @@ def compute_stats(files: Sequence[Path], layout: ParameterLayout, metrics: Seque
                     squares[index] += block.var(dtype=np.float64) * block.size
                     squares[index] += delta**2 * (1 - share) * block.size
     return {
-        "num_rows": num_rows,
+        "num_rows": sum(counted.values()),
         "runs": list(runs),
+        "shards": [describe_shard(file, num_rows) for file, num_rows in counted.items()],
         "columns": {
             name: {"count": len(v), "mean": float(np.mean(v)), "std": float(np.std(v)), "min": min(v), "max": max(v)}
             for name, v in values.items()
@@ -71,7 +74,10 @@ def merge_stats(first: Mapping[str, Any], second: Mapping[str, Any], layout: Par
         pooled = _pool(counted)
         tensors.append({"name": spec.name, "mean": pooled["mean"], "std": pooled["std"]})
     runs = list(dict.fromkeys([*first["runs"], *second["runs"]]))
-    return {"num_rows": sum(rows), "runs": runs, "columns": columns, "tensors": tensors}
+    merged = {"num_rows": sum(rows), "runs": runs, "columns": columns, "tensors": tensors}
+    # A list of some of them would say that the others do not belong to the dataset.
+    listed = {} if "shards" not in first else {"shards": [*first["shards"], *second["shards"]]}
+    return merged | listed
 
 
 def _pool(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

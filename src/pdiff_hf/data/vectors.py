@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from ..layout import ParameterLayout
 from ..os_errors import writing
-from .shards import check_finite, read_rows, vector_blocks
+from .shards import check_values, read_rows, vector_blocks
 
 # Datasets up to this size are kept in memory.
 MAX_RESIDENT_BYTES = 2**28
@@ -69,14 +69,14 @@ def store_vectors(files: Sequence[Path], layout: ParameterLayout) -> StoredVecto
     """Copy the vectors of shards row by row into a scratch file in the directory of temporary files (`TMPDIR`).
 
     Raises:
-        ValueError: a value is NaN or infinite, or a shard is damaged.
+        ValueError: a value is NaN, infinite or too large, or a shard is damaged.
         OSError: there is no room.
     """
     row, scratch = 0, tempfile.TemporaryFile()
     with writing(tempfile.gettempdir()):
         for table in (table for file in files for table in read_rows(file, layout)):
             for vectors in vector_blocks(table):
-                check_finite(vectors, layout, first=row)
+                check_values(vectors, layout, first=row)
                 scratch.write(memoryview(vectors).cast("B"))
                 row += len(vectors)
         scratch.flush()
@@ -95,7 +95,7 @@ def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
     """All vectors of a dataset as one float32 tensor `(K, D)`.
 
     Raises:
-        ValueError: a vector has another length, or a value is NaN or infinite; the row and the tensor are named.
+        ValueError: a vector has another length, or a value is NaN, infinite or too large; row and tensor are named.
     """
     table, size = dataset.with_format("arrow")[:], layout.num_parameters
     if (found := table.schema.field("parameters").type.list_size) != size:
@@ -105,6 +105,6 @@ def dataset_vectors(dataset: Dataset, layout: ParameterLayout) -> torch.Tensor:
         # Checked while they are in the processor's cache, which halves the time.
         for part in np.array_split(block, -(-block.nbytes // 2**20) or 1):
             vectors[row : row + len(part)] = part
-            check_finite(vectors[row : row + len(part)], layout, first=row)
+            check_values(vectors[row : row + len(part)], layout, first=row)
             row += len(part)
     return torch.from_numpy(vectors)

@@ -11,14 +11,16 @@ import pyarrow as pa
 import torch
 
 from ..base_model import BaseModel
-from ..files import read_json, replacing, restoring, write_json
+from ..files import replacing, restoring, write_json
 from ..identity import NetworkIdentity, check_same_network, read_identity
 from ..layout import ParameterLayout
 from ..locks import locked
 from ..os_errors import writing
 from . import shards
 from .card import write_dataset_card
+from .columns import arrow_schema
 from .folder import SCHEMA, read_layout, write_layout
+from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
 
 
@@ -39,14 +41,14 @@ def append_rows(
         if (path / shards.RECORDING).exists():
             finish_rows(path)
         check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
-        known = shards.find_shards(path)
+        known = find_shards(path)
         try:
             with restoring(path / "stats.json"):
                 shards.append_shards(table, path)
-                finish_dataset(path, metadata)
+                finish_dataset(path, metadata, _without_order(table, columns))
         except BaseException:
             # Without their statistics they are not in the dataset, and may be appended again.
-            for file in shards.find_shards(path)[len(known) :]:
+            for file in find_shards(path)[len(known) :]:
                 file.unlink()
             raise
 
@@ -55,16 +57,17 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
     """Check that runs may be written to a folder; one without a dataset takes all.
 
     Raises:
-        ValueError: the folder holds one of the runs already, another layout or another base model.
+        ValueError: the folder holds one of the runs already, another layout or another base model, or is damaged.
     """
     if not (path / "layout.json").exists():
-        if shards.find_shards(path):
+        if find_shards(path):
             raise ValueError(f"{path} holds Parquet shards without layout.json; choose another folder.")
         return
     new = NetworkIdentity.of("the new checkpoints", layout, base_model)
     check_same_network(read_identity(path), new, "choose another folder")
-    for file in shards.find_shards(path):
+    for file in (files := find_shards(path)):
         shards.check_shard(file, layout)
+    check_all(path, files)
     check_new_runs(path, runs)
 
 
@@ -84,26 +87,32 @@ def check_new_runs(path: Path, runs: Iterable[str]) -> None:
 def drop_rows(path: Path, layout: ParameterLayout, run: str, first: int) -> None:
     """Remove the rows of a run from step `first` on from the shards of a locked folder, one shard after the other."""
     changed = False
-    for file in shards.find_shards(path):
+    for file in find_shards(path):
         columns = shards.read_columns([file], layout)
         kept = [r != run or s < first for r, s in zip(*(columns[n].to_pylist() for n in ("run", "step")), strict=True)]
         if all(kept):
             continue
         changed = True
+        announce(path, [file.name])
         if any(kept):
             shards.write_shard(shards.read_shard(file, layout).filter(pa.array(kept)), file)
         else:
             file.unlink()
-    if changed and shards.find_shards(path):
+    if changed and find_shards(path):
         finish_dataset(path)
 
 
-def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+def _without_order(table: pa.Table, columns: Mapping[str, Sequence[Any]] | None) -> set[str]:
+    """The runs of rows whose steps are only the rows' numbers."""
+    return set() if {"step", "epoch"} & {*(columns or {})} else set(table.column("run").to_pylist())
+
+
+def finish_rows(path: Path, metadata: Mapping[str, Any] | None = None, unordered_runs: Iterable[str] = ()) -> None:
     """Turn the recording of a locked folder into Parquet."""
     with writing(path):
         shards.append_shards(shards.recorded_batches(path), path)
-        if shards.find_shards(path):
-            finish_dataset(path, metadata)
+        if find_shards(path):
+            finish_dataset(path, metadata, unordered_runs)
         # Stopped before this line, the rows are known to be in the shards by their run and number.
         (path / shards.RECORDING).unlink()
 
@@ -115,6 +124,7 @@ def save_parameter_dataset(
     base_model: BaseModel | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    unordered_runs: Iterable[str] | None = None,
 ) -> None:
     """Write vectors as a new parameter dataset.
 
@@ -131,14 +141,21 @@ def save_parameter_dataset(
             `run`, `seed`, `step`, `epoch` and float metrics, K values each.
         metadata (`Mapping`, *optional*):
             JSON-able, goes into `stats.json`.
+        unordered_runs (`Iterable[str]`, *optional*):
+            Runs whose steps are numbers of rows and say nothing of time; all of them without `step` and `epoch`.
 
     Raises:
-        ValueError: the folder holds a dataset already, shapes do not fit, or a value is NaN or infinite.
+        ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, or a value is NaN,
+            infinite or too large.
     """
     output_dir = Path(output_dir)
     table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    if not len(table):
+        raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
+    if unordered_runs is None:
+        unordered_runs = _without_order(table, columns)
     with locked(output_dir):
-        if (output_dir / "layout.json").exists() or shards.find_shards(output_dir):
+        if (output_dir / "layout.json").exists() or find_shards(output_dir):
             raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
         with replacing(output_dir, merge=True) as folder:
             # What a person wrote there stays in the card.
@@ -146,25 +163,42 @@ def save_parameter_dataset(
                 shutil.copy2(output_dir / "README.md", folder)
             write_layout(folder, layout, base_model)
             shards.append_shards(table, folder)
-            finish_dataset(folder, metadata)
+            finish_dataset(folder, metadata, unordered_runs)
 
 
-def finish_dataset(path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def finish_dataset(
+    path: str | Path, metadata: Mapping[str, Any] | None = None, unordered_runs: Iterable[str] = ()
+) -> None:
     """Write `stats.json` for the shards of a folder, and its card, `README.md`; what a person wrote there is kept.
 
-    `metadata` is merged into that of `stats.json`. Shards that lack a metric get it as a column of nulls, because
-    `datasets.load_dataset` wants the same columns in all shards.
+    `metadata` and `unordered_runs` are merged into those of `stats.json`. Shards that lack a metric get it as a column
+    of nulls, because `datasets.load_dataset` wants the same columns in all shards.
     """
     path = Path(path)
     layout, _ = read_layout(path)
-    files = shards.find_shards(path)
+    files = find_shards(path)
     found = {file: shards.shard_metrics(file, layout) for file in files}
+    check_all(path, files)
     metrics = list(dict.fromkeys(name for names in found.values() for name in names))
-    schema = shards.arrow_schema(layout, metrics)
-    for file, names in found.items():
-        if {*metrics} - {*names}:
-            shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
-    known = read_json(path / "stats.json")["metadata"] if (path / "stats.json").is_file() else {}
-    stats = compute_stats(files, layout, metrics)
-    write_json(path / "stats.json", {"schema": SCHEMA, **stats, "metadata": {**known, **(metadata or {})}})
+    schema = arrow_schema(layout, metrics)
+    changed = [file for file, names in found.items() if {*metrics} - {*names}]
+    announce(path, [file.name for file in changed])
+    for file in changed:
+        shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
+    known = read_stats(path)
+    described = {
+        "schema": SCHEMA,
+        **compute_stats(files, layout, metrics),
+        "unordered_runs": sorted({*known.get("unordered_runs", ()), *unordered_runs}),
+        "metadata": {**known["metadata"], **(metadata or {})},
+    }
+    write_json(path / "stats.json", described)
+    settle(path)
     write_dataset_card(path)
+
+
+def finish_interrupted(path: Path) -> None:
+    """[`finish_dataset`] where a writer was stopped before it; `ValueError` when it is still writing."""
+    if not is_settled(path):
+        with locked(path):
+            finish_dataset(path)

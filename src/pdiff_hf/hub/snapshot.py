@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -115,6 +115,22 @@ class Snapshot:
         with hub_errors(self._where["repo_id"], self._requested):
             self._download([glob.escape(name) for name in names])
         self._verify(names, known)
+
+    def hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """The SHA-256 of the large ones among some files, as the Hub knows it."""
+        from huggingface_hub import HfApi
+
+        from .errors import hub_errors
+
+        api, repo_id = HfApi(token=self._options["token"]), self._where["repo_id"]
+        with hub_errors(repo_id, self._requested):
+            parts = [
+                api.get_paths_info(
+                    repo_id, names[start : start + 500], repo_type=self._where["repo_type"], revision=self.commit
+                )
+                for start in range(0, len(names), 500)
+            ]
+        return {file.path: file.lfs.sha256 for part in parts for file in part if file.lfs is not None}
 
     def match(self, pattern: str) -> list[str]:
         """Names of the files that match a glob."""

@@ -203,8 +203,10 @@ def train_stages(
     The parameter dataset may be in the folder.
     """
     run = open_run(recipe, folder, written=TRAINED)
-    # Its rows are read, and so checked, before anything is written.
+    # Its rows and base weights are read, and so checked, before anything is written.
     dataset.vectors()
+    if dataset.base_model is not None:
+        dataset.base_model.carried_files()
     check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)
     check_complete_stages(run, dataset)
     task = open_task(dataset)

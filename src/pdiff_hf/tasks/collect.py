@@ -171,5 +171,5 @@ def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str
         vectors, columns = _vectors_and_columns(dataset.rows, layout)
         aligned, report = align_networks(vectors, spec)
         metadata = {**dataset.metadata, "alignment": report}
-        save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata)
+        save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata, dataset.unordered_runs)
     return {**report, "num_checkpoints": len(aligned), "num_parameters": layout.num_parameters}

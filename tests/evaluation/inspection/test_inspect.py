@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
-from pdiff_hf.data.shards import features, find_shards, write_shard
+from pdiff_hf.data.columns import features
+from pdiff_hf.data.integrity import find_shards
+from pdiff_hf.data.shards import write_shard
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
@@ -22,6 +24,7 @@ from pdiff_hf.layout import TensorSpec
 from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
 from pdiff_hf.models.kinds import AutoencoderPCAConfig
 from pdiff_hf.networks import mlp3
+from small_datasets import unlist
 
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
 LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))
@@ -78,6 +81,7 @@ def around(center, num_rows=200, seed=0):
 
 
 def inspect(folder, vectors, evaluator=None, layout=LAYOUT, **columns):
+    columns.setdefault("step", [*range(len(vectors))])
     save_parameter_dataset(vectors, layout, folder / "dataset", None, columns)
     report = inspect_dataset(folder / "dataset", evaluator, device="cpu")
     json.dumps(report, allow_nan=False)
@@ -107,6 +111,7 @@ def replace_values(folder, change):
     field = features(LAYOUT, []).arrow_schema.field("parameters")
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]).cast(field.type)
     write_shard(table.set_column(0, field, column), file)
+    unlist(folder / "dataset")
 
 
 # Healthy
@@ -138,7 +143,7 @@ def test_independent_runs_lie_in_many_basins_and_will_not_reconstruct(tmp_path, 
     assert severity == "stop"
     assert "will not reconstruct" in finding and "permutation symmetry" in finding
     [entry] = [entry for entry in report["advice"] if entry["finding"] == finding]
-    assert "collect.runs=1" in entry["action"]
+    assert "Record along one run" in entry["action"] and "collect." not in entry["action"]
     assert report["geometry"]["reconstruction"]["left_out_run"] < 0.2
     text = printed(report)
     assert "many basins" in text and "Do not train on this dataset as it is." in text
@@ -187,7 +192,7 @@ def test_non_finite_rows_and_tensors_are_reported_and_left_out(tmp_path, run_a, 
 
     def damage(values):
         values[3:6, LAYOUT.tensors[0].offset] = float("nan")
-        values[9, LAYOUT.tensors[2].offset + 1] = float("inf")
+        values[9, LAYOUT.tensors[2].offset + 1] = 1e37
         values[21] = values[20]
 
     replace_values(tmp_path, damage)

@@ -129,7 +129,7 @@ def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 def metric_columns(checkpoints: Iterable[Checkpoint]) -> list[str]:
     """The metrics that any of the checkpoints has; `ValueError` for the name of a column that is no metric."""
-    from ..shards import KEYS
+    from ..columns import KEYS
 
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
     if reserved := [name for name in names if name in RESERVED or name in KEYS]:

@@ -102,6 +102,12 @@ def import_checkpoints(
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
         with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}) as recorder:
+            recorder.unordered_runs = {
+                checkpoint.run
+                for checkpoint in checkpoints
+                # Commits are in the order in which they were made.
+                if checkpoint.step is None and checkpoint.epoch is None and not (all_revisions and checkpoint.revision)
+            }
             num_copies = _record(recorder, bar, architecture, columns, None if keep_first_rest else rest, first.where)
     if num_copies:
         warnings.warn(
@@ -135,7 +141,7 @@ def _find(
 
 def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> BaseModel:
     if given is not None:
-        return BaseModel(given.library, given.name, given.kwargs)
+        return BaseModel(given.library, given.name, given.kwargs, trusted_imports=given.trusted_imports)
     first = checkpoints[0]
     if first.config is None:
         network = argument("base_model", 'BaseModel.timm("resnet18")', "timm:resnet18")

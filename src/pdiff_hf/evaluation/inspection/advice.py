@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...models.auto import AUTOENCODER
+from .actions import actions_for, align_command, train_command
+from .families import MAX_RELATIVE_DISTANCE
 from .functional import MAX_BARRIER
 
 SEVERITIES = ("stop", "warning", "hint")
 
-# Nearest networks as far apart as this part of their norm are hardly of one training run.
-MAX_RELATIVE_DISTANCE = 0.5
 # From fewer independent networks no distribution can be learned.
 MIN_EFFECTIVE_ROWS = 10
 MAX_CONSTANT_SHARE = 0.1
@@ -26,23 +26,25 @@ def make_advice(report: Mapping) -> list[dict[str, str]]:
     """
     found = [*_values(report)]
     if report["geometry"] is not None:
-        found += [*_basins(report), *_autoencoder(report), *_independence(report), *_averaging(report)]
+        found += [*_families(report), *_basins(report), *_autoencoder(report), *_independence(report)]
+        found += _averaging(report)
     advice = [dict(zip(("severity", "finding", "action"), entry, strict=True)) for entry in found]
     return sorted(advice, key=lambda entry: SEVERITIES.index(entry["severity"]))
 
 
 def _values(report: Mapping):
     non_finite, num_rows, copied = report["non_finite"], report["num_rows"], report["copies"]
+    actions = actions_for(report)
     if non_finite["rows"]:
         yield (
             "stop",
-            f"{len(non_finite['rows'])} of {num_rows} checkpoints hold NaN or infinite values, in "
+            f"{len(non_finite['rows'])} of {num_rows} checkpoints hold NaN, infinite or absurdly large values, in "
             f"{_names(list(non_finite['tensors']))}; training refuses them. The figures are of the others.",
-            f"Drop the rows {_ranges(non_finite['rows'])} (dataset.select the others, save_parameter_dataset them); "
-            "the cause is often a learning rate that is too high.",
+            f"{actions['drop'].format(rows=_ranges(non_finite['rows']))}; the cause is often a learning rate that is "
+            "too high.",
         )
     if report["geometry"] is None:
-        yield "stop", f"There are {num_rows - len(non_finite['rows'])} finite checkpoints.", "Collect more."
+        yield "stop", f"There are {num_rows - len(non_finite['rows'])} finite checkpoints.", f"{actions['more']}."
         return
     copies = [row for rows in copied["duplicate_rows"] for row in rows[1:]]
     if copies:
@@ -50,27 +52,27 @@ def _values(report: Mapping):
             "warning",
             f"{len(copies)} checkpoints are exact copies of others; they count double, and held-out copies flatter "
             "the gate.",
-            f"Drop the rows {_ranges(sorted(copies))}.",
+            f"{actions['drop'].format(rows=_ranges(sorted(copies)))}.",
         )
     if copied["constant_tensors"]:
         yield (
             "warning",
             f"{len(copied['constant_tensors'])} of {report['num_tensors']} tensors never change: "
             f"{_names(copied['constant_tensors'])}. There is nothing to learn about them.",
-            "Select other tensors (collect.select), or train these on as well.",
+            f"{_sentence(actions['select'])}, or train these on as well.",
         )
     elif copied["num_constant_parameters"] > MAX_CONSTANT_SHARE * report["num_parameters"]:
         share = copied["num_constant_parameters"] / report["num_parameters"]
         yield (
             "hint",
             f"{share:.0%} of the parameters never change, such as those of dead units.",
-            "They are reproduced exactly; a selection without them (collect.select) trains faster.",
+            f"They are reproduced exactly; training is faster where you {actions['select']}.",
         )
     for names in copied["duplicate_tensors"]:
         yield (
             "warning",
             f"The tensors {_names(names)} are equal in every checkpoint, like tied ones; generated ones will differ.",
-            "Select one of them (collect.select).",
+            f"Keep one of them: {actions['select']}.",
         )
     everywhere = set(copied["constant_tensors"])
     partly = {run: [n for n in e["constant_tensors"] if n not in everywhere] for run, e in report["runs"].items()}
@@ -80,8 +82,40 @@ def _values(report: Mapping):
             "warning",
             f"In {len(frozen)} of {len(partly)} runs tensors never change that differ between runs, such as "
             f"{_names(names)} in {run}.",
-            "Select other tensors (collect.select), or train these on in every run.",
+            f"{_sentence(actions['select'])}, or train these on in every run.",
         )
+
+
+def _families(report: Mapping):
+    families, norm = report["families"], report["geometry"]["distances"]["median_norm"]
+    if families is None:
+        return
+    rows, alone = families["rows"], families["alone"]
+    within, between = f"{families['within']:.3g}", f"{families['between']:.3g}"
+    if alone:
+        who = "Row {} belongs" if len(alone) == 1 else "Rows {} belong"
+        yield (
+            "warning",
+            f"{who.format(_ranges(alone))} to no others: at least {between} away from all, which are at most {within} "
+            f"apart (the norm is {norm:.3g}), most of it in {_names(list(dict.fromkeys(families['tensors'])))}.",
+            f"{actions_for(report)['drop'].format(rows=_ranges(alone))}.",
+        )
+    if len(rows) < 2:
+        return
+    files = families["files"]
+    names = [f"rows {_ranges(of)}" + (f" ({' … '.join(files[n])})" if files else "") for n, of in enumerate(rows)]
+    listed = " and ".join(names) if len(rows) == 2 else _names(names, 4)
+    barrier = families["barrier"]
+    rise = "" if barrier is None else f"; on the way the error rises by {_points(barrier)} points or more"
+    is_ordered = all(entry["is_ordered"] for entry in report["runs"].values())
+    steps = " If they are one training after all, say their steps (pdiff import … --metrics-pattern …)."
+    yield (
+        "warning" if barrier is None else "stop",
+        f"The checkpoints are {len(rows)} families, as of networks that started at different ones: {listed}. Within "
+        f"one, neighbours are at most {within} apart, between them at least {between} (the norm is {norm:.3g}){rise}.",
+        f"Train on one family alone{align_command(report)}."
+        f"{steps if report['origin'] == 'import' and not is_ordered else ''}",
+    )
 
 
 def _basins(report: Mapping):
@@ -91,10 +125,7 @@ def _basins(report: Mapping):
         "will not reconstruct: hidden units of independently initialised networks come in different orders "
         "(permutation symmetry), so their vectors have no common directions"
     )
-    action = (
-        "Collect along one run (collect.runs=1), or fine-tune all runs from one base model "
-        "(collect.independent=false), or align the networks first (pdiff align, collect.align=permutation)."
-    )
+    action = f"{actions_for(report)['one_run']}{align_command(report)}."
     unseen = "" if left_out is None else f" Principal components of the others explain {left_out:.0%} of a run."
     if functional is None:
         norm = distances["median_norm"]
@@ -119,33 +150,34 @@ def _basins(report: Mapping):
             f"{subject} in different basins: on the straight line between two of them the error rises by "
             f"{_points(functional[kind]['mean'])} points{inside}. Networks of a basin that was not trained on {cause}."
             f"{unseen if kind == 'between_runs' else ''}",
-            action if kind == "between_runs" else f"{action} Within one run: collect later, or with a lower rate.",
+            action if kind == "between_runs" else f"{action} Within one run: begin later, or train at a lower rate.",
         )
         return
 
 
 def _autoencoder(report: Mapping):
-    geometry = report["geometry"]
+    geometry, actions = report["geometry"], actions_for(report)
     reconstruction, latents = geometry["reconstruction"], DEFAULTS.latent_channels * DEFAULTS.latent_length
     most = min(reconstruction["num_train"] - 1, geometry["rank"])
     if geometry["rank"] == 0:
-        yield "stop", "All checkpoints are equal.", "Collect while the selected tensors are being trained."
+        yield "stop", "All checkpoints are equal.", "Take checkpoints while the selected tensors are being trained."
         return
     if not reconstruction["num_heldout"]:
         yield (
             "stop",
             f"The gate holds out every {DEFAULTS.holdout_every}th checkpoint, and there are {report['num_rows']}.",
-            "Collect more checkpoints, or lower autoencoder.holdout_every.",
+            f"{actions['more']}, or hold out more of them: {train_command(report, 'autoencoder.holdout_every=…')}.",
         )
     explained = reconstruction["heldout"]
     if most < latents:
         channels = most // DEFAULTS.latent_length
-        fewer = f", or set autoencoder.latent_channels={channels} ({channels} × {DEFAULTS.latent_length} values)"
+        setting = train_command(report, f"autoencoder.latent_channels={channels}")
+        fewer = f", or take a smaller latent: {setting} ({channels} × {DEFAULTS.latent_length} values)"
         yield (
             "stop",
             f"The default latent of {latents} values needs as many directions; {reconstruction['num_train']} training "
             f"checkpoints of rank {geometry['rank']} have {most}.",
-            f"Collect more checkpoints{fewer if channels else ''}.",
+            f"{actions['more']}{fewer if channels else ''}.",
         )
     elif explained is not None and explained < DEFAULTS.min_explained_variance:
         yield (
@@ -154,7 +186,7 @@ def _autoencoder(report: Mapping):
             f"asks for {DEFAULTS.min_explained_variance:.0%}; 99 % of the variance needs "
             f"{geometry['num_components_99']} of {report['num_rows']}. The checkpoints lie in more directions than "
             "they are many enough to show.",
-            "Collect more checkpoints or closer ones, with a lower learning rate, or select fewer tensors.",
+            f"It takes {actions['closer']}.",
         )
     enough = 1 << (2 * geometry["num_components_99"] - 1).bit_length()
     # Between basins, a few directions from one to the other hold most of the variance.
@@ -165,11 +197,12 @@ def _autoencoder(report: Mapping):
             "hint",
             f"{geometry['num_components_99']} components hold 99 % of the variance (effective rank "
             f"{geometry['effective_rank']:.0f}); the default latent has {latents} values.",
-            f"autoencoder.latent_channels={channels} ({channels} × {DEFAULTS.latent_length} values) will do.",
+            f"A smaller one will do: {train_command(report, f'autoencoder.latent_channels={channels}')} ({channels} × "
+            f"{DEFAULTS.latent_length} values).",
         )
     fast, pca = report["autoencoders"]["fast"], report["autoencoders"]["pca"]
     if not fast["fits"]:
-        other = "Set autoencoder.kind=pca" if pca["fits"] else "Select fewer tensors (collect.select)"
+        other = train_command(report, "autoencoder.kind=pca") if pca["fits"] else _sentence(actions["select"])
         yield (
             "stop",
             f"The default autoencoder needs {fast['bytes']['total'] / 2**30:.1f} GiB, "
@@ -180,15 +213,14 @@ def _autoencoder(report: Mapping):
 
 def _independence(report: Mapping):
     effective = report["geometry"]["effective_rows"]
-    if effective >= MIN_EFFECTIVE_ROWS:
+    if effective is None or effective >= MIN_EFFECTIVE_ROWS:
         return
     longest = max(entry["autocorrelation_time"] or 0 for entry in report["runs"].values())
     yield (
         "warning",
         f"{report['num_rows']} checkpoints count like {effective:.1f} independent ones: correlations last "
         f"{longest:.0f} checkpoints. A generator sees little more than the path from the first to the last.",
-        "Collect longer with more steps between checkpoints (collect.every), or several runs from one base model "
-        "(collect.runs).",
+        f"{actions_for(report)['more_independent']}.",
     )
 
 
@@ -207,6 +239,10 @@ def _averaging(report: Mapping):
         f"{_points(best['ci95'][1])}): {name} {best['accuracy']:.2%}, originals {averaging['original_accuracy']:.2%}.",
         "Try a soup first, and compare generated networks with averages rather than with originals.",
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _points(fraction: float) -> str:

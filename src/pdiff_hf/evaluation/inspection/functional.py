@@ -72,7 +72,6 @@ def interpolation_barriers(
     """
     evaluator = evaluator.reordered(torch.randperm(len(evaluator.labels), generator=generator))
     num_images = min(NUM_BARRIER_IMAGES, len(evaluator.labels))
-    alphas = torch.linspace(0, 1, NUM_ALPHAS)[:, None]
     first, second = torch.triu_indices(len(vectors), len(vectors), 1)
     same = runs[first] == runs[second]
     result: dict[str, dict | None] = {"within_runs": None, "between_runs": None}
@@ -83,10 +82,8 @@ def interpolation_barriers(
             continue
         errors = torch.empty(len(candidates), NUM_ALPHAS)
         for index, pair in enumerate(candidates):
-            networks = torch.lerp(vectors[first[pair]], vectors[second[pair]], alphas)
-            errors[index] = 1 - evaluator.predict(networks, num_images).accuracy
-        straight = torch.lerp(errors[:, :1], errors[:, -1:], alphas.T)
-        barriers = (errors - straight).amax(1)
+            errors[index] = _errors_between(vectors[first[pair]], vectors[second[pair]], evaluator, num_images)
+        barriers = _rises(errors)
         result[name] = {
             "num_pairs": len(candidates),
             "mean": barriers.mean().item(),
@@ -94,3 +91,23 @@ def interpolation_barriers(
             "errors": errors.mean(0).tolist(),
         }
     return result
+
+
+def pair_barrier(first: torch.Tensor, second: torch.Tensor, evaluator: ParameterEvaluator) -> float:
+    """The barrier of [`interpolation_barriers`] between two networks `(D,)`."""
+    num_images = min(NUM_BARRIER_IMAGES, len(evaluator.labels))
+    return _rises(_errors_between(first, second, evaluator, num_images)[None]).item()
+
+
+def _errors_between(
+    first: torch.Tensor, second: torch.Tensor, evaluator: ParameterEvaluator, num_images: int
+) -> torch.Tensor:
+    """Errors `(NUM_ALPHAS,)` on the way from one network `(D,)` to another."""
+    networks = torch.lerp(first, second, torch.linspace(0, 1, NUM_ALPHAS)[:, None])
+    return 1 - evaluator.predict(networks, num_images).accuracy
+
+
+def _rises(errors: torch.Tensor) -> torch.Tensor:
+    """By how much errors `(n, NUM_ALPHAS)` rise above the straight line between the first and the last, at most."""
+    straight = torch.lerp(errors[:, :1], errors[:, -1:], torch.linspace(0, 1, NUM_ALPHAS)[None])
+    return (errors - straight).amax(1)

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from ...data.dataset import ParameterDataset
+from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
 from ...models.normalizer import ParameterNormalizer
 from ..evaluator import ParameterEvaluator
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
+from .families import farthest_tensor, find_families
 from .functional import functional_figures
 from .geometry import (
     autocorrelation,
@@ -48,14 +50,13 @@ BLOCK_VALUES = 2**24
 
 
 def find_non_finite(vectors: torch.Tensor, layout: ParameterLayout) -> tuple[torch.Tensor, dict[str, int]]:
-    """Whether each row `(K, D)` is finite, `bool` `(K,)`; and of the tensors that are not, in how many rows."""
-    # Sums are NaN or infinite wherever a value is, and a mask of all values would cost too much memory.
-    finite = vectors.sum(1).isfinite()
+    """Whether each row `(K, D)` can be trained on, `bool` `(K,)`; and of tensors that cannot, in how many rows."""
+    # A NaN is not below anything; a mask of all values would cost too much memory.
+    finite = torch.stack([vectors.amax(1), -vectors.amin(1)]).amax(0) <= MAX_VALUE
     tensors: dict[str, int] = {}
     for row in (~finite).nonzero()[:, 0].tolist():
-        broken = [name for name, value in layout.unflatten(vectors[row]).items() if not value.isfinite().all()]
-        # Without such a value the sum has overflown.
-        finite[row] = not broken
+        state = layout.unflatten(vectors[row])
+        broken = [name for name, value in state.items() if not (value.abs() <= MAX_VALUE).all()]
         tensors |= {name: tensors.get(name, 0) + 1 for name in broken}
     return finite, tensors
 
@@ -111,7 +112,7 @@ def inspect_dataset(
 ) -> dict:
     """Inspect a parameter dataset before anything is trained on it.
 
-    Rows with NaN or infinite values are reported and left out of all other figures.
+    Rows with NaN, infinite or absurdly large values are reported and left out of all other figures.
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
@@ -130,28 +131,38 @@ def inspect_dataset(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = ParameterDataset.of(dataset)
     layout, base_model = dataset.layout, dataset.base_model
-    vectors, names, steps = _read(dataset)
+    vectors, names, times = _read(dataset)
+    unordered = dataset.unordered_runs
 
     # 1. Rows that can be used, by run and in the order of their steps
     finite, broken = find_non_finite(vectors, layout)
     kept = finite.nonzero()[:, 0]
     if len(kept) < len(vectors):
         vectors = vectors[kept]
-    order = sorted(range(len(kept)), key=lambda index: steps[kept[index]])
+    order = sorted(range(len(kept)), key=lambda index: times[kept[index]])
     own = [names[row] for row in kept.tolist()]
     runs = {name: torch.tensor([i for i in order if own[i] == name]) for name in dict.fromkeys(own)}
+    lists = {name: rows.tolist() for name, rows in runs.items()}
     report = {
         "schema": SCHEMA,
+        "dataset": str(dataset.source),
+        "origin": next((name for name in ("collect", "import") if name in dataset.metadata), "recording"),
+        "is_aligned": "alignment" in dataset.metadata,
         "num_rows": len(names),
         "num_parameters": layout.num_parameters,
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
         "runs": {
-            name: {"num_rows": names.count(name), "num_finite_rows": own.count(name), **UNKNOWN_RUN}
+            name: {
+                "num_rows": names.count(name),
+                "num_finite_rows": own.count(name),
+                "is_ordered": name not in unordered,
+                **UNKNOWN_RUN,
+            }
             for name in dict.fromkeys(names)
         },
-        **dict.fromkeys(("copies", "geometry", "functional", "autoencoders")),
+        **dict.fromkeys(("copies", "geometry", "families", "functional", "autoencoders", "gate")),
     }
     if len(kept) > 1:
         # 2. Copies; rows are named by their place in the dataset
@@ -170,33 +181,74 @@ def inspect_dataset(
         gram = gram_matrix(vectors, normalizer)
         pca_seconds = time.perf_counter() - fit_begin
         for name, rows in runs.items():
-            report["runs"][name] |= _memory(gram[rows][:, rows])
+            # Of rows whose order is not known, there is no time to correlate along.
+            report["runs"][name] |= {"effective_rows": None} if name in unordered else _memory(gram[rows][:, rows])
         numbers = torch.tensor([list(runs).index(name) for name in own])
         report["geometry"] = {
             "normalization": mode,
             **spectrum(gram),
-            "effective_rows": sum(entry["effective_rows"] for entry in report["runs"].values()),
+            "effective_rows": None if unordered else sum(e["effective_rows"] for e in report["runs"].values()),
             "reconstruction": _reconstruction(gram, numbers, seed),
             "distances": nearest_distances(vectors, numbers),
         }
 
-        # 4. What the networks do
+        report["gate"] = _gate(report["geometry"]["reconstruction"])
+
+        # 4. What belongs together
+        ordered = [[(row, times[kept[row]][0]) for row in rows] for run, rows in lists.items() if run not in unordered]
+        report["families"] = _families(dataset, vectors, ordered, evaluator, kept)
+
+        # 5. What the networks do
         if evaluator is not None:
             report["functional"] = functional_figures(vectors, numbers, evaluator, seed)
 
-        # 5. What training would cost
+        # 6. What training would cost
         report["autoencoders"] = autoencoder_costs(vectors, layout, device, pca_seconds)
     report["advice"] = make_advice(report)
     report["seconds"] = time.perf_counter() - begin
     return report
 
 
-def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, list[str], list[int]]:
-    """Vectors `(K, D)`, finite or not, and run and step of every row."""
+def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, list[str], list[tuple[float, int]]]:
+    """Vectors `(K, D)`, finite or not, run, and time of every row: step, or epoch where steps are rows' numbers."""
     table = dataset.rows.with_format("arrow")[:]
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("parameters").chunks]
     vectors = torch.from_numpy(np.concatenate(chunks).reshape(len(table), dataset.layout.num_parameters))
-    return vectors, table.column("run").to_pylist(), table.column("step").to_pylist()
+    runs, steps, epochs = (table.column(name).to_pylist() for name in ("run", "step", "epoch"))
+    by_run = defaultdict(list)
+    for run, step, epoch in zip(runs, steps, epochs, strict=True):
+        by_run[run].append((step, epoch))
+    numbered = {run for run, of in by_run.items() if all(s == i and e is not None for i, (s, e) in enumerate(of))}
+    return vectors, runs, [(e if run in numbered else s, s) for run, s, e in zip(runs, steps, epochs, strict=True)]
+
+
+def _gate(reconstruction: dict) -> dict:
+    """What the default autoencoder's gate is likely to say, by the share that principal components explain."""
+    found, expected = reconstruction["heldout"], DEFAULTS.min_explained_variance
+    return {"min_explained_variance": expected, "will_pass": None if found is None else found >= expected}
+
+
+def _families(
+    dataset: ParameterDataset,
+    vectors: torch.Tensor,
+    times: list[list[tuple[int, float]]],
+    evaluator: ParameterEvaluator | None,
+    kept: torch.Tensor,
+) -> dict | None:
+    """[`find_families`] with rows by their place in the dataset, and the tensors in which single rows are far off."""
+    found = find_families(vectors, times, evaluator)
+    if found is None:
+        return None
+    files = [entry.get("source") for entry in dataset.metadata.get("import", {}).get("rows", ())]
+    tensors = {spec.name: slice(spec.offset, spec.offset + spec.numel) for spec in dataset.layout.tensors}
+    rows, alone = [kept[rows].tolist() for rows in found["rows"]], kept[found["alone"]].tolist()
+    return {
+        **found,
+        "rows": rows,
+        "alone": alone,
+        "tensors": [farthest_tensor(vectors, row, tensors) for row in found["alone"]],
+        "files": [[files[of[0]], files[of[-1]]] for of in rows] if max(map(max, rows)) < len(files) else None,
+    }
 
 
 def _memory(gram: torch.Tensor) -> dict:

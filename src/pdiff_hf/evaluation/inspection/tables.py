@@ -23,7 +23,7 @@ def make_tables(report: Mapping) -> RenderableType:
     parts: list[RenderableType] = [Text(head, style="bold"), _figures(report)]
     if report["autoencoders"] is not None:
         parts.append(_autoencoders(report["autoencoders"]))
-    return Group(*[Padding(part, (0, 0, 1, 0)) for part in parts], _advice(report["advice"]))
+    return Group(*[Padding(part, (0, 0, 1, 0)) for part in parts], _advice(report))
 
 
 def _figures(report: Mapping) -> Table:
@@ -47,14 +47,17 @@ def _figures(report: Mapping) -> Table:
         if reconstruction[key] is not None
     ]
     if parts:
-        table.add_row("reconstruction", f"a linear autoencoder explains {' and '.join(parts)}")
+        asked = f"; the gate asks for {report['gate']['min_explained_variance']:.0%}"
+        table.add_row("reconstruction", f"a linear autoencoder explains {' and '.join(parts)}{asked}")
     times = [entry["autocorrelation_time"] for entry in report["runs"].values() if entry["autocorrelation_time"]]
-    shortest, longest = min(times), max(times)
-    time = f"{longest:.0f}" if round(shortest) == round(longest) else f"{shortest:.0f} to {longest:.0f}"
-    table.add_row(
-        "independence",
-        f"{geometry['effective_rows']:.1f} effective checkpoints; autocorrelation time {time} checkpoints",
-    )
+    if geometry["effective_rows"] is None:
+        independence = "not measured: no steps or epochs are known"
+    else:
+        shortest, longest = min(times), max(times)
+        time = f"{longest:.0f}" if round(shortest) == round(longest) else f"{shortest:.0f} to {longest:.0f}"
+        effective = f"{geometry['effective_rows']:.1f} effective checkpoints"
+        independence = f"{effective}; autocorrelation time {time} checkpoints"
+    table.add_row("independence", independence)
     distances = geometry["distances"]
     texts = [
         f"{distances[key]['median']:.3g} ({distances[key]['min']:.3g} to {distances[key]['max']:.3g}){where}"
@@ -120,14 +123,18 @@ def _autoencoders(autoencoders: Mapping) -> Table:
     return table
 
 
-def _advice(advice: list[Mapping[str, str]]) -> Table:
+def _advice(report: Mapping) -> Table:
+    advice = report["advice"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
+    refused = report["gate"] is not None and report["gate"]["will_pass"] is False
     # The worst comes first.
     verdict = {
         "stop": "[bold red]Do not train on this dataset as it is.[/]",
-        "warning": "[bold yellow]It can be trained on; read the warnings first.[/]",
+        "warning": "[bold yellow]The gate is likely to refuse it as it is.[/]"
+        if refused
+        else "[bold yellow]It can be trained on; read the warnings first.[/]",
     }.get(advice[0]["severity"] if advice else "", "[bold green]Nothing stands in the way.[/]")
     table.add_row("[bold]advice[/]", verdict)
     for entry in advice:

@@ -1,0 +1,43 @@
+import pytest
+
+from pdiff_hf.models.autoencoder_identity import AutoencoderIdentityConfig
+from pdiff_hf.models.autoencoder_pca import AutoencoderPCAConfig
+from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.training.gate import PoorReconstructionError, check_reconstruction
+
+
+def refuse(config, train=0.5, num_train=1000, is_aligned=False):
+    report = {"explained_variance": 0.5, "train_explained_variance": train, "num_train": num_train}
+    with pytest.raises(PoorReconstructionError) as caught:
+        check_reconstruction(report, config, is_aligned)
+    text = str(caught.value)
+    assert "\n" not in text and "autoencoder.allow_poor_reconstruction=true" in text
+    return text
+
+
+def test_what_needs_no_steps_is_not_told_to_take_more():
+    text = refuse(AutoencoderPCAConfig())
+    assert "steps" not in text and "kind=pca" not in text
+    assert "more latent values (autoencoder.latent_channels × latent_length, now 32 × 4)" in text
+
+
+def test_no_more_latent_values_are_advised_than_checkpoints_tell_apart():
+    text = refuse(AutoencoderPCAConfig(latent_channels=2), num_train=9)
+    assert "more checkpoints for more latent values" in text and "9 training checkpoints have no more" in text
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_what_is_trained_is_told_of_steps_and_of_the_closed_form(preset):
+    config = AutoencoderPDiffConfig(preset=preset)
+    text = refuse(config)
+    assert f"more steps (autoencoder.steps, now {config.steps})" in text and "(autoencoder.kind=pca)" in text
+
+
+def test_what_has_no_latents_of_its_own_is_not_told_of_them():
+    text = refuse(AutoencoderIdentityConfig())
+    assert "latent" not in text and "steps" not in text
+
+
+def test_where_data_lack_alignment_is_named_unless_it_was_done():
+    assert "pdiff align" in refuse(AutoencoderPCAConfig(), train=1.0)
+    assert "pdiff align" not in refuse(AutoencoderPCAConfig(), train=1.0, is_aligned=True)

@@ -69,6 +69,15 @@ def test_flipped_byte_of_a_page_is_found_without_a_list(tmp_path):
         ParameterDataset(tmp_path / "ds").vectors()
 
 
+def test_flipped_byte_of_a_footer_is_found_when_only_metrics_are_read(tmp_path):
+    file = shards.find_shards(save(tmp_path / "ds"))[0]
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 16
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"train-00000\.parquet is damaged: expected footer_sha256"):
+        ParameterDataset(tmp_path / "ds").metrics  # noqa: B018
+
+
 def test_shards_are_hashed_once(three, monkeypatch):
     hashed = []
     monkeypatch.setattr("pdiff_hf.data.integrity.sha256_file", lambda file: hashed.append(file) or "x")

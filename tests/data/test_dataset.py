@@ -303,7 +303,8 @@ def test_stats_are_those_of_the_rows(tmp_path, monkeypatch):
     columns = {"run": ["a"] * 2 + ["b"] * 4, "val_accuracy": accuracy}
     save(tmp_path / "ds", columns=columns, metadata={"task": {"kind": "x"}})
     stats = json.loads((tmp_path / "ds" / "stats.json").read_text())
-    assert set(stats) == {"schema", "num_rows", "runs", "shards", "columns", "tensors", "metadata"}
+    named = {"schema", "num_rows", "runs", "unordered_runs", "shards", "columns", "tensors", "metadata"}
+    assert set(stats) == named and stats["unordered_runs"] == ["a", "b"]
     assert (stats["schema"], stats["num_rows"], stats["runs"]) == (1, 6, ["a", "b"])
     assert stats["metadata"] == {"task": {"kind": "x"}}
     known = np.array([value for value in accuracy if value is not None], dtype=np.float32)

@@ -134,21 +134,29 @@ def test_of_unlisted_shards_copies_and_missing_rows_are_named(three):
 
 
 class Killed(BaseException):
-    pass
+    """Raised where a process is killed."""
+
+
+def kill(folder, kept):
+    """Keep what the folder is when a process is killed: of an exception, what was begun is taken back."""
+    shutil.copytree(folder, kept)
+    raise Killed
 
 
 @pytest.mark.parametrize("name", ["shards.append_shards", "finish_dataset", "compute_stats", "write_json", "settle"])
-def test_append_that_was_killed_is_read_and_gone_on_with(three, name, monkeypatch):
+def test_append_that_was_killed_is_read_and_gone_on_with(three, name, tmp_path, monkeypatch):
     def die(*args, **kwargs):
         if name == "shards.append_shards":
             append(*args, **kwargs)
-        raise Killed
+        kill(three, tmp_path / "killed")
 
     append = shards.append_shards
     with monkeypatch.context() as patch:
         patch.setattr(f"pdiff_hf.data.writer.{name}", die)
         with pytest.raises(Killed):
             ParameterDataset(three).append(make_vectors(3, 1), {"run": ["b"] * 3, "val_accuracy": [0.5] * 3})
+    assert len(ParameterDataset(three)) == 6
+    three = tmp_path / "killed"
     assert (three / CHANGING).exists()
     assert len(ParameterDataset(three)) == 9
     expected = torch.cat([make_vectors(), make_vectors(3, 1)])
@@ -163,18 +171,20 @@ def test_append_that_was_killed_is_read_and_gone_on_with(three, name, monkeypatc
     assert len(ParameterDataset(three)) == 10
 
 
-def test_old_shards_that_get_a_metric_may_be_left_half_done(three, monkeypatch):
+def test_old_shards_that_get_a_metric_may_be_left_half_done(three, tmp_path, monkeypatch):
     count, write = [], shards.write_shard
 
     def die(rows, file):
         if file.parent.name == "data" and count.append(file) is None and len(count) == 2:
-            raise Killed
+            kill(three, tmp_path / "killed")
         write(rows, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_shard", die)
         with pytest.raises(Killed):
             ParameterDataset(three).append(make_vectors(1, 1), {"run": ["b"], "test_accuracy": [0.5]})
+    assert len(ParameterDataset(three).vectors()) == 6
+    three = tmp_path / "killed"
     assert len(ParameterDataset(three).vectors()) == 7
     dataset_files(three)
     assert not (three / CHANGING).exists()

@@ -116,7 +116,7 @@ class ParameterDataset:
     @property
     def identity(self) -> NetworkIdentity:
         """Which network the rows belong to."""
-        return NetworkIdentity.of(self._source, self.layout, self.base_model)
+        return NetworkIdentity.of(self.source, self.layout, self.base_model)
 
     # What is known of the rows
 

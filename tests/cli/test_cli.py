@@ -14,6 +14,7 @@ from factories import TINY_RUN, make_dataset, make_vectors
 from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
 from pdiff_hf.runs.folder import STAGES
 from processes import held_elsewhere
+from small_datasets import rewrite
 
 TINY = [*TINY_RUN, "evaluate.fine_tune=false"]
 TRAINING = [override for override in TINY_RUN if override.startswith(("autoencoder", "diffusion"))]
@@ -182,7 +183,7 @@ def test_nan_in_a_checkpoint(pdiff, tmp_path):
     values = np.array(table.column("parameters").combine_chunks().flatten())
     values[3 * make_vectors().shape[1] + 5] = np.nan
     array = pa.FixedSizeListArray.from_arrays(pa.array(values), make_vectors().shape[1])
-    pq.write_table(table.set_column(0, table.schema.field(0), array.cast(table.schema.field(0).type)), shard)
+    rewrite(table.set_column(0, table.schema.field(0), array.cast(table.schema.field(0).type)), shard)
     assert_one_line_error(pdiff("train", dataset, "--out", tmp_path / "run", *sets(TRAINING)), "row 3", "1.weight")
     assert not (tmp_path / "run").exists()
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
-from ..files import read_json, replacing, temporary_folder
+from ..files import read_json, replacing
 from ..identity import NetworkIdentity, pipeline_identity, shown
 from ..layout import ParameterLayout
 from .hub import download_pipeline
@@ -209,20 +208,10 @@ class PDiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: the Hub refuses; nothing is committed then.
         """
-        # Here, because a stand-alone export carries none of them.
-        from ..results.metrics import METRICS_FILE, Metrics
-        from .card import write_pipeline_card
-        from .push import push_pipeline
+        # Here, because a stand-alone export does not carry it.
+        from .push import push_loaded
 
-        with temporary_folder() as folder:
-            self.save_pretrained(folder, variant=variant)
-            # What is known of the folder that it was loaded from.
-            source = Path(self._base_root or self.config.get("_name_or_path") or folder)
-            if (source / "train_config.json").is_file():
-                copyfile(source / "train_config.json", folder / "train_config.json")
-            metrics = Metrics.read(source / METRICS_FILE) if (source / METRICS_FILE).is_file() else None
-            write_pipeline_card(folder, metrics, report_dir=None if metrics is None else source)
-            return push_pipeline(folder, repo_id, **options)
+        return push_loaded(self, repo_id, variant, **options)
 
     def check_inputs(
         self,

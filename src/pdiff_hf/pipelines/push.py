@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from ..base_model import BaseModel
 from ..files import read_json, temporary_folder
 from ..hub.upload import PushOptions, push_files, select_files
+from ..results.metrics import METRICS_FILE, Metrics
+from .card import write_pipeline_card
+from .pipeline_pdiff import PDiffPipeline
 from .standalone import export_standalone
 
 STANDALONE = "standalone"
@@ -39,6 +43,18 @@ def push_pipeline(
             own = {**options, "revision": STANDALONE, "create_pr": False}
             push_files(exported, repo_id, "model", "pipeline", mirror=["*"], **own)
     return url
+
+
+def push_loaded(pipeline: PDiffPipeline, repo_id: str, variant: str | None = None, **options: Any) -> str:
+    """[`push_pipeline`] of a pipeline in memory, with what is known of the folder that it was loaded from."""
+    with temporary_folder() as folder:
+        pipeline.save_pretrained(folder, variant=variant)
+        source = Path(pipeline._base_root or pipeline.config.get("_name_or_path") or folder)
+        if (source / "train_config.json").is_file():
+            shutil.copyfile(source / "train_config.json", folder / "train_config.json")
+        metrics = Metrics.read(source / METRICS_FILE) if (source / METRICS_FILE).is_file() else None
+        write_pipeline_card(folder, metrics, report_dir=None if metrics is None else source)
+        return push_pipeline(folder, repo_id, **options)
 
 
 def pipeline_files(folder: Path) -> dict[str, Path]:

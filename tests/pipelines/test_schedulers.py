@@ -149,6 +149,19 @@ def test_a_subclass_of_somebody_is_served():
     assert draw(pipeline).std() == pytest.approx(SPREAD, rel=0.06)
 
 
+def test_a_scheduler_with_noise_of_its_own_is_refused():
+    # As DPMSolverSDEScheduler does, where torchsde is installed.
+    class OwnNoise(DDIMScheduler):
+        def step(self, model_output, timestep, sample, return_dict=True):
+            following = super().step(model_output, timestep, sample, return_dict=False)[0]
+            return (following + 1e-3 * torch.randn_like(sample),)
+
+    pipeline = known_pipeline()
+    pipeline.scheduler = OwnNoise.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="OwnNoise draws noise of its own"):
+        draw(pipeline)
+
+
 def test_the_schedule_goes_along_where_nobody_has_stated_it():
     # HeunDiscreteScheduler has other default betas than DDPMScheduler.
     pipeline = PDiffPipeline(make_autoencoder(), KnownDenoiser(), DDPMScheduler(clip_sample=False))

@@ -96,6 +96,11 @@ def check_scheduler(scheduler: SchedulerMixin, trained: SchedulerMixin, num_infe
             f"{name}{given and f' with {given}'} draws latents of {spread:.2f} times the spread that they should "
             "have; choose another one, or other options of it."
         )
+    if not _is_reproducible(type(scheduler), scheduler.to_json_string(), min(5, most)):
+        raise ValueError(
+            f"{name} draws noise of its own, so that equal generators give other networks; fix it, if it has a seed "
+            "(noise_sampler_seed=0), or choose another one."
+        )
     if not after <= MOST_SPREAD:
         raise ValueError(
             f"{name} draws latents of {after:.2f} times the spread that they should have in {num_inference_steps} of "
@@ -131,9 +136,22 @@ def _plain(trained: SchedulerMixin) -> DDPMScheduler:
 
 
 @lru_cache(maxsize=256)
-@torch.no_grad()
 def _probe(kind: type[SchedulerMixin], config: str, num_inference_steps: int) -> float:
-    """Spread of what the denoiser of standard normal data gives, by a config as JSON; NaN where it is not finite."""
+    """Spread of [`_draw`]; NaN where it is not finite."""
+    latents = _draw(kind, config, num_inference_steps)
+    return latents.std().item() if latents.isfinite().all() else float("nan")
+
+
+@lru_cache(maxsize=256)
+def _is_reproducible(kind: type[SchedulerMixin], config: str, num_inference_steps: int) -> bool:
+    """Whether all noise comes from the generator."""
+    first, second = (_draw(kind, config, num_inference_steps) for _ in range(2))
+    return torch.equal(first, second)
+
+
+@torch.no_grad()
+def _draw(kind: type[SchedulerMixin], config: str, num_inference_steps: int) -> torch.Tensor:
+    """What the denoiser of standard normal data gives, by a config as JSON and a generator with the seed 0."""
     scheduler = kind.from_config(json.loads(config))
     generator = torch.Generator().manual_seed(0)
     scheduler.set_timesteps(num_inference_steps, device="cpu")
@@ -152,7 +170,7 @@ def _probe(kind: type[SchedulerMixin], config: str, num_inference_steps: int) ->
         factors = {"epsilon": (1 - alpha).sqrt(), "sample": alpha.sqrt(), "v_prediction": 0.0}
         predicted = inputs * factors[scheduler.config.prediction_type]
         latents = scheduler.step(predicted.to(latents.dtype), t, latents, return_dict=False, **options)[0]
-    return latents.std().item() if latents.isfinite().all() else float("nan")
+    return latents
 
 
 def step_options(scheduler: SchedulerMixin, generator: torch.Generator | list[torch.Generator] | None) -> dict:

@@ -209,7 +209,7 @@ class ParameterRecorder:
         self._schema, self._held, self._resume_from = schema, lock, None
 
     def _append(self, message: pa.Buffer) -> None:
-        """Write a message of the stream; one that fails, or is interrupted, is taken back, so that others may follow."""
+        """Write a message of the stream; what fails or is interrupted is taken back, so that others may follow."""
         begin, rest = self._file.tell(), memoryview(message)
         try:
             with writing(self.output_dir / RECORDING):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import math
 import os
 import select
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TextIO
 
 # What is written where an encoding lacks a character; any other becomes its escape, as on Python's own stderr.
@@ -34,6 +39,8 @@ STAND_INS = {
 }
 # What a shell reports of a program whose pipe was closed: 128 + SIGPIPE.
 BROKEN_PIPE = 141
+# A signal that a launcher passes on arrives twice within this time; a later one is another.
+SECONDS_OF_COPIES = 3.0
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:
@@ -90,6 +97,34 @@ def lasting_streams() -> Iterator[None]:
         sys.exit(BROKEN_PIPE)
     print(f"Error: the command is done, but its output could not be written: {error.strerror}.", file=sys.stderr)
     sys.exit(1)
+
+
+@contextmanager
+def cleaning_up_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, so that what was begun is taken away again. For `main` of a program.
+
+    Only the main thread can; in others, signals stay as they are. Copies of the signal, as a launcher sends them, do
+    not interrupt the cleaning.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -math.inf
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        is_copy, last = time.monotonic() - last < SECONDS_OF_COPIES, time.monotonic()
+        # Says nothing: it may have come in the middle of a write to the same stream.
+        if not is_copy:
+            sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if last > -math.inf:
+            print("Error: ended by SIGTERM; what was complete before is kept.", file=sys.stderr)
 
 
 def _file(stream: TextIO) -> Any:

@@ -1,9 +1,11 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
@@ -131,6 +133,39 @@ def test_row_that_was_cut_off_is_dropped(tmp_path):
     with pytest.warns(UserWarning, match="complete rows"):
         dataset, layout = load_parameter_dataset(tmp_path / "ds")
     assert torch.equal(dataset_vectors(dataset, layout), make_vectors(3, seed=1)[:2])
+
+
+@contextmanager
+def room_for(size):
+    """No file may become larger, as where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("rows, room", [(0, 0), (0, 100), (2, 0), (2, 1), (2, 100 + 4 * D)])
+def test_row_for_which_there_is_no_room_is_an_error_and_those_behind_it_are_kept(tmp_path, rows, room):
+    folder, vectors = tmp_path / "ds", make_vectors(4)
+    recorder = ParameterRecorder(LAYOUT, record(folder, run="before"), run="new")
+    for step in range(rows):
+        recorder.record(vectors[step], step=step)
+    file = folder / "recording.arrow"
+    before = file.read_bytes() if rows else b""
+    with pytest.raises(OSError, match="File too large") as error, room_for(len(before) + room):
+        recorder.record(vectors[rows], step=rows)
+    assert recorder.num_recorded == rows
+    if rows:
+        assert error.value.filename == str(file)
+        assert file.read_bytes() == before
+    for step in range(rows, 4):
+        recorder.record(vectors[step], step=step)
+    recorder.close()
+    dataset, layout = load_parameter_dataset(folder)
+    assert dataset[:]["run"] == ["before"] * 6 + ["new"] * 4
+    assert torch.equal(dataset_vectors(dataset, layout)[6:], vectors)
 
 
 @pytest.mark.parametrize("size", [0, 4, 100])

@@ -121,7 +121,7 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
     ("overrides", "message"),
     [
         (["collect.select=conv*"], "conv"),
-        (["base_model.kwargs.num_classes=11"], r"10 classes, found that .*mlp3 gives \(11,\) logits"),
+        (["base_model.kwargs.num_classes=11"], r"10 classes, found .*gives \(11,\) logits; give num_classes=10 to"),
         (["base_model.kwargs.in_features=49"], r"takes images \(1, 8, 8\), found pdiff_hf.tasks.networks:mlp3"),
         (["base_model.kwargs.colour=red"], "colour"),
         (["base_model.name=os:getcwd"], "os"),

@@ -8,7 +8,7 @@ import sys
 from rich.markup import escape
 
 from ..os_errors import as_os_error, describe, exit_code
-from ..terminal import lasting_streams
+from ..terminal import cleaning_up_on_sigterm, lasting_streams
 from .app import app, console, errors
 
 # The commands register themselves, in the order of the help.
@@ -23,6 +23,7 @@ MIN_COLUMNS = 20
 
 
 @lasting_streams()
+@cleaning_up_on_sigterm()
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, a full disk or a fault of the machine in 1."""
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..base_model import BaseModel
 from ..layout import ParameterLayout
 from ..locks import FolderLock, locked
+from ..os_errors import writing
 from ..wrapped import gathered
 from .folder import write_layout
 from .rest import RestCheck
@@ -80,7 +82,8 @@ class ParameterRecorder:
         self.num_recorded = 0
         # Whose steps are numbers of rows, and say nothing of time.
         self.unordered_runs: set[str] = set()
-        self._stream: pa.RecordBatchStreamWriter | None = None
+        # The open recording, unbuffered: what has not been written is not to follow later.
+        self._file: io.FileIO | None = None
         self._closed = False
         self._rest = None if base_model is None else RestCheck(layout, base_model)
         self._resume_from: int | None = None
@@ -115,7 +118,7 @@ class ParameterRecorder:
 
     def check_new(self) -> None:
         """Raise `ValueError` when the folder holds the run already, and it is not resumed."""
-        if self._stream is None and self._resume_from is None:
+        if self._file is None and self._resume_from is None:
             check_new_runs(self.output_dir, [self.run])
 
     def record(
@@ -171,12 +174,12 @@ class ParameterRecorder:
             unit="step",
             first=step,
         )
-        if self._stream is None:
+        if self._file is None:
             self._open(table.schema, step)
         if table.schema.names != self._schema.names:
             raise ValueError(f"step {step}: expected the columns {self._schema.names}, found {table.schema.names}.")
-        self._stream.write_table(table)
-        self._file.flush()
+        for batch in table.to_batches():
+            self._append(batch.serialize())
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema, step: int) -> None:
@@ -194,13 +197,28 @@ class ParameterRecorder:
                 known = {self.run: recorded_runs(self.output_dir)[self.run]}
             if not (self.output_dir / "layout.json").exists():
                 write_layout(self.output_dir, self.layout, self.base_model)
-            self._file = open(self.output_dir / RECORDING, "wb")
+            stored = schema.with_metadata({**(schema.metadata or {}), KNOWN_ROWS: json.dumps(known).encode()})
+            self._file = open(self.output_dir / RECORDING, "wb", buffering=0)
+            self._append(stored.serialize())
         except BaseException:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
             lock.release()
             raise
-        stored = schema.with_metadata({**(schema.metadata or {}), KNOWN_ROWS: json.dumps(known).encode()})
-        self._stream, self._schema, self._held = pa.ipc.new_stream(self._file, stored), schema, lock
-        self._resume_from = None
+        self._schema, self._held, self._resume_from = schema, lock, None
+
+    def _append(self, message: pa.Buffer) -> None:
+        """Write a message of the stream; what fails or is interrupted is taken back, so that others may follow."""
+        begin, rest = self._file.tell(), memoryview(message)
+        try:
+            with writing(self.output_dir / RECORDING):
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+        except BaseException:
+            self._file.seek(begin)
+            self._file.truncate()
+            raise
 
     def close(self) -> None:
         """Turn what was recorded into Parquet and write `stats.json` and `README.md`; a second call does nothing.
@@ -219,12 +237,11 @@ class ParameterRecorder:
 
     def _finish(self) -> bool:
         """Turn an open stream into Parquet; `False` when there is none."""
-        if self._stream is None:
+        if self._file is None:
             return False
-        self._stream.close()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._stream = None
+        self._file = None
         try:
             finish_rows(self.output_dir, self.metadata, self.unordered_runs)
         finally:

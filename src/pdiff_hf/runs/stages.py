@@ -27,6 +27,7 @@ from ..tasks.evaluators import make_gate_evaluator, open_task
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.diffusion import check_unet_memory, train_diffusion
+from ..wording import argument
 from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
 from .generate import generate_networks
@@ -110,9 +111,11 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
             f"({str(error).splitlines()[0]}); change base_model.kwargs, {keys}."
         ) from error
     if logits.shape != (len(inputs), task.num_classes):
+        fact = argument("num_classes", str(task.num_classes), key="num_classes")
         raise ValueError(
             f"expected a base model for {task.num_classes} classes, found that {recipe.base_model.name} gives "
-            f"{tuple(logits.shape[1:])} logits; change base_model.kwargs."
+            f"{tuple(logits.shape[1:])} logits; give {fact} to a recipe composed of parts, or change "
+            "base_model.kwargs."
         )
     check_training(layout, recipe.collect.runs * recipe.collect.num_checkpoints, recipe.autoencoder, recipe.diffusion)
     return model

@@ -10,12 +10,12 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
+from ..terminal import SECONDS_OF_COPIES
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # About how often processes ask each other whether to stop; never in the middle of a step.
 SECONDS_BETWEEN_VOTES = 1.0
 MAX_STEPS_BETWEEN_VOTES = 1000
-# One Ctrl-C arrives twice, from the terminal and from the launcher, within this time. A later one is another Ctrl-C.
-SECONDS_OF_COPIES = 3.0
 
 
 class TrainingInterrupted(SystemExit):

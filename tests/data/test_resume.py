@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from pdiff_hf.data import record as record_module
 from pdiff_hf.data import shards
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.record import ParameterRecorder, ParameterRecorderCallback, finish_recording
@@ -48,9 +49,15 @@ def left(folder, steps, how, **options):
         recorder.close()
         (folder / "recording.arrow").write_bytes(stream)
     else:
-        recorder._held.release()
+        die(recorder)
     # So that a killed one is not closed meanwhile.
     return recorder
+
+
+def die(recorder):
+    """What the end of the process does."""
+    recorder._held.release()
+    del record_module._recording[os.path.realpath(recorder.output_dir)]
 
 
 @pytest.mark.parametrize("how", ["closed", "killed", "between"])
@@ -195,12 +202,13 @@ def steps_of(folder):
     return dataset["run"][:], dataset["step"][:]
 
 
-def test_resumed_trainer_goes_on_with_its_run(tmp_path):
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_resumed_trainer_goes_on_with_its_run(tmp_path, is_dead):
     stopped, recorder, _ = make_trainer(tmp_path, stop=7)
     with pytest.raises(Stopped):
         stopped.train()
-    # As the end of the process does it.
-    recorder._held.release()
+    if is_dead:
+        die(recorder)
     again, *_ = make_trainer(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert steps_of(tmp_path) == (["run-0"] * 12, list(range(1, 13)))

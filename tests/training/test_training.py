@@ -157,6 +157,30 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, mon
     assert log[0] == log[1]
 
 
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_checkpoints_of_other_data_are_refused(tmp_path, stage):
+    dataset, longer = make_dataset(tmp_path), make_dataset(tmp_path / "longer", 32)
+    options = {"steps": 3, "checkpointing_steps": 2}
+
+    def train(dataset):
+        where = {"output_dir": tmp_path / stage, "resume_from_checkpoint": "latest"}
+        if stage == "autoencoder":
+            return train_autoencoder(dataset, config=autoencoder_config(**options), **where)
+        return train_diffusion(dataset, tmp_path / "first", config=UNet1DConfig(**SMALL_UNET, **options), **where)
+
+    if stage == "diffusion":
+        train_autoencoder(dataset, tmp_path / "first", autoencoder_config())
+    train(dataset)
+    before = (tmp_path / stage / "train_config.json").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"checkpoint-2 was trained with other data: number of rows 24 is now 32; "):
+        train(longer)
+    if stage == "diffusion":
+        train_autoencoder(dataset, tmp_path / "first", autoencoder_config(seed=1))
+        with pytest.raises(ValueError, match=r"other data: autoencoder \w{12} is now \w{12}; put them back"):
+            train(dataset)
+    assert (tmp_path / stage / "train_config.json").stat().st_mtime_ns == before
+
+
 def test_old_checkpoints_are_removed_and_partial_ones_ignored(tmp_path):
     config = autoencoder_config(checkpointing_steps=2, checkpoints_total_limit=1)
     (tmp_path / "autoencoder" / ".partial-checkpoint-100").mkdir(parents=True)

@@ -21,7 +21,11 @@ def generate(
     scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
     truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    choose: Annotated[str | None, typer.Option(metavar="val", help="Keep the best on these examples only.")] = None,
+    # The second name is that of version 0.1.
+    choose: Annotated[
+        str | None,
+        typer.Option("--choose", "--select", metavar="val", help="Keep the best on these examples only."),
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Number of networks to keep; 1 by default.")] = None,
     soup: Annotated[bool, typer.Option("--soup", help="Also write the average of those that are kept.")] = False,
     reestimate_bn: Annotated[

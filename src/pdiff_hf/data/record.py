@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from .rest import RestCheck
 from .scalars import to_integer
 from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
 from .writer import check_append, check_new_runs, drop_rows, finish_rows
+
+# Of this process, by their folders.
+_recording: weakref.WeakValueDictionary[str, ParameterRecorder] = weakref.WeakValueDictionary()
 
 
 class ParameterRecorder:
@@ -96,7 +100,7 @@ class ParameterRecorder:
 
         When the next checkpoint is recorded, the rows of the run behind `step`, or from that checkpoint on, are
         removed from the folder; until then, they stay. A run that the folder does not hold begins. A recorder that is
-        open or closed may be resumed, too.
+        open or closed may be resumed, too; one that a stopped training has left open in this process is closed.
         """
         step = to_integer(step, "resume")
         self._finish()
@@ -185,6 +189,10 @@ class ParameterRecorder:
     def _open(self, schema: pa.Schema, step: int) -> None:
         # Before the folder is touched, and again when nobody else writes to it.
         self.check_new()
+        other = _recording.get(place := os.path.realpath(self.output_dir))
+        if self._resume_from is not None and other not in (None, self) and other.run == self.run:
+            # Of the training that was stopped: an interrupted Trainer stays until its circle of references is found.
+            other.abandon()
         lock, known = FolderLock(self.output_dir), {}
         try:
             check_append(
@@ -206,7 +214,8 @@ class ParameterRecorder:
                 self._file = None
             lock.release()
             raise
-        self._schema, self._held, self._resume_from = schema, lock, None
+        self._schema, self._held = schema, lock
+        self._resume_from, _recording[place] = None, self
 
     def _append(self, message: pa.Buffer) -> None:
         """Write a message of the stream; what fails or is interrupted is taken back, so that others may follow."""
@@ -219,6 +228,11 @@ class ParameterRecorder:
             self._file.seek(begin)
             self._file.truncate()
             raise
+
+    def abandon(self) -> None:
+        """Close without a last look at the network."""
+        self._finish()
+        self._closed = True
 
     def close(self) -> None:
         """Turn what was recorded into Parquet and write `stats.json` and `README.md`; a second call does nothing.
@@ -255,7 +269,7 @@ class ParameterRecorder:
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         if exc_type is not None:
             # The error that ended the recording is the one to be seen.
-            self._rest = None
+            self.abandon()
         self.close()
 
 

@@ -85,7 +85,8 @@ def train_autoencoder(
             noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
             return model(sample, *noise, loss_only=True)
 
-        stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint)
+        sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
+        stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
         autoencoder, history = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
     autoencoder.eval()
 

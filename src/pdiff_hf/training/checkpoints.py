@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,9 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict[str,
     return final
 
 
-def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | None) -> dict[str, Any] | None:
+def load_checkpoint(
+    accelerator: Accelerator, output_dir: Path, wanted: str | None, sources: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Load a checkpoint into what `accelerator` has prepared and registered, and return the loop's state.
 
     The files are compared with the hashes noted when they were written. Of `"latest"`, a damaged checkpoint is passed
@@ -112,9 +114,11 @@ def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | No
         output_dir (`Path`): Folder of the stage.
         wanted (`str`, *optional*): A checkpoint folder, or `"latest"`; `None`, as where there is none: the result is
             `None`.
+        sources (`Mapping`, *optional*): What the checkpoint has to be made of, if it says so.
 
     Raises:
-        ValueError: the checkpoint named does not exist or is damaged, or was made by another configuration.
+        ValueError: the checkpoint named does not exist or is damaged, or was made by another configuration or of
+            other data.
     """
     found: list[str | None] = [None, None]
     if accelerator.is_main_process and wanted is not None:
@@ -130,6 +134,13 @@ def load_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | No
         raise ValueError(
             f"{checkpoint} was written {kinds[state['sharded']]}, found a launch {kinds[not state['sharded']]}; use "
             f"the accelerate config of the first launch, or another {argument('output_dir')}."
+        )
+    known = state.get("sources") or {}
+    if other := [name for name, value in (sources or {}).items() if known.get(name, value) != value]:
+        raise ValueError(
+            f"{checkpoint} was trained with other data: {other[0]} {known[other[0]]!s:.12} is now "
+            f"{sources[other[0]]!s:.12}; put them back, delete the checkpoints, or choose another "
+            f"{argument('output_dir')}."
         )
     try:
         accelerator.load_state(checkpoint)

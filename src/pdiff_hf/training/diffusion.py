@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 
 from ..data.dataset import ParameterDataset
-from ..files import read_json, replacing, write_json
+from ..files import read_json, replacing, sha256_file, write_json
 from ..identity import check_same_network, read_identity
 from ..machine import default_device, free_memory, one_writer
 from ..models.auto import load_autoencoder
@@ -83,9 +83,10 @@ def train_diffusion(
         predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, return_dict=False)[0]
         return torch.nn.functional.mse_loss(predicted.float(), targets[config.prediction_type]())
 
-    unet, history = run_steps(
-        accelerator, unet, len(latents), loss_fn, config, output_dir, "diffusion", resume_from_checkpoint
-    )
+    weights = sorted(Path(autoencoder_dir).glob("*.safetensors"))
+    sources = {"autoencoder": " ".join(map(sha256_file, weights)), "number of rows": len(latents)}
+    stage = (config, output_dir, "diffusion", resume_from_checkpoint, sources)
+    unet, history = run_steps(accelerator, unet, len(latents), loss_fn, *stage)
 
     # 3. Pipeline
     pipeline = PDiffPipeline(autoencoder, unet, scheduler)

@@ -6,8 +6,9 @@ import copy
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -75,6 +76,7 @@ def run_steps(
     output_dir: Path,
     description: str,
     resume_from_checkpoint: str | None = None,
+    sources: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train `model` for `config.steps` optimiser steps.
 
@@ -90,6 +92,7 @@ def run_steps(
         description (`str`): Name on the progress bar and of the tracker.
         resume_from_checkpoint (`str`, *optional*): Folder of a checkpoint, or `"latest"` for the last complete one in
             `output_dir`, if there is one.
+        sources (`Mapping`, *optional*): JSON-able, what the training data are; a checkpoint of others is refused.
 
     Returns:
         `tuple`: the whole model without wrappers, the same on all processes, and the loss history
@@ -104,12 +107,12 @@ def run_steps(
     trained = _Trained(accelerator, model, config)
 
     # 1. Resume
-    state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint) or {"step": 0, "rows": 0}
+    state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint, sources) or {"step": 0, "rows": 0}
     history = LossHistory(accelerator, state.get("history"), state.get("pending"))
     first_step, rows = state["step"], state["rows"]
 
     def save(step: int, pending: list[float]) -> Path:
-        state = {"step": step, "rows": rows, "history": history.entries, "pending": pending}
+        state = {"step": step, "rows": rows, "history": history.entries, "pending": pending, "sources": sources}
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
     # 2. Steps

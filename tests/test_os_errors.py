@@ -50,6 +50,7 @@ def test_a_copy_without_room_names_its_target():
         (errno.EMFILE, "ulimit -n", 1),
         (errno.EACCES, "permissions", 2),
         (errno.EROFS, "can be written to", 2),
+        (errno.EXDEV, "on one file system", 2),
         (errno.ENAMETOOLONG, "shorter name", 2),
         (errno.ENOTDIR, "check the path", 2),
         (errno.ELOOP, "check the path", 2),

@@ -18,6 +18,7 @@ ADVICE = {
     **dict.fromkeys(FULL, "make room and start the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another place"),
     errno.EROFS: "choose a place that can be written to",
+    errno.EXDEV: "choose a folder that lies on one file system",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n) and start again"),
     errno.ENAMETOOLONG: "choose a shorter name",
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOLCK), "check the disk or its connection, and start again"),

@@ -84,6 +84,8 @@ def check_network(model: nn.Module) -> None:
 
 def check_values(name: str, tensor: torch.Tensor) -> None:
     """Raise `ValueError` when the values of a tensor cannot be read from its memory."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"tensor {name!r}: expected a torch.Tensor, found a {type(tensor).__name__}.")
     what = f"tensor {name!r}: expected values in memory, found "
     if is_lazy(tensor):
         raise ValueError(f"{what}a lazy layer that has no shape yet; run one batch through the network first.")

@@ -69,4 +69,6 @@ def replaced_latents(returned: Mapping[str, torch.Tensor] | None, latents: torch
     if not isinstance(found, torch.Tensor) or found.shape != latents.shape:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"callback_on_step_end must return latents of shape {tuple(latents.shape)}, got {shape}.")
+    if not found.is_floating_point():
+        raise ValueError(f"callback_on_step_end must return floating-point latents, got {found.dtype}.")
     return found.to(latents)

@@ -34,7 +34,7 @@ def select_tensors(model: nn.Module, select: str | Sequence[str], buffers: bool)
     check_network(model)
     parameters = {n: p for n, p in own_parameters(model).items() if p.is_floating_point() or p.is_complex()}
     if not parameters:
-        raise ValueError("expected a network with floating-point parameters, found none; buffers alone are not enough.")
+        raise ValueError("expected a network with floating-point parameters, found none; buffers alone do not do.")
     forms = f"'all', 'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}"
     if select == "all":
         chosen = set(parameters)

@@ -51,7 +51,7 @@ def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
         raise ValueError(f"latents must be a floating-point tensor of shape {shape}, got {found}.")
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
-    if not latents.isfinite().all():
+    if latents.is_meta or not latents.isfinite().all():
         raise ValueError("latents must be finite, got NaN or infinity.")
 
 

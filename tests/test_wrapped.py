@@ -222,3 +222,44 @@ def test_wrapped_parts_that_are_shared_stay_shared():
     network = copy_network(model)
     assert network[0] is network[1]
     assert list(own_state(model)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_parts_that_data_parallel_has_named_are_fitted():
+    network = make_net()
+    network[1][0] = nn.DataParallel(network[1][0])
+    layout = ParameterLayout.from_model(network)
+    assert "1.0.module.weight" in network.state_dict() and "1.0.weight" in layout.names
+    assert torch.equal(layout.flatten(network.state_dict()), layout.flatten(network))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda network: torch.jit.trace(network, torch.zeros(2, 4))])
+def test_torchscript_is_refused_where_layouts_networks_and_weights_are_made(make, tmp_path):
+    network, layout = make_net().eval(), ParameterLayout.from_model(make_net())
+    base = BaseModel.imported("test_wrapped:make_net")
+    for use in (
+        ParameterLayout.from_model,
+        layout.flatten,
+        copy_network,
+        lambda scripted: base.save_weights(scripted, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="found one of TorchScript; take the network that it was made from"):
+            use(make(network))
+
+
+@pytest.mark.parametrize("state", [None, [1], "x", {0: torch.zeros(1)}, {"1.0.weight": 1.0}])
+def test_what_is_no_network_is_named(state, tmp_path):
+    layout, base = ParameterLayout.from_model(make_net()), BaseModel.imported("test_wrapped:make_net")
+    for use in (layout.flatten, layout.check, lambda state: base.save_weights(state, tmp_path)):
+        with pytest.raises(ValueError, match=r"found a (NoneType|list|str|dict|float)\."):
+            use(state)
+    with pytest.raises(ValueError, match=r"found a "):
+        ParameterRecorder(layout, tmp_path / "dataset").record(state, step=0)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_network_of_buffers_alone_is_refused():
+    network = nn.Module()
+    network.register_buffer("table", torch.zeros(3))
+    with pytest.raises(ValueError, match="floating-point parameters, found none"):
+        ParameterLayout.from_model(network, "all", buffers=True)

@@ -34,7 +34,7 @@ def select_tensors(model: nn.Module, select: str | Sequence[str], buffers: bool)
     check_network(model)
     parameters = {n: p for n, p in own_parameters(model).items() if p.is_floating_point() or p.is_complex()}
     if not parameters:
-        raise ValueError("expected a network with floating-point parameters, found none; buffers alone are not enough.")
+        raise ValueError("expected a network with floating-point parameters, found none; buffers alone do not do.")
     forms = f"'all', 'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}"
     if select == "all":
         chosen = set(parameters)
@@ -84,6 +84,8 @@ def check_network(model: nn.Module) -> None:
 
 def check_values(name: str, tensor: torch.Tensor) -> None:
     """Raise `ValueError` when the values of a tensor cannot be read from its memory."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"tensor {name!r}: expected a torch.Tensor, found a {type(tensor).__name__}.")
     what = f"tensor {name!r}: expected values in memory, found "
     if is_lazy(tensor):
         raise ValueError(f"{what}a lazy layer that has no shape yet; run one batch through the network first.")

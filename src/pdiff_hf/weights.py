@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .selection import check_network, check_values
-from .wrapped import fit_names, own_state, plain_name, unwrap
+from .wrapped import fit_names, own_state, plain_names, unwrap
 
 
 def whole_network(model: object, name: str) -> nn.Module:
@@ -30,7 +30,7 @@ def take_weights(model: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, tor
         check_network(model)
         state = own_state(model)
     else:
-        state = {plain_name(name): tensor for name, tensor in model.items()}
+        state = plain_names(model)
     for name, tensor in state.items():
         check_values(name, tensor)
     unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}

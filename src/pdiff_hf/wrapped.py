@@ -38,8 +38,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The network in whatever wraps it as a whole; wrapped parts of it stay as they are.
 
     Raises:
-        ValueError: `FullyShardedDataParallel` has its parameters in shards.
+        ValueError: `FullyShardedDataParallel` has its parameters in shards, or it is a module of TorchScript.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "expected a network of Python modules, found one of TorchScript; take the network that it was made from."
+        )
     while (name := _wrapped_name(model)) is not None:
         if name == "_fsdp_wrapped_module" and _has_shards(model):
             raise ValueError(
@@ -145,10 +149,11 @@ def fit_names(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> d
     """A state dict without what wrappers put into its names, so that they fit those of a network.
 
     Names that no network has are removed wherever they are. A level that all names share, as `"module."` or
-    Lightning's `"model."`, is removed as far as that makes more of the names `expected` ones.
+    Lightning's `"model."`, is removed as far as that makes more of the names `expected` ones, and `"module."` within a
+    name when the name is an expected one without.
     """
     expected = set(expected)
-    best = state = {plain_name(name): tensor for name, tensor in state.items()}
+    best = state = plain_names(state)
     fits = len(best.keys() & expected)
     is_known = True
     while fits < len(expected):
@@ -162,7 +167,17 @@ def fit_names(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> d
         # Where nothing fits, wrappers are still no part of the network that the message will name.
         if found > fits or (not fits and is_known):
             best, fits = state, found
-    return best
+    # Of parts that are wrapped.
+    inner = {name: ".".join(part for part in name.split(".") if part != "module") for name in best.keys() - expected}
+    inner = {name: own for name, own in inner.items() if own in expected and own not in best}
+    return {inner.get(name, name): tensor for name, tensor in best.items()}
+
+
+def plain_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict by [`plain_name`]; `ValueError` for what is none."""
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"expected a network or a state dict of names and tensors, found a {type(state).__name__}.")
+    return {plain_name(name): tensor for name, tensor in state.items()}
 
 
 def plain_name(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.record import ParameterRecorder
+from pdiff_hf.data.scalars import to_number
 from pdiff_hf.data.writer import save_parameter_dataset
 from small_datasets import LAYOUT, make_vectors
 
@@ -108,3 +109,9 @@ def test_columns_may_be_tensors_and_arrays(tmp_path):
     save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds", columns=columns)
     rows = ParameterDataset(tmp_path / "ds").rows.with_format(None)
     assert rows["lr"][:] == rows["step"][:] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0, device="meta"), np.ma.masked, np.ma.array([1.0], mask=[True])])
+def test_scalars_without_a_value_are_refused(value):
+    with pytest.raises(ValueError, match="loss: expected one real number, found a"):
+        to_number(value, "loss")

@@ -225,3 +225,22 @@ def test_a_scheduler_passed_to_from_pretrained_is_compared_with_the_saved_one(tm
     other = DDIMScheduler(beta_end=0.03, clip_sample=False, prediction_type="v_prediction")
     with pytest.raises(ValueError, match="another noise schedule"):
         PDiffPipeline.from_pretrained(tmp_path, scheduler=other)(1, 5)
+
+
+def test_the_scheduler_of_training_is_compared_with_itself_as_it_was():
+    pipe = make_pipeline()
+    pipe.scheduler.register_to_config(
+        prediction_type="sample" if pipe.scheduler.config.prediction_type != "sample" else "epsilon"
+    )
+    with pytest.raises(ValueError, match="this pipeline predicts"):
+        pipe(1, 2)
+    pipe = make_pipeline()
+    pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod**2
+    with pytest.raises(ValueError, match="another noise schedule"):
+        pipe(1, 2)
+
+
+@pytest.mark.parametrize("names", [None, "latents"])
+def test_callback_inputs_are_a_list(names):
+    with pytest.raises(ValueError, match="must be a list of names"):
+        make_pipeline()(1, 2, callback_on_step_end=print, callback_on_step_end_tensor_inputs=names)

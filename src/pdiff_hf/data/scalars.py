@@ -21,9 +21,9 @@ def to_number(value: Any, name: str) -> int | float | None:
         ValueError: `value` is not one real number; the message names it `name`.
     """
     found = value
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_meta:
         found = value.detach().item()
-    elif isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
+    elif isinstance(value, (np.ndarray, np.generic)) and value.size == 1 and not np.ma.is_masked(value):
         found = value.item()
     if found is None or isinstance(found, (bool, int, float)):
         return found

@@ -51,7 +51,7 @@ def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
         raise ValueError(f"latents must be a floating-point tensor of shape {shape}, got {found}.")
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}.")
-    if not latents.isfinite().all():
+    if latents.is_meta or not latents.isfinite().all():
         raise ValueError("latents must be finite, got NaN or infinity.")
 
 
@@ -69,4 +69,6 @@ def replaced_latents(returned: Mapping[str, torch.Tensor] | None, latents: torch
     if not isinstance(found, torch.Tensor) or found.shape != latents.shape:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"callback_on_step_end must return latents of shape {tuple(latents.shape)}, got {shape}.")
+    if not found.is_floating_point():
+        raise ValueError(f"callback_on_step_end must return floating-point latents, got {found.dtype}.")
     return found.to(latents)

@@ -1,5 +1,6 @@
 """The diffusers pipeline that generates network parameters."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,10 @@ class PDiffPipeline(DiffusionPipeline):
             )
         self.register_to_config(base_model=base_model)
         self._base_root = None
-        self._trained_scheduler = scheduler
         self._interrupt, self._num_timesteps = False, 0
         state_schedule(scheduler)
+        # A copy, because its config and schedule may be edited in place.
+        self._trained_scheduler = copy.deepcopy(scheduler)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -233,6 +235,11 @@ class PDiffPipeline(DiffusionPipeline):
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}.")
+        if not isinstance(callback_on_step_end_tensor_inputs, (list, tuple)):
+            raise ValueError(
+                "callback_on_step_end_tensor_inputs must be a list of names, got "
+                f"{callback_on_step_end_tensor_inputs!r}."
+            )
         if unknown := set(callback_on_step_end_tensor_inputs) - {*self._callback_tensor_inputs}:
             raise ValueError(f"a callback can only be given {self._callback_tensor_inputs}, not {sorted(unknown)}.")
         check_scheduler(self.scheduler, self._trained_scheduler, int(num_inference_steps))

@@ -167,6 +167,17 @@ def test_training_of_other_settings_in_the_folder_is_refused(tmp_path):
     assert modified(tmp_path) == before
 
 
+def test_damaged_base_weights_are_noticed_before_training(tmp_path):
+    dataset = make_dataset(tmp_path)
+    file = dataset / "base" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"base model: .*model\.safetensors"):
+        train(dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_beside_its_dataset_replaces_nothing(tmp_path):
     dataset = make_dataset(tmp_path)
     (tmp_path / "pipeline").mkdir()

@@ -189,6 +189,31 @@ def test_training_beside_its_dataset_replaces_nothing(tmp_path):
     assert before.items() <= modified(tmp_path).items()
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("dataset/stats.json", "[1]"),
+        ("dataset/stats.json", '{"metadata": [1]}'),
+        ("dataset/stats.json", '{"unordered_runs": 5}'),
+        ("dataset/layout.json", "[1]"),
+        ("run.json", "[1]"),
+        ("run.json", '{"stages": 5}'),
+        ("run.json", '{"stages": {"collect": [1]}}'),
+        ("run.json", "{}"),
+        ("autoencoder/reconstruction.json", "[1]"),
+        ("pipeline/model_index.json", "[1]"),
+        ("pipeline/model_index.json", "{}"),
+        ("pipeline/autoencoder/config.json", "[]"),
+        ("generated/index.json", "[1]"),
+    ],
+)
+def test_json_of_another_shape_is_said_in_one_line(tiny_run_copy, pdiff, file, text):
+    path = tiny_run_copy / file
+    path.write_text(text)
+    code, _, err = pdiff("info", path.parents[1] if "pipeline/autoencoder" in file else path.parent)
+    assert code == 2 and err.startswith("Error: ") and err.count("\n") == 1
+
+
 def test_report_does_not_replace_other_files(tiny_run, tmp_path):
     run = Run(tiny_run)
     (tmp_path / "thesis.txt").write_text("precious")

@@ -239,11 +239,16 @@ def test_malformed_references_are_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["os:system", "pdiff_hf.files:write_json", "pdiff_hf.tasks.networks_evil:f", "pdiff_hf_evil.x:f", "mlp3"]
+    "name", ["os:system", "pdiff_hf.files:write_json", "pdiff_hf.tasks.networks_evil:f", "pdiff_hf_evil.x:f"]
 )
 def test_imports_outside_of_the_allow_list_are_refused(name):
     with pytest.raises(ValueError, match="trusted_imports"):
         BaseModel.imported(name).build()
+
+
+def test_a_module_is_no_factory_however_trusted():
+    with pytest.raises(ValueError, match=r"expected a factory 'package\.module:name', found 'os'"):
+        BaseModel.imported("os").build(trusted_imports=["os"])
 
 
 def test_untrusted_module_is_not_even_imported(package):

@@ -62,6 +62,11 @@ def test_every_error_says_what_to_do(code, advice, exits):
     assert exit_code(error) == exits
 
 
+def test_a_name_that_is_too_long_is_cut_and_not_left_out():
+    text = describe(OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "/place/" + "x" * 5000))
+    assert text.startswith("/place/xxx") and text.endswith("; choose a shorter name.") and len(text) < 1000
+
+
 def test_a_cache_of_a_library_is_moved_by_its_variable(monkeypatch):
     monkeypatch.setenv("HF_HOME", "/read/only")
     error = OSError(errno.EROFS, os.strerror(errno.EROFS), "/read/only/datasets/x")

@@ -169,11 +169,13 @@ class BaseModel:
             self.name == path or module == path or (":" not in path and module.startswith(path + "."))
             for path in (OWN_FACTORIES, *trusted_imports)
         )
-        if not trusted or not factory:
+        if not factory:
+            raise ValueError(f"base model: expected a factory 'package.module:name', found {self.name!r}.")
+        if not trusted:
             trust = argument("trusted_imports", f"[{self.name!r}]", self.name, "base_model.trusted_imports")
             raise ValueError(
-                f"base model: {self.name!r} is no factory 'package.module:name' of {OWN_FACTORIES}; if you trust its "
-                f"code, give {trust}."
+                f"base model: {self.name!r} is not of {OWN_FACTORIES}, whose code alone is run unasked; "
+                f"if you trust its code, give {trust}."
             )
         try:
             if module == OWN_FACTORIES:

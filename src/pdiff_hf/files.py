@@ -216,6 +216,17 @@ def read_json(path: str | Path) -> Any:
         return parse_json(path.read_text(encoding="utf-8"))
 
 
+def read_object(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON file that holds keys and values; `ValueError` for others, and for a value of none of its `kinds`."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys and values, found {values!r:.200}.")
+    for key, kind in kinds.items():
+        if key in values and not isinstance(values[key], kind):
+            raise ValueError(f"{path}: expected {key!r} of another type, found {values[key]!r:.200}.")
+    return values
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text; `ValueError` when it is not valid, or has a key twice in one object."""
 

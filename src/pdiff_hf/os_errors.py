@@ -115,7 +115,9 @@ def describe(error: OSError) -> str:
         advice = f"make room or set {cache} to another place, and start the same command again"
     if "temporary directory" in reason:
         advice = "set TMPDIR to a folder that can be written to"
-    text = textwrap.shorten(f"{f'{name}: ' if name else ''}{reason}", 1000, placeholder=" …").rstrip(".;")
+    # A name is one word, which would be left out as a whole.
+    shown = name if len(name) <= 500 else f"{name[:200]}…{name[-200:]}"
+    text = textwrap.shorten(f"{f'{shown}: ' if shown else ''}{reason}", 1000, placeholder=" …").rstrip(".;")
     return f"{text}{f'; {advice}' if advice else ''}."
 
 

@@ -165,6 +165,7 @@ def test_dataset_path_that_does_not_exist(pdiff, tmp_path):
     missing = tmp_path / "nowhere"
     result = pdiff("run", "digits-mlp", "--out", tmp_path / "run", "--set", f"task.dataset={missing}")
     assert_one_line_error(result, "nowhere")
+    assert "correct --set task.dataset=…" in result[2]
     assert_one_line_error(pdiff("train", missing, "--out", tmp_path / "run"), "nowhere")
     assert_one_line_error(pdiff("generate", missing, "--out", tmp_path / "out"), "nowhere")
     assert_one_line_error(pdiff("info", missing), "nowhere")

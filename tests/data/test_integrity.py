@@ -100,6 +100,10 @@ def test_stats_list_the_shards(three):
     ("change", "message"),
     [
         (lambda data: shutil.copy(data / "train-00000.parquet", data / "train-00017.parquet"), "00017.* is a copy of"),
+        (
+            lambda data: (data / "train-00000.parquet").rename(data / "train-00017.parquet"),
+            "00017.* is train-00000.parquet under another name; rename it",
+        ),
         (lambda data: (data / "train-00001.parquet").unlink(), r"found no train-00001\.parquet; 1 of 3 with 2 rows"),
         (lambda data: (data / "train-00002.parquet").unlink(), r"found no train-00002\.parquet"),
         (lambda data: os.replace(data / "train-00002.parquet", data / "train-00001.parquet"), "00001.* is damaged"),

@@ -15,7 +15,7 @@ from pdiff_hf.report.plots.ablation import plot_ablation
 from pdiff_hf.results.text import MISSING
 from pdiff_hf.runs.ablation.axes import axis_changes, current_value, parse_axes
 from pdiff_hf.runs.ablation.execute import execute, launcher_free, problem_in
-from pdiff_hf.runs.ablation.plan import make_jobs, make_plan, open_ablation
+from pdiff_hf.runs.ablation.plan import definition, make_jobs, make_plan, open_ablation
 from pdiff_hf.runs.ablation.results import (
     collect_results,
     make_tables,
@@ -342,6 +342,23 @@ def test_folder_goes_on_with_further_axes_of_the_same_recipe_only(ablation):
         open_ablation(plan_of("sampling=vae", overrides=[*QUICK, "diffusion.steps=21"]), folder)
     with pytest.raises(ValueError, match=r"another ablation: its seeds is \[\], expected \[0, 1\]"):
         open_ablation(plan_of("sampling=vae", seeds=[0, 1]), folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("axes", 5, "expected the axes with a list of texts each, found 5"),
+        ("axes", {"timesteps": "100"}, "expected the axes with a list of texts each"),
+        ("recipe", [1], r"expected sections such as 'task' and 'collect', found \[1\]"),
+        ("recipe", {"collect": {"every": "x"}}, "key 'collect.every': expected a valid integer"),
+    ],
+)
+def test_a_plan_that_was_edited_badly_is_named(tmp_path, key, value, message):
+    plan = plan_of("timesteps=100")
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump({**definition(plan), key: value}))
+    with pytest.raises(ValueError, match=rf"ablation\.yaml: {message}") as caught:
+        open_ablation(plan, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_folder_of_something_else_is_refused(pdiff, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 import yaml
 
-from pdiff_hf.runs.recipe import BaseModelConfig, load_recipe, load_training
+from pdiff_hf.runs.recipe import BaseModelConfig, load_recipe, load_training, recorded_section
 from pdiff_hf.runs.recipe_parts import named_recipes
 
 
@@ -66,6 +66,12 @@ def test_file_that_is_no_recipe(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"mine.yaml"):
         load_recipe(tmp_path / "mine.yaml")
+
+
+def test_a_section_that_was_edited_into_a_value_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("generate: 5\n")
+    with pytest.raises(ValueError, match=r"recipe\.yaml: expected keys and values in 'generate', found 5"):
+        recorded_section(tmp_path, "generate")
 
 
 def test_training_sections_alone(tmp_path):

@@ -167,6 +167,17 @@ def test_training_of_other_settings_in_the_folder_is_refused(tmp_path):
     assert modified(tmp_path) == before
 
 
+def test_damaged_base_weights_are_noticed_before_training(tmp_path):
+    dataset = make_dataset(tmp_path)
+    file = dataset / "base" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"base model: .*model\.safetensors"):
+        train(dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_beside_its_dataset_replaces_nothing(tmp_path):
     dataset = make_dataset(tmp_path)
     (tmp_path / "pipeline").mkdir()
@@ -176,6 +187,31 @@ def test_training_beside_its_dataset_replaces_nothing(tmp_path):
     (tmp_path / "pipeline").rmdir()
     train(dataset, tmp_path)
     assert before.items() <= modified(tmp_path).items()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("dataset/stats.json", "[1]"),
+        ("dataset/stats.json", '{"metadata": [1]}'),
+        ("dataset/stats.json", '{"unordered_runs": 5}'),
+        ("dataset/layout.json", "[1]"),
+        ("run.json", "[1]"),
+        ("run.json", '{"stages": 5}'),
+        ("run.json", '{"stages": {"collect": [1]}}'),
+        ("run.json", "{}"),
+        ("autoencoder/reconstruction.json", "[1]"),
+        ("pipeline/model_index.json", "[1]"),
+        ("pipeline/model_index.json", "{}"),
+        ("pipeline/autoencoder/config.json", "[]"),
+        ("generated/index.json", "[1]"),
+    ],
+)
+def test_json_of_another_shape_is_said_in_one_line(tiny_run_copy, pdiff, file, text):
+    path = tiny_run_copy / file
+    path.write_text(text)
+    code, _, err = pdiff("info", path.parents[1] if "pipeline/autoencoder" in file else path.parent)
+    assert code == 2 and err.startswith("Error: ") and err.count("\n") == 1
 
 
 def test_report_does_not_replace_other_files(tiny_run, tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..files import check_regular, errors_of, read_json, sha256_file, write_json
+from ..files import check_regular, errors_of, read_json, read_object, sha256_file, write_json
 
 STATS = "stats.json"
 
@@ -30,7 +30,9 @@ ON_PURPOSE = "if it was changed on purpose, take 'shards' out of stats.json"
 def read_stats(path: str | Path) -> dict[str, Any]:
     """What `stats.json` of a folder says; before it was written, that there are no metadata."""
     file = Path(path) / STATS
-    return read_json(file) if os.path.lexists(file) else {"metadata": {}}
+    if not os.path.lexists(file):
+        return {"metadata": {}}
+    return {"metadata": {}, **read_object(file, metadata=dict, num_rows=int, unordered_runs=list)}
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -131,6 +133,8 @@ def check_set(path: str | Path, files: Sequence[Path]) -> bool:
     names = [name for name in dict.fromkeys(names) if name not in changing]
     for file in files:
         if file.name in names and file.name not in listed and (copied := _copied(file, listed)):
+            if not (path / "data" / copied).exists():
+                raise ValueError(f"{file} is {copied} under another name; rename it to {copied}.")
             raise ValueError(f"{file} is a copy of {copied}, whose rows would count double; remove it.")
     check_names(path, names, listed)
     return True

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..base_model import BaseModel
-from ..files import atomic_folder, check_new, errors_of, partial_folder, read_json, write_json
+from ..files import atomic_folder, check_new, errors_of, partial_folder, read_object, write_json
 from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..machine import process_state
@@ -69,7 +69,7 @@ def write_networks(
 
 def read_index(folder: str | Path) -> dict[str, Any]:
     """Content of `index.json`, in today's words: version 0.1 called a choice a selection."""
-    index = read_json(Path(folder) / "index.json")
+    index = read_object(Path(folder) / "index.json", files=list, pipeline=str, batch_norm=list)
     return index | {"choice": index.pop("selection")} if "selection" in index else index
 
 

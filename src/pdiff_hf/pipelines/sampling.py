@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from safetensors import SafetensorError
 
 from ..data.dataset import ParameterDataset
-from ..files import check_artefact, errors_of
+from ..files import check_artefact, errors_of, read_object
 from ..identity import OTHER_DATASET, check_same_network
 from ..machine import process_state
 from ..wording import argument
@@ -80,6 +80,8 @@ def load_pipeline(folder: str | Path) -> PDiffPipeline:
     """Load a pipeline from a local folder onto the accelerator, if there is one, with a quiet progress bar."""
     check_artefact(folder, "model_index.json", "a pipeline")
     with errors_of(folder, OSError, SafetensorError):
+        if not isinstance(read_object(Path(folder) / "model_index.json").get("_class_name"), (str, list)):
+            raise ValueError("expected the name of a pipeline in model_index.json, '_class_name', found none.")
         pipeline = PDiffPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(desc="generate", leave=False, disable=not process_state().is_main_process)
     return pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
-from ..files import atomic_folder, atomic_write, link_or_copy, read_json, write_json
+from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_object, write_json
 from ..locks import LOCK_FILE
 from ..machine import peak_memory, process_state
 from ..models.auto import SECTIONS
@@ -53,6 +53,14 @@ def describe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"expected a folder, {path} does not exist or is a file.")
+    try:
+        return _describe(path)
+    except (AttributeError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: a JSON file in it is not as pdiff writes it ({reason}); restore it.") from error
+
+
+def _describe(path: Path) -> dict[str, Any]:
     if (path / RECIPE_FILE).is_file():
         run = Run(path)
         return {
@@ -102,13 +110,20 @@ def describe(path: str | Path) -> dict[str, Any]:
     raise ValueError(f"{path} is no run, parameter dataset, autoencoder, pipeline, generated or report folder.")
 
 
+def _read_stages(path: Path) -> dict[str, dict[str, float]]:
+    stages = read_object(path, stages=dict).get("stages")
+    if stages is None or not all(isinstance(cost, dict) for cost in stages.values()):
+        raise ValueError(f"{path}: expected 'stages' with their costs, found {stages!r:.200}; restore it from a copy.")
+    return stages
+
+
 class Run:
     """A run folder: which stages are complete, how long they took and how much memory they needed."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         path = self.folder / STATE_FILE
-        self.stages: dict[str, dict[str, float]] = read_json(path)["stages"] if path.is_file() else {}
+        self.stages = _read_stages(path) if path.is_file() else {}
 
     def path(self, stage: str) -> Path:
         """Folder that `stage` writes."""
@@ -121,7 +136,7 @@ class Run:
     def is_refused(self) -> bool:
         """Whether the gate has refused the autoencoder."""
         path = self.path("autoencoder") / GATE_FILE
-        return not self.is_complete("autoencoder") and path.is_file() and not read_json(path)["passed"]
+        return not self.is_complete("autoencoder") and path.is_file() and not read_object(path).get("passed")
 
     def do(
         self, stage: str, function: Callable[[Path], object], report: Callable[[str], None], keep_later: bool = False
@@ -153,7 +168,7 @@ class Run:
             self._save({**self.stages, stage: cost_since(start)})
         state.wait_for_everyone()
         # What a stage has cost is what it has cost the main process.
-        self.stages = read_json(self.folder / STATE_FILE)["stages"]
+        self.stages = _read_stages(self.folder / STATE_FILE)
         report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
 
     def note(self, stage: str, cost: dict[str, float]) -> None:

@@ -216,7 +216,9 @@ def recorded_section(
     path = Path(folder) / RECIPE_FILE
     values = read_mapping(path) if path.is_file() else {}
     given = {key: value for key, value in (given or {}).items() if value is not None}
-    return parse_config(Recipe.model_fields[name].annotation, {**values.get(name, {}), **given})
+    if not isinstance(section := values.get(name, {}), dict):
+        raise ValueError(f"{path}: expected keys and values in {name!r}, found {section!r:.200}.")
+    return parse_config(Recipe.model_fields[name].annotation, {**section, **given})
 
 
 def recipe_keys() -> list[str]:

@@ -23,6 +23,8 @@ def parse_config(model: type[PydanticModel], values: Mapping[str, Any], also: Se
 
     `also` are further valid keys at the top level, to be named when they are misspelt.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected sections such as 'task' and 'collect', found {values!r:.200}.")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 
 from ..hub.snapshot import local_folder
+from ..wording import argument
 
 # Wang et al. 2024, arXiv 2402.13144, v3: a subset is trained on with a higher learning rate than the whole network.
 SUBSET_LEARNING_RATE = 3e-2
@@ -105,7 +106,7 @@ class SplitConfig(PydanticModel):
         if folder is not None and not folder.is_dir():
             raise ValueError(
                 f"expected a folder of {self.files}, found that {self.dataset} does not exist or is a file; correct "
-                "task.dataset"
+                f"{argument('task.dataset', key='task.dataset')}"
             )
         return folder
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..hub.snapshot import local_folder
+from ..wording import argument
 from .config import SplitConfig
 
 # What a folder may hold beside images of their own, by the builder that reads it.
@@ -70,7 +71,8 @@ def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
         expected = f"{kinds} in it" if folder is not None else "a folder or a dataset on the Hub"
         raise ValueError(
-            f"expected {expected}, found none under {dataset!r} ({str(error).splitlines()[0]}); correct task.dataset"
+            f"expected {expected}, found none under {dataset!r} ({str(error).splitlines()[0]}); correct "
+            f"{argument('task.dataset', key='task.dataset')}"
         ) from error
     _check_names(config, stored)
     return datasets.DatasetDict({name: stored[name] for name in config.named_splits})

@@ -355,6 +355,12 @@ BROKEN = {
         r"nets: expected weights .*found epoch_1.txt, epoch_10.txt",
     ),
     "no folder": (shutil.rmtree, {}, "nets, found no such file or folder"),
+    "a pipe": (lambda f: os.mkfifo(f / "a.pt"), {}, "expected weights at .*a.pt, found a named pipe"),
+    "only a pipe": (
+        lambda f: (shutil.rmtree(f), os.mkfifo(f)),
+        {},
+        "expected weights or a folder at .*nets, found a named pipe",
+    ),
     "no regular expression": (lambda f: None, {"metrics_pattern": "("}, "no regular expression"),
     "no groups": (lambda f: None, {"metrics_pattern": "epoch"}, "expected named groups"),
     "reserved group": (lambda f: None, {"metrics_pattern": "(?P<accuracy>.)"}, "say train_loss or val_accuracy"),

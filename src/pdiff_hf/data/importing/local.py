@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...files import read_json
+from ...files import check_regular, read_json
 from ...hub.snapshot import some_of
 from .checkpoint import Checkpoint, check_number, natural_key
 from .state_dict import SUFFIXES, saved_model_files
@@ -35,7 +35,8 @@ def find_local(sources: Sequence[str | Path]) -> list[Checkpoint]:
     if twice := [path for path in paths if resolved.count(path.resolve()) > 1]:
         raise ValueError(f"expected every source once, found {twice[0]} twice.")
     # A run is a list of places, a place is a file or the folder of a saved model.
-    files = sorted((path for path in paths if path.is_file()), key=lambda path: natural_key(str(path)))
+    files = [check_regular(path, "weights or a folder") for path in paths if not path.is_dir()]
+    files.sort(key=lambda path: natural_key(str(path)))
     runs = [(None, files)] if files else []
     for path in paths:
         if path.is_dir():
@@ -69,7 +70,8 @@ def _places(folder: Path) -> list[Path]:
 
 def _checkpoint(place: Path, source: str, run: str) -> Checkpoint:
     where = str(place)
-    if place.is_file():
+    if not place.is_dir():
+        check_regular(place, "weights")
         if not place.name.endswith(SUFFIXES):
             raise ValueError(f"{where}: expected weights in one of {', '.join(SUFFIXES)}, found another kind of file.")
         return Checkpoint(where, source, lambda: [place], run)

@@ -11,8 +11,8 @@ ACTIONS = {
         "more": "Collect more checkpoints (--set collect.num_checkpoints=…)",
         "more_independent": "Collect longer with more steps between checkpoints (--set collect.every=…), or several "
         "runs from one base model (--set collect.runs=…)",
-        "closer": "more or closer ones (--set collect.num_checkpoints=…, a lower collect.learning_rate), or fewer "
-        "tensors (--set collect.select=…)",
+        "closer": "more or closer ones (--set collect.num_checkpoints=…, a lower --set collect.learning_rate=…), or "
+        "fewer tensors (--set collect.select=…)",
         "select": "select other tensors (--set collect.select=…)",
         "one_run": "Collect along one run (--set collect.runs=1), or fine-tune all runs from one base model (--set "
         "collect.independent=false)",

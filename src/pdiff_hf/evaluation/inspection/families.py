@@ -18,7 +18,8 @@ from .functional import MAX_BARRIER, pair_barrier
 MAX_RELATIVE_DISTANCE = 0.5
 # Families are this much farther apart than the links within them; those nearer than `MAX_RELATIVE_DISTANCE` by more.
 # Measured: along one run, in soups of one base model and among independent networks, the step is at most 2.5 where it
-# leaves two groups; between fine-tunes of two initialisations, with rates from 0.001 to 0.01, it is 5.6.
+# leaves two groups, but 3.5 along one run of uneven steps, which is joined by their times alone; between fine-tunes of
+# two initialisations, with rates from 0.001 to 0.01, it is 5.6.
 MIN_GAP, MIN_NEAR_GAP = 3.0, 10.0
 # The matrix of distances is 200 MB.
 MAX_ROWS = 5000

@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...files import errors_of
 from ...locks import LOCK_FILE
 from ...strict_yaml import read_mapping
 from ...wording import argument
 from ..folder import first_difference
 from ..recipe import Recipe, load_recipe
+from ..validation import parse_config
 from .axes import KIND_AXES, axis_changes, current_value
 
 PLAN_FILE = "ablation.yaml"
@@ -161,8 +163,10 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
                 f"{path}: expected the key {min(missing)!r}, found none; choose another {argument('folder')}."
             )
         wanted = definition(plan)
-        # Keys that came later than the folder have their defaults.
-        found["recipe"] = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
+        with errors_of(path):
+            # Keys that came later than the folder have their defaults.
+            found["recipe"] = parse_config(Recipe, found["recipe"]).model_dump(mode="json")
+            _check_axes(found["axes"])
         same = {key: found[key] for key in ("recipe", "seeds", "grid")}
         if difference := first_difference(same, {key: wanted[key] for key in same}):
             raise ValueError(f"{folder} holds another ablation: {difference}. Choose another {argument('folder')}.")
@@ -173,6 +177,12 @@ def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:
     if others := [e.name for e in folder.iterdir() if e.name != LOCK_FILE] if folder.exists() else []:
         raise ValueError(f"{folder} holds {others[0]} but is no ablation of pdiff; choose a new or empty folder.")
     return dict(axes)
+
+
+def _check_axes(axes: Any) -> None:
+    is_named = isinstance(axes, dict) and all(isinstance(values, list) for values in axes.values())
+    if not is_named or not all(isinstance(value, str) for values in axes.values() for value in values):
+        raise ValueError(f"expected the axes with a list of texts each, found {axes!r:.200}.")
 
 
 def definition(plan: Plan) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_malformed_and_hostile_pipelines_are_refused(repos, client, artefacts, m
 
 def test_import_path_in_a_base_model_is_not_followed(repos, client, artefacts):
     repos.put(PIPE, change_base(artefacts, name="os:system", kwargs={"command": "touch evil"}))
-    with pytest.raises(ClientError, match="if you trust its code, pass trusted_imports") as caught:
+    with pytest.raises(ClientError, match="if you trust its code, give trusted_imports") as caught:
         client("from pdiff_hf import PDiffPipeline; PDiffPipeline.from_pretrained(repo).base_model.build()", repo=PIPE)
     one_line(caught)
 

@@ -1,5 +1,6 @@
 """Recordings that go on: what a training repeats is in the dataset once."""
 
+import gc
 import os
 
 import pyarrow as pa
@@ -209,6 +210,10 @@ def test_resumed_trainer_goes_on_with_its_run(tmp_path, is_dead):
         stopped.train()
     if is_dead:
         die(recorder)
+    else:
+        # Nobody has it any more, but nobody has closed it either.
+        del stopped, recorder
+        gc.collect()
     again, *_ = make_trainer(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert steps_of(tmp_path) == (["run-0"] * 12, list(range(1, 13)))

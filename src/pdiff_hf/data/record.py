@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from .scalars import to_integer
 from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
 from .writer import check_append, check_new_runs, drop_rows, finish_rows
 
-# Of this process, by their folders.
-_recording: weakref.WeakValueDictionary[str, ParameterRecorder] = weakref.WeakValueDictionary()
+# Open ones of this process by their folders, also those that nobody else knows any more.
+_recording: dict[str, ParameterRecorder] = {}
 
 
 class ParameterRecorder:
@@ -191,7 +190,7 @@ class ParameterRecorder:
         self.check_new()
         other = _recording.get(place := os.path.realpath(self.output_dir))
         if self._resume_from is not None and other not in (None, self) and other.run == self.run:
-            # Of the training that was stopped: an interrupted Trainer stays until its circle of references is found.
+            # Of the training that was stopped.
             other.abandon()
         lock, known = FolderLock(self.output_dir), {}
         try:
@@ -256,6 +255,7 @@ class ParameterRecorder:
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
+        _recording.pop(os.path.realpath(self.output_dir), None)
         try:
             finish_rows(self.output_dir, self.metadata, self.unordered_runs)
         finally:

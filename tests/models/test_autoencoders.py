@@ -5,6 +5,7 @@ from safetensors.torch import load_file, save_file
 from factories import LATENTS, make_autoencoder, make_layout, make_vectors
 from pdiff_hf import AutoencoderPCA, AutoencoderPDiff
 from pdiff_hf.models.autoencoder_pca import principal_components
+from pdiff_hf.models.normalizer import ParameterNormalizer
 
 KINDS = {"pdiff": AutoencoderPDiff, "pca": AutoencoderPCA}
 
@@ -115,6 +116,22 @@ def test_pca_in_column_blocks_equals_pca_in_one(monkeypatch):
     monkeypatch.setattr("pdiff_hf.models.autoencoder_pca.BLOCK_VALUES", 24 * 7)
     for blocked, expected in zip(principal_components(make_vectors(), autoencoder.normalizer, 8), whole, strict=True):
         torch.testing.assert_close(blocked, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_pca_of_many_checkpoints_is_the_same(is_wide, monkeypatch):
+    # By the covariance where it is smaller than the Gram matrix, and by Lanczos' method.
+    vectors = torch.randn(90, 60, generator=torch.Generator().manual_seed(0)) @ torch.linspace(3, 0.1, 60).diag() + 1
+    vectors = vectors.T.contiguous() if is_wide else vectors
+    normalizer = ParameterNormalizer(vectors.shape[1], "per_tensor")
+    normalizer.fit(vectors)
+    mean, basis, deviations = principal_components(vectors, normalizer, 8)
+    monkeypatch.setattr("pdiff_hf.models.autoencoder_pca.MAX_SNAPSHOTS", 40)
+    found_mean, found_basis, found_deviations = principal_components(vectors, normalizer, 8)
+    torch.testing.assert_close(found_mean, mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found_deviations, deviations)
+    torch.testing.assert_close((found_basis @ basis.T).abs(), torch.eye(8), atol=1e-4, rtol=0)
+    assert torch.equal(principal_components(vectors, normalizer, 8)[1], found_basis)
 
 
 @torch.no_grad()

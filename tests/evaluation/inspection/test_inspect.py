@@ -126,6 +126,17 @@ def test_nothing_stands_in_the_way_of_independent_rows_of_one_basin(tmp_path, ru
     assert report["functional"]["between_runs"] is None
 
 
+def test_figures_of_many_rows_are_of_every_nth_of_each_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("pdiff_hf.evaluation.inspection.inspect_dataset.MAX_ROWS", 20)
+    vectors = torch.randn(60, D)
+    vectors[50] = vectors[0]
+    report = inspect(tmp_path, vectors, run=["a"] * 45 + ["b"] * 15, step=[*range(45), *range(15)])
+    assert (report["num_rows"], report["num_examined"], report["geometry"]["rank"]) == (60, 20, 19)
+    assert report["copies"]["duplicate_rows"] == [[0, 50]]
+    assert {name: run["num_finite_rows"] for name, run in report["runs"].items()} == {"a": 45, "b": 15}
+    assert "figures of 20 of them" in printed(report)
+
+
 # Basins
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ...models.normalizer import ParameterNormalizer
@@ -12,6 +14,12 @@ BLOCK_VALUES = 2**24
 NUM_COMPONENTS = (1, 2, 8, 32, 128)
 # Eigenvalues below this part of the largest are rounding errors of float32 rows, as in `principal_components`.
 ROUNDING = 1e-10
+
+
+def thin_out(runs: Mapping[str, torch.Tensor], most: int) -> torch.Tensor:
+    """About `most` rows of runs, every n-th of each in its order, ascending; all when there are no more."""
+    every = -(-sum(map(len, runs.values())) // most)
+    return torch.cat([rows[::every] for rows in runs.values()]).sort().values
 
 
 def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch.Tensor:

@@ -20,6 +20,8 @@ def make_tables(report: Mapping) -> RenderableType:
         f"{report['num_rows']} checkpoints of {report['num_parameters']:,} parameters in {report['num_tensors']} "
         f"tensors, {runs} run{'s' if runs > 1 else ''}, base model {report['base_model'] or 'unknown'}"
     )
+    if (examined := report["num_examined"]) is not None and examined < report["num_rows"]:
+        head += f"; figures of {examined} of them, evenly from every run"
     parts: list[RenderableType] = [Text(head, style="bold"), _figures(report)]
     if report["autoencoders"] is not None:
         parts.append(_autoencoders(report["autoencoders"]))

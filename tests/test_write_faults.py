@@ -12,8 +12,7 @@ from pdiff_hf.data.importing.importer import import_checkpoints
 from pdiff_hf.data.record import finish_recording
 from pdiff_hf.data.shards import RECORDING
 from pdiff_hf.data.writer import append_rows, save_parameter_dataset
-from pdiff_hf.models.autoencoder_pca import AutoencoderPCAConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConfig
 from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.generate import generate_networks
 from pdiff_hf.tasks.collect import align_dataset

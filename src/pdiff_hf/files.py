@@ -47,8 +47,9 @@ def check_artefact(folder: str | Path, file: str, what: str) -> None:
     """Raise `ValueError` when there is no `folder`, or not the `file` in it that makes it `what`."""
     if not Path(folder).is_dir():
         raise ValueError(f"expected {what} at {folder}, found no such folder.")
-    with errors_of(f"{folder} is not {what}"):
-        check_regular(Path(folder) / file)
+    if not os.path.lexists(Path(folder) / file):
+        raise ValueError(f"expected {what} at {folder}, found no {file} there.")
+    check_regular(Path(folder) / file)
 
 
 @contextmanager

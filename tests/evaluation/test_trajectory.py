@@ -146,4 +146,4 @@ def test_command_writes_into_the_report_and_the_next_evaluation_shows_it(pdiff, 
     assert "How they come out of noise" in html and plot_trajectory(written).title in html.replace("\u00a0", " ")
 
     code, _, err = pdiff("trajectory", run, "--scheduler", "euler")
-    assert code == 2 and "Error: key 'scheduler': expected 'dpmsolver++', 'ddim' or 'ddpm', found 'euler'." in err
+    assert code == 2 and "Error: --scheduler: expected 'dpmsolver++', 'ddim' or 'ddpm', found 'euler'." in err

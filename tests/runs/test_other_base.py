@@ -14,8 +14,8 @@ from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.files import write_json
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.models.auto import load_autoencoder
-from pdiff_hf.models.autoencoder_pca import AutoencoderPCA, AutoencoderPCAConfig
-from pdiff_hf.models.unet_1d import UNet1DConfig
+from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
+from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.pipelines.pipeline_pdiff import PDiffPipeline

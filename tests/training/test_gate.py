@@ -1,8 +1,6 @@
 import pytest
 
-from pdiff_hf.models.autoencoder_identity import AutoencoderIdentityConfig
-from pdiff_hf.models.autoencoder_pca import AutoencoderPCAConfig
-from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiffConfig
+from pdiff_hf.models.kinds import AutoencoderIdentityConfig, AutoencoderPCAConfig, AutoencoderPDiffConfig
 from pdiff_hf.training.gate import PoorReconstructionError, check_reconstruction
 
 

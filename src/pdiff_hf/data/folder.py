@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import check_artefact, errors_of, read_json, write_json
+from ..files import errors_of, read_json, write_json
 
 # Whoever looks for a dataset need not wait for torch.
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
     from ..base_model import BaseModel
     from ..layout import ParameterLayout
 
-    check_artefact(path, "layout.json", "a parameter dataset")
+    if not Path(path).is_dir():
+        raise ValueError(f"expected a parameter dataset at {path}, found no such folder.")
     file = Path(path) / "layout.json"
     values = read_json(file)
     with errors_of(file, KeyError, TypeError):

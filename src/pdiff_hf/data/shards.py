@@ -62,7 +62,9 @@ def check_values(vectors: np.ndarray, layout: ParameterLayout, unit: str = "row"
             if fits.all():
                 continue
             value = values[fits.argmin()]
-            found = f"the value {value:.3g}, above {limit:.3g}" if np.isfinite(value) else "a NaN or infinite value"
+            found = "a NaN or infinite value"
+            if np.isfinite(value):
+                found = f"the value {value:.3g}, above {limit:.3g} and for training as good as NaN or infinite"
             raise ValueError(
                 f"checkpoint of {unit} {row}: tensor {spec.name!r} has {found}, expected finite parameters of a "
                 "network; remove the checkpoint, or train with a lower learning rate."

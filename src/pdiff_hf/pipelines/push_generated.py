@@ -88,12 +88,12 @@ def push_generated(
     if index is None and not zoo:
         if "choice" not in values:
             raise ValueError(
-                f"{folder}: expected {argument('index')}, or a choice (pdiff generate --choose val) whose best one is "
-                f"taken, found {count} networks that nothing was chosen among."
+                f"{folder}: expected the index of a network, or a choice (pdiff generate --choose val) whose best one "
+                f"is taken, found {count} networks that nothing was chosen among."
             )
         index = 0
     if index is not None and not 0 <= index < count:
-        raise ValueError(f"{folder}: expected {argument('index')} from 0 to {count - 1}, found {index}.")
+        raise ValueError(f"{folder}: expected an index from 0 to {count - 1}, found {index}.")
     with temporary_folder() as output_dir:
         files = {}
         if zoo:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from pdiff_hf.strict_yaml import parse_yaml, read_mapping
@@ -55,3 +57,10 @@ def test_a_file_that_holds_no_sections_is_named(tmp_path, content, message):
 def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):
     (tmp_path / "own.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert read_mapping(tmp_path / "own.yaml") == {"a": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_said_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(ValueError, match=r"expected a YAML file at .*recipe\.yaml, found a named pipe"):
+        read_mapping(tmp_path / "recipe.yaml")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .files import errors_of
+from .files import check_regular, errors_of
 
 # Aliases make a small text as large as one likes; no recipe and no card comes near.
 MAX_NODES = 100_000
@@ -20,6 +21,8 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         ValueError: it is missing, may not be read, or is not valid, see [`parse_yaml`].
     """
+    if os.path.lexists(path):
+        check_regular(path, "a YAML file")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -226,7 +227,7 @@ def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] |
     folder = Path(folder)
     wanted = recipe.model_dump(mode="json")
     path = folder / RECIPE_FILE
-    if path.is_file():
+    if os.path.lexists(path):
         run = Run(folder)
         found = _read_recipe(path, type(recipe))
         if run.is_refused():

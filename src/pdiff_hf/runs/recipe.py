@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -214,7 +215,7 @@ def recorded_section(
         ValueError: a value is not valid.
     """
     path = Path(folder) / RECIPE_FILE
-    values = read_mapping(path) if path.is_file() else {}
+    values = read_mapping(path) if os.path.lexists(path) else {}
     given = {key: value for key, value in (given or {}).items() if value is not None}
     if not isinstance(section := values.get(name, {}), dict):
         raise ValueError(f"{path}: expected keys and values in {name!r}, found {section!r:.200}.")

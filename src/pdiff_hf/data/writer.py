@@ -193,8 +193,10 @@ def finish_dataset(
         "metadata": {**known["metadata"], **(metadata or {})},
     }
     write_json(path / "stats.json", described)
-    settle(path)
     write_dataset_card(path)
+    # The last step: where the card cannot be written, an append takes its statistics back, but not the shards that it
+    # has given a metric.
+    settle(path)
 
 
 def finish_interrupted(path: Path) -> None:

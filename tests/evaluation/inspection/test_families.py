@@ -4,7 +4,6 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
@@ -12,7 +11,6 @@ from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.importing.importer import import_checkpoints
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.evaluation.inspection import cost
 from pdiff_hf.evaluation.inspection.families import find_families
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.evaluation.inspection.tables import make_tables
@@ -21,17 +19,6 @@ from pdiff_hf.networks import mlp3
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
 LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))
 RATES = (1e-3, 3e-3, 1e-2)
-
-
-@pytest.fixture(autouse=True)
-def _time_one_step(monkeypatch):
-    monkeypatch.setattr(cost, "TIMING_SECONDS", 1e-9)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    images, labels = load_digits(return_X_y=True)
-    return torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels)
 
 
 def train(digits, model, seed, steps, rate, every=0):

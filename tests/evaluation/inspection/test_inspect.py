@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
-from sklearn.datasets import load_digits
 from torch import nn
 
 from pdiff_hf import BaseModel, ParameterLayout
@@ -16,7 +15,6 @@ from pdiff_hf.data.shards import write_shard
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.evaluation.inspection import cost
 from pdiff_hf.evaluation.inspection.cost import activation_bytes, autoencoder_costs, inspected_autoencoders
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.evaluation.inspection.tables import make_tables
@@ -29,17 +27,6 @@ from small_datasets import unlist
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
 LAYOUT = ParameterLayout.from_model(mlp3(**NETWORK))
 D = LAYOUT.num_parameters
-
-
-@pytest.fixture(autouse=True)
-def _time_one_step(monkeypatch):
-    monkeypatch.setattr(cost, "TIMING_SECONDS", 1e-9)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    images, labels = load_digits(return_X_y=True)
-    return torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels)
 
 
 @pytest.fixture(scope="module")

@@ -78,25 +78,24 @@ def check_scheduler(scheduler: SchedulerMixin, trained: SchedulerMixin, num_infe
             f"{argument('num_inference_steps')} must be at most {most}, the steps of training, got "
             f"{num_inference_steps}."
         )
-    probe_steps, plain = min(PROBE_STEPS, max(1, most // 2)), _plain(trained)
+    probe_steps = min(PROBE_STEPS, max(1, most // 2))
+    own, plain = (type(scheduler), scheduler.to_json_string()), (DDPMScheduler, _plain(trained).to_json_string())
     try:
-        spread, after = (
-            _probe(type(scheduler), scheduler.to_json_string(), steps) for steps in (probe_steps, num_inference_steps)
-        )
+        spread, after = (_probe(*own, steps) for steps in (probe_steps, num_inference_steps))
     # Of all that schedulers do not know, each says so with another error.
     except Exception as error:
         raise ValueError(
             f"{name} cannot draw {num_inference_steps} steps of prediction_type={kind!r} with its options: {error}"
         ) from error
     # Of few training steps, the sampler of training itself is as far off.
-    tolerance = max(TOLERANCE, 1.5 * abs(_probe(DDPMScheduler, plain.to_json_string(), probe_steps) - 1))
+    tolerance = max(TOLERANCE, 1.5 * abs(_probe(*plain, probe_steps) - 1))
     if not abs(spread - 1) <= tolerance:
         given = ", ".join(f"{key}=True" for key in MISLEADING if scheduler.config.get(key))
         raise ValueError(
             f"{name}{given and f' with {given}'} draws latents of {spread:.2f} times the spread that they should "
             "have; choose another one, or other options of it."
         )
-    if not _is_reproducible(type(scheduler), scheduler.to_json_string(), min(5, most)):
+    if not _is_reproducible(*own, min(5, most)):
         raise ValueError(
             f"{name} draws noise of its own, so that equal generators give other networks; fix it, if it has a seed "
             "(noise_sampler_seed=0), or choose another one."

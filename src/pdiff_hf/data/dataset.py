@@ -154,14 +154,26 @@ class ParameterDataset:
         Raises:
             ValueError: a shard is damaged, or the dataset is streamed from the Hub.
         """
-        if self._remote_files is not None:
-            raise ValueError(f"{self.source} is streamed: its metrics are read with its rows.")
-        if self._is_recording:
-            table = self._read().data.table
-        else:
-            table = shards.read_columns(complete_shards(self.folder, self.layout), self.layout)
+        table = self._columns("metrics")
         columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
+
+    @property
+    def runs(self) -> list[str]:
+        """The run of every row; the vectors are not read.
+
+        Raises:
+            ValueError: as `metrics`.
+        """
+        return [str(run) for run in self._columns("runs").column("run").to_pylist()]
+
+    def _columns(self, wanted: str) -> pa.Table:
+        """All columns but the vectors."""
+        if self._remote_files is not None:
+            raise ValueError(f"{self.source} is streamed: its {wanted} are read with its rows.")
+        if self._is_recording:
+            return self._read().data.table
+        return shards.read_columns(complete_shards(self.folder, self.layout), self.layout)
 
     # Rows
 

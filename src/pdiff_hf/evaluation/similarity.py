@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..models.normalizer import ParameterNormalizer
+
 # Float64 values of one column block of the distance computation: 128 MB for both operands.
 BLOCK_VALUES = 2**23
 
@@ -108,3 +110,14 @@ def column_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tens
     width = max(1, BLOCK_VALUES // max(len(a), len(b), 1))
     for block_a, block_b in zip(a.split(width, 1), b.split(width, 1), strict=True):
         yield block_a.double(), block_b.double()
+
+
+def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch.Tensor:
+    """Inner products `(K, K)` of normalised and centred rows in float64, a block of columns at a time."""
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    width = max(1, 2 * BLOCK_VALUES // len(vectors))
+    for start in range(0, vectors.shape[1], width):
+        block = normalizer.normalize(vectors[:, start : start + width], start).double()
+        block -= block.mean(0)
+        gram += block @ block.T
+    return gram

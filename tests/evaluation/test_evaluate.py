@@ -46,14 +46,16 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         layout,
         originals,
         ParameterEvaluator(model, layout, *setting[4]).accuracy,
+        draw_latents=lambda num, generator: vector + torch.randn(num, len(vector), generator=generator),
     )
     result = run(setting, groups, seconds={**seconds, "generated": 2.0}, permutations=find_permutations(model, layout))
     metrics = json.loads(json.dumps(result.metrics.to_dict(), allow_nan=False))
     assert metrics["schema"] == 1
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
-    names = ["original", "reconstructed", "generated", "uniform_soup", "greedy_soup", "average_16", "noise_0.05"]
-    names += ["noise_0.1", "gaussian", "pca_gaussian", "swag", "interpolation"]
+    names = ["original", "reconstructed", "generated", "generated_uniform_soup", "generated_greedy_soup"]
+    names += ["uniform_soup", "greedy_soup", "average_16", "noise_0.05", "noise_0.1", "gaussian", "pca_gaussian"]
+    names += ["swag", "interpolation"]
     assert list(metrics["groups"]) == names
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in metrics["groups"].values():
@@ -65,6 +67,7 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         for key in (*group, *group["selected"], *group["similarity"], *group["novel_and_performant"], *group["cost"]):
             assert f"{key}`" in documented or key == "ci95", key
     assert set(metrics["comparisons"]) == set(metrics["selected_comparisons"]) == set(names) - {"generated"}
+    assert set(metrics["soup_comparisons"]) == {"uniform_soup", "greedy_soup"}
     assert set(metrics["ensembles"]) == {"generated", "original", "swag", "best_single"}
     for key in (*metrics, *metrics["selected_comparisons"]["original"]):
         assert f"{key}`" in documented or f"{key}." in documented, key

@@ -35,6 +35,11 @@ class RowOrder:
         times = [(e if run in numbered else s, s) for run, s, e in zip(runs, steps, epochs, strict=True)]
         return cls(runs, times, frozenset(unordered))
 
+    @classmethod
+    def of_one_run(cls, num_rows: int) -> RowOrder:
+        """Of rows that lie in the order in which one run took them."""
+        return cls([""] * num_rows, [(row, row) for row in range(num_rows)])
+
     def by_run(self, kept: Sequence[int] | None = None) -> dict[str, list[int]]:
         """By run the rows in the order of their time; of some rows `kept`, as places among these."""
         kept = range(len(self.runs)) if kept is None else kept

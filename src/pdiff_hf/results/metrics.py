@@ -52,6 +52,8 @@ class Metrics(Record):
     """Mean test accuracy of `generated` minus that of a group."""
     selected_comparisons: dict[str, SelectedDifference] = Field(default_factory=dict)
     """The same for the selected network of `generated` and that of a group."""
+    soup_comparisons: dict[str, Difference] = Field(default_factory=dict)
+    """Test accuracy of a soup of generated networks minus that of the same soup of originals, by the latter's name."""
     ensembles: dict[str, dict[str, Ensemble]] = Field(default_factory=dict)
     """By group, and by the number of networks; `best_single` is the best on val among originals and generated."""
     finding: str | None = None

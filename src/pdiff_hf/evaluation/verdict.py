@@ -61,7 +61,7 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
             sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"
     novel, joint = (percent(share["1x"], digits=0) for share in (shares.novel, shares.joint))
     if shares.novel["1x"] < 0.5:
-        sentence += f"; only {novel} of them are farther from every original than is usual"
+        sentence += f"; only {novel} of them are farther from every original than independent originals are"
     else:
         sentence += f"; {joint} of them are both novel and performant"
     return finding, sentence + "."

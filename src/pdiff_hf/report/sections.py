@@ -69,9 +69,11 @@ def _novelty(metrics: Metrics) -> Section:
         text.append("With one original there is no distance among originals to compare with.")
     else:
         text.append(
-            f"The yardstick: an original is {yardstick:.4g} from its nearest other original on average. A network is "
-            "novel at 2x when it is farther than twice that from every original, a copy when it is closer than a "
-            "third of it, and performant when its test accuracy is not below the originals' mean."
+            f"The yardstick: an original is {yardstick:.4g} from the nearest independent one on average, one of "
+            "another run or at least an autocorrelation time away. A network is novel at 2x when it is farther than "
+            "twice that from every original, and performant when its test accuracy is not below the originals' mean. "
+            "It is a copy when it is closer to an original than a third of what originals are from their nearest "
+            "other one."
         )
         columns = ("performant", "novel_all", "joint_all", "copies")
         tables.append(group_table(metrics, columns, "Shares of the networks"))

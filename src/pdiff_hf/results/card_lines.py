@@ -41,11 +41,13 @@ def novelty_lines(metrics: Metrics) -> list[str]:
         known = [f"{share_of(value, intervals.get(multiple))} at {multiple}" for multiple, value in values.items()]
         lines += [f"{text}: {', '.join(known)}"] if known else []
     if shares.copied is not None:
-        lines.append(f"Copies, closer to an original than a third of that distance: {share_of(shares.copied)}")
+        lines.append(
+            f"Copies, closer than a third of what originals are from their nearest other one: {share_of(shares.copied)}"
+        )
     nearest = similarity.l2_nearest_mean
     if nearest is not None and metrics.yardstick:
         distance = number(nearest, ".3g", similarity.ci95.l2_nearest_mean)
-        ratio = f"{nearest / metrics.yardstick:.3g} times what is usual among originals"
+        ratio = f"{nearest / metrics.yardstick:.3g} times what is usual among independent originals"
         lines.append(f"L2 distance to the nearest original: {distance}, {ratio}")
     if group.spread is not None:
         lines.append(

@@ -118,8 +118,8 @@ class Metrics(Record):
 
     @property
     def yardstick(self) -> float | None:
-        """The mean distance of an original to its nearest other one."""
-        return self.original.similarity.l2_nearest_mean
+        """The mean distance of an original to the nearest independent one."""
+        return self.original.similarity.yardstick
 
     def rivals(self) -> dict[str, GroupMetrics]:
         """Groups that the generated networks are compared with and have to beat, averages of originals first."""

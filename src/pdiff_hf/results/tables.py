@@ -99,7 +99,7 @@ def _difference(group: GroupMetrics, original: GroupMetrics) -> Value:
 
 
 def _in_yardsticks(group: GroupMetrics, original: GroupMetrics) -> Value:
-    nearest, yardstick = group.similarity.l2_nearest_mean, original.similarity.l2_nearest_mean
+    nearest, yardstick = group.similarity.l2_nearest_mean, original.similarity.yardstick
     interval = group.similarity.ci95.l2_nearest_mean
     if nearest is None or not yardstick:
         return None, None
@@ -145,7 +145,7 @@ GROUP_COLUMNS: dict[str, Column] = {
     "l2_nearest": Column("L2 to nearest", "(95 %)", _l2, in_format(".3g"),
         "Euclidean distance to the nearest original."),
     "yardsticks": Column("L2 in yardsticks", "(95 %)", _in_yardsticks, in_format(".3g"),
-        "The same in units of the originals' mean distance to their nearest other original."),
+        "The same in yardsticks, the mean distance of an original to the nearest independent one."),
     "l2_matched": Column("after matching", "(95 %)", _matched, in_format(".3g"),
         "L2 to nearest with the hidden units permuted so that they fit best."),
     "cosine": Column("cosine distance", "", _cosine_distance, in_format(".2g"),
@@ -163,7 +163,7 @@ GROUP_COLUMNS: dict[str, Column] = {
     "joint_all": Column("both at 1x / 2x / 4x", "% (95 %)", _joint_all, _shares,
         "Networks that are both novel at these multiples and performant."),
     "copies": Column("copies", "%", at("novel_and_performant.copied"), in_whole_percent,
-        "Networks that are nearer to an original than a third of a yardstick."),
+        "Networks that are nearer to an original than a third of what originals are from their nearest other one."),
     "seconds": Column("seconds", "", at("cost.seconds"), _seconds,
         "What making the networks takes once the checkpoints are there."),
     "gain_per_second": Column("points per second", "", at("cost.gain_per_second", scale=100), _rate,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.dataset import ParameterDataset
+from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
 from ..evaluation.groups import build_groups, is_shown
@@ -174,6 +175,7 @@ def _evaluate(
         groups,
         val,
         test,
+        memory=RunMemory.measure(originals, dataset.order, autoencoder.normalizer),
         permutations=find_permutations(model, dataset.layout),
         seconds=seconds,
         networks=networks.extend_groups(groups),
@@ -256,7 +258,10 @@ def trajectory_run(
             dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
         )
         originals = dataset.vectors(rows=slice(None))
-        found = trajectory(pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed)
+        memory = RunMemory.measure(originals, dataset.order, pipe.autoencoder.normalizer)
+        found = trajectory(
+            pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed, memory=memory
+        )
         folder = run.path("evaluate")
         folder.mkdir(exist_ok=True)
         plots = [plot_trajectory(found), plot_trajectory_plane(found)]

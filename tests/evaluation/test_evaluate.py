@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from pdiff_hf.evaluation.autocorrelation import RunMemory
 from pdiff_hf.evaluation.evaluate import evaluate_groups
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.groups import build_groups
@@ -140,6 +141,21 @@ def test_novel_counts_multiples_of_the_yardstick(setting):
     generated = originals[:1] + direction * yardstick * torch.tensor([[0.9], [1.1], [2.1], [4.1]])
     scores = run(setting, {"original": originals, "generated": generated}).metrics.to_dict()["groups"]["generated"]
     assert scores["novel_and_performant"]["novel"] == {"1x": 0.75, "2x": 0.5, "4x": 0.25}
+
+
+def test_on_a_trajectory_novel_is_measured_by_independent_originals_and_copies_by_neighbours(setting):
+    vector = setting[2]
+    path = vector + torch.arange(12.0)[:, None] * torch.nn.functional.one_hot(torch.tensor(0), len(vector))
+    memory = RunMemory(torch.zeros(12).long(), torch.arange(12), torch.tensor([4.0], dtype=torch.float64))
+    aside = torch.nn.functional.one_hot(torch.tensor(1), len(vector))
+    generated = path[5] + torch.tensor([[0.3], [0.4], [3.9], [4.1]]) * aside
+    metrics = run(setting, {"original": path, "generated": generated}, memory=memory).metrics
+    assert metrics.original.similarity.l2_nearest_mean == pytest.approx(1, rel=1e-4)
+    assert metrics.yardstick == metrics.original.similarity.l2_independent_mean == pytest.approx(4, rel=1e-4)
+    assert metrics.generated.novel_and_performant.novel["1x"] == 0.25
+    assert metrics.generated.novel_and_performant.copied == 0.25
+    with pytest.raises(ValueError, match="expected the memory of 8 originals, found that of 12 rows"):
+        run(setting, {"original": setting[3]}, memory=memory)
 
 
 def test_one_original_leaves_similarity_among_originals_open(setting):

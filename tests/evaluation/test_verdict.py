@@ -119,5 +119,5 @@ def test_sentence_has_the_decisive_average_fine_tuning_and_novelty():
         "both novel and performant."
     )
     assert make_verdict(planted(original=ZERO, novel=0.25))[1].endswith(
-        "; only 25 % of them are farther from every original than is usual."
+        "; only 25 % of them are farther from every original than independent originals are."
     )

@@ -9,7 +9,7 @@ import torch
 
 from ..data.order import RowOrder
 from ..models.normalizer import ParameterNormalizer
-from .similarity import gram_matrix
+from .similarity import gram_matrix, nearest_distance
 
 # Of longer runs the time is that of as many rows: it costs their square.
 MAX_ROWS = 2000
@@ -103,3 +103,12 @@ class RunMemory:
         apart = self.times.nan_to_num(1.0).clamp(min=1.0).minimum((lengths - 1).double().clamp(min=1.0))
         lags = (self.places[:, None] - self.places).abs()
         return (self.runs[:, None] == self.runs) & (lags < apart[self.runs][:, None])
+
+
+def independent_distance(vectors: torch.Tensor, memory: RunMemory) -> torch.Tensor:
+    """Euclidean distance from rows `(K, D)` to the nearest independent row, in parameter units.
+
+    Of shape `(m,)`: half-way along a single run shorter than twice its time, a row has none and is left out.
+    """
+    distances = nearest_distance(vectors, vectors, excluded=memory.dependent())
+    return distances[distances.isfinite()]

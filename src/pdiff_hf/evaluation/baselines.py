@@ -19,7 +19,8 @@ SWAG_RANK = 20
 class LatentSampler(Protocol):
     """What draws scaled latents `(num, C, L)`."""
 
-    def sample(self, num: int, generator: torch.Generator) -> torch.Tensor: ...
+    def sample(self, num: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw them with a generator of the CPU."""
 
 
 def uniform_soup(originals: torch.Tensor) -> torch.Tensor:

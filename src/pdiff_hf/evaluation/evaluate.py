@@ -10,6 +10,7 @@ import torch
 
 from ..results.metrics import SCHEMA, Metrics
 from ..results.records import Difference, SelectedDifference
+from .autocorrelation import RunMemory, independent_distance
 from .ensembles import evaluate_ensembles
 from .evaluator import EvaluatorOutput, ParameterEvaluator
 from .groups import count_independent, find_group, is_shown
@@ -42,6 +43,7 @@ def evaluate_groups(
     val: ParameterEvaluator,
     test: ParameterEvaluator,
     *,
+    memory: RunMemory | None = None,
     permutations: PermutationSpec | None = None,
     seconds: Mapping[str, float] | None = None,
     networks: Mapping[str, torch.Tensor] | None = None,
@@ -50,22 +52,23 @@ def evaluate_groups(
 ) -> EvaluationResult:
     """Evaluate groups of networks under one protocol.
 
-    *Novel*: L2 distance to the nearest original above the yardstick, the mean leave-one-out nearest distance of the
-    originals (and 2 and 4 times that). *Copied*: that distance below a third of the yardstick. *Performant*: test
-    accuracy not below the originals' mean.
+    *Novel*: L2 distance to the nearest original above the yardstick, the mean distance of an original to the nearest
+    independent one (and 2 and 4 times that). *Copied*: that distance below a third of the mean distance of an original
+    to the nearest other one, which on a trajectory is its neighbour. *Performant*: test accuracy not below the
+    originals' mean.
 
     Args:
         groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
         val, test ([`ParameterEvaluator`]): On the examples that networks are chosen on, and on those of all that is
             reported.
+        memory ([`RunMemory`], *optional*): Which originals are independent of which; all by default.
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
         networks (`Mapping[str, torch.Tensor]`, *optional*): The same networks `(n, E)` in the evaluators' layout,
             where it has more tensors than count for distances; `groups` by default.
-        n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of a group count as in
-            intervals over networks, such as [`RunMemory.count_independent`] of checkpoints of one run; of other groups
-            see [`count_independent`].
+        n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of other groups count as
+            in intervals over networks; see [`count_independent`] for what is not given.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
     Raises:
@@ -79,11 +82,14 @@ def evaluate_groups(
     labels = test.labels.cpu()
     right = {name: output.predictions == labels for name, output in on_test.items()}
     originals = groups["original"]
+    memory = RunMemory.independent(len(originals)) if memory is None else memory
+    if len(memory) != len(originals):
+        raise ValueError(f"expected the memory of {len(originals)} originals, found that of {len(memory)} rows.")
 
     # 1. Numbers of every network, and what they come to
-    counts = count_independent(groups, n_effective or {})
+    counts = count_independent(groups, {"original": memory.count_independent(), **(n_effective or {})})
     evaluations = {
-        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, permutations, counts)
+        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations, counts)
         for name, vectors in groups.items()
     }
     summaries = {
@@ -143,6 +149,7 @@ def _evaluate_group(
     on_test: Mapping[str, EvaluatorOutput],
     right: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
+    memory: RunMemory,
     permutations: PermutationSpec | None,
     counts: Mapping[str, float],
 ) -> GroupEvaluation:
@@ -160,6 +167,7 @@ def _evaluate_group(
         test_ece=on_test[name].ece,
         iou_max=iou.max(1).values if iou.shape[1] > is_original else torch.full((len(vectors),), math.nan),
         l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
+        l2_independent=independent_distance(vectors, memory) if is_original else None,
         cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
         l2_matched=matched,
         selected=_select(on_val[name]),

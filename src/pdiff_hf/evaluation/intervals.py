@@ -89,9 +89,9 @@ def _variance_of_mean(values: torch.Tensor, n: float) -> float:
 
 
 def _over_networks(right: torch.Tensor, n_effective: float | None) -> tuple[tuple[float, float], ...]:
-    """Variance of the mean over networks, with its degrees of freedom; a single network is no sample of anything."""
+    """Variance of the mean over networks, with its degrees of freedom; one network alone is no sample of anything."""
     n = len(right) if n_effective is None else n_effective
-    return ((_variance_of_mean(right.double().mean(1), n), n - 1),) if len(right) > 1 else ()
+    return ((_variance_of_mean(right.double().mean(1), n), n - 1),) if n > 1 else ()
 
 
 def _interval(per_example: torch.Tensor, networks: tuple[tuple[float, float], ...]) -> list[float]:

@@ -29,9 +29,10 @@ CENTERS = {"mean": "ci95", "difference": "ci95", "test_accuracy": "test_ci95"}
 # These describe one run, or have no mean.
 LEFT_OUT = ("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed")
 
-# A network is novel at m x when it is farther from its nearest original than m times what is usual among originals,
-# and a copy when it is closer than a third of it. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic
-# Models Generalize when They Fail to Memorize".
+# A network is novel at m x when it is farther from its nearest original than m times what is usual among independent
+# originals, and a copy when it is closer than a third of what is usual among all of them, neighbours of a trajectory
+# included: between these it is interpolated. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic Models
+# Generalize when They Fail to Memorize".
 NOVELTY_MULTIPLES = (1, 2, 4)
 COPIED_FRACTION = 1 / 3
 
@@ -44,6 +45,8 @@ class GroupEvaluation:
         val_accuracy, test_accuracy, test_nll, test_ece (`torch.Tensor` of shape `(n,)`): Metrics per network.
         iou_max (`torch.Tensor` of shape `(n,)`): IoU of wrong predictions with the most similar original.
         l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
+        l2_independent (`torch.Tensor` of shape `(m,)`, *optional*): Of originals only, the same to the nearest
+            independent one, where there is one.
         cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
         l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
         selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
@@ -60,6 +63,7 @@ class GroupEvaluation:
     test_ece: torch.Tensor
     iou_max: torch.Tensor
     l2_nearest: torch.Tensor
+    l2_independent: torch.Tensor | None
     cosine_nearest: torch.Tensor
     l2_matched: torch.Tensor | None
     selected: int
@@ -83,7 +87,7 @@ def summarize_group(
 
     Args:
         group ([`GroupEvaluation`]): Its `n` networks.
-        original ([`GroupEvaluation`]): The originals, which set the yardsticks.
+        original ([`GroupEvaluation`]): The originals, which set the yardstick.
         right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test example.
         losses (`torch.Tensor` of shape `(n, N)`): Negative log-likelihoods of the test labels.
         iou (`torch.Tensor` of shape `(n, n)`): IoU of wrong predictions within the group.
@@ -92,7 +96,7 @@ def summarize_group(
     """
     n, num_examples = right.shape
     n_effective = group.n_effective
-    yardstick = original.l2_nearest.double().mean()
+    yardstick, usual = original.l2_independent.double().mean(), original.l2_nearest.double().mean()
     distances = group.l2_nearest.double()
     performant = group.test_accuracy.double() >= original.test_accuracy.double().mean()
     novel = {f"{m}x": distances > m * yardstick for m in NOVELTY_MULTIPLES}
@@ -100,6 +104,7 @@ def summarize_group(
     similarity = {
         "iou_max_mean": group.iou_max,
         "l2_nearest_mean": group.l2_nearest,
+        "l2_independent_mean": group.l2_independent,
         "cosine_nearest_mean": group.cosine_nearest,
         "l2_matched_mean": group.l2_matched,
     }
@@ -134,7 +139,7 @@ def summarize_group(
             performant=_share(performant),
             novel={key: _share(values) for key, values in novel.items()},
             joint={key: _share(values) for key, values in joint.items()},
-            copied=_share((distances <= COPIED_FRACTION * yardstick) & yardstick.isfinite()),
+            copied=_share((distances <= COPIED_FRACTION * usual) & usual.isfinite()),
             ci95=ShareIntervals(
                 performant=_share_interval(performant, n_effective),
                 novel={key: _share_interval(values, n_effective) for key, values in novel.items()},

@@ -16,9 +16,13 @@ TRAJECTORY_FILE = "trajectory.json"
 SCHEMA = 1
 
 INTERVALS = (
-    "Intervals are 95 %: of a mean, over test examples and networks; of one network, exact (Clopper-Pearson); of a "
-    "share, exact, over networks; of similarities and ECE, Student's t over networks. Differences are paired on the "
-    "same test examples, so they are surer than two separate intervals suggest."
+    "Intervals are 95 %: of a mean accuracy or NLL, over test examples and networks (Student's t); of one network, over "
+    "test examples alone, exact (Clopper-Pearson); of a share, exact, over networks; of ECE, IoU, distances and other "
+    "similarities, Student's t over networks alone: test examples and originals are taken as they are; of ensembles, "
+    "over test examples and draws of their members. Another network is another draw of the same generator or another "
+    "checkpoint of the same runs, not another training of either. Checkpoints of one run depend on each other and "
+    "count as fewer independent ones. Differences are paired on the same test examples, so they are surer than two "
+    "separate intervals suggest."
 )
 
 SEED_INTERVALS = (
@@ -120,8 +124,8 @@ class Metrics(Record):
 
     @property
     def yardstick(self) -> float | None:
-        """The mean distance of an original to its nearest other one."""
-        return self.original.similarity.l2_nearest_mean
+        """The mean distance of an original to the nearest independent one."""
+        return self.original.similarity.yardstick
 
     def rivals(self) -> dict[str, GroupMetrics]:
         """Groups that the generated networks are compared with and have to beat, averages of originals first."""

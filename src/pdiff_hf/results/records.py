@@ -83,6 +83,7 @@ class SimilarityIntervals(Record):
 
     iou_max_mean: Interval | None = None
     l2_nearest_mean: Interval | None = None
+    l2_independent_mean: Interval | None = None
     cosine_nearest_mean: Interval | None = None
     l2_matched_mean: Interval | None = None
 
@@ -95,7 +96,10 @@ class Similarity(Record):
     iou_max_mean: float | None = None
     """Mean over networks of the largest IoU with an original."""
     l2_nearest_mean: float | None = None
-    """Mean over networks of the Euclidean distance to the nearest original; of the originals, the yardstick."""
+    """Mean over networks of the Euclidean distance to the nearest original."""
+    l2_independent_mean: float | None = None
+    """The yardstick: of the originals, the same to the nearest independent one, of another run or an autocorrelation
+    time away."""
     cosine_nearest_mean: float | None = None
     """Mean over networks of the largest cosine similarity to an original."""
     l2_matched_mean: float | None = None
@@ -103,6 +107,11 @@ class Similarity(Record):
     l2_nearest_min: float | None = None
     """The smallest distance to an original."""
     ci95: SimilarityIntervals = SimilarityIntervals()
+
+    @property
+    def yardstick(self) -> float | None:
+        """Of originals, what is usual among independent ones; files of schema 1 took all for independent."""
+        return self.l2_nearest_mean if self.l2_independent_mean is None else self.l2_independent_mean
 
 
 class ShareIntervals(Record):
@@ -123,7 +132,7 @@ class Shares(Record):
     joint: dict[str, float | None] = {}
     """Both, by the same multiples."""
     copied: float | None = None
-    """Nearer to an original than a third of a yardstick."""
+    """Nearer to an original than a third of what originals are from their nearest other one on average."""
     ci95: ShareIntervals = ShareIntervals()
 
 

@@ -174,9 +174,9 @@ def _evaluate(
         config.seed,
         partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, originals), autoencoder),
     )
-    memories = {"original": RunMemory.measure(originals, dataset.order, autoencoder.normalizer)}
+    n_effective: dict[str, float] = {}
     if is_own:
-        _add_own_groups(run, dataset, groups, seconds, memories, autoencoder.normalizer)
+        _add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)
     _add_cost_of_generated(groups, seconds)
 
     # 3. Protocol and report
@@ -184,10 +184,11 @@ def _evaluate(
         groups,
         val,
         test,
+        memory=RunMemory.measure(originals, dataset.order, autoencoder.normalizer),
         permutations=find_permutations(model, dataset.layout),
         seconds=seconds,
         networks=networks.extend_groups(groups),
-        n_effective={name: memory.count_independent() for name, memory in memories.items()},
+        n_effective=n_effective,
         seed=config.seed,
     )
     if process_state().is_main_process:
@@ -203,9 +204,10 @@ def fitted_gaussian(
 ) -> LatentSampler:
     """The Gaussian of the scaled latents of those originals `(K, D)` that the denoiser of a pipeline is trained on."""
     config = pipeline_dir / "train_config.json"
-    section = read_object(config).get("autoencoder", {}) if config.is_file() else {}
+    section = read_object(config, autoencoder=dict).get("autoencoder", {}) if config.is_file() else {}
+    every = section.get("holdout_every")
     # What was not trained by stages of ours has seen all of them.
-    rows = split_rows(len(originals), section["holdout_every"])[0] if "holdout_every" in section else slice(None)
+    rows = split_rows(len(originals), every)[0] if isinstance(every, int) and every > 1 else slice(None)
     return GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(originals[rows])))
 
 
@@ -214,24 +216,25 @@ def _add_own_groups(
     dataset: ParameterDataset,
     groups: dict[str, torch.Tensor],
     seconds: dict[str, float],
-    memories: dict[str, RunMemory],
+    n_effective: dict[str, float],
     normalizer: ParameterNormalizer,
 ) -> None:
-    """Add what only a run's own folder holds and knows: further groups, their memory, and what its generator cost."""
+    """Add what only a run's own folder holds and knows: further groups, and what its generator cost."""
     if (run.folder / UNSEEN).is_dir():
         unseen = ParameterDataset(run.folder / UNSEEN)
         # They are kept without a base model, beside that of the dataset.
         own = NetworkIdentity.of(dataset.folder, dataset.layout)
         check_same_network(unseen.identity, own, "make the ablation again")
         groups[UNSEEN] = unseen.vectors(rows=slice(None))
-        memories[UNSEEN] = RunMemory.measure(groups[UNSEEN], unseen.order, normalizer)
+        n_effective[UNSEEN] = RunMemory.measure(groups[UNSEEN], unseen.order, normalizer).count_independent()
     if spent := generator_seconds(run):
         seconds["generated"] = spent
         if run.is_complete("fine_tune"):
             advice = "remove them, and they are made again"
             check_same_network(dataset.identity, generated_identity(run.path("fine_tune")), advice)
             groups["fine_tuned"] = tuned = load_generated(run.path("fine_tune"), dataset.layout)
-            memories["fine_tuned"] = RunMemory.measure(tuned, RowOrder.of_one_run(len(tuned)), normalizer)
+            memory = RunMemory.measure(tuned, RowOrder.of_one_run(len(tuned)), normalizer)
+            n_effective["fine_tuned"] = memory.count_independent()
             seconds["fine_tuned"] = spent
 
 
@@ -294,7 +297,10 @@ def trajectory_run(
             dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
         )
         originals = dataset.vectors(rows=slice(None))
-        found = trajectory(pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed)
+        memory = RunMemory.measure(originals, dataset.order, pipe.autoencoder.normalizer)
+        found = trajectory(
+            pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed, memory=memory
+        )
         folder = run.path("evaluate")
         folder.mkdir(exist_ok=True)
         plots = [plot_trajectory(found), plot_trajectory_plane(found)]

@@ -1,4 +1,5 @@
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,27 @@ def test_one_original_leaves_similarity_among_originals_open(setting):
     assert set(similarity.pop("ci95").values()) | set(similarity.values()) == {None}
     assert metrics["groups"]["generated"]["novel_and_performant"]["copied"] == 0
     json.dumps(metrics, allow_nan=False)
+
+
+def test_intervals_over_originals_count_the_independent_ones(setting):
+    _, layout, vector, originals, _, _ = setting
+    noise = 0.1 * torch.randn(6, len(vector), generator=torch.Generator().manual_seed(0))
+    groups, _ = build_groups(originals, vector + noise[:5], layout, originals[:6] + noise)
+    memory = RunMemory(torch.zeros(8).long(), torch.arange(8), torch.tensor([3.0]))
+    whole, counted = (run(setting, groups, **options).metrics.groups for options in ({}, {"memory": memory}))
+    for name, expected in {"original": 8 / 3, "reconstructed": 8 / 3, "noise_0.1": 8 / 3, "generated": 5}.items():
+        assert counted[name].n_effective == pytest.approx(expected) and whole[name].n_effective == counted[name].n
+        is_wider = expected != 5
+        for path in ("test_accuracy.ci95", "test_nll.ci95", "test_ece.ci95", "similarity.ci95.l2_nearest_mean",
+                     "similarity.ci95.iou_max_mean", "novel_and_performant.ci95.performant"):  # fmt: skip
+            widths = [reduce(getattr, path.split("."), of[name]) for of in (whole, counted)]
+            (low, high), (lowest, highest) = widths
+            assert (highest - lowest > high - low) == is_wider, (name, path)
+    # Everything is compared with the originals.
+    before, after = (of["generated"].difference_to_original.ci95 for of in (whole, counted))
+    assert after[0] < before[0] < before[1] < after[1]
+    tuned = run(setting, {**groups, "fine_tuned": originals[:6]}, n_effective={"fine_tuned": 2.5}).metrics
+    assert tuned.groups["fine_tuned"].n_effective == 2.5
 
 
 def test_groups_need_originals(setting):

@@ -59,10 +59,8 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
 
     # 3. What else decides about their use
     if soup := metrics.soup_comparisons.get("uniform_soup"):
-        relation = RELATIONS[soup.sign]
-        sentence += (
-            f"; average against average, their uniform soup is {relation} that of the originals ({_points(soup)})"
-        )
+        relation = f"{RELATIONS[soup.sign]} that of the originals"
+        sentence += f"; average against average, their uniform soup is {relation} ({_points(soup)})"
     for name, rival in metrics.rivals().items():
         if rival.role == "rival" and comparisons[name].sign < 0:
             sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"

@@ -58,8 +58,8 @@ def _groups(metrics: Metrics) -> Section:
     original = metrics.original
     if original.n_effective is not None and original.n_effective < original.n:
         texts.append(
-            f"Checkpoints of one run are alike: by the autocorrelation of their parameters, the {original.n:g} originals "
-            f"count as {original.n_effective:.1f} independent ones in every interval over them."
+            f"Checkpoints of one run are alike: by the autocorrelation of their parameters, the {original.n:g} "
+            f"originals count as {original.n_effective:.1f} independent ones in every interval over them."
         )
     return Section("Are they good?", texts, ["accuracy_similarity", "accuracy_histograms"], [table])
 
@@ -101,16 +101,16 @@ def _comparisons(metrics: Metrics) -> Section:
     rows = [(name, (mean, selected.get(name, SelectedDifference()))) for name, mean in metrics.comparisons.items()]
     columns = [column for column in COMPARISON_COLUMNS if any(column.cell(*row) != MISSING for _, row in rows)]
     text = [
-        "The generated networks against every other group, example by example: the mean of single networks, so against "
-        "an average of originals it is one network against an average."
+        "The generated networks against every other group, example by example: the mean of single networks, so "
+        "against an average of originals it is one network against an average."
     ]
     if any(best.p_value is not None for _, (_, best) in rows):
         text[0] += " The best on val are compared by McNemar's exact test on the examples that only one gets right."
     tables = [make_table("generated minus", columns, rows, "Differences", bars=COMPARISON_COLUMNS[0])]
     if metrics.soup_comparisons:
         text.append(
-            "Average against average: the soups of generated networks against the same soups of originals. Ensembles "
-            "are compared with ensembles below."
+            "Average against average: the soups of generated networks against the same soups of originals."
+            + (" Ensembles are compared with ensembles below." if metrics.ensembles else "")
         )
         pairs = [(name, (difference, SelectedDifference())) for name, difference in metrics.soup_comparisons.items()]
         tables.append(make_table("soup of generated minus", COMPARISON_COLUMNS[:1], pairs, "Average against average"))

@@ -16,13 +16,13 @@ TRAJECTORY_FILE = "trajectory.json"
 SCHEMA = 1
 
 INTERVALS = (
-    "Intervals are 95 %: of a mean accuracy or NLL, over test examples and networks (Student's t); of one network, over "
-    "test examples alone, exact (Clopper-Pearson); of a share, exact, over networks; of ECE, IoU, distances and other "
-    "similarities, Student's t over networks alone: test examples and originals are taken as they are; of ensembles, "
-    "over test examples and draws of their members. Another network is another draw of the same generator or another "
-    "checkpoint of the same runs, not another training of either. Checkpoints of one run depend on each other and "
-    "count as fewer independent ones. Differences are paired on the same test examples, so they are surer than two "
-    "separate intervals suggest."
+    "Intervals are 95 %: of a mean accuracy or NLL, over test examples and networks (Student's t); of one network, "
+    "over test examples alone, exact (Clopper-Pearson); of a share, exact, over networks; of ECE, IoU, distances and "
+    "other similarities, Student's t over networks alone: test examples and originals are taken as they are; of "
+    "ensembles, over test examples and draws of their members. Another network is another draw of the same generator "
+    "or another checkpoint of the same runs, not another training of either. Checkpoints of one run depend on each "
+    "other and count as fewer independent ones. Differences are paired on the same test examples, so they are surer "
+    "than two separate intervals suggest."
 )
 
 SEED_INTERVALS = (

@@ -25,7 +25,7 @@ DENOISER_FILE = "denoiser.json"
 def train_denoiser(
     accelerator: Accelerator,
     latents: torch.Tensor,
-    runs: Sequence[str],
+    runs: Mapping[str, Sequence[int]],
     config: DiffusionConfig,
     output_dir: Path,
     resume_from_checkpoint: str | None = None,
@@ -41,7 +41,7 @@ def train_denoiser(
     Args:
         accelerator ([`accelerate.Accelerator`]): Of this training.
         latents (`torch.Tensor` of shape `(K, C, L)`): Of the training rows, on the accelerator's device.
-        runs (`Sequence[str]`): Of every row, its run.
+        runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time.
         config ([`DiffusionConfig`]): Hyper-parameters, and which rows choose the step that is kept.
         output_dir (`Path`): Where checkpoints are written.
         resume_from_checkpoint, sources, description: See [`run_steps`].

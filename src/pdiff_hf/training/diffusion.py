@@ -66,11 +66,11 @@ def train_diffusion(
     # 2. Denoiser, on the rows that the autoencoder was trained on
     trained_by = read_json(Path(autoencoder_dir) / "train_config.json")
     train_rows, heldout_rows = split_rows(len(latents), held_out_every(trained_by))
-    runs, train = dataset.runs, latents[train_rows.to(latents.device)]
+    train, runs = latents[train_rows.to(latents.device)], dataset.order.by_run(train_rows.tolist())
     weights = sorted(Path(autoencoder_dir).glob("*.safetensors"))
     sources = {"autoencoder": " ".join(map(sha256_file, weights)), "number of rows": len(latents)}
     unet, scheduler, record, history = train_denoiser(
-        accelerator, train, [runs[row] for row in train_rows], config, output_dir, resume_from_checkpoint, sources
+        accelerator, train, runs, config, output_dir, resume_from_checkpoint, sources
     )
 
     # 3. What it has learned of the others

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,31 +21,28 @@ KINDS = ("between", "block", "end", "run")
 GAP = 0.5
 
 
-def hold_out(kind: str, runs: Sequence, share: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def hold_out(
+    kind: str, runs: Mapping[str, Sequence[int]], share: float, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Split rows into those that are trained on and those that are kept from it, as indices.
 
     Args:
         kind (`str`): One of `KINDS`.
-        runs (`Sequence`): Of every row, in the order of the collection, the name of its run.
-        share (`float`): Of the rows, or of the runs, to be kept from training; at least one.
+        runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time, see [`RowOrder.by_run`].
+        share (`float`): Of the rows, of each run's rows or of the runs, to be kept from training; at least one.
         seed (`int`, *optional*, defaults to 0): Of what is drawn at random.
 
     Raises:
         ValueError: nothing is left on one of the two sides.
     """
-    names = np.asarray([str(run) for run in runs])
-    held, gap = np.zeros(len(names), dtype=bool), np.zeros(len(names), dtype=bool)
-    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
+    members = [np.asarray(rows) for rows in runs.values()]
+    number = sum(map(len, members))
+    held, gap = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
+    random = np.random.default_rng(seed)
     if kind == "between":
-        held[np.random.default_rng(seed).permutation(len(names))[: _count(share, len(names))]] = True
+        held[random.permutation(number)[: _count(share, number)]] = True
     elif kind == "run":
-        if len(members) < 2:
-            raise ValueError(
-                f"expected several runs to keep one of them from training, found {len(members)}; take "
-                f"{argument('validate', 'between', 'between', 'diffusion.validate')}."
-            )
-        order = np.random.default_rng(seed).permutation(len(members))
-        for run in order[: min(_count(share, len(members)), len(members) - 1)]:
+        for run in random.permutation(len(members))[: _count(share, len(members))]:
             held[members[run]] = True
     else:
         for rows in members:
@@ -55,12 +52,11 @@ def hold_out(kind: str, runs: Sequence, share: float, seed: int = 0) -> tuple[to
             gap[rows[max(first - free, 0) : first + size + free]] = True
             held[rows[first : first + size]] = True
     train, kept = np.flatnonzero(~(held | gap)), np.flatnonzero(held)
-    if len(train) == 0 or len(kept) == 0:
+    if len(train) == 0:
         raise ValueError(
-            f"{len(names)} training checkpoints in {len(members)} runs leave none to "
-            f"{'train on' if len(train) == 0 else 'validate by'} with "
-            f"{argument('validate', kind, kind, 'diffusion.validate')} and a share of {share:g}; take more "
-            f"checkpoints or another {argument('validation_share', key='diffusion.validation_share')}."
+            f"{argument('validate', kind, kind, 'diffusion.validate')} with a share of {share:g} leaves none of {number} "
+            f"checkpoints in {len(members)} runs to train on; take more of them, a smaller "
+            f"{argument('validation_share', key='diffusion.validation_share')}, or other rows."
         )
     return torch.from_numpy(train), torch.from_numpy(kept)
 

@@ -24,9 +24,10 @@ from ..evaluation.trajectory import trajectory
 from ..files import atomic_folder, read_json, read_object, write_json
 from ..identity import OTHER_DATASET, NetworkIdentity, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
-from ..models.auto import load_autoencoder
+from ..models.auto import load_autoencoder, load_denoiser
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.normalizer import ParameterNormalizer
+from ..models.unet_1d_condition import UNet1DConditionModel
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
@@ -36,6 +37,7 @@ from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
+from ..training.diffusion import held_out_every
 from ..training.gate import reconstruct
 from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
@@ -202,13 +204,17 @@ def _evaluate(
 def fitted_gaussian(
     pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, originals: torch.Tensor
 ) -> LatentSampler:
-    """The Gaussian of the scaled latents of those originals `(K, D)` that the denoiser of a pipeline is trained on."""
+    """The Gaussian of scaled latents that the denoiser of a pipeline contains.
+
+    Of one that contains none, that of the latents of those originals `(K, D)` that it is trained on.
+    """
+    denoiser = load_denoiser(pipeline_dir / "unet")
+    if isinstance(denoiser, UNet1DConditionModel):
+        return denoiser.gaussian
     config = pipeline_dir / "train_config.json"
-    section = read_object(config, autoencoder=dict).get("autoencoder", {}) if config.is_file() else {}
-    every = section.get("holdout_every")
-    # What was not trained by stages of ours has seen all of them.
-    rows = split_rows(len(originals), every)[0] if isinstance(every, int) and every > 1 else slice(None)
-    return GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(originals[rows])))
+    every = held_out_every(read_object(config, autoencoder=dict) if config.is_file() else {})
+    train_rows, _ = split_rows(len(originals), every)
+    return GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(originals[train_rows])))
 
 
 def _add_own_groups(

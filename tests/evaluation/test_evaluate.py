@@ -50,7 +50,7 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
     )
     result = run(setting, groups, seconds={**seconds, "generated": 2.0}, permutations=find_permutations(model, layout))
     metrics = json.loads(json.dumps(result.metrics.to_dict(), allow_nan=False))
-    assert metrics["schema"] == 1
+    assert metrics["schema"] == 2
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
     names = ["original", "reconstructed", "generated", "uniform_soup", "greedy_soup", "average_16", "noise_0.05"]

@@ -66,7 +66,7 @@ def test_run_writes_the_folders_of_the_design(run):
 def test_metrics_are_those_of_the_design(run):
     folder, metrics = run
     assert json.loads((folder / "report" / "metrics.json").read_text()) == metrics
-    assert metrics["schema"] == 1 and metrics["num_parameters"] == 2778 and metrics["num_test"] == 500
+    assert metrics["schema"] == 2 and metrics["num_parameters"] == 2778 and metrics["num_test"] == 500
     assert set(metrics["groups"]) >= {"original", "reconstructed", "generated", "uniform_soup", "noise_0.05"}
     assert metrics["groups"]["original"]["n"] == 40 and metrics["groups"]["generated"]["n"] == 5
     assert list(metrics["timings_s"]) == list(metrics["peak_rss_mb"]) == list(STAGES)

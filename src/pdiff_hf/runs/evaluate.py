@@ -11,27 +11,31 @@ from typing import Any
 import torch
 
 from ..data.dataset import ParameterDataset
+from ..data.vectors import split_rows
 from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.batch_norm import Reestimated
+from ..evaluation.distribution import GROUPS_COMPARED, compare_distributions
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
-from ..evaluation.groups import build_groups, is_shown
+from ..evaluation.groups import GROUPS, GroupInputs, build_groups, is_shown
 from ..evaluation.permutations import find_permutations
 from ..evaluation.trajectory import trajectory
-from ..files import atomic_folder, read_json, write_json
+from ..files import atomic_folder, read_json, read_object, write_json
 from ..identity import OTHER_DATASET, NetworkIdentity, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
 from ..models.auto import load_autoencoder
+from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
+from ..results.records import Denoiser, Distribution
 from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
-from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .folder import DENOISER_FILE, GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
 # What has to be done before there are generated networks.
@@ -171,22 +175,63 @@ def _evaluate(
         _add_own_groups(run, dataset, groups, seconds)
 
     # 3. Protocol and report
+    memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
     result = evaluate_groups(
         groups,
         val,
         test,
-        memory=RunMemory.measure(originals, dataset.order, autoencoder.normalizer),
+        memory=memory,
         permutations=find_permutations(model, dataset.layout),
         seconds=seconds,
         networks=networks.extend_groups(groups),
         seed=config.seed,
     )
     if process_state().is_main_process:
+        denoiser = pipeline_dir / DENOISER_FILE
+        if denoiser.is_file():
+            result.metrics.denoiser = Denoiser.parse(read_json(denoiser), denoiser)
+        result.metrics.distribution = _compare_distributions(
+            originals, generated, autoencoder, pipeline_dir, memory.effective_size, config.seed
+        )
         shown = [name for name in groups if is_shown(name, "latents")]
         latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in shown}
         _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)
+
+
+def _compare_distributions(
+    originals: torch.Tensor,
+    generated: torch.Tensor,
+    autoencoder: ParameterAutoencoderMixin,
+    pipeline_dir: Path,
+    n_effective: float | None,
+    seed: int,
+) -> dict[str, Distribution]:
+    """[`compare_distributions`] of generated networks `(G, D)` and of baselines made of the originals that were seen.
+
+    Nothing is known of a pipeline that does not say which these were.
+    """
+    path = pipeline_dir / "train_config.json"
+    config = read_object(path, autoencoder=dict).get("autoencoder", {}) if path.is_file() else {}
+    holdout_every = config.get("holdout_every")
+    if holdout_every is None:
+        return {}
+    if not isinstance(holdout_every, int) or holdout_every < 2:
+        raise ValueError(
+            f"{path}: expected a whole number of at least 2 as autoencoder.holdout_every, found "
+            f"{holdout_every!r:.200}; restore it from a copy."
+        )
+
+    def latents_of(vectors: torch.Tensor) -> torch.Tensor:
+        return autoencoder.scale_latents(autoencoder.encode_rows(vectors)).flatten(1).cpu()
+
+    seen = originals[split_rows(len(originals), holdout_every)[0]]
+    latents = {"generated": latents_of(generated)}
+    for name in GROUPS_COMPARED:
+        given = GroupInputs(seen, autoencoder.layout, len(generated), torch.Generator().manual_seed(seed))
+        latents[name] = latents_of(GROUPS[name].make(given))
+    return compare_distributions(latents, latents_of(originals), holdout_every, n_effective, seed)
 
 
 def _add_own_groups(

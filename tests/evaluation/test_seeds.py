@@ -59,7 +59,7 @@ def test_means_and_t_intervals_over_seeds():
         (group["novel_and_performant"]["ci95"]["joint"]["1x"], 0.5 + mean),
     ):
         assert found == pytest.approx([center - half, center + half])
-    assert group["n"] == 10 and metrics["seeds"] == [5, 6, 7] and metrics["schema"] == 1
+    assert group["n"] == 10 and metrics["seeds"] == [5, 6, 7] and metrics["schema"] == 2
     assert metrics["task"] == {"dataset": "digits"} and metrics["versions"] == {"torch": "2"}
     assert "index" not in group["selected"]
 

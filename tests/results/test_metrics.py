@@ -51,9 +51,9 @@ def test_keys_of_later_versions_are_kept():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema": 2}, r"m.json: expected metrics of schema 1, found schema 2; update pdiff-hf to read it"),
-        ([], r"m.json: expected metrics of schema 1, found list"),
-        ({"groups": {"a": {"n": "many"}}}, r"m.json: groups\.a\.n\.\w+: .*, found 'many'; evaluate again"),
+        ({"schema": 3}, r"m.json: expected metrics of schema 1 or 2, found schema 3; update pdiff-hf to read it"),
+        ([], r"m.json: expected metrics of schema 1 or 2, found list"),
+        ({"groups": {"a": {"n": "many"}}}, r"m.json: groups\.a\.n\.\w+: .*, found 'many'; make it again"),
         ({"comparisons": {"a": {"ci95": [0.1]}}}, r"m.json: comparisons\.a\.ci95: .* at least 2 .*, found \[0.1\]"),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from pdiff_hf.evaluation.autocorrelation import RunMemory
 from pdiff_hf.evaluation.evaluate import evaluate_groups
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.groups import build_groups
@@ -46,14 +48,16 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         layout,
         originals,
         ParameterEvaluator(model, layout, *setting[4]).accuracy,
+        draw_latents=lambda num, generator: vector + torch.randn(num, len(vector), generator=generator),
     )
     result = run(setting, groups, seconds={**seconds, "generated": 2.0}, permutations=find_permutations(model, layout))
     metrics = json.loads(json.dumps(result.metrics.to_dict(), allow_nan=False))
     assert metrics["schema"] == 1
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
-    names = ["original", "reconstructed", "generated", "uniform_soup", "greedy_soup", "average_16", "noise_0.05"]
-    names += ["noise_0.1", "gaussian", "pca_gaussian", "swag", "interpolation"]
+    names = ["original", "reconstructed", "generated", "generated_uniform_soup", "generated_greedy_soup"]
+    names += ["uniform_soup", "greedy_soup", "average_16", "noise_0.05", "noise_0.1", "gaussian", "pca_gaussian"]
+    names += ["swag", "interpolation"]
     assert list(metrics["groups"]) == names
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in metrics["groups"].values():
@@ -65,6 +69,7 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         for key in (*group, *group["selected"], *group["similarity"], *group["novel_and_performant"], *group["cost"]):
             assert f"{key}`" in documented or key == "ci95", key
     assert set(metrics["comparisons"]) == set(metrics["selected_comparisons"]) == set(names) - {"generated"}
+    assert set(metrics["soup_comparisons"]) == {"uniform_soup", "greedy_soup"}
     assert set(metrics["ensembles"]) == {"generated", "original", "swag", "best_single"}
     for key in (*metrics, *metrics["selected_comparisons"]["original"]):
         assert f"{key}`" in documented or f"{key}." in documented, key
@@ -139,12 +144,48 @@ def test_novel_counts_multiples_of_the_yardstick(setting):
     assert scores["novel_and_performant"]["novel"] == {"1x": 0.75, "2x": 0.5, "4x": 0.25}
 
 
+def test_on_a_trajectory_novel_is_measured_by_independent_originals_and_copies_by_neighbours(setting):
+    vector = setting[2]
+    path = vector + torch.arange(12.0)[:, None] * torch.nn.functional.one_hot(torch.tensor(0), len(vector))
+    memory = RunMemory(torch.zeros(12).long(), torch.arange(12), torch.tensor([4.0], dtype=torch.float64))
+    aside = torch.nn.functional.one_hot(torch.tensor(1), len(vector))
+    generated = path[5] + torch.tensor([[0.3], [0.4], [3.9], [4.1]]) * aside
+    metrics = run(setting, {"original": path, "generated": generated}, memory=memory).metrics
+    assert metrics.original.similarity.l2_nearest_mean == pytest.approx(1, rel=1e-4)
+    assert metrics.yardstick == metrics.original.similarity.l2_independent_mean == pytest.approx(4, rel=1e-4)
+    assert metrics.generated.novel_and_performant.novel["1x"] == 0.25
+    assert metrics.generated.novel_and_performant.copied == 0.25
+    with pytest.raises(ValueError, match="expected the memory of 8 originals, found that of 12 rows"):
+        run(setting, {"original": setting[3]}, memory=memory)
+
+
 def test_one_original_leaves_similarity_among_originals_open(setting):
     metrics = run(setting, {"original": setting[3][:1], "generated": setting[3][1:]}).metrics.to_dict()
     similarity = metrics["groups"]["original"]["similarity"]
     assert set(similarity.pop("ci95").values()) | set(similarity.values()) == {None}
     assert metrics["groups"]["generated"]["novel_and_performant"]["copied"] == 0
     json.dumps(metrics, allow_nan=False)
+
+
+def test_intervals_over_originals_count_the_independent_ones(setting):
+    _, layout, vector, originals, _, _ = setting
+    noise = 0.1 * torch.randn(6, len(vector), generator=torch.Generator().manual_seed(0))
+    groups, _ = build_groups(originals, vector + noise[:5], layout, originals[:6] + noise)
+    memory = RunMemory(torch.zeros(8).long(), torch.arange(8), torch.tensor([3.0]))
+    whole, counted = (run(setting, groups, **options).metrics.groups for options in ({}, {"memory": memory}))
+    for name, expected in {"original": 8 / 3, "reconstructed": 8 / 3, "noise_0.1": 8 / 3, "generated": 5}.items():
+        assert counted[name].n_effective == pytest.approx(expected) and whole[name].n_effective == counted[name].n
+        is_wider = expected != 5
+        for path in ("test_accuracy.ci95", "test_nll.ci95", "test_ece.ci95", "similarity.ci95.l2_nearest_mean",
+                     "similarity.ci95.iou_max_mean", "novel_and_performant.ci95.performant"):  # fmt: skip
+            widths = [reduce(getattr, path.split("."), of[name]) for of in (whole, counted)]
+            (low, high), (lowest, highest) = widths
+            assert (highest - lowest > high - low) == is_wider, (name, path)
+    # Everything is compared with the originals.
+    before, after = (of["generated"].difference_to_original.ci95 for of in (whole, counted))
+    assert after[0] < before[0] < before[1] < after[1]
+    tuned = run(setting, {**groups, "fine_tuned": originals[:6]}, n_effective={"fine_tuned": 2.5}).metrics
+    assert tuned.groups["fine_tuned"].n_effective == 2.5
 
 
 def test_groups_need_originals(setting):

@@ -150,7 +150,7 @@ def test_registered_kind_is_a_value_of_the_ablation_axis(registered):
         (["autoencoder.kind=mine", "autoencoder.latent_noise=0"], "'autoencoder.latent_noise' of kind 'mine'"),
         (["autoencoder.temper=2"], "'autoencoder.temper' of kind 'pdiff'; the nearest valid key is 'autoencoder.*"),
         (["autoencoder.kind=pca", "autoencoder.learning_rate=1"], "unknown key 'autoencoder.learning_rate' of kind"),
-        (["autoencoder.kind=none", "autoencoder.latent_length=8"], "nearest valid key is '.*latent_channels'"),
+        (["autoencoder.kind=none", "autoencoder.latent_length=8"], "nearest valid key is '.*latent_whitening'"),
         (["autoencoder.kind=mime"], "'autoencoder.kind': expected one of 'pdiff', .* or 'mine', found 'mime'"),
         (["diffusion.kind=one", "diffusion.layers_per_block=2"], "unknown key 'diffusion.layers_per_block' of kind"),
     ],

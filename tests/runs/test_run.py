@@ -13,8 +13,13 @@ from safetensors.torch import load_file
 
 from factories import TINY_RUN, tiny_recipe
 from pdiff_hf.data import folder as folder_module
-from pdiff_hf.data.dataset import load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
+from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.evaluation.autocorrelation import RunMemory
+from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
+from pdiff_hf.models.auto import load_autoencoder
 from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.runs.evaluate import fitted_gaussian
 from pdiff_hf.runs.folder import STAGES
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
@@ -78,6 +83,39 @@ def test_metrics_are_those_of_the_design(run):
     assert metrics["timings_s"]["fine_tune"] >= generator
     assert metrics["groups"]["fine_tuned"]["n"] == 5
     assert len(load_generated(folder / "fine_tuned", load_parameter_dataset(folder / "dataset")[1])) == 5
+
+
+def test_soups_of_generated_networks_cost_what_the_generator_costs(run):
+    _, metrics = run
+    cost = {name: group["cost"]["seconds"] for name, group in metrics["groups"].items()}
+    for name in ("uniform_soup", "greedy_soup"):
+        own = cost[f"generated_{name}"] - cost["generated"]
+        assert 0 < own < 10 and name in metrics["soup_comparisons"]
+
+
+def test_checkpoints_of_the_run_count_as_the_independent_ones_that_inspect_finds(run):
+    folder, metrics = run
+    dataset, autoencoder = ParameterDataset(folder / "dataset"), load_autoencoder(folder / "pipeline" / "autoencoder")
+    expected = RunMemory.measure(dataset.vectors(), dataset.order, autoencoder.normalizer).effective_size
+    n_effective = {name: group["n_effective"] for name, group in metrics["groups"].items()}
+    assert n_effective["original"] == pytest.approx(expected) and 2 < expected < 20
+    assert inspect_dataset(dataset)["geometry"]["effective_rows"] == pytest.approx(expected, rel=0.1)
+    assert n_effective["reconstructed"] == n_effective["noise_0.1"] == min(5, n_effective["original"])
+    assert n_effective["generated"] == n_effective["gaussian"] == 5 and n_effective["uniform_soup"] == 1
+    assert 1 < n_effective["fine_tuned"] <= 5
+    assert f"count as {expected:.1f} independent ones" in (folder / "report" / "report.md").read_text()
+
+
+def test_pca_gaussian_is_that_of_the_latents_that_the_denoiser_was_trained_on(run):
+    folder, _ = run
+    dataset, autoencoder = ParameterDataset(folder / "dataset"), load_autoencoder(folder / "pipeline" / "autoencoder")
+    train, heldout = split_rows(len(dataset), 10)
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
+    assert len(heldout) == 4
+    draws = fitted_gaussian(folder / "pipeline", autoencoder, dataset.vectors()).sample(20_000, torch.Generator())
+    torch.testing.assert_close(draws.flatten(1).T.cov(), latents[train].flatten(1).T.cov(), atol=0.15, rtol=0)
+    torch.testing.assert_close(draws.mean(0), latents[train].mean(0), atol=0.05, rtol=0)
+    assert (latents.mean(0) - latents[train].mean(0)).abs().max() > 0.05, "the held-out rows must tell"
 
 
 def test_card_shows_the_verdict(run):

@@ -25,6 +25,7 @@ from .columns import features, metric_names
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
 from .integrity import find_shards, read_stats
+from .order import RowOrder
 from .reading import complete_shards, stream_rows
 from .vectors import MAX_RESIDENT_BYTES, StoredVectors, dataset_vectors, store_vectors
 
@@ -154,14 +155,26 @@ class ParameterDataset:
         Raises:
             ValueError: a shard is damaged, or the dataset is streamed from the Hub.
         """
+        table = self._columns()
+        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
+        return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
+
+    @property
+    def order(self) -> RowOrder:
+        """Runs and times of the rows; the vectors are not read.
+
+        Raises:
+            ValueError: a shard is damaged, or the dataset is streamed from the Hub.
+        """
+        return RowOrder.of_table(self._columns(), self.unordered_runs)
+
+    def _columns(self) -> pa.Table:
+        """What the rows have beside the vectors."""
         if self._remote_files is not None:
             raise ValueError(f"{self.source} is streamed: its metrics are read with its rows.")
         if self._is_recording:
-            table = self._read().data.table
-        else:
-            table = shards.read_columns(complete_shards(self.folder, self.layout), self.layout)
-        columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
-        return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
+            return self._read().data.table
+        return shards.read_columns(complete_shards(self.folder, self.layout), self.layout)
 
     # Rows
 

@@ -10,9 +10,10 @@ import torch
 
 from ..results.metrics import SCHEMA, Metrics
 from ..results.records import Difference, SelectedDifference
+from .autocorrelation import RunMemory, independent_distance
 from .ensembles import evaluate_ensembles
 from .evaluator import EvaluatorOutput, ParameterEvaluator
-from .groups import is_shown
+from .groups import count_independent, find_group, is_shown
 from .intervals import accuracy_difference, mean_interval, paired_comparison
 from .matching import nearest_matched_distance
 from .permutations import PermutationSpec
@@ -42,26 +43,32 @@ def evaluate_groups(
     val: ParameterEvaluator,
     test: ParameterEvaluator,
     *,
+    memory: RunMemory | None = None,
     permutations: PermutationSpec | None = None,
     seconds: Mapping[str, float] | None = None,
     networks: Mapping[str, torch.Tensor] | None = None,
+    n_effective: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Evaluate groups of networks under one protocol.
 
-    *Novel*: L2 distance to the nearest original above the yardstick, the mean leave-one-out nearest distance of the
-    originals (and 2 and 4 times that). *Copied*: that distance below a third of the yardstick. *Performant*: test
-    accuracy not below the originals' mean.
+    *Novel*: L2 distance to the nearest original above the yardstick, the mean distance of an original to the nearest
+    independent one (and 2 and 4 times that). *Copied*: that distance below a third of the mean distance of an original
+    to the nearest other one, which on a trajectory is its neighbour. *Performant*: test accuracy not below the
+    originals' mean.
 
     Args:
         groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
         val, test ([`ParameterEvaluator`]): On the examples that networks are chosen on, and on those of all that is
             reported.
+        memory ([`RunMemory`], *optional*): Which originals are independent of which; all by default.
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
         networks (`Mapping[str, torch.Tensor]`, *optional*): The same networks `(n, E)` in the evaluators' layout,
             where it has more tensors than count for distances; `groups` by default.
+        n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of other groups count as
+            in intervals over networks; see [`count_independent`] for what is not given.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
     Raises:
@@ -75,10 +82,14 @@ def evaluate_groups(
     labels = test.labels.cpu()
     right = {name: output.predictions == labels for name, output in on_test.items()}
     originals = groups["original"]
+    memory = RunMemory.independent(len(originals)) if memory is None else memory
+    if len(memory) != len(originals):
+        raise ValueError(f"expected the memory of {len(originals)} originals, found that of {len(memory)} rows.")
 
     # 1. Numbers of every network, and what they come to
+    counts = count_independent(groups, {"original": memory.count_independent(), **(n_effective or {})})
     evaluations = {
-        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, permutations)
+        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations, counts)
         for name, vectors in groups.items()
     }
     summaries = {
@@ -105,6 +116,7 @@ def evaluate_groups(
         groups=summaries,
         comparisons={},
         selected_comparisons={},
+        soup_comparisons={},
         ensembles=evaluate_ensembles({name: networks[name] for name in averaged}, test, best_single=single, seed=seed),
         seed=seed,
     )
@@ -112,10 +124,14 @@ def evaluate_groups(
         best = right["generated"][evaluations["generated"].selected]
         for name in (name for name in groups if name != "generated"):
             found = paired_comparison(best, right[name][evaluations[name].selected])
-            metrics.comparisons[name] = Difference(**accuracy_difference(right["generated"], right[name]))
+            of_both = (right["generated"], right[name], counts["generated"], counts[name])
+            metrics.comparisons[name] = Difference(**accuracy_difference(*of_both))
             metrics.selected_comparisons[name] = SelectedDifference(
                 only_generated=found.pop("only_a"), only_other=found.pop("only_b"), **found
             )
+    for name in groups:
+        if (other := find_group(name).counterpart) in groups:
+            metrics.soup_comparisons[other] = Difference(**accuracy_difference(right[name], right[other]))
     metrics.finding, metrics.verdict = make_verdict(metrics)
 
     # 3. For the matrix of similarities
@@ -133,7 +149,9 @@ def _evaluate_group(
     on_test: Mapping[str, EvaluatorOutput],
     right: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
+    memory: RunMemory,
     permutations: PermutationSpec | None,
+    counts: Mapping[str, float],
 ) -> GroupEvaluation:
     is_original = name == "original"
     iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
@@ -149,11 +167,15 @@ def _evaluate_group(
         test_ece=on_test[name].ece,
         iou_max=iou.max(1).values if iou.shape[1] > is_original else torch.full((len(vectors),), math.nan),
         l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
+        l2_independent=independent_distance(vectors, memory) if is_original else None,
         cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
         l2_matched=matched,
         selected=_select(on_val[name]),
-        accuracy_ci95=mean_interval(right[name]),
-        difference_to_original=Difference(**accuracy_difference(right[name], right["original"])),
+        n_effective=counts[name],
+        accuracy_ci95=mean_interval(right[name], counts[name]),
+        difference_to_original=Difference(
+            **accuracy_difference(right[name], right["original"], counts[name], counts["original"])
+        ),
     )
 
 

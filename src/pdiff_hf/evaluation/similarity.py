@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..models.normalizer import ParameterNormalizer
+
 # Float64 values of one column block of the distance computation: 128 MB for both operands.
 BLOCK_VALUES = 2**23
 
@@ -29,17 +31,23 @@ def wrong_iou(predictions_a: torch.Tensor, predictions_b: torch.Tensor, labels: 
     return torch.where(union == 0, 1.0, intersection / union)
 
 
-def nearest_distance(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
+def nearest_distance(
+    a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False, excluded: torch.Tensor | None = None
+) -> torch.Tensor:
     """Euclidean distance from every row of `a` `(A, D)` to the nearest row of `b` `(B, D)`, in parameter units.
 
-    `exclude_self` leaves row `i` of `b` out for row `i` of `a`, for leave-one-out distances within one set. Of shape
-    `(A,)`, infinite when no row of `b` is left.
+    `exclude_self` leaves row `i` of `b` out for row `i` of `a`, for leave-one-out distances within one set;
+    `excluded`, `bool` `(A, B)`, any others. Of shape `(A,)`, infinite where no row of `b` is left.
     """
     squares = squared_distances(a, b, exclude_self)
-    if len(b) - exclude_self < 1:
+    if excluded is not None:
+        squares = squares.masked_fill(excluded.to(squares.device), float("inf"))
+    if squares.shape[1] == 0:
         return torch.full((len(a),), float("inf"))
-    pairs = zip(a, squares.argmin(1), strict=True)
-    return torch.stack([torch.linalg.vector_norm(row.double() - b[nearest]) for row, nearest in pairs]).float()
+    least, nearest = squares.min(1)
+    pairs = zip(a, nearest, strict=True)
+    distances = torch.stack([torch.linalg.vector_norm(row.double() - b[index]) for row, index in pairs]).float()
+    return distances.masked_fill(least.isinf().to(distances.device), float("inf"))
 
 
 def nearest_cosine(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False) -> torch.Tensor:
@@ -108,3 +116,14 @@ def column_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tens
     width = max(1, BLOCK_VALUES // max(len(a), len(b), 1))
     for block_a, block_b in zip(a.split(width, 1), b.split(width, 1), strict=True):
         yield block_a.double(), block_b.double()
+
+
+def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch.Tensor:
+    """Inner products `(K, K)` of normalised and centred rows in float64, a block of columns at a time."""
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    width = max(1, 2 * BLOCK_VALUES // len(vectors))
+    for start in range(0, vectors.shape[1], width):
+        block = normalizer.normalize(vectors[:, start : start + width], start).double()
+        block -= block.mean(0)
+        gram += block @ block.T
+    return gram

@@ -29,9 +29,10 @@ CENTERS = {"mean": "ci95", "difference": "ci95", "test_accuracy": "test_ci95"}
 # These describe one run, or have no mean.
 LEFT_OUT = ("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed")
 
-# A network is novel at m x when it is farther from its nearest original than m times what is usual among originals,
-# and a copy when it is closer than a third of it. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic
-# Models Generalize when They Fail to Memorize".
+# A network is novel at m x when it is farther from its nearest original than m times what is usual among independent
+# originals, and a copy when it is closer than a third of what is usual among all of them, neighbours of a trajectory
+# included: between these it is interpolated. Source of the third: Yoon et al. 2023, "Diffusion Probabilistic Models
+# Generalize when They Fail to Memorize".
 NOVELTY_MULTIPLES = (1, 2, 4)
 COPIED_FRACTION = 1 / 3
 
@@ -44,9 +45,12 @@ class GroupEvaluation:
         val_accuracy, test_accuracy, test_nll, test_ece (`torch.Tensor` of shape `(n,)`): Metrics per network.
         iou_max (`torch.Tensor` of shape `(n,)`): IoU of wrong predictions with the most similar original.
         l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
+        l2_independent (`torch.Tensor` of shape `(m,)`, *optional*): Of originals only, the same to the nearest
+            independent one, where there is one.
         cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
         l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
         selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
+        n_effective (`float`): How many independent networks they count as.
         accuracy_ci95 (`list[float]`): 95 % interval of the mean test accuracy.
         difference_to_original ([`Difference`]): Mean test accuracy minus that of the originals.
 
@@ -59,9 +63,11 @@ class GroupEvaluation:
     test_ece: torch.Tensor
     iou_max: torch.Tensor
     l2_nearest: torch.Tensor
+    l2_independent: torch.Tensor | None
     cosine_nearest: torch.Tensor
     l2_matched: torch.Tensor | None
     selected: int
+    n_effective: float
     accuracy_ci95: list[float]
     difference_to_original: Difference
 
@@ -81,7 +87,7 @@ def summarize_group(
 
     Args:
         group ([`GroupEvaluation`]): Its `n` networks.
-        original ([`GroupEvaluation`]): The originals, which set the yardsticks.
+        original ([`GroupEvaluation`]): The originals, which set the yardstick.
         right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test example.
         losses (`torch.Tensor` of shape `(n, N)`): Negative log-likelihoods of the test labels.
         iou (`torch.Tensor` of shape `(n, n)`): IoU of wrong predictions within the group.
@@ -89,7 +95,8 @@ def summarize_group(
         seconds (`float`, *optional*): What making the networks took.
     """
     n, num_examples = right.shape
-    yardstick = original.l2_nearest.double().mean()
+    n_effective = group.n_effective
+    yardstick, usual = original.l2_independent.double().mean(), original.l2_nearest.double().mean()
     distances = group.l2_nearest.double()
     performant = group.test_accuracy.double() >= original.test_accuracy.double().mean()
     novel = {f"{m}x": distances > m * yardstick for m in NOVELTY_MULTIPLES}
@@ -97,6 +104,7 @@ def summarize_group(
     similarity = {
         "iou_max_mean": group.iou_max,
         "l2_nearest_mean": group.l2_nearest,
+        "l2_independent_mean": group.l2_independent,
         "cosine_nearest_mean": group.cosine_nearest,
         "l2_matched_mean": group.l2_matched,
     }
@@ -105,10 +113,13 @@ def summarize_group(
     difference = group.difference_to_original
     return GroupMetrics(
         n=n,
+        n_effective=n_effective,
         test_accuracy=Mean(**_summary(group.test_accuracy), ci95=group.accuracy_ci95),
         difference_to_original=difference,
-        test_nll=Mean(**_summary(group.test_nll), ci95=mean_interval(losses) if losses.isfinite().all() else None),
-        test_ece=Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece)),
+        test_nll=Mean(
+            **_summary(group.test_nll), ci95=mean_interval(losses, n_effective) if losses.isfinite().all() else None
+        ),
+        test_ece=Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece, n_effective)),
         selected=Selected(
             index=group.selected,
             val_accuracy=group.val_accuracy[group.selected].item(),
@@ -119,18 +130,20 @@ def summarize_group(
             iou_mean=_finite(within),
             **{key: _finite(values.double().mean()) for key, values in similarity.items()},
             l2_nearest_min=_finite(group.l2_nearest.min()),
-            ci95=SimilarityIntervals(**{key: sample_mean_interval(values) for key, values in similarity.items()}),
+            ci95=SimilarityIntervals(
+                **{key: sample_mean_interval(values, n_effective) for key, values in similarity.items()}
+            ),
         ),
         spread=spread,
         novel_and_performant=Shares(
             performant=_share(performant),
             novel={key: _share(values) for key, values in novel.items()},
             joint={key: _share(values) for key, values in joint.items()},
-            copied=_share((distances <= COPIED_FRACTION * yardstick) & yardstick.isfinite()),
+            copied=_share((distances <= COPIED_FRACTION * usual) & usual.isfinite()),
             ci95=ShareIntervals(
-                performant=_share_interval(performant),
-                novel={key: _share_interval(values) for key, values in novel.items()},
-                joint={key: _share_interval(values) for key, values in joint.items()},
+                performant=_share_interval(performant, n_effective),
+                novel={key: _share_interval(values, n_effective) for key, values in novel.items()},
+                joint={key: _share_interval(values, n_effective) for key, values in joint.items()},
             ),
         ),
         cost=Cost(seconds=seconds, gain_per_second=difference.difference / seconds if seconds else None),
@@ -142,8 +155,8 @@ def _share(values: torch.Tensor) -> float:
     return values.double().mean().item()
 
 
-def _share_interval(values: torch.Tensor) -> list[float]:
-    return exact_interval(int(values.sum()), len(values))
+def _share_interval(values: torch.Tensor, n_effective: float) -> list[float]:
+    return exact_interval(_share(values) * n_effective, n_effective)
 
 
 def _finite(value: torch.Tensor) -> float | None:

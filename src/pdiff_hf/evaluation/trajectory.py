@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 
 from ..identity import OTHER_DATASET, check_same_network
+from .autocorrelation import RunMemory, independent_distance
 from .evaluator import ParameterEvaluator
 from .similarity import column_blocks, nearest_distance
 
@@ -28,6 +29,7 @@ def trajectory(
     num_inference_steps: int = 20,
     seed: int = 0,
     max_points: int = MAX_POINTS,
+    memory: RunMemory | None = None,
 ) -> dict[str, Any]:
     """Follow networks through the reverse process of a pipeline. Source: Wang et al. 2024, arXiv 2402.13144, §4.
 
@@ -42,6 +44,7 @@ def trajectory(
         num_inference_steps (`int`, *optional*, defaults to 20): Denoising steps S.
         seed (`int`, *optional*, defaults to 0): Of the noise.
         max_points (`int`, *optional*, defaults to 51): Largest number of points, evenly spread over the steps.
+        memory ([`RunMemory`], *optional*): Which originals are independent of which; all by default.
 
     Returns:
         `dict`: content of `trajectory.json`, described in `docs/analysis.md`; lists by point and start.
@@ -64,7 +67,8 @@ def trajectory(
 
     # 2. What networks these are, and where they lie
     plane = PrincipalPlane(originals)
-    yardstick = nearest_distance(originals, originals, exclude_self=True).mean().item()
+    memory = RunMemory.independent(len(originals)) if memory is None else memory
+    yardstick = independent_distance(originals, memory).mean().item()
     mean = originals.mean(0, keepdim=True)
     reach = nearest_distance(originals, mean).double().square().mean().sqrt().item()
     accuracy = evaluator.accuracy(originals)
@@ -95,7 +99,8 @@ def trajectory(
         "predicted": describe(latents["predicted"]),
         "originals": {
             "accuracy": {"mean": accuracy.mean().item(), "min": accuracy.min().item(), "max": accuracy.max().item()},
-            "l2_nearest_mean": yardstick,
+            "l2_nearest_mean": nearest_distance(originals, originals, exclude_self=True).mean().item(),
+            "l2_independent_mean": yardstick,
             "l2_to_mean_rms": reach,
             "plane": plane.project(originals).tolist(),
             "explained_variance": plane.explained,

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from ..files import read_json
 from ..sections import OneOf, by_kind
 from .config import AutoencoderConfig, DiffusionConfig
-from .kinds import AutoencoderIdentityConfig, AutoencoderPCAConfig, AutoencoderPDiffConfig, UNet1DConfig
+from .kinds import (
+    AutoencoderIdentityConfig,
+    AutoencoderPCAConfig,
+    AutoencoderPDiffConfig,
+    UNet1DConditionConfig,
+    UNet1DConfig,
+)
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -20,10 +26,11 @@ AUTOENCODERS: dict[str, type[AutoencoderConfig]] = by_kind(
     AutoencoderPCAConfig,
     AutoencoderIdentityConfig,
 )
-DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(UNet1DConfig)
+DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(UNet1DConditionConfig, UNet1DConfig)
 
 # The sections of a recipe. Those of version 0.1 may name no kind.
-AUTOENCODER, DENOISER = OneOf(AUTOENCODERS, "pdiff"), OneOf(DENOISERS, "unet_1d")
+AUTOENCODER = OneOf(AUTOENCODERS, "pdiff")
+DENOISER = OneOf(DENOISERS, "unet_1d_condition", {"paper": "unet_1d"})
 SECTIONS = {"autoencoder": AUTOENCODER, "diffusion": DENOISER}
 AutoencoderSection = Annotated[AutoencoderConfig, AUTOENCODER]
 DiffusionSection = Annotated[DiffusionConfig, DENOISER]

@@ -41,11 +41,12 @@ def novelty_lines(metrics: Metrics) -> list[str]:
         known = [f"{share_of(value, intervals.get(multiple))} at {multiple}" for multiple, value in values.items()]
         lines += [f"{text}: {', '.join(known)}"] if known else []
     if shares.copied is not None:
-        lines.append(f"Copies, closer to an original than a third of that distance: {share_of(shares.copied)}")
+        copied = share_of(shares.copied)
+        lines.append(f"Copies, closer than a third of what originals are from their nearest other one: {copied}")
     nearest = similarity.l2_nearest_mean
     if nearest is not None and metrics.yardstick:
         distance = number(nearest, ".3g", similarity.ci95.l2_nearest_mean)
-        ratio = f"{nearest / metrics.yardstick:.3g} times what is usual among originals"
+        ratio = f"{nearest / metrics.yardstick:.3g} times what is usual among independent originals"
         lines.append(f"L2 distance to the nearest original: {distance}, {ratio}")
     if group.spread is not None:
         lines.append(
@@ -64,6 +65,10 @@ def comparison_lines(metrics: Metrics) -> list[str]:
         if chosen is not None:
             line += f", {points(chosen.difference, chosen.ci95)} for those that are best on val"
             line += f" (McNemar's test: p = {chosen.p_value:.3f})" if chosen.p_value is not None else ""
+        if soup := metrics.soup_comparisons.get(name):
+            line += (
+                f"; average against average, the same soup of the generated ones: {points(soup.difference, soup.ci95)}"
+            )
         lines.append(line)
     return lines
 

@@ -79,10 +79,11 @@ class Selected(Record):
 
 
 class SimilarityIntervals(Record):
-    """Intervals of mean similarities, over networks."""
+    """Intervals of mean similarities, over networks; the originals that they are compared with are these."""
 
     iou_max_mean: Interval | None = None
     l2_nearest_mean: Interval | None = None
+    l2_independent_mean: Interval | None = None
     cosine_nearest_mean: Interval | None = None
     l2_matched_mean: Interval | None = None
 
@@ -95,7 +96,10 @@ class Similarity(Record):
     iou_max_mean: float | None = None
     """Mean over networks of the largest IoU with an original."""
     l2_nearest_mean: float | None = None
-    """Mean over networks of the Euclidean distance to the nearest original; of the originals, the yardstick."""
+    """Mean over networks of the Euclidean distance to the nearest original."""
+    l2_independent_mean: float | None = None
+    """The yardstick: of the originals, the same to the nearest independent one, of another run or an autocorrelation
+    time away."""
     cosine_nearest_mean: float | None = None
     """Mean over networks of the largest cosine similarity to an original."""
     l2_matched_mean: float | None = None
@@ -103,6 +107,11 @@ class Similarity(Record):
     l2_nearest_min: float | None = None
     """The smallest distance to an original."""
     ci95: SimilarityIntervals = SimilarityIntervals()
+
+    @property
+    def yardstick(self) -> float | None:
+        """Of originals, what is usual among independent ones; files of schema 1 took all for independent."""
+        return self.l2_nearest_mean if self.l2_independent_mean is None else self.l2_independent_mean
 
 
 class ShareIntervals(Record):
@@ -123,7 +132,7 @@ class Shares(Record):
     joint: dict[str, float | None] = {}
     """Both, by the same multiples."""
     copied: float | None = None
-    """Nearer to an original than a third of a yardstick."""
+    """Nearer to an original than a third of what originals are from their nearest other one on average."""
     ci95: ShareIntervals = ShareIntervals()
 
 
@@ -141,6 +150,8 @@ class GroupMetrics(Record):
 
     n: int | float | None = None
     """Networks in the group."""
+    n_effective: float | None = None
+    """How many independent networks they count as in the intervals: fewer where they are checkpoints of one run."""
     test_accuracy: Mean = Mean()
     """Fractions; the interval is over test examples and networks."""
     difference_to_original: Difference = Difference()
@@ -148,7 +159,7 @@ class GroupMetrics(Record):
     test_nll: Mean = Mean()
     """In nats; the interval is over test examples and networks."""
     test_ece: Mean = Mean()
-    """Expected calibration error with 15 equal bins; the interval is over networks."""
+    """Expected calibration error with 15 equal bins; the interval is over networks, on these test examples."""
     selected: Selected = Selected()
     similarity: Similarity = Similarity()
     spread: float | None = None
@@ -158,7 +169,8 @@ class GroupMetrics(Record):
     cost: Cost = Cost()
     role: str | None = None
     """`original`, `generated`, `average` (of originals, which a generator has to beat), `rival` (another way that it
-    has to beat), or `baseline`."""
+    has to beat), `generated_average` (of generated networks, to be set against the same of originals), or
+    `baseline`."""
     label: str | None = None
     """Its name as people read it."""
     description: str | None = None

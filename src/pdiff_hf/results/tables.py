@@ -87,6 +87,10 @@ def _seconds(value: float, _: Any) -> str:
     return "< 0.01" if value < 0.01 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
+def _count(value: float, _: Any) -> str:
+    return f"{value:.1f}" if value < 100 and value % 1 else f"{value:.0f}"
+
+
 def _rate(value: float, _: Any) -> str:
     # Two digits, and no exponent for large numbers.
     return signed(float(f"{value:.2g}"), "g")
@@ -99,7 +103,7 @@ def _difference(group: GroupMetrics, original: GroupMetrics) -> Value:
 
 
 def _in_yardsticks(group: GroupMetrics, original: GroupMetrics) -> Value:
-    nearest, yardstick = group.similarity.l2_nearest_mean, original.similarity.l2_nearest_mean
+    nearest, yardstick = group.similarity.l2_nearest_mean, original.similarity.yardstick
     interval = group.similarity.ci95.l2_nearest_mean
     if nearest is None or not yardstick:
         return None, None
@@ -126,6 +130,8 @@ _nll, _ece = at("test_nll.mean", "test_nll.ci95"), at("test_ece.mean", "test_ece
 GROUP_COLUMNS: dict[str, Column] = {
     "networks": Column("networks", "", at("n"), in_format("g"),
         "Networks in the group."),
+    "independent": Column("independent", "", at("n_effective"), _count,
+        "How many independent networks they count as in intervals; checkpoints of one run depend on each other."),
     "accuracy": Column("mean accuracy", "% (95 %)", _accuracy, in_percent,
         "Mean test accuracy over the networks."),
     "difference": Column("minus originals", "points (95 %)", _difference, points,
@@ -145,7 +151,7 @@ GROUP_COLUMNS: dict[str, Column] = {
     "l2_nearest": Column("L2 to nearest", "(95 %)", _l2, in_format(".3g"),
         "Euclidean distance to the nearest original."),
     "yardsticks": Column("L2 in yardsticks", "(95 %)", _in_yardsticks, in_format(".3g"),
-        "The same in units of the originals' mean distance to their nearest other original."),
+        "The same in yardsticks, the mean distance of an original to the nearest independent one."),
     "l2_matched": Column("after matching", "(95 %)", _matched, in_format(".3g"),
         "L2 to nearest with the hidden units permuted so that they fit best."),
     "cosine": Column("cosine distance", "", _cosine_distance, in_format(".2g"),
@@ -163,7 +169,7 @@ GROUP_COLUMNS: dict[str, Column] = {
     "joint_all": Column("both at 1x / 2x / 4x", "% (95 %)", _joint_all, _shares,
         "Networks that are both novel at these multiples and performant."),
     "copies": Column("copies", "%", at("novel_and_performant.copied"), in_whole_percent,
-        "Networks that are nearer to an original than a third of a yardstick."),
+        "Networks that are nearer to an original than a third of what originals are from their nearest other one."),
     "seconds": Column("seconds", "", at("cost.seconds"), _seconds,
         "What making the networks takes once the checkpoints are there."),
     "gain_per_second": Column("points per second", "", at("cost.gain_per_second", scale=100), _rate,

@@ -5,21 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.dataset import ParameterDataset
+from ..data.order import RowOrder
+from ..data.vectors import split_rows
+from ..evaluation.autocorrelation import RunMemory
+from ..evaluation.baselines import GaussianOfRows, LatentSampler, latent_gaussian
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
-from ..evaluation.groups import build_groups, is_shown
+from ..evaluation.groups import build_groups, find_group, is_shown
 from ..evaluation.permutations import find_permutations
 from ..evaluation.trajectory import trajectory
-from ..files import atomic_folder, read_json, write_json
+from ..files import atomic_folder, read_json, read_object, write_json
 from ..identity import OTHER_DATASET, NetworkIdentity, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
 from ..models.auto import load_autoencoder
+from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.normalizer import ParameterNormalizer
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
@@ -165,18 +172,23 @@ def _evaluate(
         reconstruct(autoencoder, originals[rows]),
         lambda vectors: val.accuracy(networks.extend(vectors)),
         config.seed,
+        partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, originals), autoencoder),
     )
+    n_effective: dict[str, float] = {}
     if is_own:
-        _add_own_groups(run, dataset, groups, seconds)
+        _add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)
+    _add_cost_of_generated(groups, seconds)
 
     # 3. Protocol and report
     result = evaluate_groups(
         groups,
         val,
         test,
+        memory=RunMemory.measure(originals, dataset.order, autoencoder.normalizer),
         permutations=find_permutations(model, dataset.layout),
         seconds=seconds,
         networks=networks.extend_groups(groups),
+        n_effective=n_effective,
         seed=config.seed,
     )
     if process_state().is_main_process:
@@ -187,8 +199,25 @@ def _evaluate(
     return Metrics.read(output_dir / METRICS_FILE)
 
 
+def fitted_gaussian(
+    pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, originals: torch.Tensor
+) -> LatentSampler:
+    """The Gaussian of the scaled latents of those originals `(K, D)` that the denoiser of a pipeline is trained on."""
+    config = pipeline_dir / "train_config.json"
+    section = read_object(config, autoencoder=dict).get("autoencoder", {}) if config.is_file() else {}
+    every = section.get("holdout_every")
+    # What was not trained by stages of ours has seen all of them.
+    rows = split_rows(len(originals), every)[0] if isinstance(every, int) and every > 1 else slice(None)
+    return GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(originals[rows])))
+
+
 def _add_own_groups(
-    run: Run, dataset: ParameterDataset, groups: dict[str, torch.Tensor], seconds: dict[str, float]
+    run: Run,
+    dataset: ParameterDataset,
+    groups: dict[str, torch.Tensor],
+    seconds: dict[str, float],
+    n_effective: dict[str, float],
+    normalizer: ParameterNormalizer,
 ) -> None:
     """Add what only a run's own folder holds and knows: further groups, and what its generator cost."""
     if (run.folder / UNSEEN).is_dir():
@@ -197,13 +226,25 @@ def _add_own_groups(
         own = NetworkIdentity.of(dataset.folder, dataset.layout)
         check_same_network(unseen.identity, own, "make the ablation again")
         groups[UNSEEN] = unseen.vectors(rows=slice(None))
+        n_effective[UNSEEN] = RunMemory.measure(groups[UNSEEN], unseen.order, normalizer).count_independent()
     if spent := generator_seconds(run):
         seconds["generated"] = spent
         if run.is_complete("fine_tune"):
             advice = "remove them, and they are made again"
             check_same_network(dataset.identity, generated_identity(run.path("fine_tune")), advice)
-            groups["fine_tuned"] = load_generated(run.path("fine_tune"), dataset.layout)
+            groups["fine_tuned"] = tuned = load_generated(run.path("fine_tune"), dataset.layout)
+            memory = RunMemory.measure(tuned, RowOrder.of_one_run(len(tuned)), normalizer)
+            n_effective["fine_tuned"] = memory.count_independent()
             seconds["fine_tuned"] = spent
+
+
+def _add_cost_of_generated(groups: Mapping[str, torch.Tensor], seconds: dict[str, float]) -> None:
+    """What is made of generated networks costs what they cost, too; nothing is known of it when that is not."""
+    for name in groups:
+        if find_group(name).role == "generated_average":
+            own = seconds.pop(name)
+            if "generated" in seconds:
+                seconds[name] = own + seconds["generated"]
 
 
 def _report(
@@ -256,7 +297,10 @@ def trajectory_run(
             dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
         )
         originals = dataset.vectors(rows=slice(None))
-        found = trajectory(pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed)
+        memory = RunMemory.measure(originals, dataset.order, pipe.autoencoder.normalizer)
+        found = trajectory(
+            pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed, memory=memory
+        )
         folder = run.path("evaluate")
         folder.mkdir(exist_ok=True)
         plots = [plot_trajectory(found), plot_trajectory_plane(found)]

@@ -26,7 +26,8 @@ from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.evaluators import make_gate_evaluator, open_task
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
-from ..training.diffusion import check_unet_memory, train_diffusion
+from ..training.diffusion import train_diffusion
+from ..training.memory import check_unet_memory
 from ..wording import argument
 from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
@@ -148,6 +149,7 @@ def check_training(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
             f"{len(train_rows)}. Collect more checkpoints or take fewer latent values, {latent_arguments()}."
         )
+    diffusion.check_rows(channels * length, len(train_rows))
 
 
 def check_sampling(diffusion: DiffusionConfig, generate: GenerateConfig) -> None:

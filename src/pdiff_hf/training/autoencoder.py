@@ -91,7 +91,7 @@ def train_autoencoder(
     autoencoder.eval()
 
     # 3. Scale of the latents
-    autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors))
+    autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors), config.latent_whitening)
 
     # 4. Gate
     report = measure_reconstruction(autoencoder, train_vectors, heldout_vectors, evaluator)

@@ -23,6 +23,7 @@ from ..models.config import OptimizationConfig
 from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
+from .choice import StepChoice
 from .ema import ShardedEMA, whole_tensor
 from .interrupts import StopRequest, TrainingInterrupted
 from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
@@ -77,6 +78,7 @@ def run_steps(
     description: str,
     resume_from_checkpoint: str | None = None,
     sources: Mapping[str, Any] | None = None,
+    choice: StepChoice | None = None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train `model` for `config.steps` optimiser steps.
 
@@ -93,6 +95,8 @@ def run_steps(
         resume_from_checkpoint (`str`, *optional*): Folder of a checkpoint, or `"latest"` for the last complete one in
             `output_dir`, if there is one.
         sources (`Mapping`, *optional*): JSON-able, what the training data are; a checkpoint of others is refused.
+        choice ([`StepChoice`], *optional*): Chooses the step whose weights are returned, averaged if there is an
+            average; the last one by default.
 
     Returns:
         `tuple`: the whole model without wrappers, the same on all processes, and the loss history
@@ -105,6 +109,9 @@ def run_steps(
     """
     set_seed(config.seed)
     trained = _Trained(accelerator, model, config)
+    if choice is not None:
+        choice.of(trained.parameters)
+        accelerator.register_for_checkpointing(choice)
 
     # 1. Resume
     state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint, sources) or {"step": 0, "rows": 0}
@@ -116,6 +123,8 @@ def run_steps(
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
     # 2. Steps
+    if choice is not None and 0 in choice.steps and 0 not in choice.curve:
+        choice.consider(0, trained.model.eval())
     trained.model.train()
     shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
     with (
@@ -128,8 +137,11 @@ def run_steps(
             history.add(losses, norm)
             rows += taken
 
-            # 3. Log and save, at the same steps whether resumed or not; what is not finite is found before it is saved
             done = step + 1
+            if choice is not None and done in choice.steps:
+                trained.consider(choice, done)
+
+            # 3. Log and save, at the same steps whether resumed or not; what is not finite is found before it is saved
             is_due = done % config.checkpointing_steps == 0 and done < config.steps
             try:
                 if is_due or done % LOG_EVERY == 0 or done == config.steps:
@@ -157,7 +169,7 @@ def run_steps(
                         file=sys.stderr,
                     )
                 raise TrainingInterrupted(number)
-    return trained.whole_model(), history.entries
+    return trained.whole_model(choice), history.entries
 
 
 class _Trained:
@@ -220,10 +232,23 @@ class _Trained:
         # With fp16 an infinite gradient only lowers the scale of the loss.
         return losses, norm if accelerator.scaler is None else torch.zeros_like(norm), batch.global_size
 
-    def whole_model(self) -> nn.Module:
-        """The model without wrappers, in eval mode, the same on all processes; averaged if there is an average."""
-        accelerator, model = self.accelerator, self.whole
+    @torch.no_grad()
+    def consider(self, choice: StepChoice, step: int) -> None:
+        """Let a choice consider the model, averaged if there is an average."""
+        present = [parameter.detach().clone() for parameter in self.parameters] if self.ema is not None else ()
         if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        choice.consider(step, self.model.eval())
+        self.model.train()
+        for parameter, value in zip(self.parameters, present, strict=False):
+            parameter.copy_(value)
+
+    def whole_model(self, choice: StepChoice | None = None) -> nn.Module:
+        """The model without wrappers, in eval mode, the same on all processes: as chosen, or averaged, if it is."""
+        accelerator, model = self.accelerator, self.whole
+        if choice is not None:
+            choice.restore()
+        elif self.ema is not None:
             self.ema.copy_to(self.parameters)
         if model is None:
             model = accelerator.unwrap_model(self.model, keep_torch_compile=False)

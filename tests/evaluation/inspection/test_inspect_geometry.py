@@ -4,15 +4,9 @@ import pytest
 import torch
 
 from pdiff_hf import ParameterLayout
-from pdiff_hf.evaluation.inspection import geometry
-from pdiff_hf.evaluation.inspection.geometry import (
-    autocorrelation,
-    autocorrelation_time,
-    gram_matrix,
-    linear_explained_variance,
-    nearest_distances,
-    spectrum,
-)
+from pdiff_hf.evaluation import similarity
+from pdiff_hf.evaluation.inspection.geometry import linear_explained_variance, nearest_distances, spectrum
+from pdiff_hf.evaluation.similarity import gram_matrix
 from pdiff_hf.layout import TensorSpec
 from pdiff_hf.models.normalizer import ParameterNormalizer
 
@@ -24,15 +18,6 @@ def gaussian(*shape, seed=0):
 def centred_gram(rows):
     rows = rows - rows.mean(0)
     return rows @ rows.T
-
-
-def chain(phi, length, width=200):
-    """AR(1) of unit variance; its integrated autocorrelation time is (1 + phi) / (1 - phi)."""
-    noise = gaussian(length, width)
-    rows = [noise[0]]
-    for step in noise[1:]:
-        rows.append(phi * rows[-1] + math.sqrt(1 - phi**2) * step)
-    return torch.stack(rows)
 
 
 def test_effective_rank_of_equally_strong_directions_is_their_number():
@@ -68,31 +53,11 @@ def test_gram_matrix_of_blocks_is_that_of_all_normalised_columns(monkeypatch):
     normalizer = ParameterNormalizer(50, "per_parameter", layout.to_dict())
     normalizer.fit(vectors)
     expected = centred_gram(normalizer.normalize(vectors).double())
-    monkeypatch.setattr(geometry, "BLOCK_VALUES", 9 * 7)
+    monkeypatch.setattr(similarity, "BLOCK_VALUES", 9 * 7)
     torch.testing.assert_close(gram_matrix(vectors, normalizer), expected)
     logs = torch.cat([vectors[:, :20], vectors[:, 20:].log()], 1).double()
     # The normaliser works in float32.
     torch.testing.assert_close(expected, centred_gram((logs - logs.mean(0)) / logs.std(0)), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("phi", [0.0, 0.5, 0.8, 0.95])
-def test_autocorrelation_time_of_a_chain_is_the_known_one(phi):
-    correlations = autocorrelation(centred_gram(chain(phi, 2000)))
-    assert correlations[:4].tolist() == pytest.approx([phi**lag for lag in range(4)], abs=0.02)
-    # The mean of the same rows takes about τ / n from every correlation, over about 3 τ lags on both sides.
-    time = (1 + phi) / (1 - phi)
-    assert autocorrelation_time(correlations) == pytest.approx(time, rel=6 * time / 2000 + 0.02)
-
-
-def test_rows_that_drift_count_like_few():
-    drift = torch.linspace(0, 1, 300, dtype=torch.float64)[:, None] * gaussian(1, 50)
-    assert 300 / autocorrelation_time(autocorrelation(centred_gram(drift))) < 5
-
-
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_short_and_constant_runs_have_a_time_between_one_and_their_length(length):
-    for rows in (torch.zeros(length, 4, dtype=torch.float64), gaussian(length, 4)):
-        assert 1 <= autocorrelation_time(autocorrelation(centred_gram(rows))) <= length
 
 
 def test_held_out_rows_are_explained_as_their_projection_on_the_components():

@@ -1,4 +1,4 @@
-"""Geometry of the rows of a parameter dataset: directions, memory along a run, distances, linear reconstruction."""
+"""Geometry of the rows of a parameter dataset: directions, distances, linear reconstruction."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ...models.normalizer import ParameterNormalizer
 from ..similarity import squared_distances
 
-# Values of one column block, 128 MB in float64.
-BLOCK_VALUES = 2**24
 NUM_COMPONENTS = (1, 2, 8, 32, 128)
 # Eigenvalues below this part of the largest are rounding errors of float32 rows, as in `principal_components`.
 ROUNDING = 1e-10
@@ -20,17 +17,6 @@ def thin_out(runs: Mapping[str, torch.Tensor], most: int) -> torch.Tensor:
     """About `most` rows of runs, every n-th of each in its order, ascending; all when there are no more."""
     every = -(-sum(map(len, runs.values())) // most)
     return torch.cat([rows[::every] for rows in runs.values()]).sort().values
-
-
-def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch.Tensor:
-    """Inner products `(K, K)` of normalised and centred rows in float64, a block of columns at a time."""
-    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    width = max(1, BLOCK_VALUES // len(vectors))
-    for start in range(0, vectors.shape[1], width):
-        block = normalizer.normalize(vectors[:, start : start + width], start).double()
-        block -= block.mean(0)
-        gram += block @ block.T
-    return gram
 
 
 def spectrum(gram: torch.Tensor) -> dict:
@@ -72,33 +58,6 @@ def linear_explained_variance(
     scores = gram[heldout][:, train] @ (components[:, kept] / values[kept].sqrt())
     total = gram.diagonal()[heldout].sum()
     return (scores.square().sum() / total).item() if total > 0 else None
-
-
-def autocorrelation(gram: torch.Tensor) -> torch.Tensor:
-    """Autocorrelation `(n,)` of a run at lags 0 … n - 1, `Σ <x_i, x_{i+t}> / Σ <x_i, x_i>` of rows about their mean.
-
-    `gram` `(n, n)` are inner products of the run's rows in their order, about any centre.
-    """
-    means = gram.mean(1)
-    gram = gram - means - means[:, None] + means.mean()
-    sums = torch.stack([gram.diagonal(lag).sum() for lag in range(len(gram))])
-    return sums / sums[0] if sums[0] > 0 else torch.ones(len(gram), dtype=gram.dtype)
-
-
-def autocorrelation_time(correlations: torch.Tensor) -> float:
-    """Integrated autocorrelation time `1 + 2 Σ ρ_t` in [1, n] rows of correlations `(n,)`; n rows count like n / time.
-
-    The sum ends by the initial monotone sequence: over pairs `ρ_2m + ρ_2m+1` as long as they are positive, none
-    counted larger than the one before. Source: Geyer 1992, "Practical Markov chain Monte Carlo", §3.3. A run shorter
-    than some ten times the result gives too small a value.
-    """
-    length = len(correlations)
-    pairs = correlations[: length // 2 * 2].reshape(-1, 2).sum(1)
-    ended = (pairs <= 0).nonzero()
-    if len(ended):
-        pairs = pairs[: int(ended[0])]
-    time = 2 * pairs.cummin(0).values.sum().item() - 1 if len(pairs) else 1.0
-    return min(max(1.0, time), float(length))
 
 
 def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor) -> dict:

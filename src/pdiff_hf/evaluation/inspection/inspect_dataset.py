@@ -12,24 +12,19 @@ import numpy as np
 import torch
 
 from ...data.dataset import ParameterDataset
+from ...data.order import RowOrder
 from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
 from ...models.normalizer import ParameterNormalizer
+from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
+from ..similarity import gram_matrix
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
 from .functional import functional_figures
-from .geometry import (
-    autocorrelation,
-    autocorrelation_time,
-    gram_matrix,
-    linear_explained_variance,
-    nearest_distances,
-    spectrum,
-    thin_out,
-)
+from .geometry import linear_explained_variance, nearest_distances, spectrum, thin_out
 
 SCHEMA = 1
 
@@ -135,15 +130,15 @@ def inspect_dataset(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = ParameterDataset.of(dataset)
     layout, base_model = dataset.layout, dataset.base_model
-    vectors, names, times = _read(dataset)
-    unordered = dataset.unordered_runs
+    vectors, order = _read(dataset)
+    names, unordered = order.runs, order.unordered
 
     # 1. Rows that can be used, by run and in the order of their steps
     finite, broken = find_non_finite(vectors, layout)
     kept = finite.nonzero()[:, 0]
     if len(kept) < len(vectors):
         vectors = vectors[kept]
-    own, runs = _by_run(kept, names, times)
+    own, runs = _by_run(kept, order)
     report = {
         "schema": SCHEMA,
         "dataset": str(dataset.source),
@@ -177,7 +172,7 @@ def inspect_dataset(
         if len(kept) > MAX_ROWS:
             thinned = thin_out(runs, MAX_ROWS)
             kept, vectors = kept[thinned], vectors[thinned]
-            own, runs = _by_run(kept, names, times)
+            own, runs = _by_run(kept, order)
         report["num_examined"] = len(kept)
 
         # 3. Geometry, in the space in which the default autoencoder works
@@ -204,7 +199,7 @@ def inspect_dataset(
 
         # 4. What belongs together
         known = [rows.tolist() for run, rows in runs.items() if run not in unordered]
-        ordered = [[(row, times[kept[row]][0]) for row in rows] for rows in known]
+        ordered = [[(row, order.times[kept[row]][0]) for row in rows] for rows in known]
         report["families"] = _families(dataset, vectors, ordered, evaluator, kept)
 
         # 5. What the networks do
@@ -218,28 +213,18 @@ def inspect_dataset(
     return report
 
 
-def _by_run(
-    kept: torch.Tensor, names: list[str], times: list[tuple[float, int]]
-) -> tuple[list[str], dict[str, torch.Tensor]]:
+def _by_run(kept: torch.Tensor, order: RowOrder) -> tuple[list[str], dict[str, torch.Tensor]]:
     """Run of every kept row, and by run the rows, as places among those that are kept, in the order of their time."""
-    own = [names[row] for row in kept.tolist()]
-    by_run = defaultdict(list)
-    for index in sorted(range(len(kept)), key=lambda index: times[kept[index]]):
-        by_run[own[index]].append(index)
-    return own, {name: torch.tensor(by_run[name]) for name in dict.fromkeys(own)}
+    rows = kept.tolist()
+    return [order.runs[row] for row in rows], {name: torch.tensor(of) for name, of in order.by_run(rows).items()}
 
 
-def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, list[str], list[tuple[float, int]]]:
-    """Vectors `(K, D)`, finite or not, run, and time of every row: step, or epoch where steps are rows' numbers."""
+def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, RowOrder]:
+    """Vectors `(K, D)`, finite or not, and the order of the rows."""
     table = dataset.rows.with_format("arrow")[:]
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("parameters").chunks]
     vectors = torch.from_numpy(np.concatenate(chunks).reshape(len(table), dataset.layout.num_parameters))
-    runs, steps, epochs = (table.column(name).to_pylist() for name in ("run", "step", "epoch"))
-    by_run = defaultdict(list)
-    for run, step, epoch in zip(runs, steps, epochs, strict=True):
-        by_run[run].append((step, epoch))
-    numbered = {run for run, of in by_run.items() if all(s == i and e is not None for i, (s, e) in enumerate(of))}
-    return vectors, runs, [(e if run in numbered else s, s) for run, s, e in zip(runs, steps, epochs, strict=True)]
+    return vectors, RowOrder.of_table(table, dataset.unordered_runs)
 
 
 def _gate(reconstruction: dict) -> dict:

@@ -124,7 +124,8 @@ def plot_memorisation(found: Mapping[int, Mapping[str, GroupMetrics]]) -> Plot:
     )
     note = "Every generator was trained on the first K checkpoints alone. Originals: each against the others; unseen: "
     note += "later checkpoints of the same run. The largest of K similarities grows with K for every network. Copy: "
-    note += "nearer to a checkpoint than a third of a yardstick. Bars: 95 % intervals over networks."
+    note += "nearer to a checkpoint than a third of what these are from their nearest other one. Bars: 95 % intervals "
+    note += "over networks."
     return Plot("memorisation", title, f"Line plots against K. Largest IoU of mistakes: {alt}.", note, draw)
 
 

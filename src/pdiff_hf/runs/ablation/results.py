@@ -45,8 +45,9 @@ MEMORISATION_NOTES = (
     "`original`: every one of the K checkpoints against the others. `unseen`: later checkpoints of the same run, "
     "which the generator was not given. `average_16`, `noise_0.05`, `noise_0.1`: made of the K checkpoints.",
     "The largest of K similarities grows with K for any network: compare the groups of one K, not one group over K.",
-    "Yardstick: the mean distance of the K checkpoints to their nearest other one. Novel: farther than that from "
-    "every one of them. Performant: test accuracy not below their mean. Copy: nearer than a third of it.",
+    "Yardstick: the mean distance of the K checkpoints to the nearest independent one. Novel: farther than that from "
+    "every one of them. Performant: test accuracy not below their mean. Copy: nearer than a third of what they are "
+    "from their nearest other one.",
 )
 
 

@@ -123,7 +123,7 @@ def train_selection(
             trained, and how.
         seed (`int`, *optional*, defaults to 0): Of the order of the images.
         first_epoch (`int`, *optional*, defaults to 0): Epochs that came before, so that the order is a new one.
-        schedule (`Callable`, *optional*): Factor of the learning rate by step; constant by default.
+        schedule (`Callable`, *optional*): Factor of the learning rate by step; that of the config by default.
         prefix ([`SharedPrefix`], *optional*): Of [`share_prefix`], for this network's frozen tensors; every step is a
             full forward by default.
 
@@ -146,11 +146,11 @@ def train_selection(
     masters = {name: p if p.dtype == torch.float32 else p.detach().float().clone() for name, p in trained.items()}
     halves = [(p, masters[name]) for name, p in trained.items() if masters[name] is not p]
     optimizer = OPTIMIZERS[config.optimizer](masters.values(), lr=learning_rate, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda step: 1.0))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or config.learning_rate_factor)
 
     # 2. Steps
     device = next(iter(trained.values())).device
-    step, threads = 0, ThreadChoice(device)
+    step, num_steps, threads = 0, config.num_steps, ThreadChoice(device)
     for epoch in itertools.count():
         order = ("train", config.train_batch_size, seed, first_epoch + epoch)
         indices = task.batch_indices(*order)
@@ -170,14 +170,14 @@ def train_selection(
                     half.data.copy_(master)
                 scheduler.step()
             step += 1
-            if step <= config.burn_in or (step - config.burn_in) % config.every:
+            if not config.is_kept(step):
                 continue
             if not math.isfinite(loss.item()):
                 raise ValueError(
                     f"expected a finite loss, found {loss.item()} at step {step}; lower collect.learning_rate"
                 )
             yield step, step / len(indices), loss.item()
-            if step == config.num_steps:
+            if step == num_steps:
                 return
 
 
@@ -218,7 +218,8 @@ def fine_tune(
     layout.load_into(network, vector)
     network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     # One checkpoint a step, without an end: time decides.
-    steps = config.model_copy(update={"every": 1, "burn_in": 0, "num_checkpoints": 2**62})
+    unending = {"every": 1, "burn_in": 0, "num_checkpoints": 2**62, "lr_scheduler": "constant"}
+    steps = config.model_copy(update=unending)
     start = None
 
     def progress() -> float:

@@ -37,6 +37,7 @@ from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
 from .folder import DENOISER_FILE, GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, read_holdout_every, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
@@ -195,10 +196,12 @@ def _evaluate(
         n_effective=n_effective,
         seed=config.seed,
     )
+    found = held_out_of(pipeline_dir, dataset, autoencoder, originals, config.held_out)
     if process_state().is_main_process:
         denoiser = pipeline_dir / DENOISER_FILE
         if denoiser.is_file():
             result.metrics.denoiser = Denoiser.parse(read_json(denoiser), denoiser)
+            result.metrics.denoiser.held_out |= found
         if holdout_every is not None:
             given = (seen, generated, draw_latents, originals, autoencoder, holdout_every)
             result.metrics.distribution = compare_latents(*given, memory.effective_size, config.seed)

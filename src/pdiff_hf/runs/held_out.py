@@ -9,22 +9,59 @@ has seen them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..data.dataset import ParameterDataset
+from ..files import read_object
+from ..models.auto import DENOISER
+from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import DiffusionConfig
+from ..results.records import HeldOut
 from ..training.denoiser import as_denoiser, train_denoiser
 from ..training.loop import make_accelerator
 from ..training.losses import compare_with_gaussians
 from ..training.rows import hold_out
+from .validation import parse_section
 
 # Of the rows of a run; of runs, it is one.
 SHARE = 0.1
 # Shorter runs have no middle and no end to speak of.
 MIN_ROWS = 40
+
+
+def held_out_of(
+    pipeline_dir: Path,
+    dataset: ParameterDataset,
+    autoencoder: ParameterAutoencoderMixin,
+    originals: torch.Tensor,
+    wanted: Collection[str],
+) -> dict[str, HeldOut]:
+    """[`measure_held_out`] of the `wanted` kinds that a dataset allows, for a denoiser that contains a Gaussian.
+
+    Args:
+        pipeline_dir (`Path`): What [`train_diffusion`] has written; one that does not say how it was trained is left
+            out.
+        autoencoder ([`ParameterAutoencoderMixin`]): Of the pipeline.
+        originals (`torch.Tensor` of shape `(K, D)`): All rows.
+
+    Raises:
+        ValueError: the pipeline's `train_config.json` is damaged.
+    """
+    path = pipeline_dir / "train_config.json"
+    section = read_object(path, diffusion=dict).get("diffusion") if path.is_file() else None
+    if section is None:
+        return {}
+    config, order = parse_section(DENOISER, section), dataset.order
+    kinds = [kind for kind in kinds_allowed(order.by_run(), order.unordered) if kind in wanted]
+    if not config.contains_gaussian or not kinds:
+        return {}
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
+    found = measure_held_out(latents, order.by_run(), kinds, config)
+    return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 
 def kinds_allowed(runs: Mapping[str, Sequence[int]], unordered: frozenset[str] = frozenset()) -> list[str]:
@@ -72,11 +109,11 @@ def measure_held_out(
             continue
         with tempfile.TemporaryDirectory() as folder:
             accelerator = make_accelerator(own, folder)
-            rows = latents[train.to(latents.device)]
+            rows = latents[train.to(latents.device)].to(accelerator.device)
             denoiser, scheduler, record, _ = train_denoiser(
                 accelerator, rows, left, own, Path(folder), description=f"without {kind}"
             )
-            held_rows = latents[held.to(latents.device)]
+            held_rows = latents[held.to(latents.device)].to(accelerator.device)
             losses = compare_with_gaussians(as_denoiser(denoiser), rows, held_rows, scheduler)
         found[kind] = {**losses, "kept_step": record["kept_step"]}
     return found

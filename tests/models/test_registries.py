@@ -169,10 +169,12 @@ def test_own_file_with_a_key_that_the_kind_has_not_is_refused(tmp_path):
 
 
 def test_recorded_recipe_of_0_1_with_keys_of_other_kinds_goes_on(tmp_path):
-    recipe = load_recipe("digits-mlp", ["autoencoder.kind=pca"])
+    recipe = load_recipe(
+        "digits-mlp", ["autoencoder.kind=pca", "autoencoder.latent_whitening=null", "diffusion.kind=unet_1d"]
+    )
     values = recipe.model_dump(mode="json")
     values["autoencoder"] |= {"steps": 100, "learning_rate": 3e-4, "use_ema": False, "input_noise": 1e-3}
-    del values["diffusion"]["kind"]
+    del values["diffusion"]["kind"], values["autoencoder"]["latent_whitening"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     assert open_run(recipe, tmp_path).folder == tmp_path
     with pytest.raises(ValueError, match=r"autoencoder.kind is 'pca', expected 'none'"):

@@ -74,9 +74,9 @@ class InThisProcess:
     ("axis", "value", "changes"),
     [
         ("num_checkpoints", "400", {"collect.num_checkpoints": 400}),
-        ("num_checkpoints", "10", {"collect.num_checkpoints": 10, "autoencoder.latent_channels": 2}),
+        ("num_checkpoints", "10", {"collect.num_checkpoints": 10, "autoencoder.latent_channels": 7}),
         ("noise", "both", {}),
-        ("noise", "input", {"autoencoder.latent_noise": 0.0, "diffusion.latent_noise": 0.0}),
+        ("noise", "input", {"autoencoder.latent_noise": 0.0}),
         ("noise", "latent", {"autoencoder.input_noise": 0.0}),
         ("timesteps", "10", {"diffusion.num_train_timesteps": 10, "generate.num_inference_steps": 10}),
         ("timesteps", "100", {"diffusion.num_train_timesteps": 100}),
@@ -85,7 +85,8 @@ class InThisProcess:
         ("layer", "[a.*, b.*]", {"collect.select": ["a.*", "b.*"]}),
         ("sampling", "vae", {"generate.sampler": "gaussian_latents"}),
         ("optimizer", "sgd", {"collect.optimizer": "sgd"}),
-        ("autoencoder", "none", {"autoencoder.kind": "none"}),
+        ("autoencoder", "pca", {"autoencoder.kind": "pca"}),
+        ("autoencoder", "none", {"autoencoder.kind": "none", "diffusion.kind": "unet_1d"}),
         ("diffusion.block_out_channels", "[16, 16]", {"diffusion.block_out_channels": [16, 16]}),
     ],
 )
@@ -94,8 +95,11 @@ def test_values_of_axes_are_keys_of_the_recipe(axis, value, changes):
 
 
 def test_noise_that_the_recipe_lacks_is_the_papers():
-    recipe = load_recipe("digits-mlp", ["autoencoder.input_noise=0", "autoencoder.latent_noise=0"])
+    silent = ["autoencoder.input_noise=0", "autoencoder.latent_noise=0"]
+    assert current_value("noise", load_recipe("digits-mlp", silent)) == "none"
+    recipe = load_recipe("digits-mlp", [*silent, "diffusion.kind=unet_1d"])
     assert current_value("noise", recipe) == "latent", "the denoiser's own is still there"
+    assert axis_changes("noise", "input", recipe) == {"autoencoder.input_noise": 1e-3, "diffusion.latent_noise": 0.0}
     found = axis_changes("noise", "both", recipe)
     assert found == {"autoencoder.input_noise": 1e-3, "autoencoder.latent_noise": 0.1}
 
@@ -437,6 +441,7 @@ def test_optimizer_of_the_collection_is_the_one_named(collected, tmp_path):
         "collect.burn_in=0",
         "autoencoder.holdout_every=2",
         "autoencoder.preset=paper",
+        "diffusion.kind=unet_1d",
     ]
     steps = {}
     for name in ("sgd", "adam"):

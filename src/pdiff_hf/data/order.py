@@ -36,9 +36,10 @@ class RowOrder:
         return cls(runs, times, frozenset(unordered))
 
     @classmethod
-    def of_one_run(cls, num_rows: int) -> RowOrder:
-        """Of rows that lie in the order in which one run took them."""
-        return cls([""] * num_rows, [(row, row) for row in range(num_rows)])
+    def of_runs(cls, *num_rows: int) -> RowOrder:
+        """Of rows that lie in the order in which runs took them, one after the other, so many of each."""
+        runs = [str(run) for run, number in enumerate(num_rows) for _ in range(number)]
+        return cls(runs, [(row, row) for row in range(len(runs))])
 
     def by_run(self, kept: Sequence[int] | None = None) -> dict[str, list[int]]:
         """By run the rows in the order of their time; of some rows `kept`, as places among these."""

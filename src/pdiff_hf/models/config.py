@@ -33,11 +33,12 @@ def latent_arguments() -> str:
     return " × ".join(argument(name, key=f"autoencoder.{name}") for name in ("latent_channels", "latent_length"))
 
 
-def too_few_rows(num_latents: int, num_rows: int) -> str:
-    """What to say when a Gaussian of latents cannot be fitted."""
+def too_few_rows(num_latents: int, num_rows: int, fewer: str | None = None) -> str:
+    """What to say when a Gaussian of latents cannot be fitted; `fewer` is how there are fewer latent values."""
+    fewer = f"fewer latent values, {latent_arguments()}" if fewer is None else fewer
     return (
         f"the Gaussian of {num_latents} latent values needs at least {num_latents + 1} checkpoints to train on, found "
-        f"{num_rows} without those held out; take fewer latent values, {latent_arguments()}, more checkpoints, or "
+        f"{num_rows} without those held out; take {fewer}, more checkpoints, or "
         f"{argument('kind', 'unet_1d', 'unet_1d', 'diffusion.kind')}."
     )
 
@@ -187,19 +188,13 @@ class DiffusionConfig(OptimizationConfig):
     # Whether the denoiser contains the Gaussian of the latents; it is then what step 0 is.
     contains_gaussian: ClassVar[bool] = False
 
-    def num_validation(self, num_rows: int) -> int:
-        """Of so many training rows, how many choose the step; of whole runs, they may be more."""
-        return 0 if self.validate == "none" else max(1, round(self.validation_share * num_rows))
-
     def most_latents(self, num_rows: int) -> int:
-        """Latent values that so many training rows are enough for."""
-        return num_rows - 1 - (self.num_validation(num_rows) if self.contains_gaussian else 0)
-
-    def check_rows(self, num_latents: int, num_rows: int) -> None:
-        """Raise `ValueError` when so many training rows are not enough for latents of so many values."""
-        most = self.most_latents(num_rows)
-        if self.contains_gaussian and num_latents > most:
-            raise ValueError(too_few_rows(num_latents, most + 1))
+        """Latent values that so many training rows are enough for; where whole runs validate, it may be fewer."""
+        if not self.contains_gaussian or self.validate == "none":
+            return num_rows - 1
+        # Around a block, as many rows as it has are not trained on either.
+        share = self.validation_share * (2 if self.validate == "block" else 1)
+        return num_rows - 1 - max(1, round(share * num_rows))
 
     @property
     def length_multiple(self) -> int:

@@ -234,7 +234,7 @@ def _add_own_groups(
             advice = "remove them, and they are made again"
             check_same_network(dataset.identity, generated_identity(run.path("fine_tune")), advice)
             groups["fine_tuned"] = tuned = load_generated(run.path("fine_tune"), dataset.layout)
-            memory = RunMemory.measure(tuned, RowOrder.of_one_run(len(tuned)), normalizer)
+            memory = RunMemory.measure(tuned, RowOrder.of_runs(len(tuned)), normalizer)
             n_effective["fine_tuned"] = memory.count_independent()
             seconds["fine_tuned"] = spent
 

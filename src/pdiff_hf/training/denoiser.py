@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers import DDPMScheduler, ModelMixin
 
-from ..models.config import DiffusionConfig
+from ..models.config import DiffusionConfig, too_few_rows
 from .batches import GlobalBatch
 from .choice import StepChoice, candidate_steps
 from .loop import run_steps
@@ -54,9 +54,7 @@ def train_denoiser(
         ValueError: there are too few rows for the latents or for the validation.
     """
     shape = tuple(latents.shape[1:])
-    rows, validation = torch.arange(len(latents)), torch.arange(0)
-    if config.validate != "none":
-        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed)
+    rows, validation = split_validation(config, runs, latents[0].numel())
     train, validation = latents[rows.to(latents.device)], latents[validation.to(latents.device)]
     torch.manual_seed(config.seed)
     denoiser, scheduler = config.build(shape), config.build_scheduler()
@@ -98,6 +96,22 @@ def train_denoiser(
         "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
     }
     return denoiser, scheduler, record, history
+
+
+def split_validation(
+    config: DiffusionConfig, runs: Mapping[str, Sequence[int]], num_latents: int, fewer: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the training rows those that are trained on, and those that choose the step that is kept.
+
+    Raises:
+        ValueError: there are too few of them, for latents of `num_latents` values; see [`too_few_rows`] for `fewer`.
+    """
+    rows, validation = torch.arange(sum(map(len, runs.values()))), torch.arange(0)
+    if config.validate != "none":
+        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed)
+    if config.contains_gaussian and len(rows) <= num_latents:
+        raise ValueError(too_few_rows(num_latents, len(rows), fewer))
+    return rows, validation
 
 
 def as_denoiser(model: torch.nn.Module) -> Denoiser:

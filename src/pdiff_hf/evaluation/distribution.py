@@ -179,7 +179,7 @@ def nearest_train_ratio(
     whose nearest row is in one of the two. It is 1 without a preference, also where unseen rows lie between those
     seen, and 0 for copies of rows seen.
 
-    Returns the ratio and its bootstrap interval (95 %, over the draws); `None` where all distances are 0.
+    Returns the ratio and its bootstrap interval (95 %, over the draws); `None` where it is infinite.
     """
     to_unseen = distances(drawn, unseen).amin(1)
     by_phase = torch.stack([distances(drawn, seen[phases == phase]).amin(1) for phase in phases.unique()], 1)

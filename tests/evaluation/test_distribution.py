@@ -1,15 +1,17 @@
 import math
+from itertools import combinations
 
 import pytest
 import torch
 
 from pdiff_hf.evaluation.distribution import (
+    _log_nearest,
     compare_distributions,
     coverage,
     distances,
     mmd_p,
     nearest_train_ratio,
-    two_sample_accuracies,
+    two_sample_accuracy,
 )
 
 ROWS, EVERY, WIDTH = 200, 10, 8
@@ -100,7 +102,7 @@ def test_independent_rows_of_one_gaussian_give_half_and_uniform_p():
     for seed in range(20):
         rows = torch.randn(140, 4, generator=generator(seed), dtype=torch.float64)
         drawn, seen, unseen = rows[:40], rows[40:100], rows[100:]
-        accuracies.append(sum(two_sample_accuracies(drawn, seen, unseen)) / 2)
+        accuracies.append(two_sample_accuracy(drawn, seen, unseen))
         ps.append(mmd_p(drawn, seen, unseen, 2.0, generator(seed)))
         ratios.append(nearest_train_ratio(drawn, rows[40:], torch.arange(100) % 5, unseen[:20], generator())[0])
         covered.append(coverage(drawn, seen, unseen))
@@ -132,21 +134,18 @@ def test_ratio_of_a_draw_without_preference_is_one_however_many_rows_were_seen()
     assert nearest_train_ratio(rows[held], rows[~held], phases, rows[held], generator()) == (None, None)
 
 
-def test_accuracy_is_the_mean_over_all_training_sets():
-    """The closed form against 4 000 classifiers that were drawn."""
-    rows = torch.randn(22, 2, generator=generator(3), dtype=torch.float64)
-    drawn, seen, unseen = rows[:7] + 0.5, rows[7:17], rows[17:]
-    told, recognised = two_sample_accuracies(drawn, seen, unseen)
-    draws, right = generator(0), torch.zeros(2)
-    to_drawn, to_seen, of_unseen = distances(drawn, drawn), distances(drawn, seen), distances(unseen, seen)
-    for _ in range(4000):
-        own, other = torch.randperm(6, generator=draws)[:5], torch.randperm(10, generator=draws)[:5]
-        row = int(torch.randint(7, (1,), generator=draws))
-        own = own + (own >= row)
-        right[0] += (to_drawn[row, own].min() < to_seen[row, other].min()).item()
-        row, own = int(torch.randint(5, (1,), generator=draws)), torch.randperm(7, generator=draws)[:5]
-        right[1] += (of_unseen[row, other].min() < distances(unseen, drawn)[row, own].min()).item()
-    assert right / 4000 == pytest.approx(torch.tensor([told, recognised]), abs=0.03)
+def test_ratio_of_distances_is_the_mean_over_all_choices_of_neighbours():
+    found = torch.rand(4, 9, generator=generator(), dtype=torch.float64)
+    expected = torch.stack([found[:, list(rows)].amin(1).log() for rows in combinations(range(9), 3)]).mean(0)
+    torch.testing.assert_close(_log_nearest(found, 3), expected)
+
+
+def test_a_classifier_needs_no_threshold_where_all_are_nearer_to_draws():
+    """In many dimensions, a narrow cloud has the nearest neighbours of all; the usual accuracy is ½ then."""
+    wide = torch.randn(160, 60, generator=generator(), dtype=torch.float64)
+    narrow = 0.3 * torch.randn(60, 60, generator=generator(1), dtype=torch.float64)
+    assert (distances(wide[:80], narrow).amin(1) < distances(wide[:80], wide[80:]).amin(1)).all()
+    assert two_sample_accuracy(narrow, wide[80:], wide[:80]) > 0.99
 
 
 def test_too_few_rows_or_draws_say_nothing():

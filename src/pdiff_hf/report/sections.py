@@ -26,9 +26,9 @@ PROTOCOL = (
 )
 # What a loss on held-out rows means, by what these are to those seen.
 HELD_OUT_KINDS = {
-    "between": "rows between neighbours of one trajectory: interpolation; where every row is a run, other runs",
+    "between": "rows between neighbours of one trajectory, which is interpolation; other runs where every row is one",
     "block": "a block in the middle of a run, with a gap on both sides",
-    "end": "the last tenth of a run: drift, which no generator of the past can know, and nothing is asked of it",
+    "end": "the last tenth of a run, which is drift: no generator of the past can know it, and nothing is asked",
     "run": "another run, the only one of these that is independent",
 }
 NO_FINE_TUNING = (
@@ -115,16 +115,16 @@ def _distribution(metrics: Metrics) -> Section:
     if not found:
         return Section("")
     text = [
-        "Draws against originals that the generator has not seen, in the space of its latents. The row `original` is "
+        "Draws against originals that the generator has not seen, in the space of its latents. The row original is "
         "what originals that it has seen reach in the place of draws: a generator of the right distribution is like "
         "it. Baselines are made of originals seen.",
-        "The classifier goes by the nearest neighbour. It is trained on draws and on originals seen, taken at random, "
-        "and asked for originals not seen and other draws; it is right in half of the cases when it cannot tell them. "
-        "A generator that gives its training networks back passes that as well: it shows in the distance to the "
-        "nearest original seen over that to the nearest not seen, equally many of both, which then is far below 1.",
+        "The classifier is shown a draw and an original not seen, and says which is the draw, by the nearest of other "
+        "draws and of originals seen, taken at random. It is right in half of the cases when it cannot tell, and in "
+        "fewer when draws are nearer to originals seen than others are. Copies show best in the distance to the "
+        "nearest original seen over that to the nearest not seen, equally many of both: it is far below 1.",
     ]
     size = found["original"].n_effective if "original" in found else None
-    if size is not None:
+    if size is not None and size < (metrics.original.n or 0):
         text.append(
             f"Neighbours of a trajectory are alike: the originals count like {size:.3g} independent ones. So this is "
             "said of the places that their runs visited, not of what other runs would visit."
@@ -147,7 +147,7 @@ def _denoiser(metrics: Metrics) -> Section:
     if denoiser.kept_step is not None:
         more = "" if denoiser.kept_step else ", where it is this Gaussian: the rows that choose it find nothing better"
         text[0] += f" Its weights are those of step {denoiser.kept_step:g}{more}."
-    text += [f"`{kind}`: {HELD_OUT_KINDS[kind]}." for kind in denoiser.held_out if kind in HELD_OUT_KINDS]
+    text += [f"{kind.capitalize()}: {HELD_OUT_KINDS[kind]}." for kind in denoiser.held_out if kind in HELD_OUT_KINDS]
     rows = [(kind, (values,)) for kind, values in denoiser.held_out.items()]
     table = make_table("held out", HELD_OUT_COLUMNS, rows, "Loss on checkpoints not seen")
     return Section("What the denoiser has learned", text, tables=[table])
@@ -161,7 +161,7 @@ def distribution_line(metrics: Metrics) -> str | None:
     if "generated" not in known:
         return None
     shares = [percent(values.two_sample_accuracy, digits=0) for values in known.values()]
-    line = f"A classifier knows {shares[0]} of generated and held-out networks (50 %: it cannot tell them apart"
+    line = f"A classifier tells a generated from a held-out network in {shares[0]} of the cases (50 %: not at all"
     return line + (f"; PCA-Gaussian: {shares[1]})." if len(shares) > 1 else ").")
 
 

@@ -257,11 +257,8 @@ class Distribution(Record):
     """
 
     two_sample_accuracy: float | None = None
-    """Of a classifier that tells a group from originals, asked for held-out ones and for draws left out; ½ cannot."""
-    two_sample_generated: float | None = None
-    """Share of the draws that it recognises."""
-    two_sample_original: float | None = None
-    """Share of the held-out originals that it recognises."""
+    """How often a classifier knows which of a draw and a held-out original is the draw: ½ when it cannot tell, less
+    where draws are copies of rows seen."""
     mmd_p: float | None = None
     """p-value of the maximum mean discrepancy to held-out originals being no larger than that of rows seen."""
     nearest_train_ratio: float | None = None

@@ -75,7 +75,6 @@ def in_format(fmt: str) -> Write:
 
 in_percent: Write = partial(percent, unit="")
 in_whole_percent: Write = partial(percent, digits=0, unit="")
-in_tenths_of_percent: Write = partial(percent, digits=1, unit="")
 
 
 def _shares(values: Mapping[str, float | None], interval: Sequence[float] | None) -> str:
@@ -197,12 +196,8 @@ COMPARISON_COLUMNS: tuple[Column, ...] = (
 )
 # With a row for every group that is compared with originals not seen: what was found.
 DISTRIBUTION_COLUMNS: tuple[Column, ...] = (
-    Column("two-sample accuracy", "%", at("two_sample_accuracy", "ci95.two_sample_accuracy"), in_tenths_of_percent,
-        "How often a classifier knows draws and held-out originals for what they are; 50 when it cannot."),
-    Column("draws known", "%", at("two_sample_generated"), in_whole_percent,
-        "Draws that the classifier knows as such."),
-    Column("originals known", "%", at("two_sample_original"), in_whole_percent,
-        "Held-out originals that the classifier knows as such."),
+    Column("two-sample accuracy", "%", at("two_sample_accuracy", "ci95.two_sample_accuracy"), in_whole_percent,
+        "How often a classifier knows which of a draw and a held-out original is the draw; 50 when it cannot tell."),
     Column("p (MMD)", "", at("mmd_p"), in_format(".3f"),
         "That draws are as near to the held-out originals as originals seen are, by maximum mean discrepancy."),
     Column("nearest seen / not", "(95 %)", at("nearest_train_ratio", "ci95.nearest_train_ratio"), in_format(".2f"),

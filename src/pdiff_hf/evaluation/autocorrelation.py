@@ -101,7 +101,8 @@ class RunMemory:
         """
         lengths = torch.bincount(self.runs, minlength=len(self.times))
         apart = self.times.nan_to_num(1.0).clamp(min=1.0).minimum((lengths - 1).double().clamp(min=1.0))
-        lags = (self.places[:, None] - self.places).abs()
+        places = self.places.int()
+        lags = (places[:, None] - places).abs()
         return (self.runs[:, None] == self.runs) & (lags < apart[self.runs][:, None])
 
 

@@ -15,7 +15,7 @@ from ..models.config import DiffusionConfig, too_few_rows
 from .batches import GlobalBatch
 from .choice import StepChoice, candidate_steps
 from .loop import run_steps
-from .losses import Denoiser, denoising_losses, denoising_target, stable_target
+from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weights, stable_target
 from .rows import hold_out
 
 # What is known of a trained denoiser, beside it.
@@ -70,7 +70,11 @@ def train_denoiser(
             target = stable_target(noisy, timesteps, train, scheduler, config.latent_noise)
         else:
             target = denoising_target(clean, noise, timesteps, scheduler)
-        return torch.nn.functional.mse_loss(model(noisy, timesteps, return_dict=False)[0].float(), target)
+        predicted = model(noisy, timesteps, return_dict=False)[0].float()
+        if config.snr_gamma is None:
+            return torch.nn.functional.mse_loss(predicted, target)
+        errors = (predicted - target).square().flatten(1).mean(1)
+        return (min_snr_weights(timesteps, scheduler, config.snr_gamma) * errors).mean()
 
     choice = None
     if len(validation):
@@ -82,7 +86,7 @@ def train_denoiser(
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     stage = (config, output_dir, description, resume_from_checkpoint, sources, choice)
-    denoiser, history = run_steps(accelerator, denoiser, len(train), loss_fn, *stage)
+    denoiser, history, threads = run_steps(accelerator, denoiser, len(train), loss_fn, *stage)
     kept = config.steps if choice is None else choice.kept_step
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
@@ -92,6 +96,7 @@ def train_denoiser(
         "validate": config.validate,
         "num_train": len(train),
         "num_validation": len(validation),
+        "threads": threads,
         "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
     }
     return denoiser, scheduler, record, history

@@ -27,7 +27,7 @@ from pdiff_hf import AutoencoderPCA
 from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.folder import read_layout
 from pdiff_hf.data.vectors import dataset_vectors, split_rows
-from pdiff_hf.evaluation.baselines import gaussian, pca_gaussian, uniform_soup
+from pdiff_hf.evaluation.baselines import GaussianOfRows, gaussian, uniform_soup
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.matching import align_networks
 from pdiff_hf.evaluation.permutations import permutation_spec
@@ -50,7 +50,7 @@ def figures(
         "uniform soup": uniform_soup(vectors),
         f"PCA-{components} held-out rows": pca.decode(pca.encode(vectors[heldout]).latents).sample,
         f"PCA-{components} Gaussian": pca.decode(draws).sample,
-        "PCA Gaussian, 99 %": pca_gaussian(vectors, layout, num, generator),
+        "Gaussian, all components": GaussianOfRows(vectors[:, None]).sample(num, generator)[:, 0],
         "Gaussian": gaussian(vectors, layout, num, generator),
     }
 

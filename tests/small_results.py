@@ -1,12 +1,16 @@
 """Evaluations of tiny networks, for tests of what is made of them."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
+from pdiff_hf.evaluation.baselines import GaussianOfRows, latent_gaussian
 from pdiff_hf.evaluation.evaluate import evaluate_groups
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.layout import ParameterLayout
+from pdiff_hf.models.autoencoder_identity import AutoencoderIdentity
 
 
 def evaluate(num_originals=6, num_generated=5, noise=0.1):
@@ -18,5 +22,8 @@ def evaluate(num_originals=6, num_generated=5, noise=0.1):
     generated = originals.mean(0) + noise * torch.randn(num_generated, layout.num_parameters)
     images, labels = torch.randn(80, 3, 2, 2), torch.randint(4, (80,))
     val, test = (ParameterEvaluator(model, layout, images[s], labels[s]) for s in (slice(30), slice(30, None)))
-    groups, seconds = build_groups(originals, generated, layout, originals, val.accuracy)
+    autoencoder = AutoencoderIdentity(layout=layout.to_dict())
+    gaussian = GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(originals)))
+    draw_latents = partial(latent_gaussian, gaussian, autoencoder)
+    groups, seconds = build_groups(originals, generated, layout, originals, val.accuracy, draw_latents=draw_latents)
     return evaluate_groups(groups, val, test, seconds={**seconds, "generated": 3.0})

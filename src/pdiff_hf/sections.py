@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import KeysView, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
@@ -16,15 +16,18 @@ class OneOf:
 
     The table is looked up whenever values are validated, so what is put into it later is known as well.
 
-    A section that names no kind is of the `default` one.
+    A section that names no kind is of the `default` one, or of that of its preset in `of_presets`.
     """
 
     kinds: Mapping[str, type[BaseModel]]
     default: str
+    of_presets: Mapping[str, str] = field(default_factory=dict)
 
     def kind_of(self, values: Any) -> Any:
         """The kind that a section names."""
-        return values.get("kind", self.default) if isinstance(values, Mapping) else self.default
+        if not isinstance(values, Mapping):
+            return self.default
+        return values.get("kind", self.of_presets.get(str(values.get("preset")), self.default))
 
     def keys(self, kind: str | None = None) -> KeysView[str]:
         """Keys of a kind, or of all, in order."""

@@ -90,3 +90,13 @@ def test_rows_in_no_known_order_have_no_effective_size_and_count_as_independent(
     memory = measure(gaussian(5, 20), order)
     assert memory.effective_size is None and math.isnan(memory.times[0])
     assert torch.equal(memory.dependent(), torch.eye(5, dtype=torch.bool))
+
+
+def test_independent_rows_are_counted_run_by_run():
+    runs, places = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])
+    assert RunMemory(runs, places, torch.tensor([3.0, 1.0])).count_independent() == 6 / 3 + 2
+    # Of an unknown order nothing is taken off; rows that are all equal count as two, of one there is no interval.
+    assert RunMemory(runs, places, torch.tensor([3.0, math.nan])).count_independent() == 6 / 3 + 2
+    assert RunMemory(runs[:6], places[:6], torch.tensor([6.0])).count_independent() == 2
+    assert RunMemory.independent(7).count_independent() == 7
+    assert RunMemory.independent(1).count_independent() == 1

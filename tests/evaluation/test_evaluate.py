@@ -1,4 +1,5 @@
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,16 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         layout,
         originals,
         ParameterEvaluator(model, layout, *setting[4]).accuracy,
+        draw_latents=lambda num, generator: vector + torch.randn(num, len(vector), generator=generator),
     )
     result = run(setting, groups, seconds={**seconds, "generated": 2.0}, permutations=find_permutations(model, layout))
     metrics = json.loads(json.dumps(result.metrics.to_dict(), allow_nan=False))
     assert metrics["schema"] == 2
     assert metrics["num_parameters"] == layout.num_parameters
     assert metrics["num_test"] == 400
-    names = ["original", "reconstructed", "generated", "uniform_soup", "greedy_soup", "average_16", "noise_0.05"]
-    names += ["noise_0.1", "gaussian", "pca_gaussian", "swag", "interpolation"]
+    names = ["original", "reconstructed", "generated", "generated_uniform_soup", "generated_greedy_soup"]
+    names += ["uniform_soup", "greedy_soup", "average_16", "noise_0.05", "noise_0.1", "gaussian", "pca_gaussian"]
+    names += ["swag", "interpolation"]
     assert list(metrics["groups"]) == names
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in metrics["groups"].values():
@@ -66,6 +69,7 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
         for key in (*group, *group["selected"], *group["similarity"], *group["novel_and_performant"], *group["cost"]):
             assert f"{key}`" in documented or key == "ci95", key
     assert set(metrics["comparisons"]) == set(metrics["selected_comparisons"]) == set(names) - {"generated"}
+    assert set(metrics["soup_comparisons"]) == {"uniform_soup", "greedy_soup"}
     assert set(metrics["ensembles"]) == {"generated", "original", "swag", "best_single"}
     for key in (*metrics, *metrics["selected_comparisons"]["original"]):
         assert f"{key}`" in documented or f"{key}." in documented, key
@@ -161,6 +165,30 @@ def test_one_original_leaves_similarity_among_originals_open(setting):
     assert set(similarity.pop("ci95").values()) | set(similarity.values()) == {None}
     assert metrics["groups"]["generated"]["novel_and_performant"]["copied"] == 0
     json.dumps(metrics, allow_nan=False)
+
+
+def test_intervals_over_originals_count_the_independent_ones(setting):
+    _, layout, vector, originals, _, _ = setting
+    noise = 0.1 * torch.randn(6, len(vector), generator=torch.Generator().manual_seed(0))
+    groups, _ = build_groups(
+        originals, vector + noise[:5], layout, originals.mean(0) + 0.9 * (originals[:6] - originals.mean(0))
+    )
+    memory = RunMemory(torch.zeros(8).long(), torch.arange(8), torch.tensor([3.0]))
+    whole, counted = (run(setting, groups, **options).metrics.groups for options in ({}, {"memory": memory}))
+    for name, expected in {"original": 8 / 3, "reconstructed": 8 / 3, "generated": 5}.items():
+        assert counted[name].n_effective == pytest.approx(expected) and whole[name].n_effective == counted[name].n
+        is_wider = expected != 5
+        for path in ("test_accuracy.ci95", "test_nll.ci95", "test_ece.ci95", "similarity.ci95.l2_nearest_mean",
+                     "similarity.ci95.iou_max_mean", "novel_and_performant.ci95.performant"):  # fmt: skip
+            widths = [reduce(getattr, path.split("."), of[name]) for of in (whole, counted)]
+            (low, high), (lowest, highest) = widths
+            assert (highest - lowest > high - low) == is_wider, (name, path)
+    assert 8 / 3 < counted["noise_0.1"].n_effective < 5
+    # Everything is compared with the originals.
+    before, after = (of["generated"].difference_to_original.ci95 for of in (whole, counted))
+    assert after[0] < before[0] < before[1] < after[1]
+    tuned = run(setting, {**groups, "fine_tuned": originals[:6]}, n_effective={"fine_tuned": 2.5}).metrics
+    assert tuned.groups["fine_tuned"].n_effective == 2.5
 
 
 def test_groups_need_originals(setting):

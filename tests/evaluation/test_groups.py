@@ -2,17 +2,19 @@ import pytest
 import torch
 from torch import nn
 
+from pdiff_hf import AutoencoderPCA
 from pdiff_hf.evaluation.baselines import (
+    GaussianOfRows,
     averages,
     gaussian,
     greedy_soup,
     interpolations,
+    latent_gaussian,
     noised_originals,
-    pca_gaussian,
     swag,
     uniform_soup,
 )
-from pdiff_hf.evaluation.groups import build_groups
+from pdiff_hf.evaluation.groups import build_groups, count_independent
 from pdiff_hf.layout import ParameterLayout
 
 
@@ -32,11 +34,14 @@ def originals(layout):
 
 def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(layout, originals):
     generated = originals[:4] + 1
-    groups, seconds = build_groups(originals, generated, layout, originals[:3], lambda vectors: vectors[:, 0])
+    given = {"val_accuracy": lambda vectors: vectors[:, 0], "draw_latents": lambda num, _: originals[:num]}
+    groups, seconds = build_groups(originals, generated, layout, originals[:3], **given)
     assert {name: len(vectors) for name, vectors in groups.items()} == {
         "original": 6,
         "reconstructed": 3,
         "generated": 4,
+        "generated_uniform_soup": 1,
+        "generated_greedy_soup": 1,
         "uniform_soup": 1,
         "greedy_soup": 1,
         "average_16": 4,
@@ -49,7 +54,17 @@ def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(la
     }
     assert set(seconds) == set(groups) - {"original", "reconstructed", "generated"}
     assert all(value > 0 for value in seconds.values())
-    assert {"reconstructed", "greedy_soup"}.isdisjoint(build_groups(originals, generated, layout)[0])
+    without = {"reconstructed", "greedy_soup", "generated_greedy_soup", "pca_gaussian"}
+    assert without.isdisjoint(build_groups(originals, generated, layout)[0])
+
+
+def test_soups_of_generated_networks_are_made_as_those_of_originals(layout, originals):
+    generated = originals[:4] + torch.arange(4)[:, None]
+    groups, _ = build_groups(originals, generated, layout, val_accuracy=lambda vectors: -vectors[:, 0].abs())
+    as_originals, _ = build_groups(generated, originals, layout, val_accuracy=lambda vectors: -vectors[:, 0].abs())
+    for name in ("uniform_soup", "greedy_soup"):
+        assert torch.equal(groups[f"generated_{name}"], as_originals[name])
+        assert not torch.equal(groups[f"generated_{name}"], groups[name])
 
 
 @pytest.mark.filterwarnings("error")
@@ -134,23 +149,30 @@ def test_gaussian_has_mean_and_deviation_of_every_coordinate_and_positive_varian
         assert ((drawn.std(0) - scale).abs() < 0.06 * scale).all()
 
 
-def test_pca_gaussian_has_the_covariance_of_the_leading_components():
-    layout = ParameterLayout.from_model(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)), buffers=True)
-    directions = torch.linalg.qr(torch.randn(layout.num_parameters, 3, generator=generator()))[0].T
-    scores = torch.randn(30, 3, generator=generator()) * torch.tensor([3.0, 2.0, 0.01])
-    originals = (scores @ directions).double()
-    variances = next(spec for spec in layout.tensors if spec.transform == "log")
-    own = slice(variances.offset, variances.offset + variances.numel)
-    originals[:, own] = originals[:, own].exp()
-    draws = pca_gaussian(originals, layout, 4000, generator())
-    assert (draws[:, own] > 0).all()
-    draws[:, own] = draws[:, own].log()
-    drawn = (draws @ directions.T.double()).std(0)
-    expected = scores.std(0, correction=0).double()
-    # The third direction holds far less than a hundredth of the variance and is left out.
-    torch.testing.assert_close(drawn[:2], expected[:2], rtol=0.1, atol=0)
-    assert drawn[2] < 0.1 * expected[1]
-    assert torch.linalg.matrix_rank(draws - draws.mean(0), rtol=1e-6) == 2
+@pytest.mark.parametrize("num_rows", [30, 4])
+def test_gaussian_of_rows_has_their_mean_and_covariance_also_when_they_are_few(num_rows):
+    latents = torch.randn(num_rows, 3, 2, generator=generator(), dtype=torch.float64) * torch.arange(1, 4)[:, None]
+    draws = GaussianOfRows(latents).sample(40_000, generator())
+    assert draws.shape == (40_000, 3, 2)
+    # 40 000 draws: the standard error of a covariance of variances up to 9 is below 0.07.
+    torch.testing.assert_close(draws.mean(0), latents.mean(0), atol=0.08, rtol=0)
+    torch.testing.assert_close(draws.flatten(1).T.cov(), latents.flatten(1).T.cov(), atol=0.35, rtol=0)
+
+
+def test_latent_gaussian_is_decoded_by_the_autoencoder(layout, originals):
+    autoencoder = AutoencoderPCA(layout=layout.to_dict(), latent_channels=5, latent_length=1)
+    autoencoder.fit_statistics(originals)
+    autoencoder.set_latent_statistics(autoencoder.encode_rows(originals))
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
+    networks = latent_gaussian(GaussianOfRows(latents), autoencoder, 2000, generator())
+    assert networks.shape == (2000, layout.num_parameters)
+    for spec in layout.tensors:
+        if spec.transform == "log":
+            assert (networks[:, spec.offset : spec.offset + spec.numel] > 0).all()
+    again = autoencoder.scale_latents(autoencoder.encode_rows(networks))
+    # 2 000 draws of latents with a standard deviation near 1: a standard error of 0.02.
+    torch.testing.assert_close(again.mean(0), latents.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(again.flatten(1).T.cov(), latents.flatten(1).T.cov(), atol=0.15, rtol=0)
 
 
 def test_swag_has_half_of_the_diagonal_and_half_of_the_covariance_of_the_last_deviations():
@@ -172,3 +194,24 @@ def test_swag_has_half_of_the_diagonal_and_half_of_the_covariance_of_the_last_de
 
 def test_swag_of_one_original_is_that_original(layout, originals):
     torch.testing.assert_close(swag(originals[:1], layout, 3, generator()), originals[:1].repeat(3, 1))
+
+
+def test_originals_with_noise_count_as_the_mean_of_both_parts_of_their_variance_says():
+    """By trials: 4 independent originals, 10 times each, and noise of twice their deviation drawn for each."""
+    size, noise, generator = 40, 2.0, torch.Generator().manual_seed(0)
+    means = []
+    for _ in range(4000):
+        rows = torch.randn(4, generator=generator).repeat_interleave(10)
+        means.append((rows + noise * torch.randn(size, generator=generator)).mean())
+    variance = torch.stack(means).var().item()
+    counts = count_independent(
+        {"noise_0.1": size, "original": 40}, {"noise_0.1": (1 + noise**2) ** 0.5}, {"original": 4.0}
+    )
+    # The variance of 4 000 trials has a standard error of 2 %.
+    assert (1 + noise**2) / counts["noise_0.1"] == pytest.approx(variance, rel=0.08)
+    assert (
+        count_independent({"noise_0.1": 40, "original": 40}, {"noise_0.1": 1.0}, {"original": 4.0})["noise_0.1"] == 4
+    )
+    assert (
+        count_independent({"noise_0.1": 3, "original": 40}, {"noise_0.1": None}, {"original": 4.0})["noise_0.1"] == 3
+    )

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from pdiff_hf.evaluation.intervals import (
     accuracy_difference,
@@ -28,6 +29,40 @@ def test_interval_of_a_mean_covers_the_truth_in_95_of_100_cases():
         hits += low <= 0.5 <= high
     # Three standard errors of 400 draws below 0.95; above it the interval is conservative.
     assert 0.917 <= hits / 400 <= 0.99
+
+
+def test_shares_need_not_be_of_a_whole_number():
+    low, high = exact_interval(1.5, 4.5)
+    assert exact_interval(4 / 3, 4)[1] > high > exact_interval(5 / 3, 5)[1]
+    assert exact_interval(2, 10) == pytest.approx(binomtest(2, 10).proportion_ci(method="exact"))
+    assert exact_interval(0, 4.5) == pytest.approx([0, 1 - 0.025 ** (1 / 4.5)])
+    assert 0 < low < 1.5 / 4.5
+
+
+@pytest.mark.parametrize("interval", [mean_interval, sample_mean_interval])
+def test_interval_of_networks_that_depend_on_each_other_counts_the_independent_ones(interval):
+    generator = torch.Generator().manual_seed(0)
+    hits, naive = 0, 0
+    for _ in range(400):
+        # Five independent levels, each of which eight networks share; difficulties do not matter here.
+        skill = torch.randn(5, generator=generator, dtype=torch.float64).repeat_interleave(8)
+        values = skill if interval is sample_mean_interval else skill[:, None].expand(-1, 3)
+        low, high = interval(values, 5)
+        hits += low <= 0 <= high
+        low, high = interval(values)
+        naive += low <= 0 <= high
+    # Three standard errors of 400 draws around 0.95.
+    assert 0.917 <= hits / 400 <= 0.983
+    assert naive / 400 < 0.7
+
+
+def test_difference_counts_the_independent_networks_of_both():
+    right = torch.rand(40, 200, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.5, 0.9, 40)[:, None]
+    widths = []
+    for counts in ((), (4, None), (4, 4)):
+        found = accuracy_difference(right, right.flip(1), *counts)
+        widths.append(found["ci95"][1] - found["ci95"][0])
+    assert widths[0] < widths[1] < widths[2]
 
 
 def test_difference_is_paired_over_images():

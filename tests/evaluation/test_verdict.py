@@ -11,6 +11,7 @@ from pdiff_hf.evaluation.groups import build_groups
 from pdiff_hf.evaluation.verdict import make_verdict
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.results.metrics import Metrics
+from pdiff_hf.results.records import Difference
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
@@ -77,6 +78,16 @@ def test_redrawn_originals_with_a_little_noise_are_no_gain(setting):
     assert judge(setting, noise)[0] == "no_gain"
 
 
+def test_draws_of_the_originals_own_distribution_lose_singly_and_not_on_average(setting):
+    """What one network loses against an average of many is no fault of the draws."""
+    layout, originals, _, val, test = setting
+    draws = noised_originals(originals, layout, 40, torch.Generator().manual_seed(7), sigma=0.02)
+    metrics = evaluate_groups(build_groups(originals, draws, layout)[0], val, test).metrics
+    assert metrics.comparisons["uniform_soup"].sign == -1, "the planted case must tell the two comparisons apart"
+    assert metrics.soup_comparisons["uniform_soup"].sign == 0
+    assert "generated_uniform_soup" in metrics.groups and "generated_uniform_soup" not in metrics.rivals()
+
+
 def comparison(low, high):
     return {"difference": (low + high) / 2, "ci95": [low, high]}
 
@@ -112,11 +123,14 @@ def test_finding_is_that_of_the_intervals(metrics, finding):
 
 def test_sentence_has_the_decisive_average_fine_tuning_and_novelty():
     metrics = planted(original=ZERO, average_16=ZERO, uniform_soup=DOWN, fine_tuned=DOWN)
+    metrics.soup_comparisons["uniform_soup"] = Difference(**ZERO)
     assert make_verdict(metrics)[1] == (
         "Generated networks are not distinguishable from the originals (+0.05 points, 95 % interval −0.10 to +0.20), "
-        "but worse than the uniform soup of all originals (−0.40 points, 95 % interval −0.60 to −0.20); fine-tuning "
-        "for the same time gives more (−0.40 points, 95 % interval −0.60 to −0.20 for generation); 50 % of them are "
-        "both novel and performant."
+        "but, one network against an average, worse than the uniform soup of all originals (−0.40 points, 95 % "
+        "interval −0.60 to −0.20); average against average, their uniform soup is not distinguishable from that of "
+        "the originals (+0.05 points, 95 % interval −0.10 to +0.20); fine-tuning for the same "
+        "time gives more (−0.40 points, 95 % interval −0.60 to −0.20 for generation); 50 % of them are both novel and "
+        "performant."
     )
     assert make_verdict(planted(original=ZERO, novel=0.25))[1].endswith(
         "; only 25 % of them are farther from every original than independent originals are."

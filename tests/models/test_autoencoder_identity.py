@@ -4,13 +4,15 @@ from diffusers import DDPMScheduler
 
 from factories import make_dataset, make_layout, make_vectors
 from pdiff_hf import AutoencoderIdentity, PDiffPipeline, make_unet_1d
+from pdiff_hf.data.order import RowOrder
 from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.models.auto import load_autoencoder
-from pdiff_hf.models.kinds import AutoencoderIdentityConfig, UNet1DConfig
+from pdiff_hf.models.kinds import AutoencoderIdentityConfig, UNet1DConditionConfig, UNet1DConfig
 from pdiff_hf.runs.stages import check_training
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.diffusion import train_diffusion, unet_training_bytes
+from pdiff_hf.training.diffusion import train_diffusion
+from pdiff_hf.training.memory import unet_training_bytes
 
 UNET = {"steps": 2, "block_out_channels": (16, 16), "lr_warmup_steps": 0}
 
@@ -97,10 +99,34 @@ def test_both_stages_run_without_an_autoencoder(tmp_path):
     assert pipeline.unet.config.sample_size == autoencoder.latent_shape[1]
 
 
+def test_more_parameters_than_checkpoints_are_not_for_the_denoiser_that_contains_their_gaussian(pdiff, tmp_path):
+    dataset = make_dataset(tmp_path)
+    options = ["train", dataset, "--out", tmp_path / "run", "--set", "autoencoder.kind=none"]
+    code, _, err = pdiff(*options)
+    [line] = err.strip().splitlines()
+    assert code == 2 and not (tmp_path / "run").exists()
+    assert "autoencoder.kind=none: the Gaussian of 256 latent values needs at least 257 checkpoints" in line
+    assert 'found 19 without those held out; take an autoencoder, more checkpoints, or --set "diffusion.kind=' in line
+    quick = ["diffusion.steps=2", "diffusion.lr_warmup_steps=0", "diffusion.block_out_channels=[16]"]
+    code, _, err = pdiff(*options, *(part for key in ("diffusion.kind=unet_1d", *quick) for part in ("--set", key)))
+    assert code == 0, err
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+
+
+def test_denoiser_without_an_autoencoder_is_refused_in_python_too(tmp_path):
+    config = AutoencoderIdentityConfig(latent_channels=4)
+    train_autoencoder(make_dataset(tmp_path), tmp_path / "autoencoder", config)
+    with pytest.raises(
+        ValueError, match=r"Gaussian of 64 latent values needs at least 65 checkpoints .* kind=unet_1d"
+    ):
+        train_diffusion(tmp_path / "dataset", tmp_path / "autoencoder", tmp_path / "p", UNet1DConditionConfig())
+    assert not any((tmp_path / "p").iterdir())
+
+
 def test_what_cannot_fit_into_memory_is_refused_before_training():
     layout = ParameterLayout((TensorSpec("weight", (10**9,), 0),))
     with pytest.raises(ValueError, match=r"kind=none: a denoiser of 32 × 31250000 values needs at least [\d.]+ GB"):
-        check_training(layout, 20, AutoencoderIdentityConfig(), UNet1DConfig())
+        check_training(layout, RowOrder.of_runs(20), AutoencoderIdentityConfig(), UNet1DConfig())
 
 
 def test_memory_counts_what_the_backward_pass_keeps():

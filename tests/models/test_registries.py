@@ -150,7 +150,7 @@ def test_registered_kind_is_a_value_of_the_ablation_axis(registered):
         (["autoencoder.kind=mine", "autoencoder.latent_noise=0"], "'autoencoder.latent_noise' of kind 'mine'"),
         (["autoencoder.temper=2"], "'autoencoder.temper' of kind 'pdiff'; the nearest valid key is 'autoencoder.*"),
         (["autoencoder.kind=pca", "autoencoder.learning_rate=1"], "unknown key 'autoencoder.learning_rate' of kind"),
-        (["autoencoder.kind=none", "autoencoder.latent_length=8"], "nearest valid key is '.*latent_channels'"),
+        (["autoencoder.kind=none", "autoencoder.latent_length=8"], "nearest valid key is '.*latent_whitening'"),
         (["autoencoder.kind=mime"], "'autoencoder.kind': expected one of 'pdiff', .* or 'mine', found 'mime'"),
         (["diffusion.kind=one", "diffusion.layers_per_block=2"], "unknown key 'diffusion.layers_per_block' of kind"),
     ],
@@ -169,10 +169,12 @@ def test_own_file_with_a_key_that_the_kind_has_not_is_refused(tmp_path):
 
 
 def test_recorded_recipe_of_0_1_with_keys_of_other_kinds_goes_on(tmp_path):
-    recipe = load_recipe("digits-mlp", ["autoencoder.kind=pca"])
+    recipe = load_recipe(
+        "digits-mlp", ["autoencoder.kind=pca", "autoencoder.latent_whitening=null", "diffusion.kind=unet_1d"]
+    )
     values = recipe.model_dump(mode="json")
     values["autoencoder"] |= {"steps": 100, "learning_rate": 3e-4, "use_ema": False, "input_noise": 1e-3}
-    del values["diffusion"]["kind"]
+    del values["diffusion"]["kind"], values["autoencoder"]["latent_whitening"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     assert open_run(recipe, tmp_path).folder == tmp_path
     with pytest.raises(ValueError, match=r"autoencoder.kind is 'pca', expected 'none'"):

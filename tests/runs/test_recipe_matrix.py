@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data.order import RowOrder
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.models.auto import AUTOENCODER, DENOISER
 from pdiff_hf.runs.composition import list_parts
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.recipe_parts import find_part, named_recipes, part_names
-from pdiff_hf.runs.stages import check_training
+from pdiff_hf.runs.stages import check_training, planned_rows
 from pdiff_hf.strict_yaml import read_mapping
 from pdiff_hf.tasks.collect import check_collection
 
@@ -51,7 +52,7 @@ def build_on_meta(recipe):
 @functools.cache
 def check_once(layout, num_rows, autoencoder_json, diffusion_json):
     autoencoder = AUTOENCODER.validate(json.loads(autoencoder_json))
-    check_training(layout, num_rows, autoencoder, DENOISER.validate(json.loads(diffusion_json)))
+    check_training(layout, RowOrder.of_runs(*num_rows), autoencoder, DENOISER.validate(json.loads(diffusion_json)))
 
 
 @pytest.mark.parametrize(("network", "data"), list(fitting_pairs()))
@@ -61,7 +62,7 @@ def test_every_fitting_combination_can_start(network, data, tmp_path):
         model = build_on_meta(recipe)
         layout = check_collection(model, recipe.collect, tmp_path / "dataset")
         assert layout.num_parameters > 0
-        num_rows = recipe.collect.runs * recipe.collect.num_checkpoints
+        num_rows = (recipe.collect.num_checkpoints,) * recipe.collect.runs
         stages = recipe.autoencoder.model_dump_json(), recipe.diffusion.model_dump_json()
         check_once(layout, num_rows, *stages)
         if selection == "all":
@@ -85,8 +86,7 @@ def test_smoke_profile_composes_and_keeps_the_selection(network, data):
 def test_every_named_recipe_can_start(name, profile, tmp_path):
     recipe = load_recipe(name, profile=profile)
     layout = check_collection(build_on_meta(recipe), recipe.collect, tmp_path / "dataset")
-    num_rows = recipe.collect.runs * recipe.collect.num_checkpoints
-    check_training(layout, num_rows, recipe.autoencoder, recipe.diffusion)
+    check_training(layout, planned_rows(recipe), recipe.autoencoder, recipe.diffusion)
 
 
 @pytest.mark.parametrize(("network", "data"), list(fitting_pairs()))

@@ -14,6 +14,8 @@ from pdiff_hf.runs.stages import run_recipe, train_stages
 
 TINY_TRAINING = [override for override in TINY_RUN if override.startswith(("autoencoder", "diffusion"))]
 
+UNET = "diffusion.kind=unet_1d"
+
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
@@ -36,6 +38,24 @@ def test_refused_autoencoder_may_be_trained_by_other_settings_without_collecting
     assert modified(tmp_path / "run" / "dataset") == collected
     with pytest.raises(ValueError, match=r"diffusion\.steps is 2, expected 20"):
         open_run(tiny_recipe(*trained), tmp_path / "run")
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_folder_of_a_version_without_kinds_of_denoisers_is_of_the_only_one_there_was(tmp_path, preset):
+    before = [UNET, f"diffusion.preset={preset}", "autoencoder.latent_whitening=null"]
+    values = tiny_recipe(*before).model_dump(mode="json")
+    for section, keys in (
+        ("autoencoder", ["latent_whitening"]),
+        ("diffusion", ["kind", "stable_target", "validate", "validation_share"]),
+    ):
+        for key in keys:
+            del values[section][key]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert open_run(tiny_recipe(*before), tmp_path).folder == tmp_path
+    with pytest.raises(ValueError, match=r"latent_whitening is None, expected 0\.5"):
+        open_run(tiny_recipe(*before[:2]), tmp_path)
+    with pytest.raises(ValueError, match=r"diffusion.kind is 'unet_1d', expected 'unet_1d_condition'"):
+        open_run(tiny_recipe("diffusion.kind=unet_1d_condition", *before[1:]), tmp_path)
 
 
 def test_folder_of_a_version_without_a_key_goes_on_with_its_default(tiny_run_copy):
@@ -127,8 +147,14 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
         (["base_model.name=os:getcwd"], "os"),
         (["collect.num_checkpoints=9"], "8 latent values need at least 9 training checkpoints, got 8"),
         (["collect.num_checkpoints=5"], "at least 6 checkpoints"),
-        (["autoencoder.latent_length=3", "autoencoder.latent_channels=2"], "latent_length must be divisible by 2"),
-        (["diffusion.block_out_channels=[12]"], "divisible by 8"),
+        (
+            [UNET, "autoencoder.latent_length=3", "autoencoder.latent_channels=2"],
+            "latent_length must be divisible by 2",
+        ),
+        ([UNET, "diffusion.block_out_channels=[12]"], "divisible by 8"),
+        (["collect.num_checkpoints=10"], "8 latent values needs at least 9 checkpoints to train on, found 8 without"),
+        (["diffusion.validate=run"], "validate=run with a share of 0.125 leaves none of 36 checkpoints in 1 runs"),
+        (["diffusion.validation_share=0.99"], "validate=between with a share of 0.99 leaves none of 36 checkpoints"),
     ],
 )
 def test_what_can_be_known_before_training_leaves_no_trace(tmp_path, overrides, message):

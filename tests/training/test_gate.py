@@ -16,11 +16,11 @@ def refuse(config, train=0.5, num_train=1000, is_aligned=False):
 def test_what_needs_no_steps_is_not_told_to_take_more():
     text = refuse(AutoencoderPCAConfig())
     assert "steps" not in text and "kind=pca" not in text
-    assert "more latent values (autoencoder.latent_channels × latent_length, now 32 × 4)" in text
+    assert "more latent values (autoencoder.latent_channels × latent_length, now 32 × 1)" in text
 
 
 def test_no_more_latent_values_are_advised_than_checkpoints_tell_apart():
-    text = refuse(AutoencoderPCAConfig(latent_channels=2), num_train=9)
+    text = refuse(AutoencoderPCAConfig(latent_channels=8), num_train=9)
     assert "more checkpoints for more latent values" in text and "9 training checkpoints have no more" in text
 
 

@@ -35,6 +35,12 @@ class RowOrder:
         times = [(e if run in numbered else s, s) for run, s, e in zip(runs, steps, epochs, strict=True)]
         return cls(runs, times, frozenset(unordered))
 
+    @classmethod
+    def of_runs(cls, *num_rows: int) -> RowOrder:
+        """Of rows that lie in the order in which runs took them, one after the other, so many of each."""
+        runs = [str(run) for run, number in enumerate(num_rows) for _ in range(number)]
+        return cls(runs, [(row, row) for row in range(len(runs))])
+
     def by_run(self, kept: Sequence[int] | None = None) -> dict[str, list[int]]:
         """By run the rows in the order of their time; of some rows `kept`, as places among these."""
         kept = range(len(self.runs)) if kept is None else kept

@@ -86,6 +86,14 @@ class RunMemory:
         size = (torch.bincount(self.runs, minlength=len(self.times)) / self.times).sum().item()
         return size if math.isfinite(size) else None
 
+    def count_independent(self) -> float:
+        """How many independent rows they count as, those whose order is not known as one each; at least 2 of several.
+
+        Rows that are all equal would count as one, of which no interval can be told.
+        """
+        rows = torch.bincount(self.runs, minlength=len(self.times))
+        return max((rows / self.times.nan_to_num(1.0)).sum().item(), min(2, len(self)))
+
     def dependent(self) -> torch.Tensor:
         """Whether rows are not independent, `bool` `(K, K)`: every row of itself, and of those less than a time away.
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from ..layout import ParameterLayout
 
-# Share of the variance that the components of the Gaussian along principal components hold.
-PCA_VARIANCE = 0.99
+if TYPE_CHECKING:
+    from ..models.autoencoder_base import ParameterAutoencoderMixin
+
 # Deviations that SWAG's low-rank part is made of; Source: Maddox et al. 2019, arXiv 1902.02476, §5.
 SWAG_RANK = 20
+
+
+class LatentSampler(Protocol):
+    """What draws scaled latents `(num, C, L)`."""
+
+    def sample(self, num: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw them with a generator of the CPU."""
 
 
 def uniform_soup(originals: torch.Tensor) -> torch.Tensor:
@@ -85,22 +94,26 @@ def gaussian(originals: torch.Tensor, layout: ParameterLayout, num: int, generat
     return _log_tensors(values.mean(0) + noise * values.std(0, correction=0), layout, torch.exp)
 
 
-def pca_gaussian(
-    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Draws `(num, D)` from a Gaussian along the fewest principal components that hold 99 % of the variance.
+class GaussianOfRows:
+    """The Gaussian that has the mean and the covariance of latents `(K, C, L)`, also where they are few."""
 
-    The components are found by the Gram matrix of the originals; `log` tensors are fitted in log space.
-    """
-    values = _log_tensors(originals, layout, torch.log)
-    mean = values.mean(0)
-    centered = values - mean
-    eigenvalues, eigenvectors = torch.linalg.eigh((centered @ centered.T).double())
-    eigenvalues, eigenvectors = eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1)
-    rank = int((eigenvalues.cumsum(0) < PCA_VARIANCE * eigenvalues.sum()).sum()) + 1
-    # A draw along the components is this combination of the centred originals.
-    weights = torch.randn(num, rank, generator=generator, dtype=torch.float64) @ eigenvectors[:, :rank].T
-    return _log_tensors(mean + (weights.to(values.dtype) @ centered) / len(originals) ** 0.5, layout, torch.exp)
+    def __init__(self, latents: torch.Tensor):
+        self._mean = latents.mean(0)
+        self._deviations = (latents - self._mean) / max(1, len(latents) - 1) ** 0.5
+
+    def sample(self, num: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw latents `(num, C, L)`: combinations of the rows' deviations from their mean, with normal weights."""
+        weights = torch.randn(num, len(self._deviations), generator=generator)
+        return self._mean + torch.einsum("nk,kcl->ncl", weights.to(self._deviations), self._deviations)
+
+
+@torch.no_grad()
+def latent_gaussian(
+    gaussian: LatentSampler, autoencoder: ParameterAutoencoderMixin, num: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Draws `(num, D)` from a Gaussian of scaled latents, decoded by the autoencoder."""
+    latents = autoencoder.unscale_latents(gaussian.sample(num, generator).to(autoencoder.device))
+    return torch.cat([block.cpu() for block in autoencoder.decode_rows(latents)])
 
 
 def swag(

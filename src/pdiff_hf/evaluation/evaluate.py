@@ -13,7 +13,7 @@ from ..results.records import Difference, SelectedDifference
 from .autocorrelation import RunMemory, independent_distance
 from .ensembles import evaluate_ensembles
 from .evaluator import EvaluatorOutput, ParameterEvaluator
-from .groups import is_shown
+from .groups import count_independent, find_group, is_shown
 from .intervals import accuracy_difference, mean_interval, paired_comparison
 from .matching import nearest_matched_distance
 from .permutations import PermutationSpec
@@ -47,6 +47,7 @@ def evaluate_groups(
     permutations: PermutationSpec | None = None,
     seconds: Mapping[str, float] | None = None,
     networks: Mapping[str, torch.Tensor] | None = None,
+    n_effective: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Evaluate groups of networks under one protocol.
@@ -66,6 +67,8 @@ def evaluate_groups(
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
         networks (`Mapping[str, torch.Tensor]`, *optional*): The same networks `(n, E)` in the evaluators' layout,
             where it has more tensors than count for distances; `groups` by default.
+        n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of other groups count as
+            in intervals over networks; see [`count_independent`] for what is not given.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
     Raises:
@@ -84,8 +87,11 @@ def evaluate_groups(
         raise ValueError(f"expected the memory of {len(originals)} originals, found that of {len(memory)} rows.")
 
     # 1. Numbers of every network, and what they come to
+    spreads = {name: spread(vectors, originals) for name, vectors in groups.items()}
+    known = {"original": memory.count_independent(), **(n_effective or {})}
+    counts = count_independent({name: len(vectors) for name, vectors in groups.items()}, spreads, known)
     evaluations = {
-        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations)
+        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations, counts)
         for name, vectors in groups.items()
     }
     summaries = {
@@ -96,7 +102,7 @@ def evaluate_groups(
             right[name],
             on_test[name].losses,
             iou=wrong_iou(on_test[name].predictions, on_test[name].predictions, labels),
-            spread=spread(groups[name], originals),
+            spread=spreads[name],
             seconds=(seconds or {}).get(name),
         )
         for name, group in evaluations.items()
@@ -112,6 +118,7 @@ def evaluate_groups(
         groups=summaries,
         comparisons={},
         selected_comparisons={},
+        soup_comparisons={},
         ensembles=evaluate_ensembles({name: networks[name] for name in averaged}, test, best_single=single, seed=seed),
         seed=seed,
     )
@@ -119,10 +126,14 @@ def evaluate_groups(
         best = right["generated"][evaluations["generated"].selected]
         for name in (name for name in groups if name != "generated"):
             found = paired_comparison(best, right[name][evaluations[name].selected])
-            metrics.comparisons[name] = Difference(**accuracy_difference(right["generated"], right[name]))
+            of_both = (right["generated"], right[name], counts["generated"], counts[name])
+            metrics.comparisons[name] = Difference(**accuracy_difference(*of_both))
             metrics.selected_comparisons[name] = SelectedDifference(
                 only_generated=found.pop("only_a"), only_other=found.pop("only_b"), **found
             )
+    for name in groups:
+        if (other := find_group(name).counterpart) in groups:
+            metrics.soup_comparisons[other] = Difference(**accuracy_difference(right[name], right[other]))
     metrics.finding, metrics.verdict = make_verdict(metrics)
 
     # 3. For the matrix of similarities
@@ -142,6 +153,7 @@ def _evaluate_group(
     labels: torch.Tensor,
     memory: RunMemory,
     permutations: PermutationSpec | None,
+    counts: Mapping[str, float],
 ) -> GroupEvaluation:
     is_original = name == "original"
     iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
@@ -161,8 +173,11 @@ def _evaluate_group(
         cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
         l2_matched=matched,
         selected=_select(on_val[name]),
-        accuracy_ci95=mean_interval(right[name]),
-        difference_to_original=Difference(**accuracy_difference(right[name], right["original"])),
+        n_effective=counts[name],
+        accuracy_ci95=mean_interval(right[name], counts[name]),
+        difference_to_original=Difference(
+            **accuracy_difference(right[name], right["original"], counts[name], counts["original"])
+        ),
     )
 
 

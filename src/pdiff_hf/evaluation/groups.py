@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,6 @@ from .baselines import (
     greedy_soup,
     interpolations,
     noised_originals,
-    pca_gaussian,
     swag,
     uniform_soup,
 )
@@ -34,17 +33,22 @@ class GroupInputs:
     Args:
         originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, in the order of the training run.
         layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
+        generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline, for their own soups.
         num (`int`): Number of draws, that of the generated networks.
         generator (`torch.Generator`): Source of randomness, of this group alone.
         val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples, for
-            the greedy soup.
+            greedy soups.
+        draw_latents (`Callable`, *optional*): Draws networks `(n, D)` by number and generator from the Gaussian of
+            latents that the denoiser contains.
     """
 
     originals: torch.Tensor
+    generated: torch.Tensor
     layout: ParameterLayout
     num: int
     generator: torch.Generator
     val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None
+    draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Group:
         make (`Callable`, *optional*): Makes the networks `(n, D)` out of [`GroupInputs`], or `None` when they lack
             something; without it, the networks are handed in.
         role (`str`, *optional*, defaults to `"baseline"`): What it is to the generator: `original` and `generated`
-            are themselves; an `average` of originals, or another `rival`, has to be beaten and is always in view.
+            are themselves; an `average` of originals, or another `rival`, has to be beaten and is always in view; a
+            `generated_average` is made of generated networks.
         description (`str`, *optional*): What its networks are, as a part of a sentence.
         color (`str`, *optional*, defaults to `"ink"`): Name in the palette of the plots: averages are green, noise
             purple, fitted distributions orange.
@@ -63,15 +68,20 @@ class Group:
         shown (`tuple[str, ...]`, *optional*): Plots that it is in beside that of all groups: `points` of single
             networks, `latents`, the `matrix` of shared mistakes, `histogram`, `ensembles`.
         label (`str`, *optional*): Its name as people read it; that in the table, without underscores, by default.
+        made_of_single_originals (`bool`, *optional*, defaults to `False`): Its networks are single originals that
+            were changed, and depend on each other as these do.
+        counterpart (`str`, *optional*): Of a `generated_average`, the same average of originals.
     """
 
     make: Callable[[GroupInputs], torch.Tensor | None] | None = None
-    role: Literal["original", "generated", "average", "rival", "baseline"] = "baseline"
+    role: Literal["original", "generated", "average", "rival", "generated_average", "baseline"] = "baseline"
     description: str = ""
     color: str = "ink"
     marker: str = "8"
     shown: tuple[Place, ...] = ()
     label: str | None = None
+    made_of_single_originals: bool = False
+    counterpart: str | None = None
 
 
 def _draws(function: Callable, **options) -> Callable[[GroupInputs], torch.Tensor]:
@@ -88,8 +98,18 @@ def _mixtures(function: Callable) -> Callable[[GroupInputs], torch.Tensor]:
 # By name, in the order of the report.
 GROUPS: dict[str, Group] = {
     "original": Group(None, "original", "originals", "blue", "o", EVERYWHERE),
-    "reconstructed": Group(None, "baseline", "originals through the autoencoder", "grey", "s"),
+    "reconstructed": Group(
+        None, "baseline", "originals through the autoencoder", "grey", "s", made_of_single_originals=True
+    ),
     "generated": Group(None, "generated", "generated networks", "vermillion", "D", EVERYWHERE),
+    "generated_uniform_soup": Group(
+        lambda given: uniform_soup(given.generated),
+        "generated_average", "the uniform soup of generated networks", "vermillion", "$U$", counterpart="uniform_soup",
+    ),
+    "generated_greedy_soup": Group(
+        lambda given: given.val_accuracy and greedy_soup(given.generated, given.val_accuracy),
+        "generated_average", "the greedy soup of generated networks", "vermillion", "$G$", counterpart="greedy_soup",
+    ),
     "uniform_soup": Group(
         lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
     ),
@@ -100,10 +120,19 @@ GROUPS: dict[str, Group] = {
     "average_16": Group(
         _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
     ),
-    "noise_0.05": Group(_draws(noised_originals, sigma=0.05), "baseline", "originals with 5 % noise", "purple", "v"),
-    "noise_0.1": Group(_draws(noised_originals, sigma=0.1), "baseline", "originals with 10 % noise", "purple", "X"),
+    "noise_0.05": Group(
+        _draws(noised_originals, sigma=0.05), "baseline", "originals with 5 % noise", "purple", "v",
+        made_of_single_originals=True,
+    ),
+    "noise_0.1": Group(
+        _draws(noised_originals, sigma=0.1), "baseline", "originals with 10 % noise", "purple", "X",
+        made_of_single_originals=True,
+    ),
     "gaussian": Group(_draws(gaussian), "baseline", "a Gaussian for every coordinate", "orange", "h"),
-    "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "a Gaussian along principal components", "orange", "p"),
+    "pca_gaussian": Group(
+        lambda given: given.draw_latents and given.draw_latents(given.num, given.generator),
+        "baseline", "the Gaussian of latents that the denoiser contains", "orange", "p",
+    ),
     "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
     "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
     "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
@@ -133,6 +162,30 @@ def describe_group(name: str) -> dict[str, str]:
     return {"role": group.role, "label": label(name), "description": group.description, "color": group.color}
 
 
+def count_independent(
+    sizes: Mapping[str, int], spreads: Mapping[str, float | None], known: Mapping[str, float]
+) -> dict[str, float]:
+    """How many independent networks those of every group count as, in intervals over networks.
+
+    As many as is `known` of a group. Single originals, through the autoencoder or with noise,
+    have two parts of variance about the originals' mean: that of the originals, which counts as they do, and what was
+    drawn anew for each. With s² their variance in units of the originals', `s² / n_effective` is
+    `1 / n_originals + (s² - 1) / n`. Others are, given the originals, independent draws, and count fully.
+
+    Args:
+        sizes (`Mapping[str, int]`): Networks of every group.
+        spreads (`Mapping[str, float]`): Their `spread`, s.
+        known (`Mapping[str, float]`): What is known, by group.
+    """
+    counts = {name: float(size) for name, size in sizes.items()} | dict(known)
+    for name in sizes.keys() - known.keys():
+        if find_group(name).made_of_single_originals:
+            variance = max(1.0, (spreads[name] or 1.0) ** 2)
+            of_originals = 1 / min(counts["original"], sizes[name])
+            counts[name] = variance / (of_originals + (variance - 1) / sizes[name])
+    return counts
+
+
 def build_groups(
     originals: torch.Tensor,
     generated: torch.Tensor,
@@ -140,11 +193,12 @@ def build_groups(
     reconstructed: torch.Tensor | None = None,
     val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
+    draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Make the groups of a report; baselines get as many draws as there are generated networks.
 
     Args:
-        originals, layout, val_accuracy: See [`GroupInputs`].
+        originals, layout, val_accuracy, draw_latents: See [`GroupInputs`].
         generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline.
         reconstructed (`torch.Tensor` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
         seed (`int`, *optional*, defaults to 0): Every baseline starts from this seed, so adding one changes no other.
@@ -160,7 +214,8 @@ def build_groups(
             continue
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        networks = group.make(GroupInputs(originals, layout, len(generated), generator, val_accuracy))
+        given = GroupInputs(originals, generated, layout, len(generated), generator, val_accuracy, draw_latents)
+        networks = group.make(given)
         if networks is not None:
             groups[name], seconds[name] = networks, time.perf_counter() - start
     return {name: vectors for name, vectors in groups.items() if vectors is not None}, seconds

@@ -55,6 +55,7 @@ class GroupEvaluation:
         cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
         l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
         selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
+        n_effective (`float`): How many independent networks they count as.
         accuracy_ci95 (`list[float]`): 95 % interval of the mean test accuracy.
         difference_to_original ([`Difference`]): Mean test accuracy minus that of the originals.
 
@@ -71,6 +72,7 @@ class GroupEvaluation:
     cosine_nearest: torch.Tensor
     l2_matched: torch.Tensor | None
     selected: int
+    n_effective: float
     accuracy_ci95: list[float]
     difference_to_original: Difference
 
@@ -98,6 +100,7 @@ def summarize_group(
         seconds (`float`, *optional*): What making the networks took.
     """
     n, num_examples = right.shape
+    n_effective = group.n_effective
     yardstick, usual = original.l2_independent.double().mean(), original.l2_nearest.double().mean()
     distances = group.l2_nearest.double()
     performant = group.test_accuracy.double() >= original.test_accuracy.double().mean()
@@ -115,10 +118,13 @@ def summarize_group(
     difference = group.difference_to_original
     return GroupMetrics(
         n=n,
+        n_effective=n_effective,
         test_accuracy=Mean(**_summary(group.test_accuracy), ci95=group.accuracy_ci95),
         difference_to_original=difference,
-        test_nll=Mean(**_summary(group.test_nll), ci95=mean_interval(losses) if losses.isfinite().all() else None),
-        test_ece=Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece)),
+        test_nll=Mean(
+            **_summary(group.test_nll), ci95=mean_interval(losses, n_effective) if losses.isfinite().all() else None
+        ),
+        test_ece=Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece, n_effective)),
         selected=Selected(
             index=group.selected,
             val_accuracy=group.val_accuracy[group.selected].item(),
@@ -129,7 +135,9 @@ def summarize_group(
             iou_mean=_finite(within),
             **{key: _finite(values.double().mean()) for key, values in similarity.items()},
             l2_nearest_min=_finite(group.l2_nearest.min()),
-            ci95=SimilarityIntervals(**{key: sample_mean_interval(values) for key, values in similarity.items()}),
+            ci95=SimilarityIntervals(
+                **{key: sample_mean_interval(values, n_effective) for key, values in similarity.items()}
+            ),
         ),
         spread=spread,
         novel_and_performant=Shares(
@@ -138,9 +146,9 @@ def summarize_group(
             joint={key: _share(values) for key, values in joint.items()},
             copied=_share((distances <= COPIED_FRACTION * usual) & usual.isfinite()),
             ci95=ShareIntervals(
-                performant=_share_interval(performant),
-                novel={key: _share_interval(values) for key, values in novel.items()},
-                joint={key: _share_interval(values) for key, values in joint.items()},
+                performant=_share_interval(performant, n_effective),
+                novel={key: _share_interval(values, n_effective) for key, values in novel.items()},
+                joint={key: _share_interval(values, n_effective) for key, values in joint.items()},
             ),
         ),
         cost=Cost(seconds=seconds, gain_per_second=difference.difference / seconds if seconds else None),
@@ -152,8 +160,8 @@ def _share(values: torch.Tensor) -> float:
     return values.double().mean().item()
 
 
-def _share_interval(values: torch.Tensor) -> list[float]:
-    return exact_interval(int(values.sum()), len(values))
+def _share_interval(values: torch.Tensor, n_effective: float) -> list[float]:
+    return exact_interval(_share(values) * n_effective, n_effective)
 
 
 def _finite(value: torch.Tensor) -> float | None:

@@ -19,7 +19,8 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     A difference counts when its 95 % interval excludes zero. In this order: `copying` when most networks are copies of
     originals, `worse` than the originals, `better` than the originals and than every kind of average, `averaging` when
     a gain over the originals is no more than that of averaging or the networks lie where averages lie, and `no_gain`
-    otherwise; `none` without generated networks.
+    otherwise; `none` without generated networks. Against an average of originals stands one generated network; how
+    the averages of both compare is said beside it and decides nothing.
 
     Returns the finding and the sentence.
     """
@@ -40,8 +41,9 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
     over_average = comparisons[least].sign if least else gain
     sentence = f"Generated networks are {RELATIONS[gain]} the originals ({_points(comparisons['original'])})"
     if least:
-        against = f"{RELATIONS[over_average]} {metrics.groups[least].description} ({_points(comparisons[least])})"
-        sentence += f"{' and' if gain == over_average else ', but'} {against}"
+        # A single draw loses to an average of independent ones even where both have the same distribution.
+        against = f"one network against an average, {RELATIONS[over_average]} {metrics.groups[least].description}"
+        sentence += f"{' and' if gain == over_average else ', but'}, {against} ({_points(comparisons[least])})"
 
     # 2. What that is called
     is_averaged = group.spread is not None and group.spread <= AVERAGED_SPREAD
@@ -56,6 +58,9 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
         finding = "no_gain"
 
     # 3. What else decides about their use
+    if soup := metrics.soup_comparisons.get("uniform_soup"):
+        relation = f"{RELATIONS[soup.sign]} that of the originals"
+        sentence += f"; average against average, their uniform soup is {relation} ({_points(soup)})"
     for name, rival in metrics.rivals().items():
         if rival.role == "rival" and comparisons[name].sign < 0:
             sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"

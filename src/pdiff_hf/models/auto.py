@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..files import read_json
 from ..sections import OneOf, by_kind
 from .config import AutoencoderConfig, DiffusionConfig
-from .kinds import AutoencoderIdentityConfig, AutoencoderPCAConfig, AutoencoderPDiffConfig, UNet1DConfig
+from .kinds import (
+    AutoencoderIdentityConfig,
+    AutoencoderPCAConfig,
+    AutoencoderPDiffConfig,
+    UNet1DConditionConfig,
+    UNet1DConfig,
+)
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -20,10 +27,11 @@ AUTOENCODERS: dict[str, type[AutoencoderConfig]] = by_kind(
     AutoencoderPCAConfig,
     AutoencoderIdentityConfig,
 )
-DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(UNet1DConfig)
+DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(UNet1DConditionConfig, UNet1DConfig)
 
 # The sections of a recipe. Those of version 0.1 may name no kind.
-AUTOENCODER, DENOISER = OneOf(AUTOENCODERS, "pdiff"), OneOf(DENOISERS, "unet_1d")
+AUTOENCODER = OneOf(AUTOENCODERS, "pdiff")
+DENOISER = OneOf(DENOISERS, "unet_1d_condition", {"paper": "unet_1d"})
 SECTIONS = {"autoencoder": AUTOENCODER, "diffusion": DENOISER}
 AutoencoderSection = Annotated[AutoencoderConfig, AUTOENCODER]
 DiffusionSection = Annotated[DiffusionConfig, DENOISER]
@@ -42,7 +50,20 @@ def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:
     Raises:
         ValueError: the folder holds no autoencoder of the table, or its weights are damaged.
     """
-    classes = {cls.__name__: cls for cls in (section.model_class() for section in AUTOENCODERS.values())}
+    return _load(folder, AUTOENCODERS)
+
+
+def load_denoiser(folder: str | Path) -> ModelMixin:
+    """Load whichever denoiser a local folder holds, in eval mode.
+
+    Raises:
+        ValueError: the folder holds no denoiser of the table, or its weights are damaged.
+    """
+    return _load(folder, DENOISERS)
+
+
+def _load(folder: str | Path, table: Mapping[str, Any]) -> Any:
+    classes = {cls.__name__: cls for cls in (section.model_class() for section in table.values())}
     name = read_json(Path(folder) / "config.json").get("_class_name")
     if name not in classes:
         raise ValueError(f"{folder}: expected one of {sorted(classes)}, found {name!r}.")

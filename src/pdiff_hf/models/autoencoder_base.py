@@ -12,6 +12,8 @@ from diffusers.utils import BaseOutput
 
 from ..identity import NetworkIdentity, shown
 from ..layout import ParameterLayout
+from ..wording import argument
+from .config import latent_arguments
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
 # Decoded float32 values of one block: 256 MB, and as much again for each wide activation.
@@ -162,21 +164,57 @@ class ParameterAutoencoderMixin:
             yield self.decode(part).sample
 
     @torch.no_grad()
-    def set_latent_statistics(self, latents: torch.Tensor) -> None:
+    def set_latent_statistics(self, latents: torch.Tensor, whitening: float | None = None) -> None:
         """Set `scaling_factor`, `shift_factor` and `latent_mean` from the encoded dataset `(K, C, L)`.
 
-        `(latents - shift_factor) * scaling_factor` then has mean 0 and standard deviation 1 over all values.
+        `(latents - shift_factor) * scaling_factor` then has mean 0 and mean square 1 over all values. By default, the
+        factor is one for all of them.
+
+        Args:
+            whitening (`float`, *optional*): Gives every latent value a factor of its own: in units of what it stands
+                for, see [`~ParameterAutoencoderMixin.latent_deviations`], it is divided by this power of its standard
+                deviation. 1 whitens, 0 leaves the proportions as they are.
+
+        Raises:
+            ValueError: they do not vary, or with `whitening` one of the values does not.
         """
-        std = latents.float().std()
+        latents = latents.float()
+        self.latent_mean.copy_(latents.mean(0))
+        std, shift = latents.std(), latents.mean()
         if not torch.isfinite(std) or std == 0:
             raise ValueError(f"the latents must be finite and vary, got a standard deviation of {std.item()}.")
-        self.latent_mean.copy_(latents.float().mean(0))
-        self.register_to_config(shift_factor=latents.float().mean().item(), scaling_factor=1 / std.item())
+        if whitening is None:
+            self.register_to_config(shift_factor=shift.item(), scaling_factor=1 / std.item())
+            return
+        stds = latents.flatten(1).double().std(0)
+        if not (stds > 0).all():
+            raise ValueError(
+                f"latent value {int(stds.argmin())} is the same for all checkpoints, found {int((stds == 0).sum())} "
+                f"such of {len(stds)}; take fewer latent values, {latent_arguments()}, or "
+                f"{argument('latent_whitening', 'null', 'null', 'autoencoder.latent_whitening')}."
+            )
+        deviations = self.latent_deviations
+        kept = (stds if deviations is None else stds * deviations.double()) ** (1 - whitening)
+        factors = kept / stds
+        shift, factors = shift.item(), factors / ((latents.flatten(1) - shift) * factors).square().mean().sqrt()
+        self.register_to_config(shift_factor=shift, scaling_factor=factors.tolist())
+
+    @property
+    def latent_deviations(self) -> torch.Tensor | None:
+        """By how much vectors vary along every latent value `(C·L,)` where it varies by 1, `None` where not known."""
+        components = getattr(self, "components", None)
+        return None if components is None else components.deviations
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """From the autoencoder's latents to those of the diffusion."""
-        return (latents - self.config.shift_factor) * self.config.scaling_factor
+        return (latents - self.config.shift_factor) * self._scaling_factor(latents)
 
     def unscale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """From the diffusion's latents to those of the autoencoder."""
-        return latents / self.config.scaling_factor + self.config.shift_factor
+        return latents / self._scaling_factor(latents) + self.config.shift_factor
+
+    def _scaling_factor(self, latents: torch.Tensor) -> float | torch.Tensor:
+        factor = self.config.scaling_factor
+        if isinstance(factor, (int, float)):
+            return factor
+        return torch.tensor(factor, dtype=torch.float32, device=latents.device).view(self.latent_shape)

@@ -1,7 +1,6 @@
 """The closed-form linear autoencoder, for whole networks of millions of parameters."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from .autoencoder_base import ParameterAutoencoderMixin
 from .config import latent_arguments
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
+from .precision import without_autocast
 
 # Above it, all eigenvectors of a symmetric matrix take minutes.
 MAX_SNAPSHOTS = 4096
@@ -39,9 +39,9 @@ class AutoencoderPCA(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         layout: dict | None = None,
         normalization: str = "per_tensor",
         latent_channels: int = 32,
-        latent_length: int = 4,
+        latent_length: int = 1,
         basis_dtype: str = "float32",
-        scaling_factor: float = 1.0,
+        scaling_factor: float | list[float] = 1.0,
         shift_factor: float = 0.0,
     ):
         super().__init__()
@@ -118,7 +118,7 @@ class PrincipalComponents(nn.Module):
     def encode(self, normalized: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Contribution of columns `start … start + n`, `(B, n)`, to the scores `(B, k)`: the sum over all is they."""
         scores = normalized.new_zeros(len(normalized), len(self.deviations))
-        with _without_autocast(normalized.device):
+        with without_autocast(normalized.device):
             for first in range(0, normalized.shape[1], self._width):
                 columns = slice(start + first, min(start + first + self._width, start + normalized.shape[1]))
                 block = normalized[:, first : first + self._width] - self.mean[columns].to(normalized.dtype)
@@ -131,7 +131,7 @@ class PrincipalComponents(nn.Module):
         stop = len(self.mean) if stop is None else stop
         width = stop - start if self.basis.dtype == scores.dtype else self._width
         blocks = [slice(first, min(first + width, stop)) for first in range(start, stop, width)]
-        with _without_autocast(scores.device):
+        with without_autocast(scores.device):
             parts = [
                 torch.addmm(self.mean[columns].to(scores.dtype), scores, self.basis[:, columns].to(scores.dtype))
                 for columns in blocks
@@ -141,12 +141,6 @@ class PrincipalComponents(nn.Module):
     @property
     def _width(self) -> int:
         return max(1, BLOCK_VALUES // len(self.deviations))
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    # Half precision would lose the later components, which are small. The device `meta` knows no autocast.
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 @torch.no_grad()

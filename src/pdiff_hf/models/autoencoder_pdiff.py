@@ -12,6 +12,7 @@ from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOut
 from .autoencoder_pca import PrincipalComponents
 from .kinds import PRESETS
 from .normalizer import BLOCK_VALUES
+from .patches import PatchConv1d, PatchConvTranspose1d
 
 ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -40,7 +41,8 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         latent_channels (`int`), latent_length (`int`): C and L; C·L values make a latent.
         input_noise (`float`, *optional*, defaults to 1e-3): Standard deviation on the normalised input.
         latent_noise (`float`, *optional*, defaults to 1e-1): Standard deviation on the latents.
-        scaling_factor (`float`), shift_factor (`float`): Set from the encoded dataset after training.
+        scaling_factor (`float` or `list[float]`), shift_factor (`float`): Set from the encoded dataset after training;
+            one factor, or one for each of the C·L latent values.
     """
 
     @register_to_config
@@ -58,10 +60,10 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         linear_path: bool = True,
         max_positions: int | None = 64,
         latent_channels: int = 32,
-        latent_length: int = 4,
+        latent_length: int = 1,
         input_noise: float = 1e-3,
         latent_noise: float = 1e-1,
-        scaling_factor: float = 1.0,
+        scaling_factor: float | list[float] = 1.0,
         shift_factor: float = 0.0,
     ):
         super().__init__()
@@ -190,25 +192,6 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             loss = checkpoint(partial(self.forward, loss_only=True), *chunk, use_reentrant=False)
             losses.append(loss * len(chunk[0]) / size)
         return torch.stack(losses).sum()
-
-
-class PatchConv1d(nn.Conv1d):
-    """An `nn.Conv1d` whose stride is its kernel size, as one matrix product: `(B, C, N·S)` → `(B, O, N)`."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Multiply every patch by the kernel."""
-        (size,) = self.kernel_size
-        patches = input.unflatten(2, (-1, size)).transpose(1, 2).flatten(2)
-        return nn.functional.linear(patches, self.weight.flatten(1), self.bias).mT
-
-
-class PatchConvTranspose1d(nn.ConvTranspose1d):
-    """An `nn.ConvTranspose1d` whose stride is its kernel size, as one product: `(B, C, N)` → `(B, O, N·S)`."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Multiply every position by the kernel."""
-        patches = (input.mT @ self.weight.flatten(1)).unflatten(2, (self.out_channels, -1))
-        return patches.transpose(1, 2).flatten(2) + self.bias[:, None]
 
 
 class PositionPool(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,10 +21,26 @@ if TYPE_CHECKING:
 # Wang et al. 2024, arXiv 2402.13144, v3, for a subset of the tensors; 768 values for whole networks.
 PAPER_LATENTS = {"latent_channels": 1, "latent_length": 128}
 
+# pydantic's own method of this name is deprecated, and none of its fields' business.
+warnings.filterwarnings("ignore", 'Field name "validate"', UserWarning)
+
+# What a denoiser may predict of noisy latents: the noise, the velocity or the clean latents.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
 
 def latent_arguments() -> str:
     """What decides how many values latents have, for a message."""
     return " × ".join(argument(name, key=f"autoencoder.{name}") for name in ("latent_channels", "latent_length"))
+
+
+def too_few_rows(num_latents: int, num_rows: int, fewer: str | None = None) -> str:
+    """What to say when a Gaussian of latents cannot be fitted; `fewer` is how there are fewer latent values."""
+    fewer = f"fewer latent values, {latent_arguments()}" if fewer is None else fewer
+    return (
+        f"the Gaussian of {num_latents} latent values needs at least {num_latents + 1} checkpoints to train on, found "
+        f"{num_rows} without those held out; take {fewer}, more checkpoints, or "
+        f"{argument('kind', 'unet_1d', 'unet_1d', 'diffusion.kind')}."
+    )
 
 
 class StageConfig(BaseModel):
@@ -85,6 +102,12 @@ class AutoencoderConfig(StageConfig):
 
     normalization: Literal["per_tensor", "per_parameter"] | None = Field(None, description="null: the model's own")
     latent_channels: int = Field(32, ge=1)
+    latent_whitening: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="power of its standard deviation that each latent value is divided by; null: one factor for all",
+    )
     holdout_every: int = Field(10, ge=2, description="every n-th checkpoint is kept from training for the gate")
     min_explained_variance: float = Field(0.95, le=1)
     max_accuracy_drop: float = Field(0.002, ge=0, description="fraction, on the validation images")
@@ -117,9 +140,10 @@ class AutoencoderConfig(StageConfig):
     def fit_latents(self, denoiser: DiffusionConfig, num_train: int) -> Self:
         """This section with no more latent values than so many checkpoints can tell apart.
 
-        With principal components, K training rows span K - 1 directions, so at most C·L = K - 1 latent values. L stays
-        as it is as long as one channel fits, else it becomes the largest that fits and that the denoiser takes; C is
-        then the largest that fits, never larger than before. Sections that fit are returned as they are.
+        With principal components, K training rows span K - 1 directions, so at most C·L = K - 1 latent values; the
+        denoiser may take fewer. L stays as it is as long as one channel fits, else it becomes the largest that fits
+        and that the denoiser takes; C is then the largest that fits, never larger than before. Sections that fit are
+        returned as they are.
 
         Args:
             denoiser ([`DiffusionConfig`]): Whose lengths L may have.
@@ -128,7 +152,7 @@ class AutoencoderConfig(StageConfig):
         Raises:
             ValueError: there are too few checkpoints for any latents.
         """
-        most = num_train - 1
+        most = denoiser.most_latents(num_train)
         if not self.has_components or self.latent_channels * self.latent_length <= most:
             return self
         channels, length = self.latent_channels, self.latent_length
@@ -137,8 +161,8 @@ class AutoencoderConfig(StageConfig):
             length = most // shortest * shortest
         if length == 0:
             raise ValueError(
-                f"expected checkpoints for at least {shortest} latent values, {shortest + 1} without those held out, "
-                f"found {num_train}; use more checkpoints."
+                f"expected checkpoints for at least {shortest} latent values, found {num_train} without those held "
+                "out; use more checkpoints."
             )
         return self.model_copy(update={"latent_channels": min(channels, most // length), "latent_length": length})
 
@@ -147,12 +171,30 @@ class DiffusionConfig(OptimizationConfig):
     """Base of the kinds of the recipe's `diffusion` section: noise schedule and loss; a kind adds its denoiser."""
 
     use_ema: bool = True
-    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    prediction_type: Literal[PREDICTION_TYPES]
     num_train_timesteps: int = Field(1000, ge=1)
     beta_start: float = Field(1e-4, gt=0)
     beta_end: float = Field(2e-2, gt=0)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     latent_noise: float = Field(0.1, ge=0, description="drawn anew each step, in units of the scaled latents")
+    stable_target: bool = Field(
+        False, description="predict what is expected of all checkpoints, not the one that was noised: arXiv 2302.00670"
+    )
+    validate: Literal["none", "between", "block", "run"] = Field(
+        "none", description="rows that choose which step is kept: drawn at random, blocks in the middle, or whole runs"
+    )
+    validation_share: float = Field(0.125, gt=0, lt=1, description="of the training rows")
+
+    # Whether the denoiser contains the Gaussian of the latents; it is then what step 0 is.
+    contains_gaussian: ClassVar[bool] = False
+
+    def most_latents(self, num_rows: int) -> int:
+        """Latent values that so many training rows are enough for; where whole runs validate, it may be fewer."""
+        if not self.contains_gaussian or self.validate == "none":
+            return num_rows - 1
+        # Around a block, as many rows as it has are not trained on either.
+        share = self.validation_share * (2 if self.validate == "block" else 1)
+        return num_rows - 1 - max(1, round(share * num_rows))
 
     @property
     def length_multiple(self) -> int:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .autoencoder_identity import AutoencoderIdentity
     from .autoencoder_pca import AutoencoderPCA
     from .autoencoder_pdiff import AutoencoderPDiff
+    from .unet_1d_condition import UNet1DConditionModel
+
+# Whitened, small directions would hide those that tell checkpoints apart; not at all, they would be lost in noise.
+LATENT_WHITENING = 0.5
 
 # `paper`: Wang et al. 2024, arXiv 2402.13144, v3. `fast`: principal components, and patches as matrix products instead
 # of one-channel convolutions for what they leave; trained weights hardly grow with D.
@@ -44,13 +48,33 @@ PRESETS = {
         "linear_path": True,
         "max_positions": 64,
         "latent_channels": 32,
-        "latent_length": 4,
+        "latent_length": 1,
     },
 }
 TRAINING = {
     "paper": {"steps": 500, "train_batch_size": 50, "learning_rate": 2e-5, "weight_decay": 1e-2, "lr_warmup_steps": 0},
     # Training begins at the best linear autoencoder; what is left to be learned is little.
-    "fast": {"steps": 100, "train_batch_size": 64, "learning_rate": 3e-4, "weight_decay": 0.0, "lr_warmup_steps": 10},
+    "fast": {
+        "steps": 100,
+        "train_batch_size": 64,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.0,
+        "lr_warmup_steps": 10,
+        "latent_whitening": LATENT_WHITENING,
+    },
+}
+# Of the denoiser that contains the Gaussian; docs/denoiser.md says what else was tried.
+LEARNING = {
+    "steps": 500,
+    "train_batch_size": 128,
+    "learning_rate": 4e-3,
+    "weight_decay": 0.0,
+    "lr_warmup_steps": 25,
+    "prediction_type": "v_prediction",
+    "beta_schedule": "squaredcos_cap_v2",
+    "latent_noise": 0.0,
+    "stable_target": True,
+    "validate": "between",
 }
 # From this size on, a basis is stored in bfloat16 unless the recipe says otherwise.
 MAX_FLOAT32_BASIS_BYTES = 2**30
@@ -65,7 +89,7 @@ class AutoencoderPDiffConfig(AutoencoderConfig, OptimizationConfig):
     }
 
     kind: Literal["pdiff"] = "pdiff"
-    latent_length: int = Field(4, ge=1)
+    latent_length: int = Field(1, ge=1)
     input_noise: float = Field(1e-3, ge=0)
     latent_noise: float = Field(1e-1, ge=0)
 
@@ -89,10 +113,10 @@ class AutoencoderPCAConfig(AutoencoderConfig):
     """The recipe's `autoencoder` section of `kind: pca`: principal components."""
 
     builds: ClassVar = "pdiff_hf.models.autoencoder_pca:AutoencoderPCA"
-    PRESETS: ClassVar = {"fast": {}, "paper": PAPER_LATENTS}
+    PRESETS: ClassVar = {"fast": {"latent_whitening": LATENT_WHITENING}, "paper": PAPER_LATENTS}
 
     kind: Literal["pca"] = "pca"
-    latent_length: int = Field(4, ge=1)
+    latent_length: int = Field(1, ge=1)
     basis_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the stored components; auto: bfloat16 where float32 would take over 1 GB"
     )
@@ -131,8 +155,33 @@ class AutoencoderIdentityConfig(AutoencoderConfig):
         return self.model_class()(layout=layout, **self.options("normalization", "latent_channels"))
 
 
+class UNet1DConditionConfig(DiffusionConfig):
+    """The recipe's `diffusion` section of `kind: unet_1d_condition`, the default: a Gaussian and what it lacks."""
+
+    builds: ClassVar = "pdiff_hf.models.unet_1d_condition:UNet1DConditionModel"
+    contains_gaussian: ClassVar = True
+    # The paper's hyper-parameters are those of the kind `unet_1d`.
+    PRESETS: ClassVar = {"fast": LEARNING, "paper": LEARNING}
+
+    kind: Literal["unet_1d_condition"] = "unet_1d_condition"
+    block_out_channels: tuple[int, ...] = Field((256,), min_length=1)
+    layers_per_block: int = Field(1, ge=1)
+
+    def build(self, latent_shape: tuple[int, int]) -> UNet1DConditionModel:
+        """Build it, untrained, for latents `(B, C, L)` with `latent_shape` (C, L)."""
+        channels, length = latent_shape
+        return self.model_class()(
+            sample_size=length,
+            in_channels=channels,
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            prediction_type=self.prediction_type,
+            num_train_timesteps=self.num_train_timesteps,
+        )
+
+
 class UNet1DConfig(DiffusionConfig):
-    """The recipe's `diffusion` section of `kind: unet_1d`, the default: [`make_unet_1d`] with fast layers."""
+    """The recipe's `diffusion` section of `kind: unet_1d`, the paper's: [`make_unet_1d`] with fast layers."""
 
     builds: ClassVar = "diffusers:UNet1DModel"
     # `paper`: Wang et al. 2024, arXiv 2402.13144, v3; noise on the latents is ours, and there is no average.
@@ -149,12 +198,12 @@ class UNet1DConfig(DiffusionConfig):
             "prediction_type": "epsilon",
         },
         "fast": {
-            "steps": 250,
+            "steps": 500,
             "train_batch_size": 128,
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
             "weight_decay": 0.0,
             "lr_warmup_steps": 25,
-            "block_out_channels": (64, 128),
+            "block_out_channels": (128,),
             # Predicting the noise is unstable where almost all is noise: few-step solvers then blow single samples up.
             "prediction_type": "v_prediction",
         },

@@ -76,6 +76,8 @@ class PDiffPipeline(DiffusionPipeline):
                 f"the unet is for latents {shape}, the autoencoder gives {autoencoder.latent_shape}; give those that "
                 "were trained together."
             )
+        if hasattr(unet, "check_scheduler"):
+            unet.check_scheduler(scheduler)
         self.register_to_config(base_model=base_model)
         self._base_root = None
         self._interrupt, self._num_timesteps = False, 0

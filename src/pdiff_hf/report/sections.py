@@ -66,11 +66,18 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
 
 
 def _groups(metrics: Metrics) -> Section:
-    columns = ("difference", "accuracy", "selected", "std", "networks")
+    columns = ("difference", "accuracy", "selected", "std", "networks", "independent")
     table = group_table(metrics, columns, "Test accuracy", bars="difference")
     text = f"{metrics.num_parameters:,} generated parameters, {metrics.num_test:,} test examples. The best network "
     text += "of a group is chosen on the val examples; everything is reported on the test examples."
-    return Section("Are they good?", [text], ["accuracy_similarity", "accuracy_histograms"], [table])
+    texts = [text]
+    original = metrics.original
+    if original.n_effective is not None and original.n_effective < original.n:
+        texts.append(
+            f"Checkpoints of one run are alike: by the autocorrelation of their parameters, the {original.n:g} "
+            f"originals count as {original.n_effective:.1f} independent ones in every interval over them."
+        )
+    return Section("Are they good?", texts, ["accuracy_similarity", "accuracy_histograms"], [table])
 
 
 def _novelty(metrics: Metrics) -> Section:
@@ -164,11 +171,21 @@ def _comparisons(metrics: Metrics) -> Section:
     selected = metrics.selected_comparisons
     rows = [(name, (mean, selected.get(name, SelectedDifference()))) for name, mean in metrics.comparisons.items()]
     columns = [column for column in COMPARISON_COLUMNS if any(column.cell(*row) != MISSING for _, row in rows)]
-    text = ["The generated networks against every other group, example by example."]
+    text = [
+        "The generated networks against every other group, example by example: the mean of single networks, so "
+        "against an average of originals it is one network against an average."
+    ]
     if any(best.p_value is not None for _, (_, best) in rows):
         text[0] += " The best on val are compared by McNemar's exact test on the examples that only one gets right."
-    table = make_table("generated minus", columns, rows, "Differences", bars=COMPARISON_COLUMNS[0])
-    return Section("Generated against the others", text, tables=[table])
+    tables = [make_table("generated minus", columns, rows, "Differences", bars=COMPARISON_COLUMNS[0])]
+    if metrics.soup_comparisons:
+        text.append(
+            "Average against average: the soups of generated networks against the same soups of originals."
+            + (" Ensembles are compared with ensembles below." if metrics.ensembles else "")
+        )
+        pairs = [(name, (difference, SelectedDifference())) for name, difference in metrics.soup_comparisons.items()]
+        tables.append(make_table("soup of generated minus", COMPARISON_COLUMNS[:1], pairs, "Average against average"))
+    return Section("Generated against the others", text, tables=tables)
 
 
 def _ensembles(metrics: Metrics) -> Section:

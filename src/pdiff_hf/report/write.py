@@ -26,6 +26,7 @@ from .sections import distribution_line, make_sections
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
 # Columns of the terminal's table, and the narrowest width that keeps a number and its interval on one line, so that it
 # fits into 120 characters.
+NAME_WIDTH = 13
 TERMINAL_WIDTHS = {"networks": 3, "accuracy": 19, "difference": 23, "selected": 19, "iou_nearest": 7, "joint": 10}
 NARROW_HEADERS = {"networks": "n", "joint": "novel and\nperformant\n(%)"}
 
@@ -93,11 +94,13 @@ def make_table(metrics: Metrics) -> Table:
     lines = [line for line in (metrics.verdict, distribution_line(metrics)) if line]
     table = Table(caption="\n".join(lines), **options)
     found = group_table(metrics, list(TERMINAL_WIDTHS), plain=("iou_nearest", "joint"), all_columns=True)
-    table.add_column("group", no_wrap=True, min_width=13)
+    table.add_column("group", no_wrap=True, min_width=NAME_WIDTH)
     for header, (key, width) in zip(found.columns[1:], TERMINAL_WIDTHS.items(), strict=True):
         table.add_column(NARROW_HEADERS.get(key) or fold_header(header, width), justify="right", min_width=width)
-    for row in found.rows:
-        table.add_row(*row, style="bold" if row[0] == "generated" else None)
+    for name, *cells in found.rows:
+        # Of a long name, the first word is on a line of its own.
+        short = name if len(name) <= NAME_WIDTH else name.replace("_", "_\n ", 1)
+        table.add_row(short, *cells, style="bold" if name == "generated" else None)
     return table
 
 

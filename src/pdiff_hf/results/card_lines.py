@@ -65,6 +65,10 @@ def comparison_lines(metrics: Metrics) -> list[str]:
         if chosen is not None:
             line += f", {points(chosen.difference, chosen.ci95)} for those that are best on val"
             line += f" (McNemar's test: p = {chosen.p_value:.3f})" if chosen.p_value is not None else ""
+        if soup := metrics.soup_comparisons.get(name):
+            line += (
+                f"; average against average, the same soup of the generated ones: {points(soup.difference, soup.ci95)}"
+            )
         lines.append(line)
     return lines
 

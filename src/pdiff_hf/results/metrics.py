@@ -18,9 +18,13 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 
 INTERVALS = (
-    "Intervals are 95 %: of a mean, over test examples and networks; of one network, exact (Clopper-Pearson); of a "
-    "share, exact, over networks; of similarities and ECE, Student's t over networks. Differences are paired on the "
-    "same test examples, so they are surer than two separate intervals suggest."
+    "Intervals are 95 %: of a mean accuracy or NLL, over test examples and networks (Student's t); of one network, "
+    "over test examples alone, exact (Clopper-Pearson); of a share, exact, over networks; of ECE, IoU, distances and "
+    "other similarities, Student's t over networks alone: test examples and originals are taken as they are; of "
+    "ensembles, over test examples and draws of their members. Another network is another draw of the same generator "
+    "or another checkpoint of the same runs, not another training of either. Checkpoints of one run depend on each "
+    "other and count as fewer independent ones. Differences are paired on the same test examples, so they are surer "
+    "than two separate intervals suggest."
 )
 
 SEED_INTERVALS = (
@@ -54,6 +58,8 @@ class Metrics(Record):
     """Mean test accuracy of `generated` minus that of a group."""
     selected_comparisons: dict[str, SelectedDifference] = Field(default_factory=dict)
     """The same for the selected network of `generated` and that of a group."""
+    soup_comparisons: dict[str, Difference] = Field(default_factory=dict)
+    """Test accuracy of a soup of generated networks minus that of the same soup of originals, by the latter's name."""
     ensembles: dict[str, dict[str, Ensemble]] = Field(default_factory=dict)
     """By group, and by the number of networks; `best_single` is the best on val among originals and generated."""
     denoiser: Denoiser | None = None

@@ -92,7 +92,7 @@ class Selected(Record):
 
 
 class SimilarityIntervals(Record):
-    """Intervals of mean similarities, over networks."""
+    """Intervals of mean similarities, over networks; the originals that they are compared with are these."""
 
     iou_max_mean: Interval | None = None
     l2_nearest_mean: Interval | None = None
@@ -163,6 +163,8 @@ class GroupMetrics(Record):
 
     n: int | float | None = None
     """Networks in the group."""
+    n_effective: float | None = None
+    """How many independent networks they count as in the intervals: fewer where they are checkpoints of one run."""
     test_accuracy: Mean = Mean()
     """Fractions; the interval is over test examples and networks."""
     difference_to_original: Difference = Difference()
@@ -170,7 +172,7 @@ class GroupMetrics(Record):
     test_nll: Mean = Mean()
     """In nats; the interval is over test examples and networks."""
     test_ece: Mean = Mean()
-    """Expected calibration error with 15 equal bins; the interval is over networks."""
+    """Expected calibration error with 15 equal bins; the interval is over networks, on these test examples."""
     selected: Selected = Selected()
     similarity: Similarity = Similarity()
     spread: float | None = None
@@ -180,7 +182,8 @@ class GroupMetrics(Record):
     cost: Cost = Cost()
     role: str | None = None
     """`original`, `generated`, `average` (of originals, which a generator has to beat), `rival` (another way that it
-    has to beat), or `baseline`."""
+    has to beat), `generated_average` (of generated networks, to be set against the same of originals), or
+    `baseline`."""
     label: str | None = None
     """Its name as people read it."""
     description: str | None = None

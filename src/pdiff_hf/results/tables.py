@@ -93,6 +93,10 @@ def _seconds(value: float, _: Any) -> str:
     return "< 0.01" if value < 0.01 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
+def _count(value: float, _: Any) -> str:
+    return f"{value:.1f}" if value < 100 and value % 1 else f"{value:.0f}"
+
+
 def _rate(value: float, _: Any) -> str:
     # Two digits, and no exponent for large numbers.
     return signed(float(f"{value:.2g}"), "g")
@@ -132,6 +136,8 @@ _nll, _ece = at("test_nll.mean", "test_nll.ci95"), at("test_ece.mean", "test_ece
 GROUP_COLUMNS: dict[str, Column] = {
     "networks": Column("networks", "", at("n"), in_format("g"),
         "Networks in the group."),
+    "independent": Column("independent", "", at("n_effective"), _count,
+        "How many independent networks they count as in intervals; checkpoints of one run depend on each other."),
     "accuracy": Column("mean accuracy", "% (95 %)", _accuracy, in_percent,
         "Mean test accuracy over the networks."),
     "difference": Column("minus originals", "points (95 %)", _difference, points,

@@ -5,37 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.dataset import ParameterDataset
-from ..data.vectors import split_rows
+from ..data.order import RowOrder
 from ..evaluation.autocorrelation import RunMemory
+from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
-from ..evaluation.distribution import GROUPS_COMPARED, compare_distributions
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
-from ..evaluation.groups import GROUPS, GroupInputs, build_groups, is_shown
+from ..evaluation.groups import build_groups, find_group, is_shown
 from ..evaluation.permutations import find_permutations
 from ..evaluation.trajectory import trajectory
-from ..files import atomic_folder, read_json, read_object, write_json
+from ..files import atomic_folder, read_json, write_json
 from ..identity import OTHER_DATASET, NetworkIdentity, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
 from ..models.auto import load_autoencoder
-from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.normalizer import ParameterNormalizer
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
-from ..results.records import Denoiser, Distribution
+from ..results.records import Denoiser
 from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
 from .folder import DENOISER_FILE, GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .held_out import held_out_of
+from .latents import compare_latents, fitted_gaussian, read_holdout_every, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
 # What has to be done before there are generated networks.
@@ -162,6 +165,9 @@ def _evaluate(
         make_evaluator(dataset, split, task, model=model, layout=networks.layout, **options)
         for split in ("val", "test")
     )
+    holdout_every = read_holdout_every(pipeline_dir)
+    seen = take_seen(originals, holdout_every)
+    draw_latents = partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, seen), autoencoder)
     rows = torch.linspace(0, len(originals) - 1, min(len(originals), len(generated))).round().long()
     groups, seconds = build_groups(
         originals,
@@ -170,9 +176,12 @@ def _evaluate(
         reconstruct(autoencoder, originals[rows]),
         lambda vectors: val.accuracy(networks.extend(vectors)),
         config.seed,
+        draw_latents,
     )
+    n_effective: dict[str, float] = {}
     if is_own:
-        _add_own_groups(run, dataset, groups, seconds)
+        _add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)
+    _add_cost_of_generated(groups, seconds)
 
     # 3. Protocol and report
     memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
@@ -184,15 +193,18 @@ def _evaluate(
         permutations=find_permutations(model, dataset.layout),
         seconds=seconds,
         networks=networks.extend_groups(groups),
+        n_effective=n_effective,
         seed=config.seed,
     )
+    found = held_out_of(pipeline_dir, dataset, autoencoder, originals, config.held_out)
     if process_state().is_main_process:
         denoiser = pipeline_dir / DENOISER_FILE
         if denoiser.is_file():
             result.metrics.denoiser = Denoiser.parse(read_json(denoiser), denoiser)
-        result.metrics.distribution = _compare_distributions(
-            originals, generated, autoencoder, pipeline_dir, memory.effective_size, config.seed
-        )
+            result.metrics.denoiser.held_out |= found
+        if holdout_every is not None:
+            given = (seen, generated, draw_latents, originals, autoencoder, holdout_every)
+            result.metrics.distribution = compare_latents(*given, memory.effective_size, config.seed)
         shown = [name for name in groups if is_shown(name, "latents")]
         latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in shown}
         _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
@@ -200,42 +212,13 @@ def _evaluate(
     return Metrics.read(output_dir / METRICS_FILE)
 
 
-def _compare_distributions(
-    originals: torch.Tensor,
-    generated: torch.Tensor,
-    autoencoder: ParameterAutoencoderMixin,
-    pipeline_dir: Path,
-    n_effective: float | None,
-    seed: int,
-) -> dict[str, Distribution]:
-    """[`compare_distributions`] of generated networks `(G, D)` and of baselines made of the originals that were seen.
-
-    Nothing is known of a pipeline that does not say which these were.
-    """
-    path = pipeline_dir / "train_config.json"
-    config = read_object(path, autoencoder=dict).get("autoencoder", {}) if path.is_file() else {}
-    holdout_every = config.get("holdout_every")
-    if holdout_every is None:
-        return {}
-    if not isinstance(holdout_every, int) or holdout_every < 2:
-        raise ValueError(
-            f"{path}: expected a whole number of at least 2 as autoencoder.holdout_every, found "
-            f"{holdout_every!r:.200}; restore it from a copy."
-        )
-
-    def latents_of(vectors: torch.Tensor) -> torch.Tensor:
-        return autoencoder.scale_latents(autoencoder.encode_rows(vectors)).flatten(1).cpu()
-
-    seen = originals[split_rows(len(originals), holdout_every)[0]]
-    latents = {"generated": latents_of(generated)}
-    for name in GROUPS_COMPARED:
-        given = GroupInputs(seen, autoencoder.layout, len(generated), torch.Generator().manual_seed(seed))
-        latents[name] = latents_of(GROUPS[name].make(given))
-    return compare_distributions(latents, latents_of(originals), holdout_every, n_effective, seed)
-
-
 def _add_own_groups(
-    run: Run, dataset: ParameterDataset, groups: dict[str, torch.Tensor], seconds: dict[str, float]
+    run: Run,
+    dataset: ParameterDataset,
+    groups: dict[str, torch.Tensor],
+    seconds: dict[str, float],
+    n_effective: dict[str, float],
+    normalizer: ParameterNormalizer,
 ) -> None:
     """Add what only a run's own folder holds and knows: further groups, and what its generator cost."""
     if (run.folder / UNSEEN).is_dir():
@@ -244,13 +227,25 @@ def _add_own_groups(
         own = NetworkIdentity.of(dataset.folder, dataset.layout)
         check_same_network(unseen.identity, own, "make the ablation again")
         groups[UNSEEN] = unseen.vectors(rows=slice(None))
+        n_effective[UNSEEN] = RunMemory.measure(groups[UNSEEN], unseen.order, normalizer).count_independent()
     if spent := generator_seconds(run):
         seconds["generated"] = spent
         if run.is_complete("fine_tune"):
             advice = "remove them, and they are made again"
             check_same_network(dataset.identity, generated_identity(run.path("fine_tune")), advice)
-            groups["fine_tuned"] = load_generated(run.path("fine_tune"), dataset.layout)
+            groups["fine_tuned"] = tuned = load_generated(run.path("fine_tune"), dataset.layout)
+            memory = RunMemory.measure(tuned, RowOrder.of_runs(len(tuned)), normalizer)
+            n_effective["fine_tuned"] = memory.count_independent()
             seconds["fine_tuned"] = spent
+
+
+def _add_cost_of_generated(groups: Mapping[str, torch.Tensor], seconds: dict[str, float]) -> None:
+    """What is made of generated networks costs what they cost, too; nothing is known of it when that is not."""
+    for name in groups:
+        if find_group(name).role == "generated_average":
+            own = seconds.pop(name)
+            if "generated" in seconds:
+                seconds[name] = own + seconds["generated"]
 
 
 def _report(

@@ -43,6 +43,8 @@ TRAINED = tuple(name for stage, name in STAGES.items() if stage != "collect")
 UNSEEN = "unseen"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
 NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
+# What a recorded recipe means that lacks these keys: it is older than they are, and presets have changed.
+RECORDED_WITHOUT = {"autoencoder": {"latent_whitening": None}, "diffusion": {"kind": "unet_1d"}}
 # Sections of the recipe that nothing before the gate depends on.
 AFTER_COLLECTION = ("autoencoder", "diffusion", "generate", "evaluate")
 
@@ -267,8 +269,11 @@ def write_recipe(recipe: PydanticModel, run: Run) -> None:
 
 
 def _read_recipe(path: Path, model: type[PydanticModel]) -> dict:
-    """The recipe of a run folder; keys that came later have their defaults, those of other kinds are left out."""
+    """The recipe of a run folder; keys that came later mean what was before, those of other kinds are left out."""
     values = read_mapping(path)
+    for name, before in RECORDED_WITHOUT.items():
+        if isinstance(section := values.get(name), dict):
+            values[name] = {**before, **section}
     try:
         return model.model_validate(without_foreign_keys(SECTIONS, values)).model_dump(mode="json")
     except ValidationError:

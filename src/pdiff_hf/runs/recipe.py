@@ -96,6 +96,11 @@ class EvaluateConfig(PydanticModel):
 
     batch_size: int = Field(500, ge=1, description="examples per forward pass")
     max_cache_mb: int = Field(2048, ge=1, description="memory for activations that do not change")
+    held_out: list[Literal["block", "end", "run"]] = Field(
+        ["block", "end", "run"],
+        description="rows without which further denoisers are trained, where there are such, each in the time of the "
+        "diffusion stage",
+    )
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 
 from ..data.dataset import ParameterDataset
+from ..data.order import RowOrder
 from ..data.vectors import split_rows
 from ..files import errors_of, partial_folder, read_json
 from ..forward import forward_logits
@@ -26,7 +28,9 @@ from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.evaluators import make_gate_evaluator, open_task
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
-from ..training.diffusion import check_unet_memory, train_diffusion
+from ..training.denoiser import split_validation
+from ..training.diffusion import train_diffusion
+from ..training.memory import check_unet_memory
 from ..wording import argument
 from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
@@ -117,12 +121,17 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
             f"{tuple(logits.shape[1:])} logits; give {fact} to a recipe composed of parts, or change "
             "base_model.kwargs."
         )
-    check_training(layout, recipe.collect.runs * recipe.collect.num_checkpoints, recipe.autoencoder, recipe.diffusion)
+    check_training(layout, planned_rows(recipe), recipe.autoencoder, recipe.diffusion)
     return model
 
 
+def planned_rows(recipe: Recipe) -> RowOrder:
+    """The rows that a recipe will collect."""
+    return RowOrder.of_runs(*[recipe.collect.num_checkpoints] * recipe.collect.runs)
+
+
 def check_training(
-    layout: ParameterLayout, num_rows: int, autoencoder: AutoencoderConfig, diffusion: DiffusionConfig
+    layout: ParameterLayout, order: RowOrder, autoencoder: AutoencoderConfig, diffusion: DiffusionConfig
 ) -> None:
     """Build both networks of the training stages without memory for their weights, and count the checkpoints.
 
@@ -131,23 +140,25 @@ def check_training(
     """
     with torch.device("meta"):
         channels, length = autoencoder.build(layout.to_dict()).latent_shape
-        unet = diffusion.build((channels, length))
+    num_rows = len(order.runs)
     train_rows, heldout_rows = split_rows(num_rows, autoencoder.holdout_every)
     if len(heldout_rows) == 0:
         raise ValueError(
             f"expected at least {autoencoder.holdout_every // 2 + 1} checkpoints for autoencoder.holdout_every="
             f"{autoencoder.holdout_every}, found {num_rows}; collect more or lower it."
         )
-    if autoencoder.latents_grow:
-        try:
-            check_unet_memory(unet, diffusion.train_batch_size, num_rows)
-        except ValueError as error:
-            raise ValueError(f"autoencoder.kind={autoencoder.kind}: {error}") from error
     if autoencoder.has_components and channels * length > len(train_rows) - 1:
         raise ValueError(
             f"{channels * length} latent values need at least {channels * length + 1} training checkpoints, got "
             f"{len(train_rows)}. Collect more checkpoints or take fewer latent values, {latent_arguments()}."
         )
+    with errors_of(f"autoencoder.kind={autoencoder.kind}") if autoencoder.latents_grow else nullcontext():
+        fewer = "an autoencoder" if autoencoder.latents_grow else None
+        split_validation(diffusion, order.by_run(train_rows.tolist()), channels * length, fewer)
+        with torch.device("meta"):
+            unet = diffusion.build((channels, length))
+        if autoencoder.latents_grow:
+            check_unet_memory(unet, diffusion.train_batch_size, num_rows)
 
 
 def check_sampling(diffusion: DiffusionConfig, generate: GenerateConfig) -> None:
@@ -210,7 +221,7 @@ def train_stages(
     dataset.vectors()
     if dataset.base_model is not None:
         dataset.base_model.carried_files()
-    check_training(dataset.layout, len(dataset), recipe.autoencoder, recipe.diffusion)
+    check_training(dataset.layout, dataset.order, recipe.autoencoder, recipe.diffusion)
     check_complete_stages(run, dataset)
     task = open_task(dataset)
     begin_run(recipe, run)

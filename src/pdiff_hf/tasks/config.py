@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,7 +19,7 @@ WHOLE_LEARNING_RATE = 3e-3
 
 
 class CollectConfig(PydanticModel):
-    """The recipe's `collect` section; a constant learning rate, and the defaults are the paper's."""
+    """The recipe's `collect` section; the defaults are the paper's, which keeps the learning rate constant."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,10 +28,17 @@ class CollectConfig(PydanticModel):
     num_checkpoints: int = Field(
         300, ge=1, description="of each run; 1 with `independent`: the trained networks themselves"
     )
-    every: int = Field(1, ge=1, description="steps between checkpoints")
+    every: int = Field(1, ge=1, description="steps between checkpoints; counted within each cycle")
     burn_in: int = Field(0, ge=0, description="steps of each run before those, while the optimizer settles")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd has a momentum of 0.9")
     learning_rate: float | None = Field(None, gt=0, description="null: 3e-2 for a subset, 3e-3 for the whole network")
+    lr_scheduler: Literal["constant", "cyclic"] = Field(
+        "constant", description="cyclic: from 0 to learning_rate and back, along a cosine"
+    )
+    cycle_steps: int | None = Field(None, ge=2, description="steps of a cycle of lr_scheduler=cyclic, which needs it")
+    cycle_share: float = Field(
+        0.25, gt=0, le=1, description="share of each cycle, around its lowest rate, whose checkpoints are kept"
+    )
     weight_decay: float = Field(5e-4, ge=0)
     train_batch_size: int = Field(128, ge=1)
     runs: int = Field(1, ge=1, description="each continues from the base model with another order of the images")
@@ -47,10 +56,55 @@ class CollectConfig(PydanticModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_cycles(self) -> CollectConfig:
+        if (self.cycle_steps is None) != (self.lr_scheduler == "constant"):
+            raise ValueError(
+                "expected cycle_steps where lr_scheduler=cyclic, and only there, found cycle_steps="
+                f"{'null' if self.cycle_steps is None else self.cycle_steps} with lr_scheduler={self.lr_scheduler}; "
+                "set both or neither"
+            )
+        return self
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Of the learning rate with which step `step + 1` of a run is made.
+
+        `cyclic`: `(1 - cos(2 π step / cycle_steps)) / 2`. Source: cyclical learning rates, which begin at the lowest
+        (Smith 2017, arXiv 1506.01186, §3.1), along the cosine of warm restarts (Loshchilov and Hutter 2017,
+        arXiv 1608.03983, eq. 5) in both directions.
+        """
+        if self.lr_scheduler == "constant":
+            return 1.0
+        return (1 - math.cos(2 * math.pi * (step % self.cycle_steps) / self.cycle_steps)) / 2
+
+    def is_kept(self, step: int) -> bool:
+        """Whether there is a checkpoint after so many steps of a run.
+
+        Of cycles those around the lowest learning rates are kept, as fast geometric ensembling does (Garipov et al.
+        2018, arXiv 1802.10026, §4); the end of a cycle always is.
+        """
+        if step <= self.burn_in:
+            return False
+        if self.lr_scheduler == "constant":
+            return (step - self.burn_in) % self.every == 0
+        return step % self.cycle_steps in self._kept_in_cycle
+
+    @property
+    def _kept_in_cycle(self) -> list[int]:
+        """Steps of a cycle after which checkpoints are kept; 0 is its end."""
+        phases = range(0, self.cycle_steps, self.every)
+        return [p for p in phases if 2 * min(p, self.cycle_steps - p) <= self.cycle_share * self.cycle_steps]
+
     @property
     def num_steps(self) -> int:
-        """Training steps of each run."""
-        return self.burn_in + self.every * self.num_checkpoints
+        """Training steps of each run: those up to its last checkpoint."""
+        if self.lr_scheduler == "constant":
+            return self.burn_in + self.every * self.num_checkpoints
+        cycles, phase = divmod(self.burn_in, self.cycle_steps)
+        kept = self._kept_in_cycle
+        # The last checkpoint is the `last`-th of the run, counted without burn-in; step 0 would be the 0-th.
+        last = cycles * len(kept) + bisect_right(kept, phase) - 1 + self.num_checkpoints
+        return last // len(kept) * self.cycle_steps + kept[last % len(kept)]
 
     @property
     def takes_trained_networks(self) -> bool:

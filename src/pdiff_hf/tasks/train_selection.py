@@ -15,6 +15,7 @@ from torch import nn
 from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
+from ..machine import ThreadChoice
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, CollectConfig
 from .task import MAX_CACHE_BYTES, Task
@@ -122,7 +123,7 @@ def train_selection(
             trained, and how.
         seed (`int`, *optional*, defaults to 0): Of the order of the images.
         first_epoch (`int`, *optional*, defaults to 0): Epochs that came before, so that the order is a new one.
-        schedule (`Callable`, *optional*): Factor of the learning rate by step; constant by default.
+        schedule (`Callable`, *optional*): Factor of the learning rate by step; that of the config by default.
         prefix ([`SharedPrefix`], *optional*): Of [`share_prefix`], for this network's frozen tensors; every step is a
             full forward by default.
 
@@ -145,37 +146,38 @@ def train_selection(
     masters = {name: p if p.dtype == torch.float32 else p.detach().float().clone() for name, p in trained.items()}
     halves = [(p, masters[name]) for name, p in trained.items() if masters[name] is not p]
     optimizer = OPTIMIZERS[config.optimizer](masters.values(), lr=learning_rate, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda step: 1.0))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or config.learning_rate_factor)
 
     # 2. Steps
     device = next(iter(trained.values())).device
-    step = 0
+    step, num_steps, threads = 0, config.num_steps, ThreadChoice(device)
     for epoch in itertools.count():
         order = ("train", config.train_batch_size, seed, first_epoch + epoch)
         indices = task.batch_indices(*order)
-        if prefix is None:
-            batches = ((forward_logits(network, x.to(device)), y.to(device)) for x, y in task.batches(*order))
-        else:
-            batches = (prefix.logits(index, trained) for index in indices)
-        for logits, labels in batches:
-            loss = nn.functional.cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            for half, master in halves:
-                master.grad, half.grad = None if half.grad is None else half.grad.float(), None
-            optimizer.step()
-            for half, master in halves:
-                half.data.copy_(master)
-            scheduler.step()
+        for batch in task.batches(*order) if prefix is None else indices:
+            with threads.step():
+                if prefix is None:
+                    logits, labels = forward_logits(network, batch[0].to(device)), batch[1].to(device)
+                else:
+                    logits, labels = prefix.logits(batch, trained)
+                loss = nn.functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                for half, master in halves:
+                    master.grad, half.grad = None if half.grad is None else half.grad.float(), None
+                optimizer.step()
+                for half, master in halves:
+                    half.data.copy_(master)
+                scheduler.step()
             step += 1
-            if step <= config.burn_in or (step - config.burn_in) % config.every:
+            if not config.is_kept(step):
                 continue
             if not math.isfinite(loss.item()):
                 raise ValueError(
                     f"expected a finite loss, found {loss.item()} at step {step}; lower collect.learning_rate"
                 )
             yield step, step / len(indices), loss.item()
-            if step == config.num_steps:
+            if step == num_steps:
                 return
 
 
@@ -216,7 +218,8 @@ def fine_tune(
     layout.load_into(network, vector)
     network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     # One checkpoint a step, without an end: time decides.
-    steps = config.model_copy(update={"every": 1, "burn_in": 0, "num_checkpoints": 2**62})
+    unending = {"every": 1, "burn_in": 0, "num_checkpoints": 2**62, "lr_scheduler": "constant"}
+    steps = config.model_copy(update=unending)
     start = None
 
     def progress() -> float:

@@ -32,10 +32,13 @@ class ShardedEMA(EMAModel):
         present = self.shadow_params
         super().load_state_dict(state_dict)
         for index, (loaded, own) in enumerate(zip(self.shadow_params, present, strict=True)):
-            loaded = loaded.to(own.device, own.dtype)
-            if isinstance(own, DTensor):
-                loaded = distribute_tensor(loaded, own.device_mesh, own.placements)
-            self.shadow_params[index] = loaded
+            self.shadow_params[index] = placed_like(own, loaded)
+
+
+def placed_like(own: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on the device, in the type and in the shards of another one."""
+    whole = whole.to(own.device, own.dtype)
+    return distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

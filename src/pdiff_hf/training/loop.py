@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,16 +18,28 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..machine import process_state
+from ..machine import ThreadChoice, process_state
 from ..models.config import OptimizationConfig
 from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
+from .choice import StepChoice
 from .ema import ShardedEMA, whole_tensor
 from .interrupts import StopRequest, TrainingInterrupted
 from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
 
 LOG_EVERY = 10
+
+
+class Trained(NamedTuple):
+    """What [`run_steps`] gives: the whole model without wrappers, the same on all processes; the history of the loss.
+
+    The history is `[{"step", "loss", "lr"}]`; `threads` says how many of them computed it, such as "1 of 2 threads".
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    threads: str
 
 
 def make_accelerator(config: OptimizationConfig | None, output_dir: str | Path) -> Accelerator:
@@ -77,7 +89,8 @@ def run_steps(
     description: str,
     resume_from_checkpoint: str | None = None,
     sources: Mapping[str, Any] | None = None,
-) -> tuple[nn.Module, list[dict[str, float]]]:
+    choice: StepChoice | None = None,
+) -> Trained:
     """Train `model` for `config.steps` optimiser steps.
 
     SIGTERM and SIGINT write a checkpoint after the step that is being done, and end the program.
@@ -93,10 +106,11 @@ def run_steps(
         resume_from_checkpoint (`str`, *optional*): Folder of a checkpoint, or `"latest"` for the last complete one in
             `output_dir`, if there is one.
         sources (`Mapping`, *optional*): JSON-able, what the training data are; a checkpoint of others is refused.
+        choice ([`StepChoice`], *optional*): Chooses the step whose weights are returned, averaged if there is an
+            average; the last one by default.
 
     Returns:
-        `tuple`: the whole model without wrappers, the same on all processes, and the loss history
-        `[{"step", "loss", "lr"}]`.
+        [`Trained`].
 
     Raises:
         NonFiniteLossError: the loss or the gradient became NaN or infinite; checkpoints are from before.
@@ -104,18 +118,25 @@ def run_steps(
         ValueError: the checkpoint named cannot be used, or one could not be written.
     """
     set_seed(config.seed)
-    trained = _Trained(accelerator, model, config)
+    trained = _Training(accelerator, model, config)
+    if choice is not None:
+        choice.of(trained.parameters)
+        accelerator.register_for_checkpointing(choice)
 
     # 1. Resume
     state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint, sources) or {"step": 0, "rows": 0}
     history = LossHistory(accelerator, state.get("history"), state.get("pending"))
     first_step, rows = state["step"], state["rows"]
+    threads = ThreadChoice(accelerator.device, state.get("threads"))
 
     def save(step: int, pending: list[float]) -> Path:
         state = {"step": step, "rows": rows, "history": history.entries, "pending": pending, "sources": sources}
+        state["threads"] = threads.taken
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
     # 2. Steps
+    if choice is not None and 0 in choice.steps and 0 not in choice.curve:
+        choice.consider(0, trained.model.eval())
     trained.model.train()
     shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
     with (
@@ -124,12 +145,16 @@ def run_steps(
         tqdm(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,
     ):
         for step in bar:
-            losses, norm, taken = trained.step(num_rows, step, rows, loss_fn)
+            with threads.step():
+                losses, norm, taken = trained.step(num_rows, step, rows, loss_fn)
             history.add(losses, norm)
             rows += taken
 
-            # 3. Log and save, at the same steps whether resumed or not; what is not finite is found before it is saved
             done = step + 1
+            if choice is not None and done in choice.steps:
+                trained.consider(choice, done)
+
+            # 3. Log and save, at the same steps whether resumed or not; what is not finite is found before it is saved
             is_due = done % config.checkpointing_steps == 0 and done < config.steps
             try:
                 if is_due or done % LOG_EVERY == 0 or done == config.steps:
@@ -157,10 +182,10 @@ def run_steps(
                         file=sys.stderr,
                     )
                 raise TrainingInterrupted(number)
-    return trained.whole_model(), history.entries
+    return Trained(trained.whole_model(choice), history.entries, str(threads))
 
 
-class _Trained:
+class _Training:
     """A model with what trains it, prepared for all processes: optimiser, schedule and moving average."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, config: OptimizationConfig):
@@ -220,10 +245,23 @@ class _Trained:
         # With fp16 an infinite gradient only lowers the scale of the loss.
         return losses, norm if accelerator.scaler is None else torch.zeros_like(norm), batch.global_size
 
-    def whole_model(self) -> nn.Module:
-        """The model without wrappers, in eval mode, the same on all processes; averaged if there is an average."""
-        accelerator, model = self.accelerator, self.whole
+    @torch.no_grad()
+    def consider(self, choice: StepChoice, step: int) -> None:
+        """Let a choice consider the model, averaged if there is an average."""
+        present = [parameter.detach().clone() for parameter in self.parameters] if self.ema is not None else ()
         if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        choice.consider(step, self.model.eval())
+        self.model.train()
+        for parameter, value in zip(self.parameters, present, strict=False):
+            parameter.copy_(value)
+
+    def whole_model(self, choice: StepChoice | None = None) -> nn.Module:
+        """The model without wrappers, in eval mode, the same on all processes: as chosen, or averaged, if it is."""
+        accelerator, model = self.accelerator, self.whole
+        if choice is not None:
+            choice.restore()
+        elif self.ema is not None:
             self.ema.copy_to(self.parameters)
         if model is None:
             model = accelerator.unwrap_model(self.model, keep_torch_compile=False)

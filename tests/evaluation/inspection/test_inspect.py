@@ -11,6 +11,7 @@ from torch import nn
 from pdiff_hf import BaseModel, ParameterLayout
 from pdiff_hf.data.columns import features
 from pdiff_hf.data.integrity import find_shards
+from pdiff_hf.data.order import RowOrder
 from pdiff_hf.data.shards import write_shard
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
@@ -20,8 +21,9 @@ from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.evaluation.inspection.tables import make_tables
 from pdiff_hf.layout import TensorSpec
 from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
-from pdiff_hf.models.kinds import AutoencoderPCAConfig
+from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConditionConfig
 from pdiff_hf.networks import mlp3
+from pdiff_hf.runs.stages import check_training
 from small_datasets import unlist
 
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
@@ -61,9 +63,9 @@ def run_b(digits):
 
 
 def around(center, num_rows=200, seed=0):
-    """Independent rows of forty strong and all weak directions about one network."""
+    """Independent rows of twenty strong and all weak directions about one network."""
     generator = torch.Generator().manual_seed(seed)
-    strong = torch.randn(num_rows, 40, generator=generator) @ torch.randn(40, D, generator=generator)
+    strong = torch.randn(num_rows, 20, generator=generator) @ torch.randn(20, D, generator=generator)
     return center + 0.001 * strong + 0.0005 * torch.randn(num_rows, D, generator=generator)
 
 
@@ -260,12 +262,12 @@ def test_rows_are_followed_in_the_order_of_their_steps(tmp_path, run_a):
 
 
 def test_too_few_directions_for_the_default_latent_stop_with_a_latent_that_trains(tmp_path, run_a):
-    [entry] = [entry for entry in inspect(tmp_path, run_a)["advice"] if "default latent of 128" in entry["finding"]]
-    assert entry["severity"] == "stop" and "autoencoder.latent_channels=6 " in entry["action"]
-    rows = run_a[split_rows(30, 10)[0]]
-    AutoencoderPCAConfig(latent_channels=6).build(LAYOUT.to_dict()).fit_statistics(rows)
-    with pytest.raises(ValueError, match="need at least"):
-        AutoencoderPCAConfig(latent_channels=7).build(LAYOUT.to_dict()).fit_statistics(rows)
+    [entry] = [entry for entry in inspect(tmp_path, run_a)["advice"] if "default latent of 32" in entry["finding"]]
+    assert entry["severity"] == "stop" and "autoencoder.latent_channels=23 " in entry["action"]
+    denoiser, order = UNet1DConditionConfig(), RowOrder.of_runs(30)
+    check_training(LAYOUT, order, AutoencoderPCAConfig(latent_channels=23), denoiser)
+    with pytest.raises(ValueError, match="needs at least 25 checkpoints to train on, found 24"):
+        check_training(LAYOUT, order, AutoencoderPCAConfig(latent_channels=24), denoiser)
 
 
 def test_what_the_gate_will_find_is_foretold(tmp_path, run_a):
@@ -291,9 +293,9 @@ def test_few_strong_directions_hint_at_a_smaller_latent(tmp_path, run_a):
     strong = torch.randn(200, 5, generator=generator) @ torch.randn(5, D, generator=generator)
     report = inspect(tmp_path, run_a[-1] + 0.01 * strong + 1e-5 * torch.randn(200, D, generator=generator))
     assert report["geometry"]["num_components_99"] == 5
-    [entry] = [entry for entry in report["advice"] if "default latent has 128" in entry["finding"]]
+    [entry] = [entry for entry in report["advice"] if "default latent has 32" in entry["finding"]]
     # 16 values are the power of two next to twice 5.
-    assert entry["severity"] == "hint" and "autoencoder.latent_channels=4 " in entry["action"]
+    assert entry["severity"] == "hint" and "autoencoder.latent_channels=16 " in entry["action"]
 
 
 @pytest.mark.parametrize("name", ["fast", "paper"])
@@ -321,7 +323,7 @@ def test_an_autoencoder_that_does_not_fit_is_not_timed():
     layout = ParameterLayout((TensorSpec("weight", (10**10,), 0),))
     costs = autoencoder_costs(torch.zeros(1, 1).expand(2, 10**10), layout, torch.device("cpu"), 1.0)
     assert not costs["fast"]["fits"] and costs["fast"]["seconds"] is None
-    assert costs["pca"]["num_parameters"] == 129 * 10**10 + 128
+    assert costs["pca"]["num_parameters"] == 33 * 10**10 + 32
 
 
 # Edges

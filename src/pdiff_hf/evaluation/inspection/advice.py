@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...models.auto import AUTOENCODER
+from ...models.auto import AUTOENCODER, DENOISER
 from .actions import actions_for, align_command, train_command
 from .families import MAX_RELATIVE_DISTANCE
 from .functional import MAX_BARRIER
@@ -158,7 +158,7 @@ def _basins(report: Mapping):
 def _autoencoder(report: Mapping):
     geometry, actions = report["geometry"], actions_for(report)
     reconstruction, latents = geometry["reconstruction"], DEFAULTS.latent_channels * DEFAULTS.latent_length
-    most = min(reconstruction["num_train"] - 1, geometry["rank"])
+    most = min(DENOISER.validate({}).most_latents(reconstruction["num_train"]), geometry["rank"])
     if geometry["rank"] == 0:
         yield "stop", "All checkpoints are equal.", "Take checkpoints while the selected tensors are being trained."
         return
@@ -170,13 +170,13 @@ def _autoencoder(report: Mapping):
         )
     explained = reconstruction["heldout"]
     if most < latents:
-        channels = most // DEFAULTS.latent_length
+        channels = max(most, 0) // DEFAULTS.latent_length
         setting = train_command(report, f"autoencoder.latent_channels={channels}")
         fewer = f", or take a smaller latent: {setting} ({channels} × {DEFAULTS.latent_length} values)"
         yield (
             "stop",
-            f"The default latent of {latents} values needs as many directions; {reconstruction['num_train']} training "
-            f"checkpoints of rank {geometry['rank']} have {most}.",
+            f"The default latent of {latents} values is too large: {reconstruction['num_train']} training checkpoints "
+            f"of rank {geometry['rank']}, some of which choose the denoiser's step, are enough for {max(most, 0)}.",
             f"{actions['more']}{fewer if channels else ''}.",
         )
     elif explained is not None and explained < DEFAULTS.min_explained_variance:

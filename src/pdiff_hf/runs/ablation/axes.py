@@ -128,6 +128,15 @@ def _layer(value: str, recipe: Recipe) -> dict[str, Any]:
     return {"collect.select": parse_yaml(value, f"--axis layer: the value {value!r}") if is_list else value}
 
 
+def _autoencoder(value: str, recipe: Recipe) -> dict[str, Any]:
+    kind = _one_of("autoencoder", value, AUTOENCODERS)
+    changes = {"autoencoder.kind": kind}
+    # There are more parameters than checkpoints: their Gaussian cannot be fitted.
+    if AUTOENCODERS[kind].latents_grow and recipe.diffusion.contains_gaussian:
+        changes["diffusion.kind"] = "unet_1d"
+    return changes
+
+
 def _choice(axis: str, key: str, values: dict[str, str]) -> NamedAxis:
     """An axis whose values are names for those of a key."""
     names = {meaning: name for name, meaning in values.items()}
@@ -205,8 +214,8 @@ AXES = {
     "sampling": _choice("sampling", "generate.sampler", SAMPLERS),
     "optimizer": _choice("optimizer", "collect.optimizer", {name: name for name in ("adamw", "adam", "sgd")}),
     "autoencoder": NamedAxis(
-        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`",
-        lambda value, recipe: {"autoencoder.kind": _one_of("autoencoder", value, AUTOENCODERS)},
+        f"{', '.join(AUTOENCODERS)}: `autoencoder.kind`; for none also `diffusion.kind`",
+        _autoencoder,
         lambda recipe: recipe.autoencoder.kind,
     ),
 }

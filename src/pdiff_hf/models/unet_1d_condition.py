@@ -1,0 +1,275 @@
+"""The denoiser of the default: the closed form for a Gaussian, and a 1-D UNet for what a Gaussian does not know."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from .gaussian import LatentGaussian
+from .patches import PatchConv1d, PatchConvTranspose1d
+
+# Sines and cosines of a timestep.
+TIME_FREQUENCIES = 64
+
+CLASS_EMBED_TYPES = (None, "timestep", "identity", "projection", "simple_projection")
+
+
+@dataclass
+class UNet1DConditionOutput(BaseOutput):
+    """Output of [`UNet1DConditionModel`]: noise, velocity or clean latents `(B, C, L)`, by its `prediction_type`."""
+
+    sample: torch.Tensor
+
+
+class UNet1DConditionModel(ModelMixin, ConfigMixin):
+    r"""A denoiser of latents `(B, C, L)` that contains the best one of a Gaussian.
+
+    Its output is that of [`LatentGaussian`], a closed form that [`~UNet1DConditionModel.fit_gaussian`] sets, plus that
+    of a 1-D UNet which begins at zero: before the first step of training it is exactly the denoiser of a Gaussian with
+    the latents' mean and covariance. Each level of the UNet halves the length, as long as it is even. Over one
+    position all its convolutions are matrix products.
+
+    Parameters:
+        sample_size (`int`): Length L of the latents.
+        in_channels (`int`): Channels C of the latents.
+        block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(256,)`): Channels of each level.
+        layers_per_block (`int`, *optional*, defaults to 1): Residual layers of each level, on the way down and up.
+        time_embed_dim (`int`, *optional*): Values of the embedding of time and condition, a quarter of the channels of
+            the first level, at least 64, by default.
+        prediction_type (`str`, *optional*, defaults to `"v_prediction"`): `epsilon`, `v_prediction` or `sample`.
+        num_train_timesteps (`int`, *optional*, defaults to 1000): Of the noise schedule.
+        class_embed_type (`str`, *optional*): What `class_labels` are, as for [`UNet2DConditionModel`]: `None`
+            (indices, with `num_class_embeds`), `"timestep"` (numbers), `"identity"` (embeddings), `"projection"` or
+            `"simple_projection"` (vectors of `projection_class_embeddings_input_dim` values).
+        num_class_embeds (`int`, *optional*): Number of classes, for indices.
+        projection_class_embeddings_input_dim (`int`, *optional*): Values of a condition, for projections.
+        class_dropout_prob (`float`, *optional*, defaults to 0.1): Share of the conditions that training replaces by
+            the learned null vector, so that the model also knows the distribution without a condition (Source: Ho and
+            Salimans 2022, arXiv 2207.12598).
+    """
+
+    _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = ["gaussian"]  # noqa: RUF012 - diffusers' declaration
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 1,
+        in_channels: int = 32,
+        block_out_channels: tuple[int, ...] = (256,),
+        layers_per_block: int = 1,
+        time_embed_dim: int | None = None,
+        prediction_type: str = "v_prediction",
+        num_train_timesteps: int = 1000,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        projection_class_embeddings_input_dim: int | None = None,
+        class_dropout_prob: float = 0.1,
+    ):
+        super().__init__()
+        self.gaussian = LatentGaussian((in_channels, sample_size), num_train_timesteps, prediction_type)
+
+        # 1. Time and condition
+        width = block_out_channels[0]
+        embedding = time_embed_dim or max(TIME_FREQUENCIES, width // 4)
+        self.time_proj = Timesteps(TIME_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(TIME_FREQUENCIES, embedding)
+        self.class_embedding = _class_embedding(
+            embedding, class_embed_type, num_class_embeds, projection_class_embeddings_input_dim
+        )
+        self.null_embedding = None if self.class_embedding is None else nn.Parameter(torch.zeros(embedding))
+
+        # 2. Down, middle, up
+        lengths = [sample_size]
+        for _ in block_out_channels[1:]:
+            lengths.append(lengths[-1] if lengths[-1] % 2 else lengths[-1] // 2)
+        levels = [(width, sample_size), *zip(block_out_channels, lengths, strict=True)]
+        self.conv_in = _conv(in_channels, width, sample_size)
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        for outer, inner in itertools.pairwise(levels):
+            self.down_blocks.append(_DownBlock(*outer, *inner, embedding, layers_per_block))
+            self.up_blocks.insert(0, _UpBlock(*inner, *outer, embedding, layers_per_block))
+        channels, length = levels[-1]
+        self.mid_block = _ResidualLayer(channels, embedding, length)
+
+        # 3. Out: nothing, before it is trained
+        self.norm_out = _Norm(width)
+        self.conv_out = _conv(width, in_channels, sample_size)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+        self.gradient_checkpointing = False
+
+    def fit_gaussian(self, latents: torch.Tensor, scheduler: SchedulerMixin) -> None:
+        """Set the closed form to mean and covariance of scaled latents `(K, C, L)`, and to a scheduler's noise.
+
+        Raises:
+            ValueError: as [`LatentGaussian.fit`].
+        """
+        self.gaussian.fit(latents)
+        self.gaussian.set_schedule(scheduler)
+
+    def check_scheduler(self, scheduler: SchedulerMixin) -> None:
+        """Raise `ValueError` for a scheduler that the closed form is not for."""
+        self.gaussian.check_schedule(scheduler)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        force_drop_ids: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet1DConditionOutput | tuple[torch.Tensor]:
+        """Predict noise, velocity or clean latents.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, L)`): Noisy latents, as the scheduler scales them for its model.
+            timestep (`torch.Tensor` or `float`): One, or `(B,)`; it may lie between two of training.
+            class_labels (`torch.Tensor`, *optional*): Conditions `(B,)` or `(B, n)`, by `class_embed_type`; all of
+                them are unknown by default.
+            force_drop_ids (`torch.Tensor` of shape `(B,)`, `bool`, *optional*): Rows whose condition is unknown; while
+                training they are drawn by default.
+            return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
+
+        Raises:
+            ValueError: `class_labels` for a model without conditions.
+        """
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        residual = self._residual(sample.to(self.dtype), self._embed(timestep, class_labels, force_drop_ids))
+        output = (self.gaussian(sample, timestep) + residual).to(sample.dtype)
+        return UNet1DConditionOutput(sample=output) if return_dict else (output,)
+
+    def _embed(
+        self, timestep: torch.Tensor, class_labels: torch.Tensor | None, force_drop_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What every residual layer is told `(B, E)`."""
+        embedding = self.time_embedding(self.time_proj(timestep).to(self.dtype))
+        if self.class_embedding is None:
+            if class_labels is not None:
+                raise ValueError("this denoiser knows no conditions; leave class_labels out.")
+            return nn.functional.silu(embedding)
+        condition = self.null_embedding.expand_as(embedding)
+        if class_labels is not None:
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels)
+            if class_labels.is_floating_point():
+                class_labels = class_labels.to(self.dtype)
+            if force_drop_ids is None and self.training:
+                force_drop_ids = torch.rand(len(embedding), device=embedding.device) < self.config.class_dropout_prob
+            given = self.class_embedding(class_labels).to(embedding.dtype)
+            condition = given if force_drop_ids is None else torch.where(force_drop_ids[:, None], condition, given)
+        return nn.functional.silu(embedding + condition)
+
+    def _residual(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """The UNet's own output `(B, C, L)`."""
+        hidden = self.conv_in(hidden)
+        skips = []
+        for block in self.down_blocks:
+            hidden, states = self._run(block, hidden, embedding)
+            skips += states
+        hidden = self._run(self.mid_block, hidden, embedding)
+        for block in self.up_blocks:
+            hidden = self._run(block, hidden, embedding, *(skips.pop() for _ in block.layers))
+        return self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+
+    def _run(self, block: nn.Module, *inputs: torch.Tensor):
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+
+def _class_embedding(
+    width: int, kind: str | None, num_classes: int | None, num_values: int | None
+) -> nn.Module | None:
+    """The module that embeds conditions in `width` values, `None` without conditions."""
+    if kind not in CLASS_EMBED_TYPES:
+        raise ValueError(f"class_embed_type must be one of {CLASS_EMBED_TYPES}, got {kind!r}.")
+    if kind is None:
+        return None if num_classes is None else nn.Embedding(num_classes, width)
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "timestep":
+        return TimestepEmbedding(TIME_FREQUENCIES, width)
+    if num_values is None:
+        raise ValueError(f"class_embed_type={kind!r} needs projection_class_embeddings_input_dim.")
+    return TimestepEmbedding(num_values, width) if kind == "projection" else nn.Linear(num_values, width)
+
+
+class _Norm(nn.GroupNorm):
+    """`nn.GroupNorm` with one group; over one position it is a layer norm, several times faster as such."""
+
+    def __init__(self, channels: int):
+        super().__init__(1, channels)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.shape[2] > 1:
+            return super().forward(input)
+        flat = nn.functional.layer_norm(input.flatten(1), (self.num_channels,), self.weight, self.bias, self.eps)
+        return flat[:, :, None]
+
+
+def _conv(inputs: int, outputs: int, length: int) -> nn.Conv1d:
+    """A convolution that keeps the length, over three positions where there are several."""
+    return nn.Conv1d(inputs, outputs, 3, padding=1) if length > 1 else PatchConv1d(inputs, outputs, 1)
+
+
+class _ResidualLayer(nn.Module):
+    """norm → SiLU → convolution → + embedding → norm → SiLU → convolution, added to what came in.
+
+    The layers of the way up also see what one on the way down gave, `state`.
+    """
+
+    def __init__(self, channels: int, embedding: int, length: int, num_states: int = 0):
+        super().__init__()
+        inputs = (1 + num_states) * channels
+        self.norm1, self.conv1 = _Norm(inputs), _conv(inputs, channels, length)
+        self.time_emb_proj = nn.Linear(embedding, channels)
+        self.norm2, self.conv2 = _Norm(channels), _conv(channels, channels, length)
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+        own = self.conv1(nn.functional.silu(self.norm1(torch.cat([hidden, *states], 1))))
+        own = own + self.time_emb_proj(embedding)[:, :, None]
+        return hidden + self.conv2(nn.functional.silu(self.norm2(own)))
+
+
+class _DownBlock(nn.Module):
+    """Residual layers of a level, after the way to it from the level before."""
+
+    def __init__(self, inputs: int, longer: int, channels: int, length: int, embedding: int, num_layers: int):
+        super().__init__()
+        stride = longer // length
+        self.downsampler = nn.Identity()
+        if (inputs, longer) != (channels, length):
+            self.downsampler = PatchConv1d(inputs, channels, stride, stride)
+        layers = [_ResidualLayer(channels, embedding, length) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        hidden, states = self.downsampler(hidden), []
+        for layer in self.layers:
+            hidden = layer(hidden, embedding)
+            states.append(hidden)
+        return hidden, states
+
+
+class _UpBlock(nn.Module):
+    """Residual layers of a level, each with what one on the way down gave, and the way to the level before."""
+
+    def __init__(self, channels: int, length: int, outputs: int, longer: int, embedding: int, num_layers: int):
+        super().__init__()
+        layers = [_ResidualLayer(channels, embedding, length, num_states=1) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
+        stride = longer // length
+        self.upsampler = nn.Identity()
+        if (outputs, longer) != (channels, length):
+            self.upsampler = PatchConvTranspose1d(channels, outputs, stride, stride)
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+        for layer, state in zip(self.layers, states, strict=True):
+            hidden = layer(hidden, embedding, state)
+        return self.upsampler(hidden)

@@ -1,0 +1,119 @@
+"""Training of a denoiser on latents, and what it has learned of rows that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers import DDPMScheduler, ModelMixin
+
+from ..models.config import DiffusionConfig, too_few_rows
+from .batches import GlobalBatch
+from .choice import StepChoice, candidate_steps
+from .loop import run_steps
+from .losses import Denoiser, denoising_losses, denoising_target, stable_target
+from .rows import hold_out
+
+# What is known of a trained denoiser, beside it.
+DENOISER_FILE = "denoiser.json"
+
+
+def train_denoiser(
+    accelerator: Accelerator,
+    latents: torch.Tensor,
+    runs: Mapping[str, Sequence[int]],
+    config: DiffusionConfig,
+    output_dir: Path,
+    resume_from_checkpoint: str | None = None,
+    sources: Mapping[str, Any] | None = None,
+    description: str = "diffusion",
+) -> tuple[ModelMixin, DDPMScheduler, dict[str, Any], list[dict[str, float]]]:
+    """Train the denoiser of a config on scaled latents.
+
+    The loss is the mean squared error of the predicted noise (Source: Ho et al. 2020, arXiv 2006.11239, eq. 14) or
+    velocity (Source: Salimans and Ho 2022, arXiv 2202.00512, appendix D), or of their expectation, see
+    [`stable_target`].
+
+    Args:
+        accelerator ([`accelerate.Accelerator`]): Of this training.
+        latents (`torch.Tensor` of shape `(K, C, L)`): Of the training rows, on the accelerator's device.
+        runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time.
+        config ([`DiffusionConfig`]): Hyper-parameters, and which rows choose the step that is kept.
+        output_dir (`Path`): Where checkpoints are written.
+        resume_from_checkpoint, sources, description: See [`run_steps`].
+
+    Returns:
+        `tuple`: the denoiser in eval mode; the noise schedule; which step was kept, by which rows and by which losses:
+        `{"kept_step", "validate", "num_train", "num_validation", "curve"}`; and the history of the loss.
+
+    Raises:
+        ValueError: there are too few rows for the latents or for the validation.
+    """
+    shape = tuple(latents.shape[1:])
+    rows, validation = split_validation(config, runs, latents[0].numel())
+    train, validation = latents[rows.to(latents.device)], latents[validation.to(latents.device)]
+    torch.manual_seed(config.seed)
+    denoiser, scheduler = config.build(shape), config.build_scheduler()
+    if config.contains_gaussian:
+        denoiser.fit_gaussian(train, scheduler)
+
+    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+        clean = train[batch.indices.to(train.device)]
+        clean = clean + config.latent_noise * batch.normal(*shape)
+        noise, timesteps = batch.normal(*shape), batch.integers(config.num_train_timesteps)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        if config.stable_target:
+            target = stable_target(noisy, timesteps, train, scheduler, config.latent_noise)
+        else:
+            target = denoising_target(clean, noise, timesteps, scheduler)
+        return torch.nn.functional.mse_loss(model(noisy, timesteps, return_dict=False)[0].float(), target)
+
+    choice = None
+    if len(validation):
+
+        def validation_losses(model: torch.nn.Module) -> torch.Tensor:
+            losses = denoising_losses(as_denoiser(model), validation, scheduler)
+            # One choice for all, should processes round differently.
+            return broadcast(losses.float().to(accelerator.device)).cpu()
+
+        choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
+    stage = (config, output_dir, description, resume_from_checkpoint, sources, choice)
+    denoiser, history, threads = run_steps(accelerator, denoiser, len(train), loss_fn, *stage)
+    kept = config.steps if choice is None else choice.kept_step
+    if kept == 0:
+        # Nothing was learned that the rows for validation confirm: now they count as well.
+        denoiser.fit_gaussian(latents, scheduler)
+    record = {
+        "kept_step": kept,
+        "validate": config.validate,
+        "num_train": len(train),
+        "num_validation": len(validation),
+        "threads": threads,
+        "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
+    }
+    return denoiser, scheduler, record, history
+
+
+def split_validation(
+    config: DiffusionConfig, runs: Mapping[str, Sequence[int]], num_latents: int, fewer: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the training rows those that are trained on, and those that choose the step that is kept.
+
+    Raises:
+        ValueError: there are too few of them, for latents of `num_latents` values; see [`too_few_rows`] for `fewer`.
+    """
+    rows, validation = torch.arange(sum(map(len, runs.values()))), torch.arange(0)
+    if config.validate != "none":
+        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed)
+    if config.contains_gaussian and len(rows) <= num_latents:
+        raise ValueError(too_few_rows(num_latents, len(rows), fewer))
+    return rows, validation
+
+
+def as_denoiser(model: torch.nn.Module) -> Denoiser:
+    """The prediction of a model of [`DiffusionConfig.build`], wrapped or not."""
+    return lambda noisy, timesteps: model(noisy, timesteps, return_dict=False)[0]

@@ -1,0 +1,65 @@
+"""Which rows of a collection are kept from training: what a held-out loss means depends on it.
+
+* `between`: drawn at random; along one trajectory they lie between neighbours that were seen: interpolation.
+* `block`: of every run a block in the middle, with a gap on both sides that nothing is trained on.
+* `end`: of every run the last tenth: drift, which no generator of the past can know.
+* `run`: whole runs, where there are several: the only independent rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ..wording import argument
+
+KINDS = ("between", "block", "end", "run")
+# Rows on either side of a block, in units of its own size.
+GAP = 0.5
+
+
+def hold_out(
+    kind: str, runs: Mapping[str, Sequence[int]], share: float, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split rows into those that are trained on and those that are kept from it, as indices.
+
+    Args:
+        kind (`str`): One of `KINDS`.
+        runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time, see [`RowOrder.by_run`].
+        share (`float`): Of the rows, of each run's rows or of the runs, to be kept from training; at least one.
+        seed (`int`, *optional*, defaults to 0): Of what is drawn at random.
+
+    Raises:
+        ValueError: nothing is left on one of the two sides.
+    """
+    members = [np.asarray(rows) for rows in runs.values()]
+    number = sum(map(len, members))
+    held, gap = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
+    random = np.random.default_rng(seed)
+    if kind == "between":
+        held[random.permutation(number)[: _count(share, number)]] = True
+    elif kind == "run":
+        for run in random.permutation(len(members))[: _count(share, len(members))]:
+            held[members[run]] = True
+    else:
+        for rows in members:
+            size = _count(share, len(rows))
+            first = (len(rows) - size) // 2 if kind == "block" else len(rows) - size
+            free = math.ceil(GAP * size) if kind == "block" else 0
+            gap[rows[max(first - free, 0) : first + size + free]] = True
+            held[rows[first : first + size]] = True
+    train, kept = np.flatnonzero(~(held | gap)), np.flatnonzero(held)
+    if len(train) == 0:
+        raise ValueError(
+            f"{argument('validate', kind, kind, 'diffusion.validate')} with a share of {share:g} leaves none of "
+            f"{number} checkpoints in {len(members)} runs to train on; take more of them, a smaller "
+            f"{argument('validation_share', key='diffusion.validation_share')}, or other rows."
+        )
+    return torch.from_numpy(train), torch.from_numpy(kept)
+
+
+def _count(share: float, number: int) -> int:
+    return max(1, round(share * number))

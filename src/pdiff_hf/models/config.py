@@ -180,6 +180,9 @@ class DiffusionConfig(OptimizationConfig):
     stable_target: bool = Field(
         False, description="predict what is expected of all checkpoints, not the one that was noised: arXiv 2302.00670"
     )
+    snr_gamma: float | None = Field(
+        None, gt=0, description="weight timesteps by min-SNR, arXiv 2303.09556; null: all alike"
+    )
     validate: Literal["none", "between", "block", "run"] = Field(
         "none", description="rows that choose which step is kept: drawn at random, blocks in the middle, or whole runs"
     )

@@ -67,7 +67,7 @@ TRAINING = {
 LEARNING = {
     "steps": 500,
     "train_batch_size": 128,
-    "learning_rate": 4e-3,
+    "learning_rate": 6e-3,
     "weight_decay": 0.0,
     "lr_warmup_steps": 25,
     "prediction_type": "v_prediction",

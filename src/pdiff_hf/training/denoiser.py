@@ -15,7 +15,7 @@ from ..models.config import DiffusionConfig, too_few_rows
 from .batches import GlobalBatch
 from .choice import StepChoice, candidate_steps
 from .loop import run_steps
-from .losses import Denoiser, denoising_losses, denoising_target, stable_target
+from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weights, stable_target
 from .rows import hold_out
 
 # What is known of a trained denoiser, beside it.
@@ -70,7 +70,11 @@ def train_denoiser(
             target = stable_target(noisy, timesteps, train, scheduler, config.latent_noise)
         else:
             target = denoising_target(clean, noise, timesteps, scheduler)
-        return torch.nn.functional.mse_loss(model(noisy, timesteps, return_dict=False)[0].float(), target)
+        predicted = model(noisy, timesteps, return_dict=False)[0].float()
+        if config.snr_gamma is None:
+            return torch.nn.functional.mse_loss(predicted, target)
+        errors = (predicted - target).square().flatten(1).mean(1)
+        return (min_snr_weights(timesteps, scheduler, config.snr_gamma) * errors).mean()
 
     choice = None
     if len(validation):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from ..evaluation.intervals import sample_mean_interval
 from ..models.gaussian import LatentGaussian
@@ -51,6 +52,16 @@ def stable_target(
     expected = expected + signal * latent_noise**2 / spread * (x - signal * expected)
     noise = (x - signal * expected) / sigma
     return denoising_target(expected.view_as(noisy), noise.view_as(noisy), timesteps, scheduler)
+
+
+def min_snr_weights(timesteps: torch.Tensor, scheduler: DDPMScheduler, gamma: float) -> torch.Tensor:
+    """Weights `(B,)` of the losses at timesteps `(B,)`: those of clean latents weighted by min(SNR, gamma).
+
+    Source: Hang et al. 2023, arXiv 2303.09556, §3.4.
+    """
+    snr = compute_snr(scheduler, timesteps)
+    of_clean = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp_max(gamma) / of_clean[scheduler.config.prediction_type]
 
 
 @torch.no_grad()

@@ -1,136 +1,129 @@
-"""What the denoiser learns with its steps: the checkpoints' distribution, a Gaussian, or the checkpoints by heart.
+"""What the denoiser learns, by what is chosen for it: the table behind the defaults.
 
-    python benchmarks/denoiser.py runs/demo/dataset runs/resnet18/dataset --steps 250 1000 4000
+    python benchmarks/denoiser.py runs/demo/dataset runs/resnet18/dataset --seeds 0 1 2
+    python benchmarks/denoiser.py runs/demo/dataset --set diffusion.steps=1000
+    python benchmarks/denoiser.py runs/demo/dataset --only default "no stable target"
 
-Every tenth checkpoint is kept from both stages. Losses are those of the velocity (Source: Salimans and Ho 2022, arXiv
-2202.00512, appendix D), without the noise that training adds to the latents, over evenly spaced timesteps and the same
-noise for all rows of the table. Three denoisers in closed form are there to compare with:
-
-* white Gaussian: for latents from N(0, 1), which the autoencoder scales them to, the best prediction is 0;
-* Gaussian: the best one for latents from a Gaussian with the training latents' mean and covariance;
-* copies: the best one on the training latents, E[x_0 | x_t] over them alone; sampling with it returns checkpoints.
-
-A denoiser that has learned more than a Gaussian has a smaller loss on what it has not seen; one that learns by heart
-has a smaller loss on what it has seen only.
+Every tenth checkpoint is kept from both stages. A cell is the loss of the denoiser on these, divided by that of the
+best denoiser of a Gaussian with the mean and covariance of all other latents, by the same noise schedule: 1 is no more
+than a Gaussian. Beside it the step that was kept, and the seconds that the training took; means over the seeds, whose
+standard deviation of the ratio follows. Ratios of other schedules and other scalings of the latents are of other noise
+levels: what they are worth, networks drawn tell (`docs/denoiser.md`).
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from diffusers import DDPMScheduler
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
-from pdiff_hf.data.vectors import dataset_vectors, split_rows
-from pdiff_hf.data.writer import save_parameter_dataset
-from pdiff_hf.evaluation.intervals import sample_mean_interval
-from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.vectors import split_rows
+from pdiff_hf.models.auto import AUTOENCODER, DENOISER
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.diffusion import train_diffusion
+from pdiff_hf.training.denoiser import as_denoiser, train_denoiser
+from pdiff_hf.training.loop import make_accelerator
+from pdiff_hf.training.losses import compare_with_gaussians
 
-NUM_TIMESTEPS = 100
-# x_t, t, and the scheduler's square roots of alpha-bar and 1 - alpha-bar at t; gives the velocity.
-Predictor = Callable[[torch.Tensor, int, float, float], torch.Tensor]
-
-
-def velocity_losses(predict: Predictor, clean: torch.Tensor, scheduler: DDPMScheduler) -> torch.Tensor:
-    """Mean squared errors `(K,)` of the velocity of latents `(K, C, L)`."""
-    generator = torch.Generator().manual_seed(0)
-    timesteps = torch.linspace(0, scheduler.config.num_train_timesteps - 1, NUM_TIMESTEPS).long().tolist()
-    losses = torch.zeros(len(clean))
-    for timestep in timesteps:
-        noise = torch.randn(clean.shape, generator=generator)
-        power = scheduler.alphas_cumprod[timestep].item()
-        signal, sigma = power**0.5, (1 - power) ** 0.5
-        at = torch.tensor([timestep])
-        predicted = predict(scheduler.add_noise(clean, noise, at), timestep, signal, sigma)
-        losses += (predicted - scheduler.get_velocity(clean, noise, at)).square().flatten(1).mean(1)
-    return losses / len(timesteps)
-
-
-def from_clean(noisy: torch.Tensor, clean: torch.Tensor, signal: float, sigma: float) -> torch.Tensor:
-    """The velocity that belongs to an estimate of x_0."""
-    return signal * (noisy - signal * clean) / sigma - sigma * clean
-
-
-def closed_forms(train: torch.Tensor) -> dict[str, Predictor]:
-    """The denoisers to compare with, for training latents `(K, C, L)`."""
-    flat = train.flatten(1)
-    mean, centred = flat.mean(0), flat - flat.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(flat))
-
-    def gaussian(noisy: torch.Tensor, timestep: int, signal: float, sigma: float) -> torch.Tensor:
-        rotated = (noisy.flatten(1) - signal * mean) @ vectors
-        shrunk = rotated * (signal * values / (signal**2 * values + sigma**2))
-        return from_clean(noisy, (mean + shrunk @ vectors.T).view_as(noisy), signal, sigma)
-
-    def copies(noisy: torch.Tensor, timestep: int, signal: float, sigma: float) -> torch.Tensor:
-        weights = (-torch.cdist(noisy.flatten(1), signal * flat).square() / (2 * sigma**2)).softmax(1)
-        return from_clean(noisy, (weights @ flat).view_as(noisy), signal, sigma)
-
-    return {
-        "white Gaussian": lambda noisy, *_: torch.zeros_like(noisy),
-        "Gaussian": gaussian,
-        "copies": copies,
-    }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "16 latent values": {"autoencoder.latent_channels": 16},
+    "64 latent values": {"autoencoder.latent_channels": 64},
+    "32 × 4 latent values": {"autoencoder.latent_length": 4},
+    "latents as they are": {"autoencoder.latent_whitening": 0},
+    "latents whitened": {"autoencoder.latent_whitening": 1},
+    "linear schedule": {"diffusion.beta_schedule": "linear"},
+    "noise predicted": {"diffusion.prediction_type": "epsilon"},
+    "clean latents predicted": {"diffusion.prediction_type": "sample"},
+    "target of one row": {"diffusion.stable_target": False},
+    "min-SNR weights": {"diffusion.snr_gamma": 5},
+    "noise 0.05 on latents": {"diffusion.latent_noise": 0.05},
+    "noise 0.1 on latents": {"diffusion.latent_noise": 0.1},
+    "learning rate 1e-3": {"diffusion.learning_rate": 1e-3},
+    "learning rate 2e-3": {"diffusion.learning_rate": 2e-3},
+    "learning rate 8e-3": {"diffusion.learning_rate": 8e-3},
+    "no average of weights": {"diffusion.use_ema": False},
+    "batch 64": {"diffusion.train_batch_size": 64},
+    "batch 256": {"diffusion.train_batch_size": 256},
+    "250 steps": {"diffusion.steps": 250},
+    "1000 steps": {"diffusion.steps": 1000},
+    "3000 steps": {"diffusion.steps": 3000},
+    "width 128": {"diffusion.block_out_channels": [128]},
+    "width 512": {"diffusion.block_out_channels": [512]},
+    "two levels, 256 and 256": {"diffusion.block_out_channels": [256, 256]},
+    "the last step": {"diffusion.validate": "none"},
+    "UNet1DModel, width 128": {"diffusion.kind": "unet_1d"},
+}
 
 
-def add_rows(table: Table, name: str, losses: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """One row for every denoiser's losses on the training and on the held-out latents."""
-    reference = losses["white Gaussian"][1]
-    for denoiser, (train, heldout) in losses.items():
-        low, high = sample_mean_interval((heldout - reference).double())
-        difference = (heldout - reference).mean().item()
-        shown = "" if denoiser == "white Gaussian" else f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-        table.add_row(name, denoiser, f"{train.mean():.3f}", f"{heldout.mean():.3f}", shown)
-        name = ""
+def measure(dataset: ParameterDataset, options: Mapping[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
+    """What [`compare_with_gaussians`] finds for every seed, with the kept step and the seconds."""
+    sections: dict[str, dict[str, Any]] = {"autoencoder": {"allow_poor_reconstruction": True}, "diffusion": {}}
+    for key, value in options.items():
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    config = AUTOENCODER.validate(sections["autoencoder"])
+    train_rows, heldout_rows = split_rows(len(dataset), config.holdout_every)
+    config = config.fit_latents(DENOISER.validate(sections["diffusion"]), len(train_rows))
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        autoencoder, _ = train_autoencoder(dataset, Path(folder) / "autoencoder", config)
+        latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
+        for seed in seeds:
+            diffusion = DENOISER.validate({"checkpointing_steps": 10**9, **sections["diffusion"], "seed": seed})
+            accelerator = make_accelerator(diffusion, folder)
+            begin = time.perf_counter()
+            denoiser, scheduler, record, _ = train_denoiser(
+                accelerator, latents[train_rows], dataset.order.by_run(train_rows.tolist()), diffusion, Path(folder)
+            )
+            seconds = time.perf_counter() - begin
+            losses = compare_with_gaussians(
+                as_denoiser(denoiser), latents[train_rows], latents[heldout_rows], scheduler
+            )
+            found.append({**losses, "kept_step": record["kept_step"], "seconds": seconds})
+    return found
 
 
-def measure_dataset(path: Path, steps: list[int], seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Losses of all denoisers on the training and on the held-out latents of a parameter dataset."""
-    dataset, layout = load_parameter_dataset(path)
-    vectors = dataset_vectors(dataset, layout)
-    train_rows, heldout_rows = split_rows(len(vectors), AutoencoderPDiffConfig().holdout_every)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        save_parameter_dataset(vectors[train_rows], layout, folder / "dataset", load_base_model(path))
-        config = AutoencoderPDiffConfig(seed=seed, allow_poor_reconstruction=True)
-        config = config.fit_latents(UNet1DConfig(), len(split_rows(len(train_rows), config.holdout_every)[0]))
-        autoencoder, _ = train_autoencoder(folder / "dataset", folder / "autoencoder", config)
-        train, heldout = (
-            autoencoder.scale_latents(autoencoder.encode_rows(vectors[rows])) for rows in (train_rows, heldout_rows)
-        )
-        predictors = closed_forms(train)
-        for number in steps:
-            config = UNet1DConfig(seed=seed, steps=number)
-            pipeline = train_diffusion(folder / "dataset", folder / "autoencoder", folder / str(number), config)
-            unet = pipeline.unet.eval()
-            predictors[f"{number} steps"] = lambda noisy, timestep, *_, unet=unet: unet(noisy, timestep).sample
-        scheduler = pipeline.scheduler
-        with torch.no_grad():
-            return {
-                name: (velocity_losses(predict, train, scheduler), velocity_losses(predict, heldout, scheduler))
-                for name, predict in predictors.items()
-            }
+def cell(found: list[dict[str, Any]]) -> str:
+    """Ratio to the Gaussian, kept step and seconds, means over the seeds."""
+    ratios = [of_seed["loss"] / of_seed["gaussian"] for of_seed in found]
+    step, seconds = (statistics.mean(of_seed[key] for of_seed in found) for key in ("kept_step", "seconds"))
+    spread = f" ± {statistics.stdev(ratios):.3f}" if len(ratios) > 1 else ""
+    return f"{statistics.mean(ratios):.3f}{spread}; {step:.0f}; {seconds:.1f} s"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path, nargs="+", help="folders of parameter datasets")
-    parser.add_argument("--steps", type=int, nargs="+", default=[250, 1000, 4000], help="of the denoiser's training")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("datasets", nargs="+", help="parameter datasets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="these variants")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="one more variant")
     arguments = parser.parse_args()
-    table = Table("dataset", "denoiser", "loss, seen", "loss, not seen", "not seen, minus white Gaussian's (95 %)")
-    for path in arguments.datasets:
-        name = path.parent.name if path.name == "dataset" else path.name
-        add_rows(table, name, measure_dataset(path, arguments.steps, arguments.seed))
-    Console(width=120).print(table)
+    variants = {name: VARIANTS[name] for name in arguments.only or VARIANTS}
+    if arguments.set:
+        given = dict(pair.split("=", 1) for pair in arguments.set)
+        variants = {"default": {}, ", ".join(arguments.set): {key: yaml.safe_load(given[key]) for key in given}}
+    datasets = {path: ParameterDataset(path) for path in arguments.datasets}
+    names = [Path(path).parent.name if Path(path).name == "dataset" else Path(path).name for path in datasets]
+    table = Table("variant", *names, title="loss on unseen rows / the full Gaussian's; step kept; seconds")
+    for name, options in variants.items():
+        row = []
+        for dataset in datasets.values():
+            try:
+                row.append(cell(measure(dataset, options, arguments.seeds)))
+            except ValueError as error:
+                row.append(str(error))
+            print(f"{name}: {row[-1]}", flush=True)
+        table.add_row(name, *row)
+    Console(width=40 + 34 * len(names)).print(table)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
         folder = Path(arguments.measure) / f"{stage}-{processes}"
         folder.mkdir(exist_ok=True)
-        _, history = run_steps(accelerator, model, len(rows), loss_fn, config, folder, stage)
+        _, history, _ = run_steps(accelerator, model, len(rows), loss_fn, config, folder, stage)
         rate = (len(begins) - 1 - WARM_UP) / (begins[-1] - begins[WARM_UP])
         result[stage] = {"steps_per_second": rate, "losses": [entry["loss"] for entry in history]}
     if accelerator.is_main_process:

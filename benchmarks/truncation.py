@@ -1,14 +1,18 @@
-"""Mean test accuracy of generated networks against `truncation`, minus that of the originals.
+"""Accuracy and diversity of generated networks against `truncation`, beside those of the originals.
 
     python benchmarks/truncation.py runs/demo runs/resnet18
 
 Every run needs its dataset, its pipeline and its images. Networks are drawn from the same noise for every truncation.
+Spread: distance to the originals' mean, in units of the originals' own. IoU: of the wrong predictions of two networks
+of a group. Disagreement: share of the test examples on which two of them predict another class.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -16,29 +20,58 @@ from rich.console import Console
 from rich.table import Table
 
 from pdiff_hf import PDiffPipeline
-from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
-from pdiff_hf.data.vectors import dataset_vectors
+from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.tasks.evaluators import open_task
+from pdiff_hf.evaluation.similarity import spread, wrong_iou
+from pdiff_hf.tasks.evaluators import make_evaluator
 
-TRUNCATIONS = (1.0, 0.8, 0.6, 0.4)
+TRUNCATIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.0)
 
 
-def differences(run: Path, num_samples: int, steps: int, seed: int) -> tuple[float, list[float]]:
-    """Mean accuracy of the originals in percent, and what the generated networks have more, in points."""
-    dataset, layout = load_parameter_dataset(run / "dataset")
-    model, task = load_base_model(run / "dataset").build(), open_task(ParameterDataset(run / "dataset"))
-    evaluator = ParameterEvaluator(model, layout, *task.arrays("test"))
+class Figures(NamedTuple):
+    """Of a group of networks; accuracy and disagreement in %."""
+
+    accuracy: float
+    spread: float
+    iou: float
+    disagreement: float
+
+
+def measure(vectors: torch.Tensor, originals: torch.Tensor, evaluator: ParameterEvaluator) -> Figures:
+    """Accuracy and diversity of networks `(n, D)`."""
+    output = evaluator.predict(vectors)
+    iou = wrong_iou(output.predictions, output.predictions, evaluator.labels.cpu())
+    differ = torch.stack([(output.predictions != own).double().mean(1) for own in output.predictions])
+    of_pairs = ~torch.eye(len(vectors), dtype=torch.bool)
+    accuracy, disagreement = output.accuracy.double().mean().item(), differ[of_pairs].mean().item()
+    return Figures(100 * accuracy, spread(vectors, originals), iou[of_pairs].mean().item(), 100 * disagreement)
+
+
+def measure_run(run: Path, num_samples: int, steps: int, seed: int) -> dict[str, Figures]:
+    """Figures of originals, evenly spread over the dataset, and of generated networks by their truncation."""
+    dataset = ParameterDataset(run / "dataset")
+    evaluator, originals = make_evaluator(dataset, "test"), dataset.vectors(rows=slice(None))
     pipe = PDiffPipeline.from_pretrained(run / "pipeline")
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     options = {"batch_size": num_samples, "num_inference_steps": steps, "output_type": "pt"}
-    originals = 100 * evaluator.accuracy(dataset_vectors(dataset, layout)).mean().item()
-    found = []
+    rows = torch.linspace(0, len(originals) - 1, min(num_samples, len(originals))).round().long()
+    found = {"originals": measure(originals[rows], originals, evaluator)}
     for truncation in TRUNCATIONS:
-        vectors = pipe(**options, truncation=truncation, generator=torch.Generator().manual_seed(seed)).parameters
-        found.append(100 * evaluator.accuracy(vectors).mean().item() - originals)
-    return originals, found
+        generator = torch.Generator().manual_seed(seed)
+        vectors = pipe(**options, truncation=truncation, generator=generator).parameters
+        found[f"{truncation:g}"] = measure(vectors, originals, evaluator)
+    return found
+
+
+def make_table(name: str, found: Mapping[str, Figures]) -> Table:
+    """A row for every truncation, below that of the originals."""
+    table = Table("truncation", "accuracy, %", "minus originals", "spread", "IoU within", "disagree, %", title=name)
+    reference = found["originals"].accuracy
+    for key, (accuracy, *diversity, disagreement) in found.items():
+        difference = "" if key == "originals" else f"{accuracy - reference:+.2f}"
+        table.add_row(key, f"{accuracy:.2f}", difference, *(f"{v:.3f}" for v in diversity), f"{disagreement:.2f}")
+    return table
 
 
 def main() -> None:
@@ -48,11 +81,9 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    table = Table("run", "originals, %", *(f"truncation {value:g}" for value in TRUNCATIONS))
     for run in args.runs:
-        originals, found = differences(run, args.num_samples, args.num_inference_steps, args.seed)
-        table.add_row(run.name, f"{originals:.2f}", *(f"{value:+.2f}" for value in found))
-    Console().print(table)
+        found = measure_run(run, args.num_samples, args.num_inference_steps, args.seed)
+        Console().print(make_table(run.name, found))
 
 
 if __name__ == "__main__":

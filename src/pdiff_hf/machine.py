@@ -1,4 +1,4 @@
-"""The machine a program runs on: processes of `accelerate launch`, accelerator, memory."""
+"""The machine a program runs on: processes of `accelerate launch`, accelerator, memory, threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import os
 import platform
 import re
 import resource
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 # Others wait while the main process does what cannot be shared, such as training the base model.
 TIMEOUT = timedelta(days=7)
+# Steps that are timed on each number of threads.
+THREAD_TRIALS = 4
 
 
 def describe_hardware() -> dict[str, Any]:
@@ -139,3 +143,62 @@ def locked_together(folder: str | Path, beside: bool = False) -> Iterator[None]:
         if problems[0] is not None:
             raise ValueError(problems[0])
         yield
+
+
+class ThreadChoice:
+    """Lets a training find out by its own first steps how many threads compute it fastest.
+
+    Where other programs are busy, threads wait for each other: steps of small networks then take several times as
+    long on two of them as on one. On an accelerator, with one thread, and where `OMP_NUM_THREADS` says how
+    many there are, nothing is tried. Sums over another number of threads are rounded in another way.
+
+    Args:
+        device (`torch.device` or `str`): Where the training computes.
+        threads (`int`, *optional*): Taken without trying, as by the part of a training that came before.
+    """
+
+    def __init__(self, device: torch.device | str, threads: int | None = None):
+        import torch
+
+        self._all = torch.get_num_threads()
+        self.taken = min(threads or self._all, self._all)
+        self._seconds: dict[int, list[float]] = {}
+        is_open = threads is None and torch.device(device).type == "cpu" and "OMP_NUM_THREADS" not in os.environ
+        if is_open and self._all > 1:
+            halves = [self._all >> shift for shift in range(self._all.bit_length())]
+            self._seconds = {number: [] for number in halves}
+
+    def __str__(self) -> str:
+        return f"{self.taken} of {self._all} threads"
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step of the training, on the threads that are taken or on those that are tried."""
+        open_trials = [number for number, seconds in self._seconds.items() if len(seconds) < THREAD_TRIALS]
+        if not open_trials:
+            with self._on(self.taken):
+                yield
+            return
+        # By turns, so that what else the machine does meets all of them.
+        number = min(open_trials, key=lambda number: len(self._seconds[number]))
+        with self._on(number):
+            begin = time.perf_counter()
+            yield
+            self._seconds[number].append(time.perf_counter() - begin)
+        if len(open_trials) == 1 and len(self._seconds[number]) == THREAD_TRIALS:
+            # What the first step prepares for all later ones does not count, nor what interrupts a single one.
+            typical = {number: statistics.median(seconds[1:]) for number, seconds in self._seconds.items()}
+            self.taken = min(typical, key=typical.__getitem__)
+
+    @contextmanager
+    def _on(self, number: int) -> Iterator[None]:
+        import torch
+
+        if number == self._all:
+            yield
+            return
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._all)

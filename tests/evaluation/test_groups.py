@@ -14,7 +14,7 @@ from pdiff_hf.evaluation.baselines import (
     swag,
     uniform_soup,
 )
-from pdiff_hf.evaluation.groups import build_groups
+from pdiff_hf.evaluation.groups import build_groups, count_independent
 from pdiff_hf.layout import ParameterLayout
 
 
@@ -194,3 +194,24 @@ def test_swag_has_half_of_the_diagonal_and_half_of_the_covariance_of_the_last_de
 
 def test_swag_of_one_original_is_that_original(layout, originals):
     torch.testing.assert_close(swag(originals[:1], layout, 3, generator()), originals[:1].repeat(3, 1))
+
+
+def test_originals_with_noise_count_as_the_mean_of_both_parts_of_their_variance_says():
+    """By trials: 4 independent originals, 10 times each, and noise of twice their deviation drawn for each."""
+    size, noise, generator = 40, 2.0, torch.Generator().manual_seed(0)
+    means = []
+    for _ in range(4000):
+        rows = torch.randn(4, generator=generator).repeat_interleave(10)
+        means.append((rows + noise * torch.randn(size, generator=generator)).mean())
+    variance = torch.stack(means).var().item()
+    counts = count_independent(
+        {"noise_0.1": size, "original": 40}, {"noise_0.1": (1 + noise**2) ** 0.5}, {"original": 4.0}
+    )
+    # The variance of 4 000 trials has a standard error of 2 %.
+    assert (1 + noise**2) / counts["noise_0.1"] == pytest.approx(variance, rel=0.08)
+    assert (
+        count_independent({"noise_0.1": 40, "original": 40}, {"noise_0.1": 1.0}, {"original": 4.0})["noise_0.1"] == 4
+    )
+    assert (
+        count_independent({"noise_0.1": 3, "original": 40}, {"noise_0.1": None}, {"original": 4.0})["noise_0.1"] == 3
+    )

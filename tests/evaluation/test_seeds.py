@@ -59,7 +59,7 @@ def test_means_and_t_intervals_over_seeds():
         (group["novel_and_performant"]["ci95"]["joint"]["1x"], 0.5 + mean),
     ):
         assert found == pytest.approx([center - half, center + half])
-    assert group["n"] == 10 and metrics["seeds"] == [5, 6, 7] and metrics["schema"] == 1
+    assert group["n"] == 10 and metrics["seeds"] == [5, 6, 7] and metrics["schema"] == 2
     assert metrics["task"] == {"dataset": "digits"} and metrics["versions"] == {"torch": "2"}
     assert "index" not in group["selected"]
 
@@ -77,6 +77,31 @@ def test_numbers_that_do_not_exist_stay_so():
     assert metrics["groups"]["generated"]["test_nll"]["mean"] is None
     assert metrics["groups"]["generated"]["test_nll"]["ci95"] is None
     torch.testing.assert_close(metrics["groups"]["generated"]["test_accuracy"]["mean"], 0.8)
+
+
+def with_distribution(seed, accuracy, difference):
+    values = run(0.0).to_dict()
+    held_out = {"loss": 1 + difference, "white_gaussian": 1.1, "gaussian": 1.0, "difference_ci95": [-9, 9], "n": 30}
+    values["denoiser"] = {"kept_step": 100 * seed, "curve": {"0": 1.0}, "held_out": {"between": held_out}}
+    found = {"two_sample_accuracy": accuracy, "mmd_p": 0.5, "nearest_train_ratio": accuracy + 0.5}
+    values["distribution"] = {"generated": {**found, "ci95": {"nearest_train_ratio": [0, 9]}}}
+    return Metrics.from_dict(values)
+
+
+def test_denoisers_and_distributions_have_intervals_over_seeds():
+    differences = [-0.5, -0.4, -0.45]
+    runs = {seed: with_distribution(seed, 0.5 + seed / 100, d) for seed, d in enumerate(differences)}
+    metrics = Metrics.from_dict(json.loads(json.dumps(aggregate_seeds(runs).to_dict(), allow_nan=False)))
+    held_out = metrics.denoiser.held_out["between"]
+    half = stats.t.ppf(0.975, 2) * stats.sem(differences)
+    assert held_out.difference == pytest.approx(-0.45) and held_out.per_seed == pytest.approx(differences)
+    assert held_out.difference_ci95 == pytest.approx([-0.45 - half, -0.45 + half])
+    assert held_out.n == 30 and metrics.denoiser.kept_step == 100 and metrics.denoiser.curve == {}
+    found, half = metrics.distribution["generated"], stats.t.ppf(0.975, 2) * stats.sem([1.0, 1.01, 1.02])
+    assert found.two_sample_accuracy == pytest.approx(0.51)
+    assert found.ci95.nearest_train_ratio == pytest.approx([1.01 - half, 1.01 + half])
+    old = aggregate_seeds({0: with_distribution(0, 0.5, 0.0), 1: run(0.0)})
+    assert old.denoiser is None and old.distribution == {}, "a run of 0.1 is among them"
 
 
 def test_different_runs_are_refused():

@@ -10,7 +10,8 @@ from pdiff_hf.models.auto import load_autoencoder
 from pdiff_hf.models.kinds import AutoencoderIdentityConfig, UNet1DConfig
 from pdiff_hf.runs.stages import check_training
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.diffusion import train_diffusion, unet_training_bytes
+from pdiff_hf.training.diffusion import train_diffusion
+from pdiff_hf.training.memory import unet_training_bytes
 
 UNET = {"steps": 2, "block_out_channels": (16, 16), "lr_warmup_steps": 0}
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 from pdiff_hf.evaluation.groups import GROUPS
 from pdiff_hf.report.write import make_table, write_report
 from pdiff_hf.results.metrics import Metrics
+from pdiff_hf.results.records import Denoiser, Distribution
 from small_results import evaluate
 
 PLOTS = ("accuracy_similarity", "accuracy_histograms", "latent_pca", "iou_matrix", "ensembles", "loss_curves")
@@ -80,6 +82,56 @@ def test_report_needs_no_more_than_the_result(result, tmp_path):
     written = {path.name for path in write_report(result, tmp_path)}
     assert "report.html" in written and "loss_curves.png" not in written and "latent_pca.png" not in written
     assert "loss_curves" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def distribution_of(result):
+    found = {"two_sample_accuracy": 0.5, "two_sample_generated": 0.4, "two_sample_original": 0.6, "coverage": 0.9}
+    groups = {
+        "original": Distribution.parse(
+            {**found, "n_effective": 4.0, "ci95": {"two_sample_accuracy": [0.47, 0.53]}}, "x"
+        ),
+        "generated": Distribution.parse(
+            {**found, "mmd_p": 0.25, "nearest_train_ratio": 0.97, "ci95": {"nearest_train_ratio": [0.9, 1.05]}}, "x"
+        ),
+        "pca_gaussian": Distribution.parse({**found, "two_sample_accuracy": 0.86}, "x"),
+    }
+    losses = {"loss": 0.5, "white_gaussian": 1.02, "gaussian": 0.99, "difference_ci95": [-0.52, -0.46], "n": 30}
+    denoiser = Denoiser.parse({"kept_step": 400, "held_out": {"between": losses, "end": {**losses, "loss": 2.0}}}, "x")
+    metrics = result.metrics.model_copy(update={"distribution": groups, "denoiser": denoiser})
+    return replace(result, metrics=metrics)
+
+
+def test_report_says_whether_it_is_the_distribution_and_what_was_learned(result, tmp_path):
+    write_report(distribution_of(result), tmp_path)
+    text, page = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.md", "report.html"))
+    assert "| original | 50.0 (47.0–53.0) | 40 | 60 | – | – | 90 |" in text
+    assert "| generated | 50.0 | 40 | 60 | 0.250 | 0.97 (0.90–1.05) | 90 |" in text
+    assert "count like 4 independent ones" in text and "those of step 400." in text
+    assert "| between | 0.500 | 1.020 | 0.990 | −0.490 (−0.520 to −0.460) | 30 |" in text
+    assert "`end`: the last tenth of a run: drift" in text and "`block`" not in text
+    for title in ("Is it the distribution?", "What the denoiser has learned"):
+        assert f"## {title}" in text and title in page
+    read = Metrics.read(tmp_path / "metrics.json")
+    assert read.distribution["pca_gaussian"].two_sample_accuracy == 0.86 and read.denoiser.kept_step == 400
+
+
+def test_a_denoiser_that_is_its_gaussian_is_called_so(result, tmp_path):
+    found = distribution_of(result)
+    found.metrics.denoiser.kept_step = 0
+    write_report(found, tmp_path)
+    assert "step 0, where it is this Gaussian" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_reports_of_0_1_have_no_such_sections(folder):
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "Is it the distribution?" not in text and "What the denoiser has learned" not in text
+
+
+def test_terminal_says_how_well_a_classifier_tells_the_networks(result):
+    console = Console(width=120, record=True)
+    console.print(make_table(distribution_of(result).metrics))
+    assert "knows 50 % of generated and held-out networks" in console.export_text()
+    assert "A classifier" not in str(make_table(result.metrics).caption)
 
 
 def test_terminal_table_fits_into_120_columns(result):

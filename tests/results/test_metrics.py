@@ -48,12 +48,27 @@ def test_keys_of_later_versions_are_kept():
     assert Metrics.from_dict(values).to_dict() == values
 
 
+def test_yardstick_is_that_of_independent_originals_where_it_is_known():
+    similarity = {"l2_nearest_mean": 0.5, "l2_independent_mean": 2.0}
+    assert Metrics.from_dict({"groups": {"original": {"similarity": similarity}}}).yardstick == 2
+    assert Metrics.from_dict(METRICS).yardstick == METRICS["groups"]["original"]["similarity"]["l2_nearest_mean"]
+
+
+def test_difference_to_the_gaussian_is_known_where_only_both_losses_are():
+    held_out = {"between": {"loss": 0.5, "gaussian": 0.75, "difference_ci95": [-0.3, -0.2]}}
+    metrics = Metrics.from_dict({"schema": 2, "denoiser": {"kept_step": 0, "validate": "block", "held_out": held_out}})
+    assert metrics.denoiser.held_out["between"].difference == -0.25 and metrics.denoiser.validate_ == "block"
+    assert metrics.to_dict()["denoiser"]["validate"] == "block"
+    assert Metrics.from_dict(METRICS).denoiser is None and Metrics.from_dict(METRICS).distribution == {}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema": 2}, r"m.json: expected metrics of schema 1, found schema 2; update pdiff-hf to read it"),
-        ([], r"m.json: expected metrics of schema 1, found list"),
-        ({"groups": {"a": {"n": "many"}}}, r"m.json: groups\.a\.n\.\w+: .*, found 'many'; evaluate again"),
+        ({"schema": 3}, r"m.json: expected metrics of schema 1 or 2, found schema 3; update pdiff-hf to read it"),
+        ([], r"m.json: expected metrics of schema 1 or 2, found list"),
+        ({"groups": {"a": {"n": "many"}}}, r"m.json: groups\.a\.n\.\w+: .*, found 'many'; make it again"),
+        ({"schema": 2, "denoiser": []}, r"m.json: denoiser: .* valid dictionary .*, found \[\]; make it again"),
         ({"comparisons": {"a": {"ci95": [0.1]}}}, r"m.json: comparisons\.a\.ci95: .* at least 2 .*, found \[0.1\]"),
     ],
 )

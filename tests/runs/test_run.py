@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from factories import TINY_RUN, tiny_recipe
+from factories import TINY_RUN, make_pipeline, make_vectors, tiny_recipe
 from pdiff_hf.data import folder as folder_module
 from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.vectors import split_rows
@@ -19,8 +19,8 @@ from pdiff_hf.evaluation.autocorrelation import RunMemory
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.models.auto import load_autoencoder
 from pdiff_hf.pipelines.network_folder import load_generated
-from pdiff_hf.runs.evaluate import fitted_gaussian
 from pdiff_hf.runs.folder import STAGES
+from pdiff_hf.runs.latents import fitted_gaussian, read_holdout_every, take_seen
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
 from processes import launch_two
@@ -71,7 +71,7 @@ def test_run_writes_the_folders_of_the_design(run):
 def test_metrics_are_those_of_the_design(run):
     folder, metrics = run
     assert json.loads((folder / "report" / "metrics.json").read_text()) == metrics
-    assert metrics["schema"] == 1 and metrics["num_parameters"] == 2778 and metrics["num_test"] == 500
+    assert metrics["schema"] == 2 and metrics["num_parameters"] == 2778 and metrics["num_test"] == 500
     assert set(metrics["groups"]) >= {"original", "reconstructed", "generated", "uniform_soup", "noise_0.05"}
     assert metrics["groups"]["original"]["n"] == 40 and metrics["groups"]["generated"]["n"] == 5
     assert list(metrics["timings_s"]) == list(metrics["peak_rss_mb"]) == list(STAGES)
@@ -100,22 +100,55 @@ def test_checkpoints_of_the_run_count_as_the_independent_ones_that_inspect_finds
     n_effective = {name: group["n_effective"] for name, group in metrics["groups"].items()}
     assert n_effective["original"] == pytest.approx(expected) and 2 < expected < 20
     assert inspect_dataset(dataset)["geometry"]["effective_rows"] == pytest.approx(expected, rel=0.1)
-    assert n_effective["reconstructed"] == n_effective["noise_0.1"] == min(5, n_effective["original"])
+    assert min(5, expected) <= n_effective["reconstructed"] <= n_effective["noise_0.1"] <= 5
     assert n_effective["generated"] == n_effective["gaussian"] == 5 and n_effective["uniform_soup"] == 1
     assert 1 < n_effective["fine_tuned"] <= 5
     assert f"count as {expected:.1f} independent ones" in (folder / "report" / "report.md").read_text()
 
 
-def test_pca_gaussian_is_that_of_the_latents_that_the_denoiser_was_trained_on(run):
+def test_pca_gaussian_is_the_gaussian_that_the_denoiser_contains(run):
     folder, _ = run
-    dataset, autoencoder = ParameterDataset(folder / "dataset"), load_autoencoder(folder / "pipeline" / "autoencoder")
-    train, heldout = split_rows(len(dataset), 10)
-    latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
-    assert len(heldout) == 4
-    draws = fitted_gaussian(folder / "pipeline", autoencoder, dataset.vectors()).sample(20_000, torch.Generator())
-    torch.testing.assert_close(draws.flatten(1).T.cov(), latents[train].flatten(1).T.cov(), atol=0.15, rtol=0)
-    torch.testing.assert_close(draws.mean(0), latents[train].mean(0), atol=0.05, rtol=0)
-    assert (latents.mean(0) - latents[train].mean(0)).abs().max() > 0.05, "the held-out rows must tell"
+    pipeline = folder / "pipeline"
+    dataset, autoencoder = ParameterDataset(folder / "dataset"), load_autoencoder(pipeline / "autoencoder")
+    assert read_holdout_every(pipeline) == 10
+    gaussian = fitted_gaussian(pipeline, autoencoder, dataset.vectors()[:2])
+    stored = load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    for name in ("mean", "variances", "basis"):
+        assert torch.equal(getattr(gaussian, name), stored[f"gaussian.{name}"])
+    check_gaussian_of_train_rows(gaussian, autoencoder, dataset.vectors())
+
+
+def test_pca_gaussian_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is_trained_on(tmp_path):
+    pipeline, vectors = make_pipeline("pca"), make_vectors(40)
+    pipeline.autoencoder.fit_statistics(vectors)
+    pipeline.autoencoder.set_latent_statistics(pipeline.autoencoder.encode_rows(vectors))
+    pipeline.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["_class_name"] == "UNet1DModel"
+    check_gaussian_of_train_rows(
+        fitted_gaussian(tmp_path, pipeline.autoencoder, take_seen(vectors, 10)), pipeline.autoencoder, vectors
+    )
+
+
+def test_rows_that_were_seen_are_those_that_the_pipeline_names(tmp_path):
+    vectors = make_vectors(20)
+    assert read_holdout_every(tmp_path) is None and torch.equal(take_seen(vectors, None), vectors)
+    assert torch.equal(take_seen(vectors, 10), vectors[split_rows(20, 10)[0]])
+    (tmp_path / "train_config.json").write_text('{"autoencoder": {"holdout_every": 1}}')
+    with pytest.raises(
+        ValueError, match=r"expected a whole number of at least 2 as autoencoder.holdout_every, found 1"
+    ):
+        read_holdout_every(tmp_path)
+
+
+def check_gaussian_of_train_rows(gaussian, autoencoder, vectors):
+    train, _ = split_rows(len(vectors), 10)
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
+    scale = latents[train].std()
+    draws = gaussian.sample(20_000, torch.Generator().manual_seed(0)) / scale
+    expected = latents[train] / scale
+    # 20 000 draws: standard errors of 0.01 and below.
+    torch.testing.assert_close(draws.flatten(1).T.cov(), expected.flatten(1).T.cov(), atol=0.1, rtol=0.03)
+    torch.testing.assert_close(draws.mean(0), expected.mean(0), atol=0.05, rtol=0)
 
 
 def test_card_shows_the_verdict(run):

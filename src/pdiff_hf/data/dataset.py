@@ -144,6 +144,15 @@ class ParameterDataset:
         return {run for run, times in runs.items() if times == [(number, None) for number in range(len(times))]}
 
     @property
+    def order(self) -> RowOrder:
+        """Runs and times of the rows; the vectors are not read.
+
+        Raises:
+            ValueError: as `metrics`.
+        """
+        return RowOrder.of_table(self._columns("order"), self.unordered_runs)
+
+    @property
     def task(self) -> dict[str, Any] | None:
         """The stored `task` section, `None` when the dataset names none; `open_task` makes a task of it."""
         return self.metadata.get("task")
@@ -155,23 +164,14 @@ class ParameterDataset:
         Raises:
             ValueError: a shard is damaged, or the dataset is streamed from the Hub.
         """
-        table = self._columns()
+        table = self._columns("metrics")
         columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
-    @property
-    def order(self) -> RowOrder:
-        """Runs and times of the rows; the vectors are not read.
-
-        Raises:
-            ValueError: a shard is damaged, or the dataset is streamed from the Hub.
-        """
-        return RowOrder.of_table(self._columns(), self.unordered_runs)
-
-    def _columns(self) -> pa.Table:
-        """What the rows have beside the vectors."""
+    def _columns(self, wanted: str) -> pa.Table:
+        """All columns but the vectors."""
         if self._remote_files is not None:
-            raise ValueError(f"{self.source} is streamed: its metrics are read with its rows.")
+            raise ValueError(f"{self.source} is streamed: its {wanted} are read with its rows.")
         if self._is_recording:
             return self._read().data.table
         return shards.read_columns(complete_shards(self.folder, self.layout), self.layout)

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from .evaluator import NUM_BINS, ParameterEvaluator, confidence_bins
+from .intervals import Z95
 
-# Two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959964
 # What is measured, and the largest value it can have.
 METRICS = {"accuracy": 1.0, "nll": math.inf, "ece": 1.0}
 # Their standard deviation is that of the estimator to about 3 %.

@@ -87,7 +87,9 @@ def evaluate_groups(
         raise ValueError(f"expected the memory of {len(originals)} originals, found that of {len(memory)} rows.")
 
     # 1. Numbers of every network, and what they come to
-    counts = count_independent(groups, {"original": memory.count_independent(), **(n_effective or {})})
+    spreads = {name: spread(vectors, originals) for name, vectors in groups.items()}
+    known = {"original": memory.count_independent(), **(n_effective or {})}
+    counts = count_independent({name: len(vectors) for name, vectors in groups.items()}, spreads, known)
     evaluations = {
         name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations, counts)
         for name, vectors in groups.items()
@@ -100,7 +102,7 @@ def evaluate_groups(
             right[name],
             on_test[name].losses,
             iou=wrong_iou(on_test[name].predictions, on_test[name].predictions, labels),
-            spread=spread(groups[name], originals),
+            spread=spreads[name],
             seconds=(seconds or {}).get(name),
         )
         for name, group in evaluations.items()

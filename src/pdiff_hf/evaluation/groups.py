@@ -68,8 +68,8 @@ class Group:
         shown (`tuple[str, ...]`, *optional*): Plots that it is in beside that of all groups: `points` of single
             networks, `latents`, the `matrix` of shared mistakes, `histogram`, `ensembles`.
         label (`str`, *optional*): Its name as people read it; that in the table, without underscores, by default.
-        made_of_single_originals (`bool`, *optional*, defaults to `False`): Its networks are single originals, little
-            changed: they hold no more independent ones than the originals do.
+        made_of_single_originals (`bool`, *optional*, defaults to `False`): Its networks are single originals that
+            were changed, and depend on each other as these do.
         counterpart (`str`, *optional*): Of a `generated_average`, the same average of originals.
     """
 
@@ -162,16 +162,27 @@ def describe_group(name: str) -> dict[str, str]:
     return {"role": group.role, "label": label(name), "description": group.description, "color": group.color}
 
 
-def count_independent(groups: Mapping[str, torch.Tensor], known: Mapping[str, float]) -> dict[str, float]:
-    """How many independent networks the networks `(n, D)` of every group count as, in intervals over networks.
+def count_independent(
+    sizes: Mapping[str, int], spreads: Mapping[str, float | None], known: Mapping[str, float]
+) -> dict[str, float]:
+    """How many independent networks those of every group count as, in intervals over networks.
 
-    As many as is `known` of a group; originals with noise or through the autoencoder as no more than the originals;
-    others, given the originals, are independent draws and count fully.
+    As many as is `known` of a group. Single originals, through the autoencoder or with noise,
+    have two parts of variance about the originals' mean: that of the originals, which counts as they do, and what was
+    drawn anew for each. With s² their variance in units of the originals', `s² / n_effective` is
+    `1 / n_originals + (s² - 1) / n`. Others are, given the originals, independent draws, and count fully.
+
+    Args:
+        sizes (`Mapping[str, int]`): Networks of every group.
+        spreads (`Mapping[str, float]`): Their `spread`, s.
+        known (`Mapping[str, float]`): What is known, by group.
     """
-    counts = {name: float(len(vectors)) for name, vectors in groups.items()} | dict(known)
-    for name in counts.keys() - known.keys():
+    counts = {name: float(size) for name, size in sizes.items()} | dict(known)
+    for name in sizes.keys() - known.keys():
         if find_group(name).made_of_single_originals:
-            counts[name] = min(counts[name], counts["original"])
+            variance = max(1.0, (spreads[name] or 1.0) ** 2)
+            of_originals = 1 / min(counts["original"], sizes[name])
+            counts[name] = variance / (of_originals + (variance - 1) / sizes[name])
     return counts
 
 

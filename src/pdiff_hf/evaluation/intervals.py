@@ -10,6 +10,9 @@ import math
 import torch
 from scipy.stats import beta, binomtest, t
 
+# Two-sided 95 % quantile of the normal distribution.
+Z95 = 1.959964
+
 
 def exact_interval(num_right: float, num: float) -> list[float]:
     """Exact (Clopper-Pearson) 95 % interval of a share, such as an accuracy.

@@ -24,10 +24,15 @@ from .intervals import exact_interval, mean_interval, sample_mean_interval
 from .verdict import make_verdict
 
 # A value and the key of its interval beside it.
-CENTERS = {"mean": "ci95", "difference": "ci95", "test_accuracy": "test_ci95"}
+CENTERS = (
+    ("mean", "ci95"),
+    ("difference", "ci95"),
+    ("difference", "difference_ci95"),
+    ("test_accuracy", "test_ci95"),
+)
 
 # These describe one run, or have no mean.
-LEFT_OUT = ("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed")
+LEFT_OUT = ("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed", "curve")
 
 # A network is novel at m x when it is farther from its nearest original than m times what is usual among independent
 # originals, and a copy when it is closer than a third of what is usual among all of them, neighbours of a trajectory
@@ -203,7 +208,7 @@ def _aggregate(values: Sequence):
     if isinstance(first, Mapping):
         keys = [key for key in first if key not in LEFT_OUT and all(key in value for value in values)]
         result = {key: _aggregate([value[key] for value in values]) for key in keys}
-        for center, interval in CENTERS.items():
+        for center, interval in CENTERS:
             if center in result and interval in first:
                 per_seed = [value[center] for value in values]
                 result |= {interval: _interval(per_seed), "per_seed": per_seed}

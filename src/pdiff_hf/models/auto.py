@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..files import read_json
 from ..sections import OneOf, by_kind
@@ -49,7 +50,20 @@ def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:
     Raises:
         ValueError: the folder holds no autoencoder of the table, or its weights are damaged.
     """
-    classes = {cls.__name__: cls for cls in (section.model_class() for section in AUTOENCODERS.values())}
+    return _load(folder, AUTOENCODERS)
+
+
+def load_denoiser(folder: str | Path) -> ModelMixin:
+    """Load whichever denoiser a local folder holds, in eval mode.
+
+    Raises:
+        ValueError: the folder holds no denoiser of the table, or its weights are damaged.
+    """
+    return _load(folder, DENOISERS)
+
+
+def _load(folder: str | Path, table: Mapping[str, Any]) -> Any:
+    classes = {cls.__name__: cls for cls in (section.model_class() for section in table.values())}
     name = read_json(Path(folder) / "config.json").get("_class_name")
     if name not in classes:
         raise ValueError(f"{folder}: expected one of {sorted(classes)}, found {name!r}.")

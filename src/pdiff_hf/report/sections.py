@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
 from ..results.records import SelectedDifference
-from ..results.tables import COMPARISON_COLUMNS, ENSEMBLE_COLUMNS, group_table, make_table
+from ..results.tables import (
+    COMPARISON_COLUMNS,
+    DISTRIBUTION_COLUMNS,
+    ENSEMBLE_COLUMNS,
+    HELD_OUT_COLUMNS,
+    group_table,
+    make_table,
+)
 from ..results.text import MISSING, ReportTable, Section, number, percent
 
 PROTOCOL = (
@@ -17,6 +24,13 @@ PROTOCOL = (
     "Originals are compared with the other originals, never with themselves.",
     "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
 )
+# What a loss on held-out rows means, by what these are to those seen.
+HELD_OUT_KINDS = {
+    "between": "rows between neighbours of one trajectory: interpolation; where every row is a run, other runs",
+    "block": "a block in the middle of a run, with a gap on both sides",
+    "end": "the last tenth of a run: drift, which no generator of the past can know, and nothing is asked of it",
+    "run": "another run, the only one of these that is independent",
+}
 NO_FINE_TUNING = (
     "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
     "adds it."
@@ -31,6 +45,8 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
     sections = [
         _groups(metrics),
         _novelty(metrics),
+        _distribution(metrics),
+        _denoiser(metrics),
         _comparisons(metrics),
         _ensembles(metrics),
         Section(
@@ -92,6 +108,61 @@ def _novelty(metrics: Metrics) -> Section:
     if any(group.similarity.l2_matched_mean is not None for group in metrics.groups.values()):
         text[-1] += " After matching: L2 with the hidden units permuted so that they fit best."
     return Section("Are they new?", text, ["iou_matrix", "latent_pca"], tables)
+
+
+def _distribution(metrics: Metrics) -> Section:
+    found = metrics.distribution
+    if not found:
+        return Section("")
+    text = [
+        "Draws against originals that the generator has not seen, in the space of its latents. The row `original` is "
+        "what originals that it has seen reach in the place of draws: a generator of the right distribution is like "
+        "it. Baselines are made of originals seen.",
+        "The classifier goes by the nearest neighbour. It is trained on draws and on originals seen, taken at random, "
+        "and asked for originals not seen and other draws; it is right in half of the cases when it cannot tell them. "
+        "A generator that gives its training networks back passes that as well: it shows in the distance to the "
+        "nearest original seen over that to the nearest not seen, equally many of both, which then is far below 1.",
+    ]
+    size = found["original"].n_effective if "original" in found else None
+    if size is not None:
+        text.append(
+            f"Neighbours of a trajectory are alike: the originals count like {size:.3g} independent ones. So this is "
+            "said of the places that their runs visited, not of what other runs would visit."
+        )
+    rows = [(name, (values,)) for name, values in found.items()]
+    columns = [column for column in DISTRIBUTION_COLUMNS if any(column.cell(*row) != MISSING for _, row in rows)]
+    return Section(
+        "Is it the distribution?", text, tables=[make_table("group", columns, rows, "Tests in latent space")]
+    )
+
+
+def _denoiser(metrics: Metrics) -> Section:
+    denoiser = metrics.denoiser
+    if denoiser is None or not denoiser.held_out:
+        return Section("")
+    text = [
+        "What the denoiser makes of checkpoints that it has not seen, beside what needs no training: latents taken "
+        "for white noise, and a Gaussian with their mean and covariance."
+    ]
+    if denoiser.kept_step is not None:
+        more = "" if denoiser.kept_step else ", where it is this Gaussian: the rows that choose it find nothing better"
+        text[0] += f" Its weights are those of step {denoiser.kept_step:g}{more}."
+    text += [f"`{kind}`: {HELD_OUT_KINDS[kind]}." for kind in denoiser.held_out if kind in HELD_OUT_KINDS]
+    rows = [(kind, (values,)) for kind, values in denoiser.held_out.items()]
+    table = make_table("held out", HELD_OUT_COLUMNS, rows, "Loss on checkpoints not seen")
+    return Section("What the denoiser has learned", text, tables=[table])
+
+
+def distribution_line(metrics: Metrics) -> str | None:
+    """How well a classifier tells draws from held-out originals, in a sentence."""
+    known = {
+        name: metrics.distribution[name] for name in ("generated", "pca_gaussian") if name in metrics.distribution
+    }
+    if "generated" not in known:
+        return None
+    shares = [percent(values.two_sample_accuracy, digits=0) for values in known.values()]
+    line = f"A classifier knows {shares[0]} of generated and held-out networks (50 %: it cannot tell them apart"
+    return line + (f"; PCA-Gaussian: {shares[1]})." if len(shares) > 1 else ").")
 
 
 def _comparisons(metrics: Metrics) -> Section:

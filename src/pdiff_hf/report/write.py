@@ -21,7 +21,7 @@ from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
 from .plots.style import Plot
 from .plots.trajectory import plot_trajectory, plot_trajectory_plane
 from .render import make_html, make_markdown
-from .sections import make_sections
+from .sections import distribution_line, make_sections
 
 PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "datasets", "timm")
 # Columns of the terminal's table, and the narrowest width that keeps a number and its interval on one line, so that it
@@ -89,9 +89,10 @@ def write_summary(metrics: Metrics, output_dir: str | Path) -> list[Path]:
 
 
 def make_table(metrics: Metrics) -> Table:
-    """Make the terminal's table of groups, with the verdict below."""
+    """Make the terminal's table of groups, with the verdict below, and whether it is the distribution."""
     options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
-    table = Table(caption=metrics.verdict, **options)
+    lines = [line for line in (metrics.verdict, distribution_line(metrics)) if line]
+    table = Table(caption="\n".join(lines), **options)
     found = group_table(metrics, list(TERMINAL_WIDTHS), plain=("iou_nearest", "joint"), all_columns=True)
     table.add_column("group", no_wrap=True, min_width=NAME_WIDTH)
     for header, (key, width) in zip(found.columns[1:], TERMINAL_WIDTHS.items(), strict=True):

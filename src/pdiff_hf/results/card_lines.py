@@ -41,8 +41,8 @@ def novelty_lines(metrics: Metrics) -> list[str]:
         known = [f"{share_of(value, intervals.get(multiple))} at {multiple}" for multiple, value in values.items()]
         lines += [f"{text}: {', '.join(known)}"] if known else []
     if shares.copied is not None:
-        copied = share_of(shares.copied)
-        lines.append(f"Copies, closer than a third of what originals are from their nearest other one: {copied}")
+        text = "Copies, closer than a third of what originals are from their nearest other one"
+        lines.append(f"{text}: {share_of(shares.copied)}")
     nearest = similarity.l2_nearest_mean
     if nearest is not None and metrics.yardstick:
         distance = number(nearest, ".3g", similarity.ci95.l2_nearest_mean)

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..files import read_json, write_json
-from .records import Difference, Ensemble, GroupMetrics, Record, SelectedDifference
+from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
 
 METRICS_FILE = "metrics.json"
 TRAJECTORY_FILE = "trajectory.json"
-SCHEMA = 1
+SCHEMA = 2
+# Schema 1 is that of 0.1: nothing of the denoiser and of distributions, and all originals were taken for independent.
+READABLE = (1, SCHEMA)
 
 INTERVALS = (
     "Intervals are 95 %: of a mean accuracy or NLL, over test examples and networks (Student's t); of one network, "
@@ -60,6 +62,10 @@ class Metrics(Record):
     """Test accuracy of a soup of generated networks minus that of the same soup of originals, by the latter's name."""
     ensembles: dict[str, dict[str, Ensemble]] = Field(default_factory=dict)
     """By group, and by the number of networks; `best_single` is the best on val among originals and generated."""
+    denoiser: Denoiser | None = None
+    """What the denoiser has learned; not in schema 1."""
+    distribution: dict[str, Distribution] = Field(default_factory=dict)
+    """By group, whether it is drawn from the distribution of the originals; not in schema 1."""
     finding: str | None = None
     """`copying`, `worse`, `no_gain`, `averaging`, `better`, or `none` without generated networks."""
     verdict: str = ""
@@ -91,17 +97,13 @@ class Metrics(Record):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str | Path = METRICS_FILE) -> Metrics:
         """Check the content of a file; raises `ValueError` for another schema, or a value of another kind."""
-        if not isinstance(values, Mapping) or values.get("schema", SCHEMA) != SCHEMA:
+        if not isinstance(values, Mapping) or values.get("schema", SCHEMA) not in READABLE:
             found = f"schema {values.get('schema')!r}" if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(
-                f"{name}: expected metrics of schema {SCHEMA}, found {found}; update pdiff-hf to read it."
+                f"{name}: expected metrics of schema {' or '.join(map(str, READABLE))}, found {found}; update "
+                "pdiff-hf to read it."
             )
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{name}: {key}: {first['msg']}, found {first['input']!r}; evaluate again.") from error
+        return cls.parse(values, name)
 
     @classmethod
     def read(cls, path: str | Path) -> Metrics:

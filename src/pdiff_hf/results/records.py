@@ -6,9 +6,10 @@ written. Keys of later versions are kept and written again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .text import sign
 
@@ -19,6 +20,18 @@ class Record(BaseModel):
     """A part of the file."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, populate_by_name=True)
+
+    @classmethod
+    def parse(cls, values: Any, name: str | Path) -> Self:
+        """Check the content of a file of this `name`; raises `ValueError` for a value of another kind."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = "".join(f"{key}." for key in first["loc"]).removesuffix(".") or "its content"
+            raise ValueError(
+                f"{name}: {key}: {first['msg']}, found {first['input']!r:.200}; make it again."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that are known, as in the file."""
@@ -185,3 +198,78 @@ class Ensemble(Record):
     accuracy: Mean = Mean()
     nll: Mean = Mean()
     ece: Mean = Mean()
+
+
+class HeldOut(Record):
+    """What the denoiser makes of rows that it has not seen: mean squared errors of its predictions, over timesteps."""
+
+    loss: float | None = None
+    white_gaussian: float | None = None
+    """Of latents taken for white noise: what is lost without having learned anything."""
+    gaussian: float | None = None
+    """Of the closed form for a Gaussian with the latents' mean and covariance."""
+    difference: float | None = None
+    """`loss` minus `gaussian`."""
+    difference_ci95: Interval | None = None
+    """Paired over the rows, on the same noise."""
+    n: int | float | None = None
+    """Rows."""
+    per_seed: list[float | None] | None = None
+    """The differences of several seeds, one by one."""
+
+    @model_validator(mode="after")
+    def _know_the_difference(self) -> HeldOut:
+        if self.difference is None and self.loss is not None and self.gaussian is not None:
+            self.difference = self.loss - self.gaussian
+        return self
+
+
+class Denoiser(Record):
+    """What the denoiser has learned: the content of `denoiser.json`, beside it."""
+
+    kept_step: int | float | None = None
+    """Of its training, the step whose weights were kept; 0 is the Gaussian of the latents."""
+    validate_: str | None = Field(None, alias="validate")
+    """Rows by which it was chosen: `between`, `block` or `run`; `none` where it is the last step."""
+    num_train: int | float | None = None
+    """Rows that it was trained on."""
+    num_validation: int | float | None = None
+    """Rows that chose the step."""
+    curve: dict[str, float | None] = {}
+    """Loss on these, by step."""
+    held_out: dict[str, HeldOut] = {}
+    """By what rows are to those seen: `between`, `block`, `end`, `run`."""
+
+
+class DistributionIntervals(Record):
+    """Intervals of the tests of a distribution."""
+
+    two_sample_accuracy: Interval | None = None
+    """Of `original` alone: where those of 95 % of random halves of the rows seen fall (normal approximation)."""
+    nearest_train_ratio: Interval | None = None
+    """Over the draws."""
+
+
+class Distribution(Record):
+    """Whether a group is drawn from the distribution of the originals, in latent space.
+
+    The group `original` is what rows seen reach in the place of a group.
+    """
+
+    two_sample_accuracy: float | None = None
+    """Of a classifier that tells a group from originals, asked for held-out ones and for draws left out; ½ cannot."""
+    two_sample_generated: float | None = None
+    """Share of the draws that it recognises."""
+    two_sample_original: float | None = None
+    """Share of the held-out originals that it recognises."""
+    mmd_p: float | None = None
+    """p-value of the maximum mean discrepancy to held-out originals being no larger than that of rows seen."""
+    nearest_train_ratio: float | None = None
+    """Distance to the nearest row seen over that to the nearest not seen, equally many of both: below 1 it copies."""
+    coverage: float | None = None
+    """Share of the held-out originals with a draw nearer than their 5th nearest original."""
+    n: int | float | None = None
+    """Draws; of `original`, rows seen that take their place."""
+    n_effective: float | None = None
+    """As how many independent rows the originals count; of `original` alone, and not where their order is unknown."""
+    ci95: DistributionIntervals = DistributionIntervals()

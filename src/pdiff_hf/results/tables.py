@@ -75,12 +75,19 @@ def in_format(fmt: str) -> Write:
 
 in_percent: Write = partial(percent, unit="")
 in_whole_percent: Write = partial(percent, digits=0, unit="")
+in_tenths_of_percent: Write = partial(percent, digits=1, unit="")
 
 
 def _shares(values: Mapping[str, float | None], interval: Sequence[float] | None) -> str:
     """Shares at several multiples, of which the first has the interval."""
     first, *others = values.values()
     return " / ".join([in_whole_percent(first, interval), *map(in_whole_percent, others)])
+
+
+def in_difference(value: float, interval: Sequence[float] | None) -> str:
+    """Write a difference with its sign: `−0.486 (−0.519 to −0.453)`."""
+    text = signed(value, ".3f")
+    return text if interval is None else f"{text} ({signed(interval[0], '.3f')} to {signed(interval[1], '.3f')})"
 
 
 def _seconds(value: float, _: Any) -> str:
@@ -187,6 +194,34 @@ COMPARISON_COLUMNS: tuple[Column, ...] = (
         "Test examples on which the generated network alone is right."),
     Column("only the other right", "", lambda mean, best: (best.only_other, None), in_format("d"),
         "Test examples on which the other network alone is right."),
+)
+# With a row for every group that is compared with originals not seen: what was found.
+DISTRIBUTION_COLUMNS: tuple[Column, ...] = (
+    Column("two-sample accuracy", "%", at("two_sample_accuracy", "ci95.two_sample_accuracy"), in_tenths_of_percent,
+        "How often a classifier knows draws and held-out originals for what they are; 50 when it cannot."),
+    Column("draws known", "%", at("two_sample_generated"), in_whole_percent,
+        "Draws that the classifier knows as such."),
+    Column("originals known", "%", at("two_sample_original"), in_whole_percent,
+        "Held-out originals that the classifier knows as such."),
+    Column("p (MMD)", "", at("mmd_p"), in_format(".3f"),
+        "That draws are as near to the held-out originals as originals seen are, by maximum mean discrepancy."),
+    Column("nearest seen / not", "(95 %)", at("nearest_train_ratio", "ci95.nearest_train_ratio"), in_format(".2f"),
+        "Distance to the nearest original seen over that to the nearest not seen, equally many of both."),
+    Column("coverage", "%", at("coverage"), in_whole_percent,
+        "Held-out originals with a draw nearer than their 5th nearest original."),
+)
+# With a row for every kind of rows that a denoiser has not seen.
+HELD_OUT_COLUMNS: tuple[Column, ...] = (
+    Column("loss", "", at("loss"), in_format(".3f"),
+        "Mean squared error of the denoiser."),
+    Column("white Gaussian", "", at("white_gaussian"), in_format(".3f"),
+        "That of latents taken for white noise."),
+    Column("Gaussian", "", at("gaussian"), in_format(".3f"),
+        "That of a Gaussian with the latents' mean and covariance."),
+    Column("minus Gaussian", "(95 %)", at("difference", "difference_ci95"), in_difference,
+        "Of the denoiser minus that of this Gaussian, row by row."),
+    Column("rows", "", at("n"), in_format("g"),
+        "Checkpoints held out."),
 )
 # With a row for every ensemble: what was found, and the number of its networks.
 ENSEMBLE_COLUMNS: tuple[Column, ...] = (

@@ -13,31 +13,31 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..data.order import RowOrder
-from ..data.vectors import split_rows
 from ..evaluation.autocorrelation import RunMemory
-from ..evaluation.baselines import GaussianOfRows, LatentSampler, latent_gaussian
+from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
 from ..evaluation.groups import build_groups, find_group, is_shown
 from ..evaluation.permutations import find_permutations
 from ..evaluation.trajectory import trajectory
-from ..files import atomic_folder, read_json, read_object, write_json
+from ..files import atomic_folder, read_json, write_json
 from ..identity import OTHER_DATASET, NetworkIdentity, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
 from ..models.auto import load_autoencoder
-from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.normalizer import ParameterNormalizer
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
+from ..results.records import Denoiser
 from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
-from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .folder import DENOISER_FILE, GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .latents import compare_latents, fitted_gaussian, read_holdout_every, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
 # What has to be done before there are generated networks.
@@ -164,6 +164,9 @@ def _evaluate(
         make_evaluator(dataset, split, task, model=model, layout=networks.layout, **options)
         for split in ("val", "test")
     )
+    holdout_every = read_holdout_every(pipeline_dir)
+    seen = take_seen(originals, holdout_every)
+    draw_latents = partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, seen), autoencoder)
     rows = torch.linspace(0, len(originals) - 1, min(len(originals), len(generated))).round().long()
     groups, seconds = build_groups(
         originals,
@@ -172,7 +175,7 @@ def _evaluate(
         reconstruct(autoencoder, originals[rows]),
         lambda vectors: val.accuracy(networks.extend(vectors)),
         config.seed,
-        partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, originals), autoencoder),
+        draw_latents,
     )
     n_effective: dict[str, float] = {}
     if is_own:
@@ -180,11 +183,12 @@ def _evaluate(
     _add_cost_of_generated(groups, seconds)
 
     # 3. Protocol and report
+    memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
     result = evaluate_groups(
         groups,
         val,
         test,
-        memory=RunMemory.measure(originals, dataset.order, autoencoder.normalizer),
+        memory=memory,
         permutations=find_permutations(model, dataset.layout),
         seconds=seconds,
         networks=networks.extend_groups(groups),
@@ -192,23 +196,17 @@ def _evaluate(
         seed=config.seed,
     )
     if process_state().is_main_process:
+        denoiser = pipeline_dir / DENOISER_FILE
+        if denoiser.is_file():
+            result.metrics.denoiser = Denoiser.parse(read_json(denoiser), denoiser)
+        if holdout_every is not None:
+            given = (seen, generated, draw_latents, originals, autoencoder, holdout_every)
+            result.metrics.distribution = compare_latents(*given, memory.effective_size, config.seed)
         shown = [name for name in groups if is_shown(name, "latents")]
         latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in shown}
         _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)
-
-
-def fitted_gaussian(
-    pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, originals: torch.Tensor
-) -> LatentSampler:
-    """The Gaussian of the scaled latents of those originals `(K, D)` that the denoiser of a pipeline is trained on."""
-    config = pipeline_dir / "train_config.json"
-    section = read_object(config, autoencoder=dict).get("autoencoder", {}) if config.is_file() else {}
-    every = section.get("holdout_every")
-    # What was not trained by stages of ours has seen all of them.
-    rows = split_rows(len(originals), every)[0] if isinstance(every, int) and every > 1 else slice(None)
-    return GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(originals[rows])))
 
 
 def _add_own_groups(

@@ -24,7 +24,9 @@ from ..wording import argument
 if TYPE_CHECKING:
     from ..results.metrics import Metrics
 
-RECIPE_FILE, STATE_FILE, GATE_FILE = "recipe.yaml", "run.json", "reconstruction.json"
+RECIPE_FILE, STATE_FILE = "recipe.yaml", "run.json"
+# What is known of a trained autoencoder and of a trained denoiser, in their folders.
+GATE_FILE, DENOISER_FILE = "reconstruction.json", "denoiser.json"
 
 # Stage → the folder it writes.
 STAGES = {

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..forward import forward_logits
-from ..machine import default_device, process_state
+from ..machine import ThreadChoice, default_device, process_state
 from .config import BaseTrainingConfig
 from .task import Task
 
@@ -42,7 +42,8 @@ def train_base_model(
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        `dict[str, Any]`: `val_accuracy`, `test_accuracy` (fractions) and `train_loss` (`list[float]`, of epochs).
+        `dict[str, Any]`: `val_accuracy`, `test_accuracy` (fractions), `train_loss` (`list[float]`, of epochs), and
+        `threads`, how many of them were taken.
 
     Raises:
         ValueError: the model does not give logits `(B, num_classes)`, or the loss is no longer finite.
@@ -51,23 +52,24 @@ def train_base_model(
     set_seed(config.seed)
     model.to(device).train()
     optimizer, lr_scheduler, steps = make_optimizer(task, model.parameters(), config)
-    history = []
+    history, threads = [], ThreadChoice(device)
     with tqdm(total=steps, desc="base training", disable=not progress, leave=False) as bar:
         for epoch in range(config.epochs):
             losses = []
             for images, labels in task.batches("train", config.train_batch_size, config.seed, epoch):
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-                    logits = forward_logits(model, images.to(device))
-                if logits.shape != (len(labels), task.num_classes):
-                    raise ValueError(
-                        f"expected logits {(len(labels), task.num_classes)} from the base model, found "
-                        f"{tuple(logits.shape)}; set num_classes of the base model to {task.num_classes}"
-                    )
-                loss = nn.functional.cross_entropy(logits.float(), labels.to(device))
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                lr_scheduler.step()
+                with threads.step():
+                    with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                        logits = forward_logits(model, images.to(device))
+                    if logits.shape != (len(labels), task.num_classes):
+                        raise ValueError(
+                            f"expected logits {(len(labels), task.num_classes)} from the base model, found "
+                            f"{tuple(logits.shape)}; set num_classes of the base model to {task.num_classes}"
+                        )
+                    loss = nn.functional.cross_entropy(logits.float(), labels.to(device))
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    lr_scheduler.step()
                 losses.append(loss.detach())
                 bar.update()
             history.append(torch.stack(losses).mean().item())
@@ -78,7 +80,7 @@ def train_base_model(
             bar.set_postfix(loss=f"{history[-1]:.4f}", refresh=False)
     model.eval()
     val, test = _accuracy(model, task, "val"), _accuracy(model, task, "test")
-    return {"val_accuracy": val, "test_accuracy": test, "train_loss": history}
+    return {"val_accuracy": val, "test_accuracy": test, "train_loss": history, "threads": str(threads)}
 
 
 def make_optimizer(

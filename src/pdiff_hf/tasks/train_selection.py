@@ -15,6 +15,7 @@ from torch import nn
 from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
+from ..machine import ThreadChoice
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, CollectConfig
 from .task import MAX_CACHE_BYTES, Task
@@ -149,24 +150,25 @@ def train_selection(
 
     # 2. Steps
     device = next(iter(trained.values())).device
-    step, num_steps = 0, config.num_steps
+    step, num_steps, threads = 0, config.num_steps, ThreadChoice(device)
     for epoch in itertools.count():
         order = ("train", config.train_batch_size, seed, first_epoch + epoch)
         indices = task.batch_indices(*order)
-        if prefix is None:
-            batches = ((forward_logits(network, x.to(device)), y.to(device)) for x, y in task.batches(*order))
-        else:
-            batches = (prefix.logits(index, trained) for index in indices)
-        for logits, labels in batches:
-            loss = nn.functional.cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            for half, master in halves:
-                master.grad, half.grad = None if half.grad is None else half.grad.float(), None
-            optimizer.step()
-            for half, master in halves:
-                half.data.copy_(master)
-            scheduler.step()
+        for batch in task.batches(*order) if prefix is None else indices:
+            with threads.step():
+                if prefix is None:
+                    logits, labels = forward_logits(network, batch[0].to(device)), batch[1].to(device)
+                else:
+                    logits, labels = prefix.logits(batch, trained)
+                loss = nn.functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                for half, master in halves:
+                    master.grad, half.grad = None if half.grad is None else half.grad.float(), None
+                optimizer.step()
+                for half, master in halves:
+                    half.data.copy_(master)
+                scheduler.step()
             step += 1
             if not config.is_kept(step):
                 continue

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from ..forward import forward_logits
+from ..machine import ThreadChoice
 from .base_training import make_optimizer, train_base_model
 from .config import BaseTrainingConfig
 from .task import Task
@@ -82,21 +83,23 @@ def _train_stacked(
     step_losses = vmap(losses_of, randomness="error")
     optimizer, lr_scheduler, _ = make_optimizer(task, parameters.values(), config)
     images, labels = (tensor.to(device) for tensor in task.arrays("train"))
+    threads = ThreadChoice(device)
     for epoch in range(config.epochs):
         orders = [torch.stack(task.batch_indices("train", config.train_batch_size, seed, epoch)) for seed in seeds]
         losses = []
         for step, index in enumerate(torch.stack(orders, 1).to(device)):
-            try:
-                loss = step_losses(parameters, buffers, images[index], labels[index])
-            except RuntimeError:  # dropout, an operation without batching rule, or not enough memory
-                if epoch or step:
-                    raise
-                return False
-            # The sum has the gradient of every network's own loss.
-            loss.sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            lr_scheduler.step()
+            with threads.step():
+                try:
+                    loss = step_losses(parameters, buffers, images[index], labels[index])
+                except RuntimeError:  # dropout, an operation without batching rule, or not enough memory
+                    if epoch or step:
+                        raise
+                    return False
+                # The sum has the gradient of every network's own loss.
+                loss.sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                lr_scheduler.step()
             losses.append(loss.detach())
         for seed, loss in zip(seeds, torch.stack(losses).mean(0).tolist(), strict=True):
             if not math.isfinite(loss):

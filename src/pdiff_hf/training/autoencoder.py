@@ -75,7 +75,7 @@ def train_autoencoder(
     autoencoder.fit_statistics(train_vectors)
 
     # 2. Gradient steps; what has a closed form needs none
-    history = []
+    history, threads = [], None
     if config.optimization is not None:
         if isinstance(train_vectors, StoredVectors):
             return_large_blocks()
@@ -87,7 +87,7 @@ def train_autoencoder(
 
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
-        autoencoder, history = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
+        autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
     autoencoder.eval()
 
     # 3. Scale of the latents
@@ -98,7 +98,8 @@ def train_autoencoder(
     if accelerator.num_processes > 1:
         # One gate for all, should they round differently.
         report = broadcast_object_list([report])[0]
-    report["passed"], is_aligned = True, "alignment" in dataset.metadata
+    report |= {"passed": True, "threads": threads}
+    is_aligned = "alignment" in dataset.metadata
     try:
         check_reconstruction(report, config.model_copy(update={"allow_poor_reconstruction": False}), is_aligned)
     except ValueError as error:

@@ -84,7 +84,7 @@ def train_denoiser(
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     stage = (config, output_dir, description, resume_from_checkpoint, sources, choice)
-    denoiser, history = run_steps(accelerator, denoiser, len(train), loss_fn, *stage)
+    denoiser, history, threads = run_steps(accelerator, denoiser, len(train), loss_fn, *stage)
     kept = config.steps if choice is None else choice.kept_step
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
@@ -94,6 +94,7 @@ def train_denoiser(
         "validate": config.validate,
         "num_train": len(train),
         "num_validation": len(validation),
+        "threads": threads,
         "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
     }
     return denoiser, scheduler, record, history

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..machine import process_state
+from ..machine import ThreadChoice, process_state
 from ..models.config import OptimizationConfig
 from ..wording import argument
 from .batches import GlobalBatch
@@ -29,6 +29,17 @@ from .interrupts import StopRequest, TrainingInterrupted
 from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
 
 LOG_EVERY = 10
+
+
+class Trained(NamedTuple):
+    """What [`run_steps`] gives: the whole model without wrappers, the same on all processes; the history of the loss.
+
+    The history is `[{"step", "loss", "lr"}]`; `threads` says how many of them computed it, such as "1 of 2 threads".
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    threads: str
 
 
 def make_accelerator(config: OptimizationConfig | None, output_dir: str | Path) -> Accelerator:
@@ -79,7 +90,7 @@ def run_steps(
     resume_from_checkpoint: str | None = None,
     sources: Mapping[str, Any] | None = None,
     choice: StepChoice | None = None,
-) -> tuple[nn.Module, list[dict[str, float]]]:
+) -> Trained:
     """Train `model` for `config.steps` optimiser steps.
 
     SIGTERM and SIGINT write a checkpoint after the step that is being done, and end the program.
@@ -99,8 +110,7 @@ def run_steps(
             average; the last one by default.
 
     Returns:
-        `tuple`: the whole model without wrappers, the same on all processes, and the loss history
-        `[{"step", "loss", "lr"}]`.
+        [`Trained`].
 
     Raises:
         NonFiniteLossError: the loss or the gradient became NaN or infinite; checkpoints are from before.
@@ -108,7 +118,7 @@ def run_steps(
         ValueError: the checkpoint named cannot be used, or one could not be written.
     """
     set_seed(config.seed)
-    trained = _Trained(accelerator, model, config)
+    trained = _Training(accelerator, model, config)
     if choice is not None:
         choice.of(trained.parameters)
         accelerator.register_for_checkpointing(choice)
@@ -117,9 +127,11 @@ def run_steps(
     state = load_checkpoint(accelerator, output_dir, resume_from_checkpoint, sources) or {"step": 0, "rows": 0}
     history = LossHistory(accelerator, state.get("history"), state.get("pending"))
     first_step, rows = state["step"], state["rows"]
+    threads = ThreadChoice(accelerator.device, state.get("threads"))
 
     def save(step: int, pending: list[float]) -> Path:
         state = {"step": step, "rows": rows, "history": history.entries, "pending": pending, "sources": sources}
+        state["threads"] = threads.taken
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
     # 2. Steps
@@ -133,7 +145,8 @@ def run_steps(
         tqdm(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,
     ):
         for step in bar:
-            losses, norm, taken = trained.step(num_rows, step, rows, loss_fn)
+            with threads.step():
+                losses, norm, taken = trained.step(num_rows, step, rows, loss_fn)
             history.add(losses, norm)
             rows += taken
 
@@ -169,10 +182,10 @@ def run_steps(
                         file=sys.stderr,
                     )
                 raise TrainingInterrupted(number)
-    return trained.whole_model(choice), history.entries
+    return Trained(trained.whole_model(choice), history.entries, str(threads))
 
 
-class _Trained:
+class _Training:
     """A model with what trains it, prepared for all processes: optimiser, schedule and moving average."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, config: OptimizationConfig):

@@ -54,8 +54,8 @@ def hold_out(
     train, kept = np.flatnonzero(~(held | gap)), np.flatnonzero(held)
     if len(train) == 0:
         raise ValueError(
-            f"{argument('validate', kind, kind, 'diffusion.validate')} with a share of {share:g} leaves none of {number} "
-            f"checkpoints in {len(members)} runs to train on; take more of them, a smaller "
+            f"{argument('validate', kind, kind, 'diffusion.validate')} with a share of {share:g} leaves none of "
+            f"{number} checkpoints in {len(members)} runs to train on; take more of them, a smaller "
             f"{argument('validation_share', key='diffusion.validation_share')}, or other rows."
         )
     return torch.from_numpy(train), torch.from_numpy(kept)

@@ -1,0 +1,82 @@
+"""What a denoiser learns of rows that were kept from it on purpose: a block, the end, another run.
+
+The rows between neighbours, which the gate holds out, are kept from the pipeline's own denoiser; for each of these
+kinds another one is trained as it was, without the rows in question. Its step is chosen by rows of the same kind,
+`block` and `run`; by those of the pipeline's own for the `end`, of which nothing in the past tells. The autoencoder
+has seen them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.config import DiffusionConfig
+from ..training.denoiser import as_denoiser, train_denoiser
+from ..training.loop import make_accelerator
+from ..training.losses import compare_with_gaussians
+from ..training.rows import hold_out
+
+# Of the rows of a run; of runs, it is one.
+SHARE = 0.1
+# Shorter runs have no middle and no end to speak of.
+MIN_ROWS = 40
+
+
+def kinds_allowed(runs: Mapping[str, Sequence[int]], unordered: frozenset[str] = frozenset()) -> list[str]:
+    """Kinds of held-out rows that a collection allows, beside those between neighbours.
+
+    Args:
+        runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time.
+        unordered (`frozenset[str]`, *optional*): Runs of which the order is not known.
+    """
+    kinds = []
+    if all(len(rows) >= MIN_ROWS for rows in runs.values()) and not unordered & runs.keys():
+        kinds += ["block", "end"]
+    # Where each row is a run of its own, those between neighbours are such.
+    if len(runs) > 1 and all(len(rows) > 1 for rows in runs.values()):
+        kinds.append("run")
+    return kinds
+
+
+def measure_held_out(
+    latents: torch.Tensor, runs: Mapping[str, Sequence[int]], kinds: Sequence[str], config: DiffusionConfig
+) -> dict[str, dict[str, Any]]:
+    """What [`compare_with_gaussians`] finds of a denoiser that was trained without rows of a kind, by kind.
+
+    All processes of `accelerate launch` have to call.
+
+    Args:
+        latents (`torch.Tensor` of shape `(K, C, L)`): Scaled, of all rows.
+        runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time.
+        kinds (`Sequence[str]`): Of [`kinds_allowed`]; left out is one without enough rows for the latents.
+        config ([`DiffusionConfig`]): Of the pipeline's denoiser.
+    """
+    found = {}
+    for kind in kinds:
+        share = 1 / len(runs) if kind == "run" else SHARE
+        train, held = hold_out(kind, runs, share, config.seed)
+        place = {row: index for index, row in enumerate(train.tolist())}
+        left = {run: [place[row] for row in rows if row in place] for run, rows in runs.items()}
+        left = {run: rows for run, rows in left.items() if rows}
+        validate = config.validate if kind == "end" else kind
+        if validate == "run" and len(left) < 2:
+            validate = "block"
+        # Nothing is saved: there is nothing to go on with.
+        own = config.model_copy(update={"validate": validate, "checkpointing_steps": config.steps + 1})
+        if latents[0].numel() > own.most_latents(len(train)):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            accelerator = make_accelerator(own, folder)
+            rows = latents[train.to(latents.device)]
+            denoiser, scheduler, record, _ = train_denoiser(
+                accelerator, rows, left, own, Path(folder), description=f"without {kind}"
+            )
+            held_rows = latents[held.to(latents.device)]
+            losses = compare_with_gaussians(as_denoiser(denoiser), rows, held_rows, scheduler)
+        found[kind] = {**losses, "kept_step": record["kept_step"]}
+    return found

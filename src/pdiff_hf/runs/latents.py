@@ -1,0 +1,77 @@
+"""The latents of a pipeline in its evaluation: their Gaussian, and whether draws are distributed as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..data.vectors import split_rows
+from ..evaluation.baselines import GaussianOfRows, LatentSampler
+from ..evaluation.distribution import GROUPS_COMPARED, compare_distributions
+from ..evaluation.groups import GROUPS, GroupInputs
+from ..files import read_object
+from ..models.auto import load_denoiser
+from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.unet_1d_condition import UNet1DConditionModel
+from ..results.records import Distribution
+
+
+def read_holdout_every(pipeline_dir: Path) -> int | None:
+    """Every which original a pipeline was not trained on; `None` when it does not say so.
+
+    Raises:
+        ValueError: it says something else than a number of 2 and more.
+    """
+    path = pipeline_dir / "train_config.json"
+    config = read_object(path, autoencoder=dict).get("autoencoder", {}) if path.is_file() else {}
+    every = config.get("holdout_every")
+    if every is not None and (not isinstance(every, int) or every < 2):
+        raise ValueError(
+            f"{path}: expected a whole number of at least 2 as autoencoder.holdout_every, found {every!r:.200}; "
+            "restore it from a copy."
+        )
+    return every
+
+
+def take_seen(originals: torch.Tensor, holdout_every: int | None) -> torch.Tensor:
+    """Those originals `(K, D)` that a pipeline was trained on; all of them where it does not say so."""
+    return originals if holdout_every is None else originals[split_rows(len(originals), holdout_every)[0]]
+
+
+def fitted_gaussian(pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, seen: torch.Tensor) -> LatentSampler:
+    """The Gaussian of scaled latents that the denoiser of a pipeline contains.
+
+    Of one that contains none, that of the latents of the originals `(K, D)` that it was trained on.
+    """
+    denoiser = load_denoiser(pipeline_dir / "unet")
+    if isinstance(denoiser, UNet1DConditionModel):
+        return denoiser.gaussian
+    return GaussianOfRows(autoencoder.scale_latents(autoencoder.encode_rows(seen)))
+
+
+def compare_latents(
+    seen: torch.Tensor,
+    generated: torch.Tensor,
+    draw_latents: Callable[[int, torch.Generator], torch.Tensor],
+    originals: torch.Tensor,
+    autoencoder: ParameterAutoencoderMixin,
+    holdout_every: int,
+    n_effective: float | None,
+    seed: int,
+) -> dict[str, Distribution]:
+    """[`compare_distributions`] of generated networks `(G, D)` and of baselines made of the originals `seen` `(S, D)`.
+
+    `draw_latents` is that of [`GroupInputs`], the others are of [`compare_distributions`].
+    """
+
+    def latents_of(vectors: torch.Tensor) -> torch.Tensor:
+        return autoencoder.scale_latents(autoencoder.encode_rows(vectors)).flatten(1).cpu()
+
+    latents = {"generated": latents_of(generated)}
+    for name in GROUPS_COMPARED:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = (seen, generated, autoencoder.layout, len(generated), generator)
+        latents[name] = latents_of(GROUPS[name].make(GroupInputs(*inputs, draw_latents=draw_latents)))
+    return compare_distributions(latents, latents_of(originals), holdout_every, n_effective, seed)

@@ -1,0 +1,1 @@
+from pdiff_hf import PDiffPipeline  # noqa: F401

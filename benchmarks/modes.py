@@ -1,12 +1,12 @@
-"""Where a Gaussian fails and the denoiser does not: a collection of several modes, in a figure and on whole unseen runs.
+"""Where a Gaussian fails and the denoiser does not: a collection of several modes, as a figure and on unseen runs.
 
     pdiff run digits-cycles --out runs/cycles
     python benchmarks/modes.py runs/cycles --figure docs/figures/digits-cycles.png
     python benchmarks/modes.py runs/cycles --runs
 
-The figure has as many originals and draws as networks were generated, in the plane of the originals' first two principal
-components. `--runs` takes one run after the other out: autoencoder, Gaussian and denoiser know the other runs alone, and
-the denoiser's step is chosen by runs of these. Runs are independent given the base model, so the interval is over runs.
+The figure has as many originals and draws as networks were generated, in the plane of the originals' first two
+principal components. `--runs` takes one run after the other out: autoencoder, Gaussian and denoiser know the others
+alone, and the denoiser's step is chosen by runs of these. The interval is over runs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def unseen_runs(dataset: ParameterDataset, recipe: Recipe) -> dict[str, dict]:
             kept = {column: [values[row] for row in others] for column, values in columns.items()}
             seen = ParameterDataset.write(vectors[others], dataset.layout, folder / "dataset", columns=kept)
             autoencoder, _ = train_autoencoder(seen, folder / "autoencoder", recipe.autoencoder)
-            train, held_out = (autoencoder.scale_latents(autoencoder.encode_rows(vectors[of])) for of in (others, rows))
+            latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
+            train, held_out = latents[others], latents[rows]
             denoiser, scheduler, record, _ = train_denoiser(
                 make_accelerator(config, folder), train, seen.order.by_run(), config, folder
             )
@@ -99,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--figure", type=Path, help="PNG to write")
-    parser.add_argument("--runs", action="store_true", help="compare losses on every run that the others have not seen")
+    parser.add_argument("--runs", action="store_true", help="compare losses on runs that were not seen")
     arguments = parser.parse_args()
     run = Run(arguments.run)
     if arguments.figure:

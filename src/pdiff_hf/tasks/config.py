@@ -36,7 +36,7 @@ class CollectConfig(PydanticModel):
     )
     cycle_steps: int | None = Field(None, ge=2, description="steps of a cycle of lr_scheduler=cyclic, which needs it")
     cycle_share: float | None = Field(
-        None, gt=0, le=1, description="of each cycle, around its lowest rate, where checkpoints are kept; null: all of it"
+        None, gt=0, le=1, description="of each cycle, around its lowest rate, where checkpoints are kept; null: all"
     )
     weight_decay: float = Field(5e-4, ge=0)
     train_batch_size: int = Field(128, ge=1)

@@ -10,12 +10,12 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
+from test_schedulers import SERVED
 
 from factories import LATENTS, make_autoencoder
 from pdiff_hf import PDiffPipeline, UNet1DConditionModel
 from pdiff_hf.files import read_json
 from pdiff_hf.models.config import PREDICTION_TYPES
-from test_schedulers import SERVED
 
 # Of diffusers' own code, for schedulers and options that are on their way out.
 pytestmark = [
@@ -109,9 +109,7 @@ def test_saved_pipeline_names_it_and_draws_the_same(tmp_path):
     assert read_json(tmp_path / "model_index.json")["unet"] == ["pdiff_hf", "UNet1DConditionModel"]
     loaded = PDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    drawn = [
-        pipe(3, 5, torch.Generator().manual_seed(0), output_type="pt").parameters for pipe in (pipeline, loaded)
-    ]
+    drawn = [pipe(3, 5, torch.Generator().manual_seed(0), output_type="pt").parameters for pipe in (pipeline, loaded)]
     torch.testing.assert_close(*drawn, atol=5e-5, rtol=0)
 
 

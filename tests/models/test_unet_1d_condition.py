@@ -196,9 +196,8 @@ def test_once_training_has_begun_every_parameter_has_a_gradient(length, conditio
     assert first == {"conv_out.weight", "conv_out.bias"}
     optimizer.step()
     torch.manual_seed(1)
-    assert [
-        name for name, gradient in gradients(model, labels).items() if gradient is None or not gradient.any()
-    ] == []
+    found = gradients(model, labels)
+    assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
 
 
 # Conditions

@@ -11,11 +11,10 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from factories import LATENTS, make_autoencoder
+from factories import LATENTS, SERVED_SCHEDULERS, make_autoencoder
 from pdiff_hf import PDiffPipeline, UNet1DConditionModel
 from pdiff_hf.files import read_json
 from pdiff_hf.models.config import PREDICTION_TYPES
-from test_schedulers import SERVED
 
 # Of diffusers' own code, for schedulers and options that are on their way out.
 pytestmark = [
@@ -56,7 +55,7 @@ def check_draws(pipeline, steps):
     torch.testing.assert_close(scores.std(0), torch.ones(8), atol=0.14, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(SERVED))
+@pytest.mark.parametrize("name", sorted(SERVED_SCHEDULERS))
 def test_every_scheduler_that_is_served_draws_its_mean_and_covariance(name):
     pipeline = make_pipeline()
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)

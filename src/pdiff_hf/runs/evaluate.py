@@ -35,8 +35,9 @@ from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
+from ..training.denoiser import DENOISER_FILE
 from ..training.gate import reconstruct
-from .folder import DENOISER_FILE, GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, read_holdout_every, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section

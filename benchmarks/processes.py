@@ -24,17 +24,17 @@ def measure(arguments: argparse.Namespace) -> None:
     from diffusers import DDPMScheduler
 
     from pdiff_hf.models.autoencoder_pdiff import AutoencoderPDiff
-    from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
+    from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConditionConfig
     from pdiff_hf.training.loop import make_accelerator, run_steps
 
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(300, 10, generator=generator) @ torch.randn(10, arguments.num_parameters, generator=generator)
     rows += 0.01 * torch.randn(rows.shape, generator=generator)
-    latents = torch.randn(300, 32, 4, generator=generator)
+    latents = torch.randn(300, 32, 1, generator=generator)
     scheduler = DDPMScheduler(clip_sample=False)
     result = {}
     for stage in ("autoencoder", "diffusion"):
-        config_type = {"autoencoder": AutoencoderPDiffConfig, "diffusion": UNet1DConfig}[stage]
+        config_type = {"autoencoder": AutoencoderPDiffConfig, "diffusion": UNet1DConditionConfig}[stage]
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         size = arguments.global_batch_size // processes
         config = config_type(steps=arguments.steps, train_batch_size=size, learning_rate=1e-5)
@@ -45,15 +45,15 @@ def measure(arguments: argparse.Namespace) -> None:
             model = AutoencoderPDiff.from_preset("fast", num_parameters=arguments.num_parameters)
             model.fit_statistics(rows)
         else:
-            model = config.build((32, 4))
+            model = config.build((32, 1))
         begins = []
 
         def loss_fn(model, batch, stage=stage, begins=begins):
             begins.append(time.perf_counter())
             if stage == "autoencoder":
-                noise = batch.normal(arguments.num_parameters), batch.normal(32, 4)
+                noise = batch.normal(arguments.num_parameters), batch.normal(32, 1)
                 return model(rows[batch.indices], *noise, return_dict=False)[2]
-            clean, noise, timesteps = latents[batch.indices], batch.normal(32, 4), batch.integers(1000)
+            clean, noise, timesteps = latents[batch.indices], batch.normal(32, 1), batch.integers(1000)
             predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, return_dict=False)[0]
             return (predicted - noise).square().mean()
 

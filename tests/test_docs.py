@@ -5,7 +5,15 @@ import pytest
 from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 
 FAST = ["README.md", "docs/datasets.md", "docs/evaluation.md"]
-SLOW = ["docs/ablate.md", "docs/align.md", "docs/analysis.md", "docs/recipes.md", "docs/runs.md", "training/README.md"]
+SLOW = [
+    "docs/ablate.md",
+    "docs/align.md",
+    "docs/analysis.md",
+    "docs/cycles.md",
+    "docs/recipes.md",
+    "docs/runs.md",
+    "training/README.md",
+]
 ON_THE_HUB = ["docs/hub.md", "docs/import.md"]
 
 

@@ -22,8 +22,8 @@ def test_a_name_of_parts_is_composed_of_them():
 @pytest.mark.parametrize(
     ("name", "kwargs", "epochs", "latent"),
     [
-        ("digits-mlp", {"in_features": 64, "hidden": [32, 16], "num_classes": 10}, 150, (16, 4)),
-        ("digits-convnet", {"in_chans": 1, "channels": [16, 32, 32], "num_classes": 10}, 60, (32, 4)),
+        ("digits-mlp", {"in_features": 64, "hidden": [32, 16], "num_classes": 10}, 150, (32, 1)),
+        ("digits-convnet", {"in_chans": 1, "channels": [16, 32, 32], "num_classes": 10}, 60, (32, 1)),
     ],
 )
 def test_digits_recipes_keep_their_values(name, kwargs, epochs, latent):
@@ -33,7 +33,7 @@ def test_digits_recipes_keep_their_values(name, kwargs, epochs, latent):
     assert recipe.base_training.train_batch_size == recipe.collect.train_batch_size == 64
     assert (recipe.task.dataset, recipe.collect.select, recipe.collect.num_checkpoints) == ("digits", "all", 300)
     assert (recipe.autoencoder.latent_channels, recipe.autoencoder.latent_length) == latent
-    assert recipe.diffusion.steps == 600
+    assert recipe.diffusion.steps == 500
 
 
 def test_resnet18_recipe_keeps_its_values():

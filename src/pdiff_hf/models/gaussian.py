@@ -48,10 +48,10 @@ class LatentGaussian(Float32Module):
         rows, size = latents.flatten(1).double(), len(self.mean)
         if len(rows) <= size:
             raise ValueError(too_few_rows(size, len(rows)))
-        # Of constant latents there is no covariance to speak of.
+        if not rows.isfinite().all() or (rows == rows[0]).all():
+            found = "they are all the same" if rows.isfinite().all() else "some are not finite"
+            raise ValueError(f"the latents must be finite and vary, found that {found}.")
         variances, basis = torch.linalg.eigh(torch.cov(rows.T).reshape(size, size))
-        if not variances.isfinite().all() or not variances[-1] > 0:
-            raise ValueError("the latents must be finite and vary, found that they are all the same.")
         self.mean.copy_(rows.mean(0))
         self.variances.copy_(variances.clamp_min(0))
         self.basis.copy_(basis)

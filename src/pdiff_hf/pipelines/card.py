@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, one_line, template, write_card
 from ..results import card_lines
-from ..results.metrics import INTERVALS, METRICS_FILE, SEED_INTERVALS, Metrics
+from ..results.metrics import INTERVALS, METRICS_FILE, SEED_INTERVALS, Metrics, read_denoiser
+from ..results.records import Denoiser
 
 TAGS = ["pdiff-hf", "neural-network-diffusion"]
 
@@ -69,7 +70,7 @@ def write_pipeline_card(
         ensembles=card_lines.ensemble_line(metrics),
         first_plot=_plot(plots[0]) if plots else None,
         other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
-        making=_making_lines(index, autoencoder, metrics),
+        making=_making_lines(index, autoencoder, metrics, read_denoiser(pipeline_dir)),
         config=fold(f"```json\n{literal(config, indent=2)}\n```", "Training configuration") if config else None,
         task_kind=escape(one_line(metrics.task.get("kind") or "image classification").replace("_", " ")),
     )
@@ -118,7 +119,7 @@ def _plot(name: str) -> str:
     return f"![{PLOTS[name]}]({name}.png)"
 
 
-def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics) -> list[str]:
+def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics, denoiser: Denoiser) -> list[str]:
     base_model = index.get("base_model")
     lines = [f"Base model: {card_lines.base_model_text(base_model)}"]
     if repo := card_lines.base_model_id(base_model):
@@ -130,6 +131,8 @@ def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics) -> lis
     latents = f"{autoencoder['latent_channels']}×{autoencoder['latent_length']}"
     lines.append(f"Autoencoder: {code(autoencoder['_class_name'])}, latents {latents}")
     lines.append(f"Denoiser: {code(index['unet'][1])}, noise schedule of {code(index['scheduler'][1])}")
+    if denoiser.kept_step is not None:
+        lines[-1] += f"; {denoiser.describe()}"
     if metrics.generated.cost.seconds is not None:
         lines.append(f"Autoencoder, denoiser and drawing together took {metrics.generated.cost.seconds:.3g} s")
     lines += card_lines.seed_lines(metrics)

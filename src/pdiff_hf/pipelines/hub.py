@@ -11,6 +11,7 @@ from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblin
 from ..base_model import BaseModel
 from ..files import errors_of, read_json
 from ..hub.snapshot import PICKLES, Snapshot, split_hub_id
+from ..results.metrics import METRICS_FILE, TRAINED_FILES
 
 # What a component of a pipeline may come from; an index could name any module that is installed.
 COMPONENT_LIBRARIES = ("diffusers", "pdiff_hf")
@@ -64,7 +65,7 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
     if base_model is not None and base_model.carried_weights is not None:
         names.append(base_model.weights)
     # What a card of it is made of, should it be pushed again.
-    names += snapshot.files & {"metrics.json", "train_config.json"}
+    names += snapshot.files & {*TRAINED_FILES, METRICS_FILE}
     snapshot.fetch(names)
     with errors_of(snapshot):
         if base_model is not None:

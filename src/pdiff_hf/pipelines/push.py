@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from ..base_model import BaseModel
 from ..files import read_json, temporary_folder
 from ..hub.upload import PushOptions, push_files, select_files
-from ..results.metrics import METRICS_FILE, Metrics
+from ..results.metrics import METRICS_FILE, TRAINED_FILES, Metrics
 from .card import write_pipeline_card
 from .pipeline_pdiff import PDiffPipeline
 from .standalone import export_standalone
@@ -50,8 +50,8 @@ def push_loaded(pipeline: PDiffPipeline, repo_id: str, variant: str | None = Non
     with temporary_folder() as folder:
         pipeline.save_pretrained(folder, variant=variant)
         source = Path(pipeline._base_root or pipeline.config.get("_name_or_path") or folder)
-        if (source / "train_config.json").is_file():
-            shutil.copyfile(source / "train_config.json", folder / "train_config.json")
+        for name in (name for name in TRAINED_FILES if (source / name).is_file()):
+            shutil.copyfile(source / name, folder / name)
         metrics = Metrics.read(source / METRICS_FILE) if (source / METRICS_FILE).is_file() else None
         write_pipeline_card(folder, metrics, report_dir=None if metrics is None else source)
         return push_pipeline(folder, repo_id, **options)
@@ -65,7 +65,7 @@ def pipeline_files(folder: Path) -> dict[str, Path]:
     """
     index = read_json(folder / "model_index.json")
     base_model = BaseModel.from_dict(index.get("base_model"), root=folder)
-    patterns = ["model_index.json", "pipeline.py", "README.md", "train_config.json", "metrics.json", "*.png"]
+    patterns = ["model_index.json", "pipeline.py", "README.md", *TRAINED_FILES, METRICS_FILE, "*.png"]
     patterns += [] if base_model is None else base_model.carried_files()
     for name in [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]:
         own = [f"{name}/*.json", f"{name}/*.safetensors"]

@@ -95,7 +95,7 @@ def check_scheduler(scheduler: SchedulerMixin, trained: SchedulerMixin, num_infe
             f"{name}{given and f' with {given}'} draws latents of {spread:.2f} times the spread that they should "
             "have; choose another one, or other options of it."
         )
-    if not _is_reproducible(*own, min(5, most)):
+    if not _is_reproducible(*own, probe_steps):
         raise ValueError(
             f"{name} draws noise of its own, so that equal generators give other networks; fix it, if it has a seed "
             "(noise_sampler_seed=0), or choose another one."

@@ -13,6 +13,10 @@ from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics,
 
 METRICS_FILE = "metrics.json"
 TRAJECTORY_FILE = "trajectory.json"
+# Of a pipeline, beside its components.
+DENOISER_FILE = "denoiser.json"
+# What a pipeline folder says of its training.
+TRAINED_FILES = ("train_config.json", DENOISER_FILE)
 SCHEMA = 2
 # Schema 1 is that of 0.1: nothing of the denoiser and of distributions, and all originals were taken for independent.
 READABLE = (1, SCHEMA)
@@ -141,3 +145,9 @@ class Metrics(Record):
         averages = [name for name, group in self.rivals().items() if group.role == "average"]
         least = {name: (self.comparisons[name].sign, self.comparisons[name].difference) for name in averages}
         return min(averages, key=least.__getitem__, default=None)
+
+
+def read_denoiser(pipeline_dir: str | Path) -> Denoiser:
+    """What a pipeline folder says of its denoiser, if it does; raises `ValueError` for a damaged `denoiser.json`."""
+    path = Path(pipeline_dir) / DENOISER_FILE
+    return Denoiser.parse(read_json(path), path) if path.is_file() else Denoiser()

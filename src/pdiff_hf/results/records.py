@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .text import sign
+from .text import sign, signed
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -239,6 +239,28 @@ class Denoiser(Record):
     """Loss on these, by step."""
     held_out: dict[str, HeldOut] = {}
     """By what rows are to those seen: `between`, `block`, `end`, `run`."""
+
+    def describe(self) -> str:
+        """What it has learned in one sentence, without a full stop."""
+        if self.kept_step == 0:
+            return (
+                f"the Gaussian of the latents, step 0: by {self.num_validation:g} checkpoints that were not trained "
+                f"on (diffusion.validate={self.validate_}) no later step is better beyond doubt"
+            )
+        text = "" if self.kept_step is None else f"step {self.kept_step:g}"
+        between = self.held_out.get("between", HeldOut())
+        if between.loss is None:
+            return text
+        text += f"; loss on unseen checkpoints between neighbours {between.loss:.3f}, white Gaussian "
+        text += f"{between.white_gaussian:.3f}"
+        if between.gaussian is None:
+            return text
+        interval = ""
+        if between.difference_ci95 is not None:
+            low, high = (signed(end, ".3f") for end in between.difference_ci95)
+            interval = f", 95 % {low} to {high}"
+        difference = signed(between.difference, ".3f")
+        return f"{text}, full Gaussian {between.gaussian:.3f} (difference {difference}{interval})"
 
 
 class DistributionIntervals(Record):

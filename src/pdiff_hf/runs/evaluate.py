@@ -29,13 +29,12 @@ from ..pipelines.network_folder import load_generated, load_statistics, write_ne
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
-from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
+from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
 from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
-from ..training.denoiser import DENOISER_FILE
 from ..training.gate import reconstruct
 from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
 from .held_out import held_out_of
@@ -199,10 +198,9 @@ def _evaluate(
     )
     found = held_out_of(pipeline_dir, dataset, autoencoder, originals, config.held_out)
     if process_state().is_main_process:
-        denoiser = pipeline_dir / DENOISER_FILE
-        if denoiser.is_file():
-            result.metrics.denoiser = Denoiser.parse(read_json(denoiser), denoiser)
-            result.metrics.denoiser.held_out |= found
+        if (denoiser := read_denoiser(pipeline_dir)) != Denoiser():
+            denoiser.held_out |= found
+            result.metrics.denoiser = denoiser
         if holdout_every is not None:
             given = (seen, generated, draw_latents, originals, autoencoder, holdout_every)
             result.metrics.distribution = compare_latents(*given, memory.effective_size, config.seed)

@@ -146,6 +146,8 @@ class Run:
     ) -> None:
         """Run `function` on the stage's folder unless the stage is complete, and note what it cost.
 
+        Text that it returns is reported.
+
         Later stages are then no longer complete, unless `keep_later`.
 
         All processes of `accelerate launch` call it, and `function` is called by all of them.
@@ -165,7 +167,7 @@ class Run:
                 shutil.rmtree(self.path(later), ignore_errors=True)
         state.wait_for_everyone()
         start = time.perf_counter()
-        function(self.path(stage))
+        found = function(self.path(stage))
         state.wait_for_everyone()
         if state.is_main_process:
             self._save({**self.stages, stage: cost_since(start)})
@@ -173,6 +175,8 @@ class Run:
         # What a stage has cost is what it has cost the main process.
         self.stages = _read_stages(self.folder / STATE_FILE)
         report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
+        if isinstance(found, str):
+            report(f"{stage}: {found}")
 
     def note(self, stage: str, cost: dict[str, float]) -> None:
         """Note that `stage` is complete and what it cost, when something else than [`do`] has made its folder."""

@@ -21,7 +21,7 @@ from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..pipelines.schedulers import check_scheduler
-from ..results.metrics import METRICS_FILE, Metrics
+from ..results.metrics import METRICS_FILE, Metrics, read_denoiser
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
@@ -198,11 +198,15 @@ def autoencoder_stage(
 
 def diffusion_stage(
     dataset: ParameterDataset, autoencoder_dir: Path, output_dir: Path, config: DiffusionConfig
-) -> None:
-    """Train the denoiser, from its last checkpoint if there is one, and save the pipeline with its card."""
+) -> str:
+    """Train the denoiser, from its last checkpoint if there is one, and save the pipeline with its card.
+
+    Returns what it has learned, as a line of text.
+    """
     train_diffusion(dataset, autoencoder_dir, output_dir, config, resume_from_checkpoint="latest")
     if process_state().is_main_process:
         write_pipeline_card(output_dir)
+    return read_denoiser(output_dir).describe()
 
 
 @one_writer("folder")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -36,8 +35,8 @@ class CollectConfig(PydanticModel):
         "constant", description="cyclic: from 0 to learning_rate and back, along a cosine"
     )
     cycle_steps: int | None = Field(None, ge=2, description="steps of a cycle of lr_scheduler=cyclic, which needs it")
-    cycle_share: float = Field(
-        0.25, gt=0, le=1, description="share of each cycle, around its lowest rate, whose checkpoints are kept"
+    cycle_share: float | None = Field(
+        None, gt=0, le=1, description="of each cycle, around its lowest rate, where checkpoints are kept; null: all"
     )
     weight_decay: float = Field(5e-4, ge=0)
     train_batch_size: int = Field(128, ge=1)
@@ -58,12 +57,16 @@ class CollectConfig(PydanticModel):
 
     @model_validator(mode="after")
     def _check_cycles(self) -> CollectConfig:
-        if (self.cycle_steps is None) != (self.lr_scheduler == "constant"):
-            raise ValueError(
-                "expected cycle_steps where lr_scheduler=cyclic, and only there, found cycle_steps="
-                f"{'null' if self.cycle_steps is None else self.cycle_steps} with lr_scheduler={self.lr_scheduler}; "
-                "set both or neither"
-            )
+        if self.lr_scheduler == "cyclic":
+            if self.cycle_steps is None:
+                raise ValueError("expected cycle_steps with lr_scheduler=cyclic, found none; set collect.cycle_steps")
+            return self
+        for key in ("cycle_steps", "cycle_share"):
+            if (value := getattr(self, key)) is not None:
+                raise ValueError(
+                    f"expected {key} with lr_scheduler=cyclic only, found {key}={value} with lr_scheduler="
+                    f"{self.lr_scheduler}; set collect.lr_scheduler=cyclic or leave it out"
+                )
         return self
 
     def learning_rate_factor(self, step: int) -> float:
@@ -87,24 +90,19 @@ class CollectConfig(PydanticModel):
             return False
         if self.lr_scheduler == "constant":
             return (step - self.burn_in) % self.every == 0
-        return step % self.cycle_steps in self._kept_in_cycle
-
-    @property
-    def _kept_in_cycle(self) -> list[int]:
-        """Steps of a cycle after which checkpoints are kept; 0 is its end."""
-        phases = range(0, self.cycle_steps, self.every)
-        return [p for p in phases if 2 * min(p, self.cycle_steps - p) <= self.cycle_share * self.cycle_steps]
+        phase = step % self.cycle_steps
+        share = 1 if self.cycle_share is None else self.cycle_share
+        return phase % self.every == 0 and 2 * min(phase, self.cycle_steps - phase) <= share * self.cycle_steps
 
     @property
     def num_steps(self) -> int:
         """Training steps of each run: those up to its last checkpoint."""
         if self.lr_scheduler == "constant":
             return self.burn_in + self.every * self.num_checkpoints
-        cycles, phase = divmod(self.burn_in, self.cycle_steps)
-        kept = self._kept_in_cycle
-        # The last checkpoint is the `last`-th of the run, counted without burn-in; step 0 would be the 0-th.
-        last = cycles * len(kept) + bisect_right(kept, phase) - 1 + self.num_checkpoints
-        return last // len(kept) * self.cycle_steps + kept[last % len(kept)]
+        # Every cycle after the burn-in keeps checkpoints after the same number of steps.
+        kept = list(filter(self.is_kept, range(self.burn_in + 1, self.burn_in + self.cycle_steps + 1)))
+        cycles, place = divmod(self.num_checkpoints - 1, len(kept))
+        return kept[place] + cycles * self.cycle_steps
 
     @property
     def takes_trained_networks(self) -> bool:

@@ -59,8 +59,11 @@ class StepChoice:
     def _is_better(self, losses: torch.Tensor) -> bool:
         if not losses.mean() < self._best.mean():
             return False
-        interval = None if self._first is None else sample_mean_interval(losses - self._first)
-        return interval is None or interval[1] < 0
+        if self._first is None:
+            return True
+        # One row leaves doubt about everything.
+        interval = sample_mean_interval(losses - self._first)
+        return interval is not None and interval[1] < 0
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -18,9 +18,6 @@ from .loop import run_steps
 from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weights, stable_target
 from .rows import hold_out
 
-# What is known of a trained denoiser, beside it.
-DENOISER_FILE = "denoiser.json"
-
 
 def train_denoiser(
     accelerator: Accelerator,

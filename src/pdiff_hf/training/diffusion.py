@@ -16,8 +16,9 @@ from ..machine import one_writer
 from ..models.auto import load_autoencoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..results.metrics import DENOISER_FILE
 from .checkpoints import writing
-from .denoiser import DENOISER_FILE, as_denoiser, train_denoiser
+from .denoiser import as_denoiser, train_denoiser
 from .logs import write_log
 from .loop import make_accelerator
 from .losses import compare_with_gaussians

@@ -6,7 +6,7 @@
 
 The figure has as many originals and draws as networks were generated, in the plane of the originals' first two
 principal components. `--runs` takes one run after the other out: autoencoder, Gaussian and denoiser know the others
-alone, and the denoiser's step is chosen by runs of these. The interval is over runs.
+alone, and the number of steps is chosen by runs of these. The interval is over runs.
 """
 
 from __future__ import annotations
@@ -88,11 +88,13 @@ def unseen_runs(dataset: ParameterDataset, recipe: Recipe) -> dict[str, dict]:
             seen = ParameterDataset.write(vectors[others], dataset.layout, folder / "dataset", columns=kept)
             autoencoder, _ = train_autoencoder(seen, folder / "autoencoder", recipe.autoencoder)
             latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
-            train, held_out = latents[others], latents[rows]
-            denoiser, scheduler, record, _ = train_denoiser(
-                make_accelerator(config, folder), train, seen.order.by_run(), config, folder
-            )
-        found[run] = compare_with_gaussians(as_denoiser(denoiser), train, held_out, scheduler) | record
+            given = (make_accelerator(config, folder), latents[others], seen.order.by_run())
+            # Some runs choose the number of steps, then all are trained on for so many; after none it is the Gaussian.
+            denoiser, scheduler, record, _ = train_denoiser(*given, config, folder)
+            if record["kept_step"]:
+                chosen = config.model_copy(update={"steps": record["kept_step"], "validate": "none"})
+                denoiser, scheduler, _, _ = train_denoiser(*given, chosen, folder / "again")
+        found[run] = record | compare_with_gaussians(as_denoiser(denoiser), latents[others], latents[rows], scheduler)
     return found
 
 

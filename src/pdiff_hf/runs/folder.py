@@ -24,9 +24,7 @@ from ..wording import argument
 if TYPE_CHECKING:
     from ..results.metrics import Metrics
 
-RECIPE_FILE, STATE_FILE = "recipe.yaml", "run.json"
-# What is known of a trained autoencoder and of a trained denoiser, in their folders.
-GATE_FILE = "reconstruction.json"
+RECIPE_FILE, STATE_FILE, GATE_FILE = "recipe.yaml", "run.json", "reconstruction.json"
 
 # Stage → the folder it writes.
 STAGES = {

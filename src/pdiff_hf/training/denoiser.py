@@ -14,9 +14,14 @@ from diffusers import DDPMScheduler, ModelMixin
 from ..models.config import DiffusionConfig, too_few_rows
 from .batches import GlobalBatch
 from .choice import StepChoice, candidate_steps
-from .loop import run_steps
+from .loop import Trained, run_steps
 from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weights, stable_target
 from .rows import hold_out
+
+# Rows that choose the step in whole parts of the collection: then all rows are trained on for as many steps.
+WHOLE_PARTS = ("block", "run")
+# Checkpoints of that training, in the folder of the stage.
+ALL_ROWS = "all_rows"
 
 
 def train_denoiser(
@@ -50,30 +55,9 @@ def train_denoiser(
     Raises:
         ValueError: there are too few rows for the latents or for the validation.
     """
-    shape = tuple(latents.shape[1:])
     rows, validation = split_validation(config, runs, latents[0].numel())
     train, validation = latents[rows.to(latents.device)], latents[validation.to(latents.device)]
-    torch.manual_seed(config.seed)
-    denoiser, scheduler = config.build(shape), config.build_scheduler()
-    if config.contains_gaussian:
-        denoiser.fit_gaussian(train, scheduler)
-
-    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
-        clean = train[batch.indices.to(train.device)]
-        clean = clean + config.latent_noise * batch.normal(*shape)
-        noise, timesteps = batch.normal(*shape), batch.integers(config.num_train_timesteps)
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        if config.stable_target:
-            target = stable_target(noisy, timesteps, train, scheduler, config.latent_noise)
-        else:
-            target = denoising_target(clean, noise, timesteps, scheduler)
-        predicted = model(noisy, timesteps, return_dict=False)[0].float()
-        if config.snr_gamma is None:
-            return torch.nn.functional.mse_loss(predicted, target)
-        errors = (predicted - target).square().flatten(1).mean(1)
-        return (min_snr_weights(timesteps, scheduler, config.snr_gamma) * errors).mean()
-
-    choice = None
+    scheduler, choice = config.build_scheduler(), None
     if len(validation):
 
         def validation_losses(model: torch.nn.Module) -> torch.Tensor:
@@ -82,21 +66,56 @@ def train_denoiser(
             return broadcast(losses.float().to(accelerator.device)).cpu()
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
-    stage = (config, output_dir, description, resume_from_checkpoint, sources, choice)
-    denoiser, history, threads = run_steps(accelerator, denoiser, len(train), loss_fn, *stage)
+    resumed = {"resume_from_checkpoint": resume_from_checkpoint, "sources": sources, "description": description}
+    trained = _train(accelerator, train, config, output_dir, choice=choice, **resumed)
     kept = config.steps if choice is None else choice.kept_step
+    denoiser = trained.model
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
         denoiser.fit_gaussian(latents, scheduler)
+    elif config.validate in WHOLE_PARTS:
+        # They are a part of the distribution that nothing else tells of.
+        again = config.model_copy(update={"steps": kept, "lr_warmup_steps": min(config.lr_warmup_steps, kept)})
+        if resume_from_checkpoint is not None:
+            resumed["resume_from_checkpoint"] = "latest"
+        denoiser = _train(accelerator, latents, again, output_dir / ALL_ROWS, **resumed).model
     record = {
         "kept_step": kept,
         "validate": config.validate,
         "num_train": len(train),
         "num_validation": len(validation),
-        "threads": threads,
+        "threads": trained.threads,
         "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
     }
-    return denoiser, scheduler, record, history
+    return denoiser, scheduler, record, trained.history
+
+
+def _train(
+    accelerator: Accelerator, rows: torch.Tensor, config: DiffusionConfig, output_dir: Path, **options: Any
+) -> Trained:
+    """Train a new denoiser on latents `(K, C, L)`; `options` are of [`run_steps`]."""
+    shape = tuple(rows.shape[1:])
+    torch.manual_seed(config.seed)
+    denoiser, scheduler = config.build(shape), config.build_scheduler()
+    if config.contains_gaussian:
+        denoiser.fit_gaussian(rows, scheduler)
+
+    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+        clean = rows[batch.indices.to(rows.device)]
+        clean = clean + config.latent_noise * batch.normal(*shape)
+        noise, timesteps = batch.normal(*shape), batch.integers(config.num_train_timesteps)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        if config.stable_target:
+            target = stable_target(noisy, timesteps, rows, scheduler, config.latent_noise)
+        else:
+            target = denoising_target(clean, noise, timesteps, scheduler)
+        predicted = model(noisy, timesteps, return_dict=False)[0].float()
+        if config.snr_gamma is None:
+            return torch.nn.functional.mse_loss(predicted, target)
+        errors = (predicted - target).square().flatten(1).mean(1)
+        return (min_snr_weights(timesteps, scheduler, config.snr_gamma) * errors).mean()
+
+    return run_steps(accelerator, denoiser, len(rows), loss_fn, config, output_dir, **options)
 
 
 def split_validation(

@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+
+from pdiff_hf.models.kinds import UNet1DConditionConfig
+from pdiff_hf.runs.held_out import MIN_ROWS, kinds_allowed, measure_held_out
+
+CONFIG = UNet1DConditionConfig(steps=60, block_out_channels=(32,), lr_warmup_steps=0, learning_rate=1e-2)
+
+
+def runs_of(*sizes):
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return {
+        str(run): list(range(start, start + size)) for run, (start, size) in enumerate(zip(starts, sizes, strict=True))
+    }
+
+
+def ring(num_rows, num_runs):
+    """Runs that go once around the same ring, each with a little noise of its own."""
+    torch.manual_seed(0)
+    angle = torch.arange(num_rows) * 2 * math.pi / num_rows
+    rows = torch.stack([angle.cos(), angle.sin()], 1).repeat(num_runs, 1) * 2**0.5
+    return (rows + 0.05 * torch.randn(rows.shape))[:, :, None]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unordered", "kinds"),
+    [
+        ((300,), (), ["block", "end"]),
+        ((300,), ("0",), []),
+        ((MIN_ROWS, MIN_ROWS), (), ["block", "end", "run"]),
+        ((MIN_ROWS, MIN_ROWS), ("1",), ["run"]),
+        ((MIN_ROWS, MIN_ROWS - 1), (), ["run"]),
+        ((1,) * 400, (), []),
+    ],
+)
+def test_kinds_are_those_that_runs_and_their_order_allow(sizes, unordered, kinds):
+    assert kinds_allowed(runs_of(*sizes), frozenset(unordered)) == kinds
+
+
+def test_another_run_on_the_same_ring_is_known_better_than_by_a_gaussian():
+    found = measure_held_out(ring(60, 4), runs_of(60, 60, 60, 60), ["run"], CONFIG)["run"]
+    assert found["n"] == 60 and found["kept_step"] > 0
+    assert found["difference_ci95"][1] < 0 and found["loss"] < 0.9 * found["gaussian"]
+
+
+def test_what_runs_do_not_share_ends_in_the_gaussian():
+    torch.manual_seed(0)
+    found = measure_held_out(torch.randn(240, 2, 1), runs_of(60, 60, 60, 60), ["block", "run"], CONFIG)
+    assert {kind: of["kept_step"] for kind, of in found.items()} == {"block": 0, "run": 0}
+    assert [of["difference"] for of in found.values()] == [0, 0]
+
+
+def test_of_two_runs_the_one_that_is_left_validates_by_a_block():
+    assert measure_held_out(ring(60, 2), runs_of(60, 60), ["run"], CONFIG)["run"]["n"] == 60
+
+
+def test_a_kind_that_leaves_too_few_rows_for_the_latents_is_left_out():
+    latents = torch.randn(80, 64, 1)
+    assert measure_held_out(latents, runs_of(80), ["block", "end"], CONFIG) == {}

@@ -136,7 +136,7 @@ def run_steps(
 
     # 2. Steps
     if choice is not None and 0 in choice.steps and 0 not in choice.curve:
-        choice.consider(0, trained.model.eval())
+        trained.consider(choice, 0)
     trained.model.train()
     shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
     with (
@@ -253,6 +253,9 @@ class _Training:
             self.ema.copy_to(self.parameters)
         choice.consider(step, self.model.eval())
         self.model.train()
+        if self.whole is not None:
+            # FSDP keeps what a forward pass has gathered for a backward pass, which would then take it for the weights.
+            self.model.reshard()
         for parameter, value in zip(self.parameters, present, strict=False):
             parameter.copy_(value)
 

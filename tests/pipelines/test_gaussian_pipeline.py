@@ -147,12 +147,18 @@ def test_another_schedule_is_refused_when_it_is_put_together_and_when_it_draws(k
     assert "\n" not in str(error.value)
 
 
-def test_another_schedule_in_the_folder_is_refused(tmp_path):
+def test_another_schedule_in_the_folder_is_refused(pdiff, tmp_path):
     make_pipeline().save_pretrained(tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace("squaredcos_cap_v2", "linear"))
     with pytest.raises(ValueError, match="another noise schedule than the denoiser"):
         PDiffPipeline.from_pretrained(tmp_path)
+    code, _, err = pdiff("generate", tmp_path, "--out", tmp_path / "networks")
+    line = err.strip().splitlines()[-1]
+    assert (
+        code == 2 and "Traceback" not in err and "DDPMScheduler has another noise schedule than the denoiser" in line
+    )
+    assert not (tmp_path / "networks").exists()
 
 
 def test_a_prediction_that_a_scheduler_lacks_is_one_line():

@@ -254,7 +254,7 @@ class _Training:
         choice.consider(step, self.model.eval())
         self.model.train()
         if self.whole is not None:
-            # FSDP keeps what a forward pass has gathered for a backward pass, which would then take it for the weights.
+            # What a forward pass has gathered stays for a backward pass, and the next step would take it for weights.
             self.model.reshard()
         for parameter, value in zip(self.parameters, present, strict=False):
             parameter.copy_(value)

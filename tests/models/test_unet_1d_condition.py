@@ -70,6 +70,17 @@ def test_each_level_halves_an_even_length(length, lengths):
     assert found == lengths
 
 
+def test_on_the_way_up_each_layer_sees_what_one_on_the_way_down_gave():
+    model, down, up = make_model(length=4, block_out_channels=(16, 24), layers_per_block=2), [], []
+    for block in model.down_blocks:
+        block.register_forward_hook(lambda module, inputs, output: down.extend(output[1]))
+    for layer in (layer for block in model.up_blocks for layer in block.layers):
+        layer.norm1.register_forward_pre_hook(lambda module, inputs: up.append(inputs[0].chunk(2, 1)[1]))
+    predict(model)
+    assert len(down) == len(up) == 4
+    assert all(torch.equal(given, seen) for given, seen in zip(down, reversed(up), strict=True))
+
+
 @pytest.mark.parametrize("levels", [(16,), (16, 24)])
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_matrix_products_are_the_convolutions_and_norms_of_the_library(levels, length):

@@ -13,6 +13,23 @@ from pdiff_hf.networks import mlp3
 NETWORK = {"in_features": 4, "hidden": (4, 4), "num_classes": 3}
 LATENTS = {"latent_channels": 4, "latent_length": 2}
 
+# Of diffusers', those that draw what a denoiser knows.
+SERVED_SCHEDULERS = {
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+}
+
 # Overrides that make a run of `digits-mlp` take seconds.
 TINY_RUN = [
     "base_training.epochs=10",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 
-from pdiff_hf.files import write_json
-from pdiff_hf.models.kinds import AutoencoderPDiffConfig, UNet1DConfig
+from pdiff_hf.files import read_json, write_json
+from pdiff_hf.models.kinds import AutoencoderPCAConfig, AutoencoderPDiffConfig, UNet1DConditionConfig, UNet1DConfig
 from pdiff_hf.training import loop
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.checkpoints import complete_checkpoints
@@ -38,10 +39,26 @@ def stages(dataset, folder, batch, resume=None, steps=12, **options):
     autoencoder, _ = train_autoencoder(
         dataset, folder / "ae", AutoencoderPDiffConfig(**common, **LATENTS), resume_from_checkpoint=resume
     )
+    # Trained again from a checkpoint by another number of processes, it may be another one to rounding.
+    state, of_pipeline = PartialState(), folder / "first_ae"
+    if state.is_main_process and not of_pipeline.is_dir():
+        shutil.copytree(folder / "ae", of_pipeline, ignore=shutil.ignore_patterns("checkpoint-*"))
+    state.wait_for_everyone()
     config = UNet1DConfig(**common, block_out_channels=(64, 64))
-    pipeline = train_diffusion(dataset, folder / "ae", folder / "p", config, resume)
+    pipeline = train_diffusion(dataset, of_pipeline, folder / "p", config, resume)
     logs = [(folder / stage / "train_log.jsonl").read_text().splitlines() for stage in ("ae", "p")]
     return [json.loads(line) for log in logs for line in log], [digest(autoencoder), digest(pipeline.unet)]
+
+
+def chosen(dataset, folder, batch, resume=None):
+    """The denoiser whose step is chosen: what is known of it, and its hash on this process."""
+    autoencoder = folder.parent / "chosen_by" / "ae"
+    if not (autoencoder / "config.json").is_file():
+        train_autoencoder(dataset, autoencoder, AutoencoderPCAConfig(**LATENTS))
+    common = {**COMMON, "train_batch_size": batch, "learning_rate": 1e-3}
+    config = UNet1DConditionConfig(**common, block_out_channels=(64,))
+    pipeline = train_diffusion(dataset, autoencoder, folder, config, resume)
+    return read_json(folder / "denoiser.json"), digest(pipeline.unet)
 
 
 class ShardedOnCPU(Accelerator):
@@ -91,6 +108,9 @@ def main(dataset, one, output):
     note("resumed", *stages(dataset, Path(one), 4, "latest"))
     stages(dataset, output / "begun", 4, steps=12)
 
+    note("chosen", *chosen(dataset, output / "chosen", 4))
+    note("chosen_resumed", *chosen(dataset, output / "chosen", 4, "latest"))
+
     # 3. What happens to one process
     try:
         train(output / "nan", loss=lambda call: float("nan") if call == 3 and state.process_index == 1 else 1.0)
@@ -124,6 +144,8 @@ def main(dataset, one, output):
     note("sharded", *stages(dataset, output / "sharded", 4))
     assert (output / "sharded" / "ae" / "checkpoint-10" / "pytorch_model_fsdp_0").is_dir()
     note("sharded_resumed", *stages(dataset, output / "sharded", 4, "latest"))
+    note("chosen_sharded", *chosen(dataset, output / "chosen_sharded", 4))
+    note("chosen_sharded_resumed", *chosen(dataset, output / "chosen_sharded", 4, "latest"))
     note("sharded_clipped", *stages(dataset, output / "clipped", 4, max_grad_norm=1e-3))
     ShardedOnCPU.wrap = "SIZE_BASED_WRAP"
     try:
@@ -132,6 +154,8 @@ def main(dataset, one, output):
         note("wrapped", str(error))
     if state.is_main_process:
         write_json(output / "results.json", results)
+    # One that leaves while the other still talks ends in std::terminate.
+    state.wait_for_everyone()
     state.destroy_process_group()
 
 

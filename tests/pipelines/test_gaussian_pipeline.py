@@ -10,9 +10,8 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from test_schedulers import SERVED
 
-from factories import LATENTS, make_autoencoder
+from factories import LATENTS, SERVED_SCHEDULERS, make_autoencoder
 from pdiff_hf import PDiffPipeline, UNet1DConditionModel
 from pdiff_hf.files import read_json
 from pdiff_hf.models.config import PREDICTION_TYPES
@@ -56,7 +55,7 @@ def check_draws(pipeline, steps):
     torch.testing.assert_close(scores.std(0), torch.ones(8), atol=0.14, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(SERVED))
+@pytest.mark.parametrize("name", sorted(SERVED_SCHEDULERS))
 def test_every_scheduler_that_is_served_draws_its_mean_and_covariance(name):
     pipeline = make_pipeline()
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
@@ -148,12 +147,18 @@ def test_another_schedule_is_refused_when_it_is_put_together_and_when_it_draws(k
     assert "\n" not in str(error.value)
 
 
-def test_another_schedule_in_the_folder_is_refused(tmp_path):
+def test_another_schedule_in_the_folder_is_refused(pdiff, tmp_path):
     make_pipeline().save_pretrained(tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace("squaredcos_cap_v2", "linear"))
     with pytest.raises(ValueError, match="another noise schedule than the denoiser"):
         PDiffPipeline.from_pretrained(tmp_path)
+    code, _, err = pdiff("generate", tmp_path, "--out", tmp_path / "networks")
+    line = err.strip().splitlines()[-1]
+    assert (
+        code == 2 and "Traceback" not in err and "DDPMScheduler has another noise schedule than the denoiser" in line
+    )
+    assert not (tmp_path / "networks").exists()
 
 
 def test_a_prediction_that_a_scheduler_lacks_is_one_line():

@@ -20,7 +20,7 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 
-from factories import make_autoencoder, make_pipeline
+from factories import SERVED_SCHEDULERS, make_autoencoder, make_pipeline
 from pdiff_hf import PDiffPipeline
 from pdiff_hf.pipelines.sampling import SCHEDULERS, make_scheduler
 
@@ -32,21 +32,6 @@ pytestmark = [
 
 MEAN, SPREAD = 0.6, 0.8
 NAMES = sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
-SERVED = {
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
-}
 
 
 class KnownDenoiser(ModelMixin, ConfigMixin):
@@ -85,7 +70,7 @@ def test_a_scheduler_draws_the_known_distribution_or_is_refused(name):
     except (TypeError, ValueError, KeyError, ImportError):
         pytest.skip("cannot be made from the config of a DDPMScheduler")
     pipeline.scheduler = scheduler
-    if name in SERVED:
+    if name in SERVED_SCHEDULERS:
         latents = draw(pipeline)
         assert latents.mean() == pytest.approx(MEAN, abs=0.03)
         assert latents.std() == pytest.approx(SPREAD, rel=0.06)
@@ -96,7 +81,7 @@ def test_a_scheduler_draws_the_known_distribution_or_is_refused(name):
 
 
 def test_those_that_are_served_are_there():
-    assert set(NAMES) >= SERVED
+    assert set(NAMES) >= SERVED_SCHEDULERS
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,9 @@ def test_further_groups_of_another(inside, tmp_path):
     write_json(
         tmp_path / "run.json", {"stages": {s: {"seconds": 1} for s in ("autoencoder", "diffusion", "fine_tune")}}
     )
+    normalizer = load_autoencoder("h0/autoencoder").normalizer
     with pytest.raises(ValueError, match=refused("h0/dataset", tmp_path / "fine_tuned", "remove them")):
-        _add_own_groups(Run(tmp_path), ParameterDataset("h0/dataset"), {}, {})
+        _add_own_groups(Run(tmp_path), ParameterDataset("h0/dataset"), {}, {}, {}, normalizer)
 
 
 def test_generated_networks_of_another(inside):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from factories import make_dataset
 from processes import launch_two
-from two_processes import stages
+from two_processes import chosen, stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
@@ -38,6 +38,11 @@ def two(one, dataset, folder):
     code, out = launch_two(script, dataset, folder / "copy", folder / "two")
     assert code == 0, out
     return json.loads((folder / "two" / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def chosen_by_one(dataset, folder):
+    return chosen(dataset, folder / "alone" / "chosen", 8)
 
 
 def assert_same_curve(found, expected):
@@ -84,6 +89,25 @@ def test_saved_weights_are_those_of_one_process(two, folder, run):
         for key in expected:
             # Sums of gradients in another order.
             torch.testing.assert_close(found[key], expected[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", ["chosen", "chosen_resumed", "chosen_sharded", "chosen_sharded_resumed"])
+def test_the_same_step_is_chosen(two, chosen_by_one, name):
+    expected, _ = chosen_by_one
+    for record, _ in two[name]:
+        assert record["kept_step"] == expected["kept_step"]
+        assert record["curve"].keys() == expected["curve"].keys() and len(record["curve"]) == 11
+        for step, loss in expected["curve"].items():
+            assert record["curve"][step] == pytest.approx(loss, abs=1e-5)
+        found, other = record["held_out"]["between"], expected["held_out"]["between"]
+        assert found["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    (_, first), (_, second) = two[name]
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["chosen", "chosen_sharded"])
+def test_a_resumed_choice_has_the_bits_of_an_uninterrupted_one(two, name):
+    assert two[f"{name}_resumed"][0][1] == two[name][0][1]
 
 
 def test_the_norm_of_a_sharded_gradient_is_that_of_the_whole(two, dataset, folder):

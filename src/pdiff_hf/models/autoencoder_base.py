@@ -181,19 +181,21 @@ class ParameterAutoencoderMixin:
         latents = latents.float()
         self.latent_mean.copy_(latents.mean(0))
         std, shift = latents.std(), latents.mean()
-        if not torch.isfinite(std) or std == 0:
-            raise ValueError(f"the latents must be finite and vary, got a standard deviation of {std.item()}.")
+        # Not by deviations: rounding gives equal values some.
+        constant = (latents == latents[0]).all(0).flatten()
+        if not torch.isfinite(std) or constant.all():
+            found = "some are not finite" if not torch.isfinite(std) else "they are the same for all checkpoints"
+            raise ValueError(f"the latents must be finite and vary, found that {found}.")
         if whitening is None:
             self.register_to_config(shift_factor=shift.item(), scaling_factor=1 / std.item())
             return
-        stds = latents.flatten(1).double().std(0)
-        if not (stds > 0).all():
+        if constant.any():
             raise ValueError(
-                f"latent value {int(stds.argmin())} is the same for all checkpoints, found {int((stds == 0).sum())} "
-                f"such of {len(stds)}; take fewer latent values, {latent_arguments()}, or "
+                f"latent value {int(constant.int().argmax())} is the same for all checkpoints, found "
+                f"{int(constant.sum())} such of {len(constant)}; take fewer latent values, {latent_arguments()}, or "
                 f"{argument('latent_whitening', 'null', 'null', 'autoencoder.latent_whitening')}."
             )
-        deviations = self.latent_deviations
+        stds, deviations = latents.flatten(1).double().std(0), self.latent_deviations
         kept = (stds if deviations is None else stds * deviations.double()) ** (1 - whitening)
         factors = kept / stds
         shift, factors = shift.item(), factors / ((latents.flatten(1) - shift) * factors).square().mean().sqrt()

@@ -136,7 +136,7 @@ def run_steps(
 
     # 2. Steps
     if choice is not None and 0 in choice.steps and 0 not in choice.curve:
-        choice.consider(0, trained.model.eval())
+        trained.consider(choice, 0)
     trained.model.train()
     shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
     with (
@@ -253,6 +253,9 @@ class _Training:
             self.ema.copy_to(self.parameters)
         choice.consider(step, self.model.eval())
         self.model.train()
+        if self.whole is not None:
+            # What a forward pass has gathered stays for a backward pass, and the next step would take it for weights.
+            self.model.reshard()
         for parameter, value in zip(self.parameters, present, strict=False):
             parameter.copy_(value)
 

@@ -88,12 +88,10 @@ def unseen_runs(dataset: ParameterDataset, recipe: Recipe) -> dict[str, dict]:
             seen = ParameterDataset.write(vectors[others], dataset.layout, folder / "dataset", columns=kept)
             autoencoder, _ = train_autoencoder(seen, folder / "autoencoder", recipe.autoencoder)
             latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
-            given = (make_accelerator(config, folder), latents[others], seen.order.by_run())
-            # Some runs choose the number of steps, then all are trained on for so many; after none it is the Gaussian.
-            denoiser, scheduler, record, _ = train_denoiser(*given, config, folder)
-            if record["kept_step"]:
-                chosen = config.model_copy(update={"steps": record["kept_step"], "validate": "none"})
-                denoiser, scheduler, _, _ = train_denoiser(*given, chosen, folder / "again")
+            accelerator = make_accelerator(config, folder)
+            denoiser, scheduler, record, _ = train_denoiser(
+                accelerator, latents[others], seen.order.by_run(), config, folder
+            )
         found[run] = record | compare_with_gaussians(as_denoiser(denoiser), latents[others], latents[rows], scheduler)
     return found
 
@@ -110,13 +108,13 @@ def main() -> None:
         draw_groups(run).savefig(arguments.figure, dpi=110)
     if arguments.runs:
         found = unseen_runs(ParameterDataset(run.path("collect")), load_recipe(run.folder / "recipe.yaml"))
-        table = Table("run held out", "kept step", "denoiser", "full Gaussian", "difference")
+        table = Table("run held out", "kept step", "denoiser", "white Gaussian", "full Gaussian", "difference")
         for name, losses in found.items():
-            numbers = (f"{losses[key]:.3f}" for key in ("loss", "gaussian", "difference"))
+            numbers = (f"{losses[key]:.3f}" for key in ("loss", "white_gaussian", "gaussian", "difference"))
             table.add_row(name, str(losses["kept_step"]), *numbers)
         differences = torch.tensor([losses["difference"] for losses in found.values()])
         low, high = sample_mean_interval(differences)
-        table.add_row("mean", "", "", "", f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+        table.add_row("mean", "", "", "", "", f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})")
         Console().print(table)
 
 

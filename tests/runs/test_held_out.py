@@ -5,6 +5,8 @@ import torch
 
 from pdiff_hf.models.kinds import UNet1DConditionConfig
 from pdiff_hf.runs.held_out import MIN_ROWS, kinds_allowed, measure_held_out
+from pdiff_hf.training.denoiser import train_denoiser
+from pdiff_hf.training.loop import make_accelerator
 
 CONFIG = UNet1DConditionConfig(steps=60, block_out_channels=(32,), lr_warmup_steps=0, learning_rate=1e-2)
 
@@ -59,3 +61,15 @@ def test_of_two_runs_the_one_that_is_left_validates_by_a_block():
 def test_a_kind_that_leaves_too_few_rows_for_the_latents_is_left_out():
     latents = torch.randn(80, 64, 1)
     assert measure_held_out(latents, runs_of(80), ["block", "end"], CONFIG) == {}
+
+
+@pytest.mark.parametrize("validate", ["block", "run"])
+def test_whole_parts_choose_the_step_and_are_trained_on_then(tmp_path, validate):
+    latents = ring(60, 4)
+    config = CONFIG.model_copy(update={"validate": validate})
+    denoiser, _, record, _ = train_denoiser(
+        make_accelerator(config, tmp_path), latents, runs_of(60, 60, 60, 60), config, tmp_path
+    )
+    assert record["kept_step"] > 0 and record["num_train"] < 240
+    torch.testing.assert_close(denoiser.gaussian.mean, latents.mean(0).flatten())
+    assert denoiser.conv_out.weight.abs().max() > 0

@@ -72,7 +72,7 @@ LEARNING = {
     "lr_warmup_steps": 25,
     "prediction_type": "v_prediction",
     "beta_schedule": "squaredcos_cap_v2",
-    "latent_noise": 0.0,
+    "latent_noise": 0.05,
     "stable_target": True,
     "validate": "between",
 }

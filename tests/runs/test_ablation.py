@@ -76,7 +76,7 @@ class InThisProcess:
         ("num_checkpoints", "400", {"collect.num_checkpoints": 400}),
         ("num_checkpoints", "10", {"collect.num_checkpoints": 10, "autoencoder.latent_channels": 7}),
         ("noise", "both", {}),
-        ("noise", "input", {"autoencoder.latent_noise": 0.0}),
+        ("noise", "input", {"autoencoder.latent_noise": 0.0, "diffusion.latent_noise": 0.0}),
         ("noise", "latent", {"autoencoder.input_noise": 0.0}),
         ("timesteps", "10", {"diffusion.num_train_timesteps": 10, "generate.num_inference_steps": 10}),
         ("timesteps", "100", {"diffusion.num_train_timesteps": 100}),
@@ -96,8 +96,8 @@ def test_values_of_axes_are_keys_of_the_recipe(axis, value, changes):
 
 def test_noise_that_the_recipe_lacks_is_the_papers():
     silent = ["autoencoder.input_noise=0", "autoencoder.latent_noise=0"]
-    assert current_value("noise", load_recipe("digits-mlp", silent)) == "none"
-    recipe = load_recipe("digits-mlp", [*silent, "diffusion.kind=unet_1d"])
+    assert current_value("noise", load_recipe("digits-mlp", [*silent, "diffusion.latent_noise=0"])) == "none"
+    recipe = load_recipe("digits-mlp", silent)
     assert current_value("noise", recipe) == "latent", "the denoiser's own is still there"
     assert axis_changes("noise", "input", recipe) == {"autoencoder.input_noise": 1e-3, "diffusion.latent_noise": 0.0}
     found = axis_changes("noise", "both", recipe)

@@ -45,7 +45,7 @@ class LatentGaussian(Float32Module):
         Raises:
             ValueError: there are not more latents than values of each, or they do not vary.
         """
-        rows, size = latents.flatten(1).double(), len(self.mean)
+        rows, size = latents.flatten(1).cpu().double(), len(self.mean)
         if len(rows) <= size:
             raise ValueError(too_few_rows(size, len(rows)))
         if not rows.isfinite().all() or (rows == rows[0]).all():

@@ -70,6 +70,24 @@ def test_the_smallest_loss_is_kept_and_the_beginning_left_only_beyond_doubt(loss
     assert choose(losses_by_step) == kept
 
 
+def test_a_choice_goes_on_from_its_state_with_what_it_has_to_be_better_than():
+    weight, losses = torch.nn.Parameter(torch.zeros(1)), {0: [2.0, 1.0, 1.5], 5: [0.1, 1.2, 1.6], 10: [1.8, 0.8, 1.3]}
+    for stop in (0, 5):
+        choices = [StepChoice(lambda model: torch.tensor(losses[int(weight)]), [*losses]) for _ in range(2)]
+        for step in losses:
+            choice = choices[step > stop]
+            choice.of([weight])
+            if step > stop and choice.kept_step is None:
+                choice.load_state_dict(choices[0].state_dict())
+            with torch.no_grad():
+                weight.fill_(step)
+            choice.consider(step, torch.nn.Identity())
+            # Step 5 is better on average, but not beyond doubt.
+            assert choice.kept_step == (10 if step == 10 else 0)
+        choice.restore()
+        assert int(weight) == 10 and [*choice.curve] == [0, 5, 10]
+
+
 # In training
 
 
@@ -159,6 +177,15 @@ def test_a_denoiser_without_a_gaussian_keeps_its_best_step(curve, tmp_path):
     _, record = train(curve, tmp_path, kind=UNet1DConfig, steps=10, validate="between")
     assert [*record["curve"]] == [str(step) for step in range(1, 11)]
     assert record["curve"][str(record["kept_step"])] == min(record["curve"].values())
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_looking_at_a_step_leaves_the_training_as_it_is(curve, tmp_path, monkeypatch, use_ema):
+    train(curve, tmp_path / "often", steps=20, use_ema=use_ema)
+    monkeypatch.setattr("pdiff_hf.training.denoiser.candidate_steps", lambda steps, with_first: [steps])
+    train(curve, tmp_path / "once", steps=20, use_ema=use_ema)
+    logs = [(tmp_path / name / "train_log.jsonl").read_text() for name in ("often", "once")]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 2
 
 
 class _KilledError(Exception):

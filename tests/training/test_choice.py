@@ -192,22 +192,38 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("source", "validate"), [("gaussian", "between"), ("curve", "between"), ("curve", "block")])
-def test_resumed_training_chooses_the_same_step_and_weights(request, source, validate, tmp_path, monkeypatch):
-    source, options = request.getfixturevalue(source), {"steps": 20, "checkpointing_steps": 9, "validate": validate}
+# Rows that are trained on: without those for validation, or at last all.
+@pytest.mark.parametrize(
+    ("source", "kind", "validate", "rows"),
+    [
+        ("gaussian", UNet1DConditionConfig, "between", 94),
+        ("curve", UNet1DConditionConfig, "between", 94),
+        ("curve", UNet1DConditionConfig, "block", 80),
+        ("curve", UNet1DConfig, "block", 80),
+        ("curve", UNet1DConfig, "block", 108),
+    ],
+)
+def test_resumed_training_chooses_the_same_step_and_weights(
+    request, source, kind, validate, rows, tmp_path, monkeypatch
+):
+    source = request.getfixturevalue(source)
+    options = {"kind": kind, "steps": 20, "checkpointing_steps": 9, "validate": validate}
+    if rows == 108:
+        # On all rows it is trained for as long as was best.
+        monkeypatch.setattr("pdiff_hf.training.denoiser.candidate_steps", lambda steps, with_first: [steps])
     expected, record = train(source, tmp_path / "straight", **options)
     with monkeypatch.context() as patch:
         original = training_loop.GlobalBatch
 
         def killed(num_rows, batch_size, step, *args, **kwargs):
-            if step == 14:
+            if (step, num_rows) == (14, rows):
                 raise _KilledError
             return original(num_rows, batch_size, step, *args, **kwargs)
 
         patch.setattr(training_loop, "GlobalBatch", killed)
         with pytest.raises(_KilledError):
             train(source, tmp_path / "killed", **options)
-    assert (tmp_path / "killed" / "checkpoint-9").is_dir()
+    assert any((tmp_path / "killed").rglob("checkpoint-*"))
     found, again = train(source, tmp_path / "killed", "latest", **options)
     assert again == record
     weights = found.unet.state_dict()

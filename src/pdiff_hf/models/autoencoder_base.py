@@ -181,7 +181,6 @@ class ParameterAutoencoderMixin:
         latents = latents.float()
         self.latent_mean.copy_(latents.mean(0))
         std, shift = latents.std(), latents.mean()
-        # Not by deviations: rounding gives equal values some.
         constant = (latents == latents[0]).all(0).flatten()
         if not torch.isfinite(std) or constant.all():
             found = "some are not finite" if not torch.isfinite(std) else "they are the same for all checkpoints"

@@ -55,7 +55,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch 256": {"diffusion.train_batch_size": 256},
     "250 steps": {"diffusion.steps": 250},
     "1000 steps": {"diffusion.steps": 1000},
-    "3000 steps": {"diffusion.steps": 3000},
     "width 128": {"diffusion.block_out_channels": [128]},
     "width 512": {"diffusion.block_out_channels": [512]},
     "two levels, 256 and 256": {"diffusion.block_out_channels": [256, 256]},

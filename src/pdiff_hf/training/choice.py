@@ -81,4 +81,6 @@ class StepChoice:
         """Load a state onto the devices, and into the shards, of the parameters."""
         self.kept_step, self.curve = state["kept_step"], state["curve"]
         self._first, self._best = state["first"], state["best"]
-        self._kept = [placed_like(own, kept) for own, kept in zip(self._parameters, state["kept"], strict=True)]
+        # Nothing is kept yet before the first step that is compared.
+        own = self._parameters if state["kept"] else []
+        self._kept = [placed_like(present, kept) for present, kept in zip(own, state["kept"], strict=True)]

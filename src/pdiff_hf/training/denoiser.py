@@ -13,10 +13,10 @@ from diffusers import DDPMScheduler, ModelMixin
 
 from ..models.config import DiffusionConfig, too_few_rows
 from .batches import GlobalBatch
-from .choice import StepChoice, candidate_steps
 from .loop import Trained, run_steps
 from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weights, stable_target
 from .rows import hold_out
+from .step_choice import StepChoice, candidate_steps
 
 # Rows that choose the step in whole parts of the collection: then all rows are trained on for as many steps.
 WHOLE_PARTS = ("block", "run")

@@ -23,10 +23,10 @@ from ..models.config import OptimizationConfig
 from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
-from .choice import StepChoice
 from .ema import ShardedEMA, whole_tensor
 from .interrupts import StopRequest, TrainingInterrupted
 from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
+from .step_choice import StepChoice
 
 LOG_EVERY = 10
 

@@ -11,8 +11,8 @@ from pdiff_hf.files import read_json
 from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConditionConfig, UNet1DConfig
 from pdiff_hf.training import loop as training_loop
 from pdiff_hf.training.autoencoder import train_autoencoder
-from pdiff_hf.training.choice import StepChoice, candidate_steps
 from pdiff_hf.training.diffusion import train_diffusion
+from pdiff_hf.training.step_choice import StepChoice, candidate_steps
 
 SMALL = {"block_out_channels": (32,), "train_batch_size": 16, "lr_warmup_steps": 0, "learning_rate": 1e-2}
 

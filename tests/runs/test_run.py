@@ -17,12 +17,14 @@ from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.evaluation.autocorrelation import RunMemory
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
+from pdiff_hf.files import read_json
 from pdiff_hf.models.auto import load_autoencoder
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.folder import STAGES
 from pdiff_hf.runs.latents import fitted_gaussian, read_holdout_every, take_seen
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
+from pdiff_hf.training.denoiser import split_validation
 from processes import launch_two
 
 
@@ -115,7 +117,11 @@ def test_pca_gaussian_is_the_gaussian_that_the_denoiser_contains(run):
     stored = load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
     for name in ("mean", "variances", "basis"):
         assert torch.equal(getattr(gaussian, name), stored[f"gaussian.{name}"])
-    check_gaussian_of_train_rows(gaussian, autoencoder, dataset.vectors())
+    # Without those that have chosen the step, unless it is the first.
+    rows = split_rows(len(dataset), 10)[0]
+    if read_json(pipeline / "denoiser.json")["kept_step"] > 0:
+        rows = rows[split_validation(recipe().diffusion, dataset.order.by_run(rows.tolist()), 8)[0]]
+    check_gaussian_of(gaussian, autoencoder, dataset.vectors(), rows)
 
 
 def test_pca_gaussian_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is_trained_on(tmp_path):
@@ -124,9 +130,8 @@ def test_pca_gaussian_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is
     pipeline.autoencoder.set_latent_statistics(pipeline.autoencoder.encode_rows(vectors))
     pipeline.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["_class_name"] == "UNet1DModel"
-    check_gaussian_of_train_rows(
-        fitted_gaussian(tmp_path, pipeline.autoencoder, take_seen(vectors, 10)), pipeline.autoencoder, vectors
-    )
+    gaussian = fitted_gaussian(tmp_path, pipeline.autoencoder, take_seen(vectors, 10))
+    check_gaussian_of(gaussian, pipeline.autoencoder, vectors, split_rows(len(vectors), 10)[0])
 
 
 def test_rows_that_were_seen_are_those_that_the_pipeline_names(tmp_path):
@@ -140,8 +145,7 @@ def test_rows_that_were_seen_are_those_that_the_pipeline_names(tmp_path):
         read_holdout_every(tmp_path)
 
 
-def check_gaussian_of_train_rows(gaussian, autoencoder, vectors):
-    train, _ = split_rows(len(vectors), 10)
+def check_gaussian_of(gaussian, autoencoder, vectors, train):
     latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
     scale = latents[train].std()
     draws = gaussian.sample(20_000, torch.Generator().manual_seed(0)) / scale

@@ -17,7 +17,6 @@ from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.evaluation.autocorrelation import RunMemory
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
-from pdiff_hf.files import read_json
 from pdiff_hf.models.auto import load_autoencoder
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.folder import STAGES
@@ -117,20 +116,12 @@ def test_pca_gaussian_is_the_gaussian_that_the_denoiser_contains(run):
     stored = load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
     for name in ("mean", "variances", "basis"):
         assert torch.equal(getattr(gaussian, name), stored[f"gaussian.{name}"])
-<<<<<<< HEAD
     # Without the rows that chose a step, unless it was the first.
     train, _ = split_rows(len(dataset), 10)
     if json.loads((pipeline / "denoiser.json").read_text())["kept_step"]:
         own, _ = split_validation(recipe().diffusion, dataset.order.by_run(train.tolist()), len(gaussian.mean))
         train = train[own]
     check_gaussian(gaussian, autoencoder, dataset.vectors()[train])
-=======
-    # Without those that have chosen the step, unless it is the first.
-    rows = split_rows(len(dataset), 10)[0]
-    if read_json(pipeline / "denoiser.json")["kept_step"] > 0:
-        rows = rows[split_validation(recipe().diffusion, dataset.order.by_run(rows.tolist()), 8)[0]]
-    check_gaussian_of(gaussian, autoencoder, dataset.vectors(), rows)
->>>>>>> tests
 
 
 def test_pca_gaussian_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is_trained_on(tmp_path):
@@ -139,13 +130,8 @@ def test_pca_gaussian_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is
     pipeline.autoencoder.set_latent_statistics(pipeline.autoencoder.encode_rows(vectors))
     pipeline.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["_class_name"] == "UNet1DModel"
-<<<<<<< HEAD
     seen = take_seen(vectors, 10)
     check_gaussian(fitted_gaussian(tmp_path, pipeline.autoencoder, seen), pipeline.autoencoder, seen)
-=======
-    gaussian = fitted_gaussian(tmp_path, pipeline.autoencoder, take_seen(vectors, 10))
-    check_gaussian_of(gaussian, pipeline.autoencoder, vectors, split_rows(len(vectors), 10)[0])
->>>>>>> tests
 
 
 def test_rows_that_were_seen_are_those_that_the_pipeline_names(tmp_path):
@@ -159,11 +145,7 @@ def test_rows_that_were_seen_are_those_that_the_pipeline_names(tmp_path):
         read_holdout_every(tmp_path)
 
 
-<<<<<<< HEAD
 def check_gaussian(gaussian, autoencoder, vectors):
-=======
-def check_gaussian_of(gaussian, autoencoder, vectors, train):
->>>>>>> tests
     latents = autoencoder.scale_latents(autoencoder.encode_rows(vectors))
     scale = latents.std()
     draws = gaussian.sample(20_000, torch.Generator().manual_seed(0)) / scale

@@ -68,12 +68,12 @@ def main() -> None:
         folder = Path(temporary)
         write_walk(folder / "short", ROWS, flat_layout(arguments.values))
         config = {"allow_poor_reconstruction": True}
-        fast = measure("autoencoder", dataset_dir=folder / "short", output_dir=folder / "fast", config=config)
+        fast = measure("autoencoder", dataset=folder / "short", output_dir=folder / "fast", config=config)
         table.add_row(f"fast, D = {arguments.values:,}: seconds", f"{fast['seconds']:.1f}", "")
         table.add_row("fast: held-out variance explained", f"{fast['report']['explained_variance']:.4f}", ">= 0.95")
         if arguments.full:
             config = {"preset": "paper", "allow_poor_reconstruction": True}
-            paper = measure("autoencoder", dataset_dir=folder / "short", output_dir=folder / "paper", config=config)
+            paper = measure("autoencoder", dataset=folder / "short", output_dir=folder / "paper", config=config)
             seconds, explained = paper["seconds"], f"{paper['report']['explained_variance']:.4f}"
             table.add_row("paper: held-out variance explained", explained, "")
         else:
@@ -85,7 +85,7 @@ def main() -> None:
 
         write_walk(folder / "long", ROWS, flat_layout(arguments.long_values))
         config = {"train_batch_size": 50, "steps": 3, "lr_warmup_steps": 0, "allow_poor_reconstruction": True}
-        long = measure("autoencoder", dataset_dir=folder / "long", output_dir=folder / "long-fast", config=config)
+        long = measure("autoencoder", dataset=folder / "long", output_dir=folder / "long-fast", config=config)
         name = f"fast, D = {arguments.long_values:,}, batch 50"
         table.add_row(f"{name}: peak memory, GB", f"{long['peak_gb']:.2f}", "<= 1.5 (paper: 44.9)")
         table.add_row("of which Python and its libraries, GB", f"{long['imports_gb']:.2f}", "")

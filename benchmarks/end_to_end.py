@@ -72,7 +72,7 @@ def run(dataset_dir: Path, folder: Path, num_samples: int, seed: int) -> Table:
     config = UNet1DConditionConfig(seed=seed).model_dump(exclude_unset=True)
     seconds["diffusion"] = measure(
         "diffusion",
-        dataset_dir=dataset_dir,
+        dataset=dataset_dir,
         autoencoder_dir=folder / "autoencoder",
         output_dir=folder / "pipeline",
         config=config,

@@ -57,9 +57,9 @@ def run(folder: Path, dataset: Path, latents: dict, steps: int | None, num_sampl
     autoencoder, pipeline = folder / "autoencoder", folder / "pipeline"
     generated = folder / "generated"
     stages = {
-        "autoencoder": {"dataset_dir": dataset, "output_dir": autoencoder, "config": config},
+        "autoencoder": {"dataset": dataset, "output_dir": autoencoder, "config": config},
         "diffusion": {
-            "dataset_dir": dataset,
+            "dataset": dataset,
             "autoencoder_dir": autoencoder,
             "output_dir": pipeline,
             "config": short,

@@ -18,6 +18,8 @@ from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weight
 from .rows import hold_out
 from .step_choice import StepChoice, candidate_steps
 
+# At which a validation loss is taken.
+VALIDATION_TIMESTEPS = 50
 # Rows that choose the step in whole parts of the collection: then all rows are trained on for as many steps.
 WHOLE_PARTS = ("block", "run")
 # Checkpoints of that training, in the folder of the stage.
@@ -61,7 +63,7 @@ def train_denoiser(
     if len(validation):
 
         def validation_losses(model: torch.nn.Module) -> torch.Tensor:
-            losses = denoising_losses(as_denoiser(model), validation, scheduler)
+            losses = denoising_losses(as_denoiser(model), validation, scheduler, VALIDATION_TIMESTEPS)
             # One choice for all, should processes round differently.
             return broadcast(losses.float().to(accelerator.device)).cpu()
 

@@ -35,15 +35,15 @@ POINTS = (
     (10_000_000, 20),
 )
 # Components of the scaling runs, for K = 20 and K = 80 alike.
-SMALL_LATENTS = {"latent_channels": 8, "latent_length": 2}
+SMALL_LATENTS = {"latent_channels": 14, "latent_length": 1}
 # Name: (timm's name, arguments, K, latents, required minutes and GB)
 WHOLE = {
-    "resnet18": ("resnet18", {"num_classes": 10}, 100, {"latent_channels": 22, "latent_length": 4}, (5, 8)),
+    "resnet18": ("resnet18", {"num_classes": 10}, 100, {"latent_channels": 64, "latent_length": 1}, (5, 8)),
     "vit_base": (
         "vit_base_patch16_224",
         {"num_classes": 10},
         16,
-        {"latent_channels": 6, "latent_length": 2},
+        {"latent_channels": 10, "latent_length": 1},
         (None, 16),
     ),
 }

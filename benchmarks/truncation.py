@@ -1,6 +1,7 @@
 """Accuracy and diversity of generated networks against `truncation`, beside those of the originals.
 
     python benchmarks/truncation.py runs/demo runs/resnet18
+    python benchmarks/truncation.py runs/demo runs/resnet18 --figure docs/figures/truncation.png
 
 Every run needs its dataset, its pipeline and its images. Networks are drawn from the same noise for every truncation.
 Spread: distance to the originals' mean, in units of the originals' own. IoU: of the wrong predictions of two networks
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +25,7 @@ from pdiff_hf import PDiffPipeline
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.similarity import spread, wrong_iou
+from pdiff_hf.report.plots.style import color, new_figure
 from pdiff_hf.tasks.evaluators import make_evaluator
 
 TRUNCATIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.0)
@@ -74,16 +77,40 @@ def make_table(name: str, found: Mapping[str, Figures]) -> Table:
     return table
 
 
+def draw_curves(runs: Mapping[str, Mapping[str, Figures]]) -> Figure:
+    """Points of accuracy gained over the originals against disagreement, a curve of truncations for each run."""
+    figure, (axes,) = new_figure(False, 3.4)
+    looks = (("vermillion", "o"), ("blue", "s"), ("green", "D"), ("purple", "^"))
+    for (name, found), (hue, marker) in zip(runs.items(), looks, strict=False):
+        reference = found["originals"]
+        drawn = [found[f"{truncation:g}"] for truncation in TRUNCATIONS]
+        gains = [of.accuracy - reference.accuracy for of in drawn]
+        shares = [of.disagreement / reference.disagreement for of in drawn]
+        axes.plot(shares, gains, marker=marker, markersize=4, color=color(hue), label=name)
+    axes.axhline(0, color=color("muted"), linewidth=0.8)
+    axes.axvline(1, color=color("muted"), linewidth=0.8)
+    axes.set_xlabel("disagreement of two networks, originals = 1 (truncation 0 on the left, 1 on the right)")
+    axes.set_ylabel("accuracy minus originals, points")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=color("text"))
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--num_samples", type=int, default=100)
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--figure", type=Path, help="PNG to write, with curves of up to four runs")
     args = parser.parse_args()
+    found = {}
     for run in args.runs:
-        found = measure_run(run, args.num_samples, args.num_inference_steps, args.seed)
-        Console().print(make_table(run.name, found))
+        name = run.parent.name if run.name.startswith("seed-") else run.name
+        found[name] = measure_run(run, args.num_samples, args.num_inference_steps, args.seed)
+        Console().print(make_table(name, found[name]))
+    if args.figure:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw_curves(found).savefig(args.figure, dpi=110)
 
 
 if __name__ == "__main__":

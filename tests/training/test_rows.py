@@ -69,7 +69,7 @@ def test_run_holds_whole_runs_out(share, number):
 @pytest.mark.parametrize(
     ("kind", "runs", "share", "message"),
     [
-        ("run", ONE, 0.125, "validate=run with a share of 0.125 leaves none of 24 checkpoints in 1 runs to train on"),
+        ("run", ONE, 0.125, "validate=run with a share of 0.125 leaves none of 24 checkpoints in 1 run to train on"),
         ("run", THREE, 0.9, "leaves none of 24 checkpoints in 3 runs"),
         ("between", RowOrder.of_runs(1).by_run(), 0.125, "leaves none of 1 checkpoints in 1 runs"),
         ("block", RowOrder.of_runs(3).by_run(), 0.125, "leaves none of 3 checkpoints in 1 runs"),

@@ -53,9 +53,10 @@ def hold_out(
             held[rows[first : first + size]] = True
     train, kept = np.flatnonzero(~(held | gap)), np.flatnonzero(held)
     if len(train) == 0:
+        runs_there = "1 run" if len(members) == 1 else f"{len(members)} runs"
         raise ValueError(
             f"{argument('validate', kind, kind, 'diffusion.validate')} with a share of {share:g} leaves none of "
-            f"{number} checkpoints in {len(members)} runs to train on; take more of them, a smaller "
+            f"{number} checkpoints in {runs_there} to train on; take more of them, a smaller "
             f"{argument('validation_share', key='diffusion.validation_share')}, or other rows."
         )
     return torch.from_numpy(train), torch.from_numpy(kept)

@@ -71,8 +71,8 @@ def test_run_holds_whole_runs_out(share, number):
     [
         ("run", ONE, 0.125, "validate=run with a share of 0.125 leaves none of 24 checkpoints in 1 run to train on"),
         ("run", THREE, 0.9, "leaves none of 24 checkpoints in 3 runs"),
-        ("between", RowOrder.of_runs(1).by_run(), 0.125, "leaves none of 1 checkpoints in 1 runs"),
-        ("block", RowOrder.of_runs(3).by_run(), 0.125, "leaves none of 3 checkpoints in 1 runs"),
+        ("between", RowOrder.of_runs(1).by_run(), 0.125, "leaves none of 1 checkpoints in 1 run"),
+        ("block", RowOrder.of_runs(3).by_run(), 0.125, "leaves none of 3 checkpoints in 1 run"),
         ("block", RowOrder.of_runs(*[1] * 30).by_run(), 0.125, "leaves none of 30 checkpoints in 30 runs"),
         ("end", RowOrder.of_runs(*[1] * 30).by_run(), 0.1, "leaves none of 30 checkpoints in 30 runs"),
     ],
@@ -96,4 +96,4 @@ def test_command_says_it_before_anything_is_written(pdiff, tmp_path, value):
     if value == "validate=block":
         assert "the Gaussian of 8 latent values needs at least 9 checkpoints to train on, found 3 without" in line
     else:
-        assert '--set "diffusion.validate=' in line and "leaves none of 22 checkpoints in 1 runs" in line
+        assert '--set "diffusion.validate=' in line and "leaves none of 22 checkpoints in 1 run" in line

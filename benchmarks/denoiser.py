@@ -8,8 +8,8 @@ Every tenth checkpoint is kept from both stages. A cell is the loss of the denoi
 best denoiser of a Gaussian with the mean and covariance of all other latents, by the same noise schedule: 1 is no more
 than a Gaussian. Beside it the step that was kept, and the seconds that the training took; means over the seeds, whose
 standard deviation of the ratio follows. Ratios of other schedules and other scalings of the latents are of other noise
-levels: what they are worth, networks drawn tell. Of `--draws` networks a cell has the two-sample accuracy, the distance to
-the nearest row seen over that to the nearest not seen (`docs/evaluation.md`), and the mean test accuracy.
+levels: what they are worth, networks drawn tell. Of `--draws` networks a cell has the two-sample accuracy, the
+distance to the nearest row seen over that to the nearest not seen (`docs/evaluation.md`), and the mean test accuracy.
 """
 
 from __future__ import annotations

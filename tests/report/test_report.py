@@ -109,6 +109,7 @@ def test_report_says_whether_it_is_the_distribution_and_what_was_learned(result,
     assert "count like 4 independent ones" in text and "those of step 400." in text
     assert "| between | 0.500 | 1.020 | 0.990 | −0.490 (−0.520 to −0.460) | 30 |" in text
     assert "End: the last tenth of a run, which is drift" in text and "Block:" not in text
+    assert "Of end nothing that was learned holds" in text
     for title in ("Is it the distribution?", "What the denoiser has learned"):
         assert f"## {title}" in text and title in page
     read = Metrics.read(tmp_path / "metrics.json")

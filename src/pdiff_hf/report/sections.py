@@ -148,6 +148,11 @@ def _denoiser(metrics: Metrics) -> Section:
         more = "" if denoiser.kept_step else ", where it is this Gaussian: the rows that choose it find nothing better"
         text[0] += f" Its weights are those of step {denoiser.kept_step:g}{more}."
     text += [f"{kind.capitalize()}: {HELD_OUT_KINDS[kind]}." for kind in denoiser.held_out if kind in HELD_OUT_KINDS]
+    if beyond := [kind for kind, losses in denoiser.held_out.items() if losses.is_beyond_what_was_learned]:
+        text.append(
+            f"Of {' and '.join(beyond)} nothing that was learned holds: white noise is nearer the truth than the "
+            "denoiser and its Gaussian, which are sure of directions that these rows do not keep to."
+        )
     rows = [(kind, (values,)) for kind, values in denoiser.held_out.items()]
     table = make_table("held out", HELD_OUT_COLUMNS, rows, "Loss on checkpoints not seen")
     return Section("What the denoiser has learned", text, tables=[table])

@@ -217,6 +217,12 @@ class HeldOut(Record):
     per_seed: list[float | None] | None = None
     """The differences of several seeds, one by one."""
 
+    @property
+    def is_beyond_what_was_learned(self) -> bool:
+        """Whether white noise, of which nothing was learned, is the better guess."""
+        known = self.loss is not None and self.white_gaussian is not None
+        return known and self.white_gaussian < self.loss
+
     @model_validator(mode="after")
     def _know_the_difference(self) -> HeldOut:
         if self.difference is None and self.loss is not None and self.gaussian is not None:

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -240,3 +242,11 @@ def test_the_best_step_from_before_a_checkpoint_is_in_it(curve, tmp_path):
     assert again == record
     weights = found.unet.state_dict()
     assert [name for name, value in expected.unet.state_dict().items() if not torch.equal(value, weights[name])] == []
+
+
+@pytest.mark.parametrize(("schedule", "warned"), [("squaredcos_cap_v2", True), ("linear", False)])
+def test_noise_predicted_where_nothing_of_the_latents_is_left_is_named(curve, tmp_path, schedule, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(curve, tmp_path, steps=1, prediction_type="epsilon", beta_schedule=schedule)
+    assert any("Take prediction_type=v_prediction" in str(warning.message) for warning in caught) == warned

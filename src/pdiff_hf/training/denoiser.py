@@ -23,7 +23,7 @@ from .step_choice import StepChoice, candidate_steps
 VALIDATION_TIMESTEPS = 50
 # Rows that choose the step in whole parts of the collection: then all rows are trained on for as many steps.
 WHOLE_PARTS = ("block", "run")
-# ᾱ at the last timestep below which predicted noise is no way to draw: 2e-9 on the cosine schedule, 4e-5 on the linear.
+# ᾱ at the last timestep, below which predicted noise is no way to draw: the cosine schedule has 2e-9, the linear 4e-5.
 LEAST_SIGNAL = 1e-6
 # Checkpoints of that training, in the folder of the stage.
 ALL_ROWS = "all_rows"
@@ -65,8 +65,8 @@ def train_denoiser(
     scheduler, choice = config.build_scheduler(), None
     if config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
         warnings.warn(
-            f"with beta_schedule={config.beta_schedule} almost nothing of the latents is left at the last timestep, and "
-            "to divide by that little magnifies every error of a predicted noise: what is drawn will hardly be networks. "
+            f"with beta_schedule={config.beta_schedule} almost nothing of the latents is left at the last timestep, and to "
+            "divide by that little magnifies every error of a predicted noise: what is drawn will hardly be networks. "
             "Take prediction_type=v_prediction, or beta_schedule=linear.",
             stacklevel=2,
         )

@@ -65,8 +65,8 @@ def train_denoiser(
     scheduler, choice = config.build_scheduler(), None
     if config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
         warnings.warn(
-            f"with beta_schedule={config.beta_schedule} almost nothing of the latents is left at the last timestep, and to "
-            "divide by that little magnifies every error of a predicted noise: what is drawn will hardly be networks. "
+            f"with beta_schedule={config.beta_schedule} almost nothing of the latents is left at the last step, and "
+            "dividing by that magnifies every error of a predicted noise: what is drawn will hardly be networks. "
             "Take prediction_type=v_prediction, or beta_schedule=linear.",
             stacklevel=2,
         )

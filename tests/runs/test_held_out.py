@@ -73,3 +73,13 @@ def test_whole_parts_choose_the_step_and_are_trained_on_then(tmp_path, validate)
     assert record["kept_step"] > 0 and record["num_train"] < 240
     torch.testing.assert_close(denoiser.gaussian.mean, latents.mean(0).flatten())
     assert denoiser.conv_out.weight.abs().max() > 0
+
+
+def test_the_step_is_chosen_by_rows_of_the_kind_that_is_held_out():
+    """Along a random walk every row is known from its neighbours, and none from the rest."""
+    torch.manual_seed(0)
+    walk = torch.randn(240, 4).cumsum(0)
+    latents = ((walk - walk.mean(0)) / walk.std(0))[:, :, None]
+    config = CONFIG.model_copy(update={"steps": 150})
+    found = measure_held_out(latents, runs_of(240), ["block", "end"], config)
+    assert found["block"]["kept_step"] < found["end"]["kept_step"]

@@ -156,7 +156,7 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
         ),
         ([UNET, "diffusion.block_out_channels=[12]"], "divisible by 8"),
         (["collect.num_checkpoints=10"], "8 latent values needs at least 9 checkpoints to train on, found 8 without"),
-        (["diffusion.validate=run"], "validate=run with a share of 0.125 leaves none of 36 checkpoints in 1 runs"),
+        (["diffusion.validate=run"], "validate=run with a share of 0.125 leaves none of 36 checkpoints in 1 run"),
         (["diffusion.validation_share=0.99"], "validate=between with a share of 0.99 leaves none of 36 checkpoints"),
     ],
 )

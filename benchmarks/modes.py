@@ -81,7 +81,7 @@ def unseen_runs(dataset: ParameterDataset, recipe: Recipe) -> dict[str, dict]:
     config = DENOISER.validate({**recipe.diffusion.model_dump(), "validate": "run", "checkpointing_steps": 10**9})
     found = {}
     for run, rows in runs.items():
-        others = [row for row in range(len(vectors)) if dataset.order.runs[row] != run]
+        others = sorted(set(range(len(vectors))) - set(rows))
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             kept = {column: [values[row] for row in others] for column, values in columns.items()}

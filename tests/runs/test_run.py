@@ -20,10 +20,11 @@ from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.models.auto import load_autoencoder
 from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.runs.folder import STAGES
-from pdiff_hf.runs.latents import fitted_gaussian, read_holdout_every, take_seen
+from pdiff_hf.runs.latents import fitted_gaussian, take_seen
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
 from pdiff_hf.training.denoiser import split_validation
+from pdiff_hf.training.rows import read_holdout_every
 from processes import launch_two
 
 

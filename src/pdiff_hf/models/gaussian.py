@@ -64,10 +64,8 @@ class LatentGaussian(Float32Module):
     def check_schedule(self, scheduler: SchedulerMixin) -> None:
         """Raise `ValueError` for a scheduler of another noise schedule or prediction than those of training."""
         alphas = getattr(scheduler, "alphas_cumprod", None)
-        own, advice = (
-            self.log_snr.sigmoid().cpu(),
-            "take the one of training, or one made of its config",
-        )
+        own = self.log_snr.sigmoid().cpu()
+        advice = "take the one of training, or one made of its config"
         if alphas is not None and (alphas.shape != own.shape or not torch.allclose(alphas.cpu(), own, rtol=1e-4)):
             raise ValueError(f"{type(scheduler).__name__} has another noise schedule than the denoiser; {advice}.")
         if (kind := scheduler.config.get("prediction_type")) != self.prediction_type:

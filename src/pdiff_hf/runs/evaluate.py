@@ -36,9 +36,10 @@ from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct
+from ..training.rows import read_holdout_every
 from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
 from .held_out import held_out_of
-from .latents import compare_latents, fitted_gaussian, read_holdout_every, take_seen
+from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 
 # What has to be done before there are generated networks.

@@ -56,11 +56,12 @@ def held_out_of(
     if section is None:
         return {}
     config, order = parse_section(DENOISER, section), dataset.order
-    kinds = [kind for kind in kinds_allowed(order.by_run(), order.unordered) if kind in wanted]
+    runs = order.by_run()
+    kinds = [kind for kind in kinds_allowed(runs, order.unordered) if kind in wanted]
     if not config.contains_gaussian or not kinds:
         return {}
     latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
-    found = measure_held_out(latents, order.by_run(), kinds, config)
+    found = measure_held_out(latents, runs, kinds, config)
     return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 

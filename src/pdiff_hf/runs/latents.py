@@ -11,28 +11,10 @@ from ..data.vectors import split_rows
 from ..evaluation.baselines import GaussianOfRows, LatentSampler
 from ..evaluation.distribution import GROUPS_COMPARED, compare_distributions
 from ..evaluation.groups import GROUPS, GroupInputs
-from ..files import read_object
 from ..models.auto import load_denoiser
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.unet_1d_condition import UNet1DConditionModel
 from ..results.records import Distribution
-
-
-def read_holdout_every(pipeline_dir: Path) -> int | None:
-    """Every which original a pipeline was not trained on; `None` when it does not say so.
-
-    Raises:
-        ValueError: it says something else than a number of 2 and more.
-    """
-    path = pipeline_dir / "train_config.json"
-    config = read_object(path, autoencoder=dict).get("autoencoder", {}) if path.is_file() else {}
-    every = config.get("holdout_every")
-    if every is not None and (not isinstance(every, int) or every < 2):
-        raise ValueError(
-            f"{path}: expected a whole number of at least 2 as autoencoder.holdout_every, found {every!r:.200}; "
-            "restore it from a copy."
-        )
-    return every
 
 
 def take_seen(originals: torch.Tensor, holdout_every: int | None) -> torch.Tensor:

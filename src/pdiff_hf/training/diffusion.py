@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -22,6 +20,7 @@ from .denoiser import as_denoiser, train_denoiser
 from .logs import write_log
 from .loop import make_accelerator
 from .losses import compare_with_gaussians
+from .rows import read_holdout_every
 
 
 @one_writer("output_dir")
@@ -66,7 +65,10 @@ def train_diffusion(
 
     # 2. Denoiser, on the rows that the autoencoder was trained on
     trained_by = read_json(Path(autoencoder_dir) / "train_config.json")
-    train_rows, heldout_rows = split_rows(len(latents), held_out_every(trained_by))
+    holdout_every = (
+        read_holdout_every(Path(autoencoder_dir)) or AutoencoderConfig.model_fields["holdout_every"].default
+    )
+    train_rows, heldout_rows = split_rows(len(latents), holdout_every)
     train, runs = latents[train_rows.to(latents.device)], dataset.order.by_run(train_rows.tolist())
     weights = sorted(Path(autoencoder_dir).glob("*.safetensors"))
     sources = {"autoencoder": " ".join(map(sha256_file, weights)), "number of rows": len(latents)}
@@ -91,9 +93,3 @@ def train_diffusion(
                 write_json(folder / DENOISER_FILE, record)
                 write_log(folder, history)
     return pipeline
-
-
-def held_out_every(trained_by: Mapping[str, Any]) -> int:
-    """Every which row both stages were not trained on, by the `train_config.json` of an autoencoder or pipeline."""
-    default = AutoencoderConfig.model_fields["holdout_every"].default
-    return trained_by.get("autoencoder", {}).get("holdout_every", default)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import read_object
 from ..wording import argument
 
 KINDS = ("between", "block", "end", "run")
@@ -64,3 +66,20 @@ def hold_out(
 
 def _count(share: float, number: int) -> int:
     return max(1, round(share * number))
+
+
+def read_holdout_every(folder: Path) -> int | None:
+    """Every which row an autoencoder or a pipeline was not trained on, by its folder; `None` when it does not say so.
+
+    Raises:
+        ValueError: it says something else than a number of 2 and more.
+    """
+    path = folder / "train_config.json"
+    config = read_object(path, autoencoder=dict).get("autoencoder", {}) if path.is_file() else {}
+    every = config.get("holdout_every")
+    if every is not None and (not isinstance(every, int) or every < 2):
+        raise ValueError(
+            f"{path}: expected a whole number of at least 2 as autoencoder.holdout_every, found {every!r:.200}; "
+            "restore it from a copy."
+        )
+    return every

@@ -43,9 +43,10 @@ class NetworkFunctions:
                 f"expected inputs that the base model takes, found {tuple(inputs.shape[1:])} of {inputs.dtype} "
                 f"({str(error).splitlines()[0]}); take those of its task."
             ) from error
-        self._forward = split_if_exportable(full, inputs, layout.names, "network")
+        self._forward = split_if_exportable(full, inputs, layout.names, "network", differentiable=True)
         self._activation_bytes = getattr(self._forward, "max_activation_bytes", CHUNK_BYTES)
-        self._has_batching = True
+        # Convolutions of many networks at once are grouped ones, which CPUs compute slowly.
+        self._has_batching = self.device.type != "cpu" or not getattr(self._forward, "has_convolutions", True)
 
     @torch.no_grad()
     def prefix(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -29,8 +29,8 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
     function; another network than was encoded, and the same function as far as the decoder has learned it, which is
     what it is trained for (`pdiff_hf.training.functional`).
 
-    To encode, it has to be given the base network after it was made or loaded, see [`~AutoencoderFunctional.connect`];
-    `decode` needs nothing.
+    To encode, one that was loaded has to be given the base network, see [`~AutoencoderFunctional.connect`]; to decode,
+    nothing.
 
     Parameters:
         num_parameters, layout, normalization, scaling_factor, shift_factor: See [`AutoencoderPDiff`].
@@ -113,7 +113,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         encoder = FunctionEncoder(size, tuple(probes.shape), functions.num_outputs, is_tokens).to(self.device)
         encoder.probes.copy_(probes)
         encoder.fit(found)
-        self.encoder = encoder
+        self.encoder, self._functions = encoder, functions
         # The one nearest to their mean has least far to go.
         nearest = int((found - found.mean(0)).flatten(1).norm(dim=1).argmin())
         self.decoder.reference.copy_(self.normalizer.normalize(vectors[nearest : nearest + 1].to(self.device))[0])

@@ -194,7 +194,7 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     function_loss: float = Field(1.0, ge=0, description="weight of the distance to the outputs of the target")
     task_loss: float = Field(0.0, ge=0, description="weight of the cross-entropy of the labels: one function for all")
     weight_loss: float = Field(0.0, ge=0, description="weight of the distance to the normalised parameters")
-    min_explained_variance: float = Field(0.5, le=1, description="of the functions on the validation examples")
+    min_explained_variance: float = Field(0.1, le=1, description="of the functions, beside that of their mean")
     max_accuracy_drop: float = Field(0.01, ge=0, description="fraction, on the validation examples")
 
     @model_validator(mode="after")

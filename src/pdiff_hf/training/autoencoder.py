@@ -104,8 +104,6 @@ def train_autoencoder(
     autoencoder.eval()
 
     # 3. Scale of the latents
-    if config.compares_functions:
-        autoencoder.connect(model)
     autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors), config.latent_whitening)
 
     # 4. Gate

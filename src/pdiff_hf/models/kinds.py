@@ -68,9 +68,10 @@ TRAINING = {
 FUNCTIONAL = {
     "steps": 3000,
     "train_batch_size": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "weight_decay": 1e-3,
     "lr_warmup_steps": 50,
+    "max_grad_norm": 10.0,
     "latent_whitening": LATENT_WHITENING,
 }
 # Of the denoiser that contains the Gaussian; docs/denoiser.md says what else was tried.
@@ -180,7 +181,9 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     max_decoder_mb: int = Field(256, ge=1, description="memory of the decoder's weights; training takes four times")
     num_probes: int = Field(300, ge=2, description="inputs on which networks are compared to encode them")
     probe_mixing: float = Field(0.5, ge=0, le=0.5, description="largest share of a second example in an input")
-    probe_noise: float = Field(0.3, ge=0, description="on inputs, in units of their spread; of texts, share of tokens")
+    probe_noise: float = Field(
+        0.15, ge=0, description="on inputs, in units of their spread; of texts, share of tokens"
+    )
     inputs_per_step: int = Field(64, ge=2, description="inputs on which functions are compared in a step")
     pool_size: int = Field(
         4096, ge=1, description="inputs that these are drawn from, by how much networks differ there"

@@ -23,6 +23,8 @@ from .batches import GlobalBatch
 
 # Of the loss of functions, the share of the cross-entropy to the target's probabilities.
 CROSS_ENTROPY = 0.3
+# Inputs that each of those of a step is chosen among, at most.
+CANDIDATES = 4
 # Inputs on which all networks agree are drawn by this share of the mean.
 LEAST_TELLING = 0.01
 # Combinations are as near to a network as networks are to each other, up to this factor: else they are none.
@@ -202,7 +204,8 @@ class FunctionPool:
 
     def draw(self, num: int, generator: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Activations of `num` inputs, and the functions `(K, num, classes)` on them."""
-        index = self._telling.multinomial(num, generator=generator).to(self._functions.device)
+        candidates = torch.randperm(len(self._telling), generator=generator)[: CANDIDATES * num]
+        index = candidates[self._telling[candidates].multinomial(num, generator=generator)].to(self._functions.device)
         return tuple(part[index] for part in self._inputs), self._functions[:, index]
 
     def draw_labelled(self, num: int, generator: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:

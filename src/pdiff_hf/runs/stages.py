@@ -16,7 +16,7 @@ from ..files import errors_of, partial_folder, read_json
 from ..forward import forward_logits
 from ..identity import check_same_network, read_identity
 from ..layout import ParameterLayout
-from ..machine import one_writer, process_state
+from ..machine import default_device, one_writer, process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline, make_scheduler
@@ -26,6 +26,7 @@ from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.evaluators import make_gate_evaluator, open_task
+from ..tasks.runs_config import RunsConfig
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.denoiser import split_validation
@@ -127,7 +128,7 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
 
 def planned_rows(recipe: Recipe) -> RowOrder:
     """The rows that a recipe will collect."""
-    return RowOrder.of_runs(*[recipe.collect.num_checkpoints] * recipe.collect.runs)
+    return RowOrder.of_runs(*[recipe.collect.rows_per_run] * recipe.collect.runs)
 
 
 def check_training(
@@ -183,9 +184,12 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
     What is done is kept until all is: the base model, and every complete run.
     """
     base_model = recipe.base_model.reference()
-    training, folder = recipe.base_training, partial_folder(output_dir)
-    model, _ = train_base_model_once(task, base_model, model, training, folder)
-    return collect_checkpoints(task, base_model, model, training, recipe.collect, output_dir, recipe.seed)
+    training, build = recipe.base_training, recipe.base_model.build
+    if isinstance(recipe.collect, RunsConfig):
+        model.to(default_device())
+    else:
+        model, _ = train_base_model_once(task, base_model, model, training, partial_folder(output_dir))
+    return collect_checkpoints(task, base_model, model, training, recipe.collect, output_dir, recipe.seed, build=build)
 
 
 def autoencoder_stage(

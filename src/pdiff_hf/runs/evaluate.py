@@ -31,8 +31,8 @@ from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
-from ..tasks.runs_config import fine_tuning_config
 from ..tasks.evaluators import make_evaluator, require_task
+from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.gate import reconstruct

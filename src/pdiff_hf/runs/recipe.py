@@ -49,6 +49,11 @@ class BaseModelConfig(PydanticModel):
             )
         return self
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the network is known to begin without trained weights; what a factory does is not known."""
+        return self.library != "import" and self.pretrained is None and not self.kwargs.get("pretrained")
+
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
         return BaseModel(self.library, self.name, dict(self.kwargs), trusted_imports=tuple(self.trusted_imports))

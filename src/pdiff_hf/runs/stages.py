@@ -25,7 +25,9 @@ from ..results.metrics import METRICS_FILE, Metrics, read_denoiser
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
+from ..tasks.collect_runs import is_whole_network
 from ..tasks.evaluators import make_gate_evaluator, open_task
+from ..tasks.populations import describe_populations
 from ..tasks.runs_config import RunsConfig
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
@@ -100,11 +102,25 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
 
     Raises:
         ValueError: it does not take the images or has another number of classes, the selection or the folder for the
-            checkpoints is invalid, or the training stages do not fit what will be collected.
+            checkpoints is invalid, independent runs are not to be trained, or the training stages do not fit what will
+            be collected.
     """
     set_seed(recipe.base_training.seed)
     model = recipe.base_model.build()
     layout = check_collection(model, recipe.collect, output_dir)
+    if isinstance(recipe.collect, RunsConfig):
+        describe_populations(recipe.collect, task.num_classes)
+        if recipe.base_training.epochs == 0:
+            raise ValueError(
+                "expected base_training.epochs of 1 or more with collect.kind=runs, found 0; that is how long every "
+                "run is trained"
+            )
+        if not is_whole_network(model, layout) and recipe.base_model.is_untrained:
+            raise ValueError(
+                "expected pretrained weights or collect.select=all with collect.kind=runs, found that the rest of an "
+                f"untrained {recipe.base_model.name} would stay as it is; set base_model.kwargs.pretrained=true "
+                "(timm) or base_model.pretrained (transformers)"
+            )
     inputs = task.arrays("val")[0][:2]
     try:
         with torch.no_grad():

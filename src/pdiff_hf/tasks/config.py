@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ..hub.snapshot import local_folder
 from ..wording import argument
@@ -44,7 +44,7 @@ class CollectConfig(CollectionConfig):
     """
 
     kind: Literal["trajectory"] = "trajectory"
-    num_checkpoints: int = Field(300, ge=2, description="of each run")
+    num_checkpoints: int = Field(300, ge=1, description="of each run; 2 or more")
     every: int = Field(1, ge=1, description="steps between checkpoints; counted within each cycle")
     burn_in: int = Field(0, ge=0, description="steps of each run before those, while the optimizer settles")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd has a momentum of 0.9")
@@ -60,6 +60,15 @@ class CollectConfig(CollectionConfig):
     train_batch_size: int = Field(128, ge=1)
     runs: int = Field(1, ge=1, description="each continues from the base model with another order of the images")
     independent: bool = Field(False, description="every further run starts from a base model of its own")
+
+    @field_validator("num_checkpoints")
+    @classmethod
+    def _check_rows(cls, num_checkpoints: int) -> int:
+        if num_checkpoints == 1:
+            raise ValueError(
+                "expected num_checkpoints of 2 or more, found 1; set collect.kind=runs for one network of every run"
+            )
+        return num_checkpoints
 
     @model_validator(mode="after")
     def _check_cycles(self) -> CollectConfig:

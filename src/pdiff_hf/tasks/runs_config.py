@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -78,7 +79,7 @@ class RunsConfig(CollectionConfig):
     @field_validator("at")
     @classmethod
     def _check_at(cls, at: list[float]) -> list[float]:
-        if any(late <= early for early, late in zip(at, at[1:], strict=False)):
+        if any(late <= early for early, late in itertools.pairwise(at)):
             raise ValueError(f"expected rising shares of the training, found {at}; correct collect.at")
         return at
 

@@ -33,10 +33,10 @@ class ProbeSource:
     """Draws inputs near training examples, and between them.
 
     An image is one of the train split and another one, mixed with a share of `mixing * u^8`, u uniform in [0, 1], plus
-    Gaussian noise (source of the mixture: Zhang et al. 2018, "mixup"): most are nearly training examples, which is what
-    the functions have to be right on, and some lie far between, where networks differ. In a text, tokens of such a
-    share are another text's at the same places, and each is any other's with probability `noise`; what only one of them
-    has, such as padding, stays. Labels play no part.
+    Gaussian noise (source of the mixture: Zhang et al. 2018, "mixup"): most are nearly training examples, on which the
+    functions have to be right, and some lie far between, where networks differ. In a text, tokens of such a share are
+    another text's at the same places, and each is any other's with probability `noise`; what only one of them has,
+    such as padding, stays. Labels play no part.
 
     Args:
         task ([`Task`]): Whose train split; augmented images are augmented.

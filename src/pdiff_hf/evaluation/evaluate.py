@@ -12,10 +12,11 @@ from ..results.metrics import SCHEMA, Metrics
 from ..results.records import Difference, SelectedDifference
 from .autocorrelation import RunMemory, independent_distance
 from .ensembles import evaluate_ensembles
-from .evaluator import EvaluatorOutput, ParameterEvaluator
+from .evaluator import ParameterEvaluator
 from .groups import count_independent, find_group, is_shown
 from .intervals import accuracy_difference, mean_interval, paired_comparison
 from .matching import nearest_matched_distance
+from .outputs import EvaluatorOutput
 from .permutations import PermutationSpec
 from .similarity import nearest_cosine, nearest_distance, spread, wrong_iou
 from .summary import GroupEvaluation, summarize_group
@@ -79,8 +80,7 @@ def evaluate_groups(
     networks = groups if networks is None else networks
     on_val = {name: val.predict(vectors) for name, vectors in networks.items()}
     on_test = {name: test.predict(vectors) for name, vectors in networks.items()}
-    labels = test.labels.cpu()
-    right = {name: output.predictions == labels for name, output in on_test.items()}
+    right = {name: output.right for name, output in on_test.items()}
     originals = groups["original"]
     memory = RunMemory.independent(len(originals)) if memory is None else memory
     if len(memory) != len(originals):
@@ -91,7 +91,7 @@ def evaluate_groups(
     known = {"original": memory.count_independent(), **(n_effective or {})}
     counts = count_independent({name: len(vectors) for name, vectors in groups.items()}, spreads, known)
     evaluations = {
-        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations, counts)
+        name: _evaluate_group(name, vectors, originals, on_val, on_test, memory, permutations, counts)
         for name, vectors in groups.items()
     }
     summaries = {
@@ -101,7 +101,7 @@ def evaluate_groups(
             evaluations["original"],
             right[name],
             on_test[name].losses,
-            iou=wrong_iou(on_test[name].predictions, on_test[name].predictions, labels),
+            iou=wrong_iou(~right[name], ~right[name]),
             spread=spreads[name],
             seconds=(seconds or {}).get(name),
         )
@@ -114,7 +114,7 @@ def evaluate_groups(
     metrics = Metrics(
         version=SCHEMA,
         num_parameters=originals.shape[1],
-        num_test=len(labels),
+        num_test=len(test.labels),
         groups=summaries,
         comparisons={},
         selected_comparisons={},
@@ -138,9 +138,9 @@ def evaluate_groups(
 
     # 3. For the matrix of similarities
     shown = {name: _spread_rows(len(groups[name])) for name in groups if is_shown(name, "matrix")}
-    predictions = torch.cat([on_test[name].predictions[rows] for name, rows in shown.items()])
+    wrong = ~torch.cat([right[name][rows] for name, rows in shown.items()])
     iou_sizes = {name: len(rows) for name, rows in shown.items()}
-    return EvaluationResult(evaluations, metrics, wrong_iou(predictions, predictions, labels), iou_sizes)
+    return EvaluationResult(evaluations, metrics, wrong_iou(wrong, wrong), iou_sizes)
 
 
 def _evaluate_group(
@@ -149,14 +149,13 @@ def _evaluate_group(
     originals: torch.Tensor,
     on_val: Mapping[str, EvaluatorOutput],
     on_test: Mapping[str, EvaluatorOutput],
-    right: Mapping[str, torch.Tensor],
-    labels: torch.Tensor,
     memory: RunMemory,
     permutations: PermutationSpec | None,
     counts: Mapping[str, float],
 ) -> GroupEvaluation:
     is_original = name == "original"
-    iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
+    right, right_original = on_test[name].right, on_test["original"].right
+    iou = wrong_iou(~right, ~right_original)
     if is_original:
         iou.fill_diagonal_(-1)
     matched = None
@@ -174,9 +173,9 @@ def _evaluate_group(
         l2_matched=matched,
         selected=_select(on_val[name]),
         n_effective=counts[name],
-        accuracy_ci95=mean_interval(right[name], counts[name]),
+        accuracy_ci95=mean_interval(right, counts[name]),
         difference_to_original=Difference(
-            **accuracy_difference(right[name], right["original"], counts[name], counts["original"])
+            **accuracy_difference(right, right_original, counts[name], counts["original"])
         ),
     )
 

@@ -126,7 +126,7 @@ def _most_disputed_first(evaluator: ParameterEvaluator, vectors: torch.Tensor) -
     """Positions `(N,)` of the examples, sorted by how much networks differ in being right, then in their losses."""
     output = evaluator.predict(vectors)
     losses = output.losses.double().nan_to_num(0.0, posinf=0.0)
-    return _ranking(output.right.double().var(0), -losses.std(0))
+    return _ranking(output.scores.double().var(0), -losses.std(0))
 
 
 def _predict(

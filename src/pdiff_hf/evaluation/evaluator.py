@@ -47,7 +47,8 @@ class ParameterEvaluator:
             `device` as a whole.
         labels (`torch.Tensor` of shape `(N,)`, `int64`): Their classes.
         populations (`Mapping[str, torch.Tensor]`, *optional*): Where networks were trained on different labels, the
-            labels `(N,)` of every such population by its name: a network is then judged by those that it fits best.
+            labels `(N,)` of every such population by its name, -1 where an example has none: a network is then judged
+            by those that it fits best.
         batch_size (`int`, *optional*, defaults to 500): Images per forward pass.
         device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
         max_cache_bytes (`int`, *optional*, defaults to 2 GiB): Memory for kept activations; those of further batches
@@ -114,7 +115,7 @@ class ParameterEvaluator:
                 "evaluate it on another device, or record it in float32 (model.float())."
             ) from error
         lowest, highest = int(self.targets.min()), int(self.targets.max())
-        if lowest < 0 or highest >= self.num_classes:
+        if lowest < (-1 if populations else 0) or highest >= self.num_classes:
             raise ValueError(
                 f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
             )
@@ -183,6 +184,9 @@ class ParameterEvaluator:
         targets = self.targets[:, :num_images]
         if self._accelerator is not None:
             vectors = vectors.tensor_split(self._accelerator.num_processes)[self._accelerator.process_index]
+        # Of examples that a population does not have, nothing counts, so that means over all are means over its own.
+        weights = (targets >= 0).float()
+        weights /= weights.mean(1, keepdim=True).clamp(min=1 / targets.shape[1])
         outputs = []
         # Per network: predictions and losses, logits that are kept, and a batch of logits and of two temporaries.
         num_bytes = (8 + 4 * len(targets)) * targets.shape[1] + 4 * (len(keep) + 3 * self._sizes[0]) * self.num_classes
@@ -191,27 +195,29 @@ class ParameterEvaluator:
             predictions, losses, kept = [], [], []
             for images, logits in self._chunk_logits(chunk, num_images):
                 labels = targets[:, None, images].expand(-1, len(chunk), -1)
+                counted = weights[:, None, images]
                 log_probabilities = logits.log_softmax(-1)
-                losses.append(-log_probabilities.expand(len(labels), -1, -1, -1).gather(-1, labels[..., None])[..., 0])
+                gathered = log_probabilities.expand(len(labels), -1, -1, -1).gather(-1, labels.clamp(min=0)[..., None])
+                losses.append(torch.where(counted > 0, -gathered[..., 0] * counted, 0.0))
                 confidences, predicted = log_probabilities.max(-1)
                 confidences = confidences.exp()
                 predicted = predicted.masked_fill(confidences.isnan(), -1)
                 bins = confidence_bins(confidences).expand(len(labels), -1, -1)
-                gaps.scatter_add_(2, bins, (predicted == labels).float() - confidences)
+                missing = torch.where(counted > 0, ((predicted == labels).float() - confidences) * counted, 0.0)
+                gaps.scatter_add_(2, bins, missing)
                 predictions.append(predicted)
                 kept.append(logits[:, keep[(keep >= images.start) & (keep < images.stop)] - images.start])
             predictions, losses = torch.cat(predictions, 1), torch.cat(losses, 2)
             # The population of a network is the one that it fits best.
-            right = predictions == targets[:, None]
-            best = right.float().mean(2).argmax(0)
+            right = (predictions == targets[:, None]) & (targets >= 0)[:, None]
+            best = (right * weights[:, None]).mean(2).argmax(0)
             own = (best, torch.arange(len(chunk), device=self.device))
-            right, losses, gaps = right[own], losses[own], gaps[own]
-            output = (right, losses, gaps.abs().sum(1) / targets.shape[1], predictions, best, torch.cat(kept, 1))
+            ece = gaps[own].abs().sum(1) / targets.shape[1]
+            output = (right[own], losses[own], ece, predictions, best, torch.cat(kept, 1))
             outputs.append(tuple(tensor.cpu() for tensor in output))
         if self._accelerator is not None:
             outputs = gather_object(outputs)
-        right, losses, ece, predictions, best, kept = map(torch.cat, zip(*outputs, strict=True))
-        return EvaluatorOutput(right.float().mean(1), losses.mean(1), ece, predictions, losses, right, best, kept)
+        return EvaluatorOutput(*map(torch.cat, zip(*outputs, strict=True)), weights=weights.cpu())
 
     def accuracy(self, vectors: torch.Tensor) -> torch.Tensor:
         """Fractions of right predictions `(B,)` of networks `(B, D)`."""

@@ -161,13 +161,13 @@ def _denoiser(metrics: Metrics) -> Section:
 def distribution_line(metrics: Metrics) -> str | None:
     """How well a classifier tells draws from held-out originals, in a sentence."""
     known = {
-        name: metrics.distribution[name] for name in ("generated", "pca_gaussian") if name in metrics.distribution
+        name: metrics.distribution[name] for name in ("generated", "gaussian_latents") if name in metrics.distribution
     }
     if "generated" not in known:
         return None
     shares = [percent(values.two_sample_accuracy, digits=0) for values in known.values()]
     line = f"A classifier tells a generated from a held-out network in {shares[0]} of the cases (50 %: not at all"
-    return line + (f"; PCA-Gaussian: {shares[1]})." if len(shares) > 1 else ").")
+    return line + (f"; Gaussian of the latents: {shares[1]})." if len(shares) > 1 else ").")
 
 
 def _comparisons(metrics: Metrics) -> Section:

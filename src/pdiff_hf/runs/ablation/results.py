@@ -22,8 +22,8 @@ from ...results.metrics import METRICS_FILE, Metrics
 from ...results.records import GroupMetrics
 from ...results.tables import Column, Value, at, fold_header, group_column, in_format, in_percent, make_table
 from ...results.text import ReportTable, Section
-from ..evaluate import GENERATOR_STAGES
 from ..folder import GATE_FILE, Run
+from ..groups import GENERATOR_STAGES
 from .axes import AXES
 from .execute import problem_of
 from .plan import Job, Plan, make_jobs

@@ -90,7 +90,7 @@ class ParameterEvaluator:
             raise ValueError(f"expected labels {tuple(labels.shape)} of every population, found {found}")
         layout.check(model)
         self.layout, self._identity = layout, identity
-        self.populations = tuple(populations or ())
+        self.populations = tuple(populations) if populations and len(populations) > 1 else ()
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
         targets = torch.stack(list(populations.values())) if populations else labels[None]

@@ -140,7 +140,7 @@ GROUPS: dict[str, Group] = {
     "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "the Gaussian of all weights", "orange", "p"),
     "gaussian_latents": Group(
         lambda given: given.draw_latents and given.draw_latents(given.num, given.generator),
-        "baseline", "the Gaussian of the latents, which the denoiser contains", "orange", "$L$",
+        "baseline", "the Gaussian of the denoiser's latents", "orange", "$L$",
     ),
     "noise_latents": Group(
         lambda given: given.noise_latents and given.noise_latents(given.num, given.generator),

@@ -282,7 +282,7 @@ def _finite(value: torch.Tensor) -> float | None:
 
 
 def _divided(interval: list[float] | None, by: float) -> list[float] | None:
-    return None if interval is None else [end / by for end in interval]
+    return None if interval is None or by == 0 else [end / by for end in interval]
 
 
 def _interval(resamples: torch.Tensor) -> list[float] | None:

@@ -40,8 +40,10 @@ def main() -> None:
 
     from pdiff_hf.data.dataset import ParameterDataset
     from pdiff_hf.models.auto import AUTOENCODER
+    from pdiff_hf.results.text import reconstruction
     from pdiff_hf.runs.validation import config_values, option_names, parse_section
     from pdiff_hf.tasks.evaluators import make_gate_evaluator
+    from pdiff_hf.tasks.probes import make_probes
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.loop import make_accelerator
 
@@ -57,11 +59,12 @@ def main() -> None:
                 make_gate_evaluator(dataset),
                 arguments.resume_from_checkpoint,
                 accelerator,
+                make_probes(dataset, config),
             )
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    accelerator.print(f"{report['explained_variance']:.2%} of held-out variance explained → {arguments.output_dir}")
+    accelerator.print(f"{reconstruction(report)} → {arguments.output_dir}")
 
 
 if __name__ == "__main__":

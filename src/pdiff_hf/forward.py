@@ -23,6 +23,14 @@ def _batch_norm(x, weight, bias, mean, var, momentum, eps):
     return torch.ops.aten.native_batch_norm.default(x, weight, bias, mean, var, False, momentum, eps)
 
 
+def _differentiable_batch_norm(x, weight, bias, mean, var, momentum, eps):
+    """The same by products and sums, through which gradients reach the running statistics."""
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    factor = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
+    shift = -mean * factor if bias is None else bias - mean * factor
+    return x * factor.view(shape) + shift.view(shape), mean, var
+
+
 def _adaptive_avg_pool2d(x, output_size):
     if list(output_size) == [1, 1]:
         return x.mean((-2, -1), keepdim=True)
@@ -44,6 +52,11 @@ DECOMPOSITIONS = {
     torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+}
+# For gradients.
+DIFFERENTIABLE = {
+    **DECOMPOSITIONS,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _differentiable_batch_norm,
 }
 
 
@@ -92,18 +105,21 @@ class SplitForward:
         full ([`FullForward`]): The base model.
         images (`torch.Tensor`): A batch of inputs; only batches of this shape can be computed later.
         names (`Collection[str]`): Names of the generated tensors. Tied weights have one name; all aliases follow it.
+        differentiable (`bool`, *optional*, defaults to `False`): Whether gradients reach all of them, also running
+            statistics; results then differ by rounding.
 
     Raises:
         UnusedTensorsError: the logits do not depend on any generated tensor.
         RuntimeError: the model writes to its own state in eval mode.
     """
 
-    def __init__(self, full: FullForward, images: torch.Tensor, names: Collection[str]):
+    def __init__(self, full: FullForward, images: torch.Tensor, names: Collection[str], differentiable: bool = False):
+        table = DIFFERENTIABLE if differentiable else DECOMPOSITIONS
         with torch.no_grad(), warnings.catch_warnings():
             # Hooks that compute a weight before every forward pass assign it to their layer.
             warnings.filterwarnings("ignore", "The tensor attribute .* was assigned during export")
             # In-place operations, which would write into kept activations, go; nothing else is decomposed.
-            program = torch.export.export(full, (images,)).run_decompositions(DECOMPOSITIONS)
+            program = torch.export.export(full, (images,)).run_decompositions(table)
         if [spec.kind for spec in program.graph_signature.output_specs] != [OutputKind.USER_OUTPUT]:
             raise RuntimeError("the model writes to its own buffers in eval mode or returns more than logits")
 
@@ -136,6 +152,7 @@ class SplitForward:
         tail_calls = [node for node in calls if parts[node] == TAIL]
         self.num_nodes = len(calls)
         self.num_dependent_nodes = len(tail_calls)
+        self.has_convolutions = any(node.target == torch.ops.aten.convolution.default for node in tail_calls)
         # Assertions, as of a tensor's type, have no value.
         outputs = [value for node in tail_calls if isinstance(value := node.meta.get("val"), torch.Tensor)]
         self.max_activation_bytes = max(output.numel() * output.element_size() for output in outputs)
@@ -200,7 +217,7 @@ def _resolve(node: Node, known: Mapping[Node, torch.Tensor]) -> torch.Tensor:
 
 
 def split_if_exportable(
-    full: FullForward, images: torch.Tensor, names: Collection[str], unit: str
+    full: FullForward, images: torch.Tensor, names: Collection[str], unit: str, differentiable: bool = False
 ) -> SplitForward | FullForward:
     """Split a forward pass, or return it as it is, with a warning, when its model cannot be exported.
 
@@ -210,7 +227,7 @@ def split_if_exportable(
         UnusedTensorsError: the logits do not depend on the generated tensors.
     """
     try:
-        return SplitForward(full, images, names)
+        return SplitForward(full, images, names, differentiable)
     except UnusedTensorsError:
         raise
     except Exception as error:  # torch.export passes on whatever the model's own code raises

@@ -55,7 +55,7 @@ def test_cpu_config_starts_two_processes_that_train(tmp_path):
     command += "--latent_channels 4 --latent_length 2 --min_explained_variance=-100 --lr_warmup_steps 0".split()
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("held-out variance explained") == 1
+    assert result.stdout.count("of the variance of held-out checkpoints") == 1
     states = {path.name for path in (tmp_path / "ae" / "checkpoint-4").glob("random_states_*")}
     assert states == {"random_states_0.pkl", "random_states_1.pkl"}
     # Rows dealt in 4 steps of 64 on each of 2 processes.

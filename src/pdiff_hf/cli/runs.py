@@ -134,13 +134,14 @@ def train(
         open_run(loaded, out, written=TRAINED)
     quiet()
     from ..data.dataset import ParameterDataset
+    from ..results.text import reconstruction
     from ..runs.stages import train_stages
 
     opened = ParameterDataset(dataset, trusted_imports=trusted or ())
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
     report = train_stages(loaded, opened, out, line)
-    line(f"The autoencoder explains {report['explained_variance']:.2%} of the variance of held-out checkpoints.")
+    line(reconstruction(report))
     print_json(report, as_json)
 
 

@@ -10,6 +10,7 @@ from ..files import read_json
 from ..sections import OneOf, by_kind
 from .config import AutoencoderConfig, DiffusionConfig
 from .kinds import (
+    AutoencoderFunctionalConfig,
     AutoencoderIdentityConfig,
     AutoencoderPCAConfig,
     AutoencoderPDiffConfig,
@@ -20,12 +21,14 @@ from .kinds import (
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
+    from ..base_model import BaseModel
     from .autoencoder_base import ParameterAutoencoderMixin
 
 AUTOENCODERS: dict[str, type[AutoencoderConfig]] = by_kind(
     AutoencoderPDiffConfig,
     AutoencoderPCAConfig,
     AutoencoderIdentityConfig,
+    AutoencoderFunctionalConfig,
 )
 DENOISERS: dict[str, type[DiffusionConfig]] = by_kind(UNet1DConditionConfig, UNet1DConfig)
 
@@ -45,12 +48,22 @@ def own_classes() -> dict[str, type[ModelMixin]]:
 
 
 def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:
-    """Load whichever autoencoder a local folder holds, in eval mode.
+    """Load whichever autoencoder a local folder holds, in eval mode; see [`connect_network`] for those that encode.
 
     Raises:
         ValueError: the folder holds no autoencoder of the table, or its weights are damaged.
     """
     return _load(folder, AUTOENCODERS)
+
+
+def connect_network(autoencoder: ParameterAutoencoderMixin, base_model: BaseModel | None) -> None:
+    """Give an autoencoder that needs it to encode the network of a base model, where there is one.
+
+    Raises:
+        ValueError: the network cannot be built, or is another one than the autoencoder's.
+    """
+    if autoencoder.needs_network and base_model is not None:
+        autoencoder.connect(base_model.build())
 
 
 def load_denoiser(folder: str | Path) -> ModelMixin:

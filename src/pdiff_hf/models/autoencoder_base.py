@@ -57,6 +57,8 @@ class ParameterAutoencoderMixin:
 
     # De-normalising in half precision would round the parameters to 3 digits.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["normalizer"]
+    # Whether it encodes what networks compute, and has to be given the base network by a method `connect`.
+    needs_network: ClassVar[bool] = False
 
     def _init_common(self) -> None:
         config = self.config

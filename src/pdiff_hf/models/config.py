@@ -99,6 +99,8 @@ class AutoencoderConfig(StageConfig):
 
     # Whether the latents have as many values as the vectors.
     latents_grow: ClassVar[bool] = False
+    # Whether networks are encoded by what they compute: training then takes inputs, and the base network.
+    compares_functions: ClassVar[bool] = False
 
     normalization: Literal["per_tensor", "per_parameter"] | None = Field(None, description="null: the model's own")
     latent_channels: int = Field(32, ge=1)

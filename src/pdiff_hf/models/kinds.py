@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .config import PAPER_LATENTS, AutoencoderConfig, DiffusionConfig, OptimizationConfig
 
 if TYPE_CHECKING:
     from diffusers import UNet1DModel
 
+    from .autoencoder_functional import AutoencoderFunctional
     from .autoencoder_identity import AutoencoderIdentity
     from .autoencoder_pca import AutoencoderPCA
     from .autoencoder_pdiff import AutoencoderPDiff
@@ -62,6 +63,15 @@ TRAINING = {
         "lr_warmup_steps": 10,
         "latent_whitening": LATENT_WHITENING,
     },
+}
+# Of the decoder of functions; docs/functional.md says what else was tried.
+FUNCTIONAL = {
+    "steps": 3000,
+    "train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-3,
+    "lr_warmup_steps": 50,
+    "latent_whitening": LATENT_WHITENING,
 }
 # Of the denoiser that contains the Gaussian; docs/denoiser.md says what else was tried.
 LEARNING = {
@@ -153,6 +163,60 @@ class AutoencoderIdentityConfig(AutoencoderConfig):
     def build(self, layout: dict) -> AutoencoderIdentity:
         """Build it for `layout` (`ParameterLayout.to_dict()`)."""
         return self.model_class()(layout=layout, **self.options("normalization", "latent_channels"))
+
+
+class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
+    """The recipe's `autoencoder` section of `kind: functional`: networks as what they compute."""
+
+    builds: ClassVar = "pdiff_hf.models.autoencoder_functional:AutoencoderFunctional"
+    compares_functions: ClassVar = True
+    PRESETS: ClassVar = {"fast": FUNCTIONAL, "paper": FUNCTIONAL}
+
+    kind: Literal["functional"] = "functional"
+    latent_channels: int = Field(64, ge=1)
+    latent_length: int = Field(1, ge=1)
+    hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="widths of the decoder's layers")
+    rank: int = Field(48, ge=1, description="of the offsets of matrices, at most")
+    max_decoder_mb: int = Field(256, ge=1, description="memory of the decoder's weights; training takes four times")
+    num_probes: int = Field(300, ge=2, description="inputs on which networks are compared to encode them")
+    probe_mixing: float = Field(0.5, ge=0, le=0.5, description="largest share of a second example in an input")
+    probe_noise: float = Field(0.3, ge=0, description="on inputs, in units of their spread; of texts, share of tokens")
+    inputs_per_step: int = Field(64, ge=2, description="inputs on which functions are compared in a step")
+    pool_size: int = Field(
+        4096, ge=1, description="inputs that these are drawn from, by how much networks differ there"
+    )
+    pool_steps: int = Field(1000, ge=1, description="after which there are new ones")
+    max_pool_mb: int = Field(512, ge=1, description="memory of the outputs of all networks on them")
+    targets: Literal["auto", "seen", "combinations"] = Field(
+        "auto", description="functions to be written: those of networks, or combinations that no network has"
+    )
+    latent_noise: float = Field(0.1, ge=0, description="on latents of networks, not of combinations")
+    function_loss: float = Field(1.0, ge=0, description="weight of the distance to the outputs of the target")
+    task_loss: float = Field(0.0, ge=0, description="weight of the cross-entropy of the labels: one function for all")
+    weight_loss: float = Field(0.0, ge=0, description="weight of the distance to the normalised parameters")
+    min_explained_variance: float = Field(0.1, le=1, description="of the functions, beside that of their mean")
+    max_accuracy_drop: float = Field(0.01, ge=0, description="fraction, on the validation examples")
+
+    @model_validator(mode="after")
+    def _check_losses(self) -> AutoencoderFunctionalConfig:
+        if not self.function_loss + self.task_loss + self.weight_loss:
+            raise ValueError("expected a loss with a weight above 0, found none; set autoencoder.function_loss=1")
+        return self
+
+    @classmethod
+    def variants(cls) -> dict:
+        """None: what it costs depends on the base network and its inputs."""
+        return {}
+
+    @property
+    def has_components(self) -> bool:
+        """Latents are the scores along those of the functions."""
+        return True
+
+    def build(self, layout: dict) -> AutoencoderFunctional:
+        """Build it, not yet fitted, for `layout` (`ParameterLayout.to_dict()`)."""
+        keys = ("normalization", "latent_channels", "latent_length", "hidden", "rank", "max_decoder_mb")
+        return self.model_class()(layout=layout, **self.options(*keys))
 
 
 class UNet1DConditionConfig(DiffusionConfig):

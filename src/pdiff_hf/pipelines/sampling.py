@@ -13,6 +13,7 @@ from ..data.dataset import ParameterDataset
 from ..files import check_artefact, errors_of, read_object
 from ..identity import OTHER_DATASET, check_same_network
 from ..machine import process_state
+from ..models.auto import connect_network
 from ..wording import argument
 from .pipeline_pdiff import PDiffPipeline
 
@@ -51,6 +52,7 @@ def draw_gaussian_latents(
     """Scaled latents `(num_samples, C, L)` of a normal distribution fitted to those of a dataset, value by value."""
     check_same_network(dataset.identity, pipeline.identity, OTHER_DATASET)
     autoencoder = pipeline.autoencoder
+    connect_network(autoencoder, dataset.base_model)
     latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
     noise = torch.randn(num_samples, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(seed))
     return torch.addcmul(latents.mean(0), noise.to(latents), truncation * latents.std(0))

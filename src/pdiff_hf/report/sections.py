@@ -15,7 +15,7 @@ from ..results.tables import (
     group_table,
     make_table,
 )
-from ..results.text import MISSING, ReportTable, Section, number, percent
+from ..results.text import MISSING, ReportTable, Section, number, percent, reconstruction
 
 PROTOCOL = (
     "Three disjoint sets of examples: networks are trained on the first, anything chosen (the best network of a "
@@ -268,7 +268,4 @@ def _seeds(metrics: Metrics) -> Section:
 def _training(gate: Mapping | None) -> Section:
     if not gate:
         return Section("Training", plots=["loss_curves"])
-    text = f"The autoencoder explains {percent(gate['explained_variance'])} of the variance of held-out checkpoints"
-    if "accuracy_drop" in gate:
-        text += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
-    return Section("Training", [f"{text}."], ["loss_curves"])
+    return Section("Training", [reconstruction(gate)], ["loss_curves"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 MISSING = "–"
 
@@ -59,6 +60,24 @@ def points(value: float | None, interval: Sequence[float] | None = None) -> str:
         return MISSING
     text = signed(100 * value, ".2f")
     return text if interval is None else f"{text} ({points(interval[0])} to {points(interval[1])})"
+
+
+def reconstruction(gate: Mapping[str, Any]) -> str:
+    """What the gate has found of an autoencoder, the content of `reconstruction.json`, as sentences."""
+    explained = percent(gate["explained_variance"])
+    if gate.get("compares") != "functions":
+        text = f"The autoencoder explains {explained} of the variance of held-out checkpoints"
+    else:
+        own, other = (percent(gate[key]) for key in ("agreement_own", "agreement_other"))
+        text = (
+            f"The autoencoder explains {explained} of what held-out networks compute differently; written by it, they "
+            f"agree with their own original on {own} of the validation examples and with others on {other}"
+        )
+        if gate["disagreement_ratio"] is not None:
+            text += f", and with each other they disagree {gate['disagreement_ratio']:.2f} times as often as originals"
+    if "accuracy_drop" in gate:
+        text += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
+    return f"{text}."
 
 
 def number(value: float | None, fmt: str, interval: Sequence[float] | None = None) -> str:

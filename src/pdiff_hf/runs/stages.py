@@ -26,6 +26,7 @@ from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.evaluators import make_gate_evaluator, open_task
+from ..tasks.probes import make_probes
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.denoiser import split_validation
@@ -192,8 +193,8 @@ def autoencoder_stage(
     dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: Task | None
 ) -> dict:
     """Train the autoencoder, from its last checkpoint if there is one, and pass the gate."""
-    evaluator = make_gate_evaluator(dataset, task)
-    return train_autoencoder(dataset, output_dir, config, evaluator, resume_from_checkpoint="latest")[1]
+    evaluator, probes = make_gate_evaluator(dataset, task), make_probes(dataset, config, task)
+    return train_autoencoder(dataset, output_dir, config, evaluator, resume_from_checkpoint="latest", probes=probes)[1]
 
 
 def diffusion_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from ..models.config import AutoencoderConfig
 from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import writing
+from .functional import FunctionObjective, Probes, check_functional_inputs
+from .functional_gate import check_functions, measure_functions
 from .gate import check_reconstruction, measure_reconstruction
 from .logs import write_log
 from .loop import make_accelerator, run_steps
@@ -32,6 +35,7 @@ def train_autoencoder(
     evaluator: ParameterEvaluator | None = None,
     resume_from_checkpoint: str | None = None,
     accelerator: Accelerator | None = None,
+    probes: Probes | None = None,
 ) -> tuple[ParameterAutoencoderMixin, dict]:
     """Train an autoencoder on a parameter dataset, measure the gate and save both.
 
@@ -42,6 +46,7 @@ def train_autoencoder(
         evaluator ([`ParameterEvaluator`], *optional*): On validation images, for the accuracy half of the gate.
         resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
         accelerator ([`accelerate.Accelerator`], *optional*): Made from the config when absent.
+        probes ([`Probes`], *optional*): Inputs of the networks; what compares functions needs them.
 
     Returns:
         `tuple`: the autoencoder in eval mode and the reconstruction report.
@@ -72,19 +77,27 @@ def train_autoencoder(
     # 1. Statistics of the data
     torch.manual_seed(config.seed)
     autoencoder = config.build(identity.to_config()).to(accelerator.device)
-    autoencoder.fit_statistics(train_vectors)
+    if config.compares_functions:
+        model = check_functional_inputs(dataset, evaluator, probes)
+        functions = autoencoder.fit(train_vectors, probes.draw(config.num_probes, config.seed), model)
+    else:
+        autoencoder.fit_statistics(train_vectors)
 
     # 2. Gradient steps; what has a closed form needs none
-    history, threads = [], None
+    history, threads, what = [], None, {}
     if config.optimization is not None:
         if isinstance(train_vectors, StoredVectors):
             return_large_blocks()
 
-        def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
+        def reconstruction_loss(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
             sample = train_vectors[batch.indices.to(train_vectors.device)].to(accelerator.device)
             noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
             return model(sample, *noise, loss_only=True)
 
+        loss_fn = reconstruction_loss
+        if config.compares_functions:
+            objective = FunctionObjective(autoencoder, functions, train_vectors, model, probes, config)
+            loss_fn, what = objective.loss, objective.describe()
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
         autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
@@ -94,14 +107,19 @@ def train_autoencoder(
     autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors), config.latent_whitening)
 
     # 4. Gate
-    report = measure_reconstruction(autoencoder, train_vectors, heldout_vectors, evaluator)
+    measure = measure_functions if config.compares_functions else measure_reconstruction
+    report = measure(autoencoder, train_vectors, heldout_vectors, evaluator)
     if accelerator.num_processes > 1:
         # One gate for all, should they round differently.
         report = broadcast_object_list([report])[0]
-    report |= {"passed": True, "threads": threads}
-    is_aligned = "alignment" in dataset.metadata
+    report |= {"passed": True, "threads": threads, **what}
+    check = (
+        check_functions
+        if config.compares_functions
+        else partial(check_reconstruction, is_aligned="alignment" in dataset.metadata)
+    )
     try:
-        check_reconstruction(report, config.model_copy(update={"allow_poor_reconstruction": False}), is_aligned)
+        check(report, config.model_copy(update={"allow_poor_reconstruction": False}))
     except ValueError as error:
         report.update(passed=False, problem=str(error))
     with writing(accelerator, f"the autoencoder in {output_dir}", output_dir):
@@ -112,5 +130,5 @@ def train_autoencoder(
                 autoencoder.save_pretrained(folder)
                 if history:
                     write_log(folder, history)
-    check_reconstruction(report, config, is_aligned)
+    check(report, config)
     return autoencoder, report

@@ -48,7 +48,7 @@ class GlobalBatch:
         self.global_size = batch_size * world_size * micro_steps
         first = (micro_step * world_size + rank) * batch_size
         self.own = slice(first, first + batch_size)
-        self.device = device
+        self.device, self.step = device, step
         self._seeds = [seed, step]
         self._draws = 0
         positions = np.arange(first, first + batch_size) + (step * self.global_size if start is None else start)
@@ -66,6 +66,11 @@ class GlobalBatch:
     def integers(self, high: int) -> torch.Tensor:
         """Integers in `[0, high)` of shape `(B,)`."""
         return self._draw(functools.partial(torch.randint, high), ())
+
+    def shared_generator(self) -> torch.Generator:
+        """Source of what is the same for all rows of a step, on the CPU: of every process and accumulation step."""
+        seed = np.random.SeedSequence([*self._seeds, 0, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        return torch.Generator().manual_seed(int(seed))
 
     def _draw(self, draw, shape: tuple[int, ...]) -> torch.Tensor:
         rows = max(1, BLOCK // math.prod(shape))

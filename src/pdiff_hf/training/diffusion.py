@@ -11,7 +11,7 @@ from ..data.vectors import split_rows
 from ..files import read_json, replacing, sha256_file, write_json
 from ..identity import check_same_network, read_identity
 from ..machine import one_writer
-from ..models.auto import load_autoencoder
+from ..models.auto import connect_network, load_autoencoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..results.metrics import DENOISER_FILE
@@ -51,8 +51,8 @@ def train_diffusion(
     Raises:
         ValueError: the autoencoder was trained for another network, or invalid rows in the dataset.
     """
-    autoencoder = load_autoencoder(autoencoder_dir)
     dataset = ParameterDataset.of(dataset)
+    autoencoder = load_autoencoder(autoencoder_dir)
     advice = "give the dataset the autoencoder was trained on, or train another one"
     check_same_network(dataset.identity, read_identity(autoencoder_dir), advice)
     output_dir = Path(output_dir)
@@ -61,6 +61,7 @@ def train_diffusion(
 
     # 1. Latents, encoded once
     autoencoder = autoencoder.to(accelerator.device)
+    connect_network(autoencoder, dataset.base_model)
     latents = autoencoder.scale_latents(autoencoder.encode_rows(dataset.vectors()))
 
     # 2. Denoiser, on the rows that the autoencoder was trained on

@@ -1,0 +1,157 @@
+"""The autoencoder of networks that compares what they compute, not their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from .autoencoder_base import ParameterAutoencoderMixin, ParameterEncoderOutput
+from .function_decoder import FunctionDecoder
+from .function_encoder import FunctionEncoder
+from .functions import NetworkFunctions
+from .normalizer import BLOCK_VALUES
+
+# Probe inputs that are computed at once when networks are encoded.
+PROBES_AT_ONCE = 100
+
+
+class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
+    r"""Autoencoder of networks as functions, with the interface of [`AutoencoderPDiff`].
+
+    `encode` computes every network on stored probe inputs and gives the scores of its outputs, less their mean over
+    the classes, along the principal components of those of the training networks: whatever the order of hidden units
+    is, it plays no part. `decode` writes parameters, as an offset from a reference network, that compute such a
+    function; another network than was encoded, and the same function as far as the decoder has learned it, which is
+    what it is trained for (`pdiff_hf.training.functional`).
+
+    To encode, one that was loaded has to be given the base network, see [`~AutoencoderFunctional.connect`]; to decode,
+    nothing.
+
+    Parameters:
+        num_parameters, layout, normalization, scaling_factor, shift_factor: See [`AutoencoderPDiff`].
+        latent_channels (`int`), latent_length (`int`): C and L; C·L components are kept.
+        hidden (`tuple[int, ...]`), rank (`int`), max_decoder_mb (`int`): Of the decoder, see [`FunctionDecoder`].
+        probe_shape (`list[int]`, *optional*), num_outputs (`int`, *optional*), token_ids (`bool`): Of the probe inputs
+            and of the outputs on them, known once it is fitted.
+    """
+
+    needs_network: ClassVar[bool] = True
+
+    @register_to_config
+    def __init__(
+        self,
+        num_parameters: int | None = None,
+        layout: dict | None = None,
+        normalization: str = "per_parameter",
+        latent_channels: int = 64,
+        latent_length: int = 1,
+        hidden: Sequence[int] = (512, 512),
+        rank: int = 48,
+        max_decoder_mb: int = 256,
+        probe_shape: list[int] | None = None,
+        num_outputs: int | None = None,
+        token_ids: bool = False,
+        scaling_factor: float | list[float] = 1.0,
+        shift_factor: float = 0.0,
+    ):
+        super().__init__()
+        self._init_common()
+        size = latent_channels * latent_length
+        tensors = [(self.vector_length,)] if layout is None else [tensor["shape"] for tensor in layout["tensors"]]
+        self.decoder = FunctionDecoder(tensors, size, hidden, rank, max_decoder_mb)
+        self.encoder = None
+        if probe_shape is not None:
+            self.encoder = FunctionEncoder(size, tuple(probe_shape), num_outputs, token_ids)
+        self._functions: NetworkFunctions | None = None
+
+    @property
+    def latent_deviations(self) -> torch.Tensor | None:
+        """By how much functions vary along every latent value `(C·L,)`."""
+        return None if self.encoder is None else self.encoder.deviations
+
+    def connect(self, model: nn.Module) -> None:
+        """Give it the base network that it computes when it encodes.
+
+        Raises:
+            ValueError: the network has other tensors than the layout, or does not take the probe inputs.
+        """
+        probes = self._fitted().probes
+        self._functions = NetworkFunctions(model, self.layout, probes[:PROBES_AT_ONCE], self.device)
+        if self._functions.num_outputs != self.config.num_outputs:
+            raise ValueError(
+                f"expected a base network with {self.config.num_outputs} outputs, as when it was fitted, found "
+                f" {self._functions.num_outputs}; give the network that it was trained with."
+            )
+
+    @torch.no_grad()
+    def fit(self, vectors: torch.Tensor, probes: torch.Tensor, model: nn.Module) -> torch.Tensor:
+        """Fit normaliser and encoder to raw training vectors `(K, D)`, and take a reference among them.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(K, D)`): A tensor or [`StoredVectors`].
+            probes (`torch.Tensor` of shape `(P, …)`): Inputs of the base network, on which networks are compared.
+            model (`nn.Module`): The base network.
+
+        Returns:
+            `torch.Tensor`: the functions `(K, P, classes)` of the training networks on the probes.
+
+        Raises:
+            ValueError: the base network does not take the probes, there are too few networks for the latents, or they
+                compute one function.
+        """
+        self.normalizer.fit(vectors)
+        functions = NetworkFunctions(model, self.layout, probes[:PROBES_AT_ONCE], self.device)
+        found = torch.cat([functions.of(vectors[rows], probes) for rows in self._blocks(len(vectors))])
+        is_tokens = not probes.is_floating_point()
+        self.register_to_config(probe_shape=list(probes.shape), num_outputs=functions.num_outputs, token_ids=is_tokens)
+        size = self.latent_shape[0] * self.latent_shape[1]
+        encoder = FunctionEncoder(size, tuple(probes.shape), functions.num_outputs, is_tokens).to(self.device)
+        encoder.probes.copy_(probes)
+        encoder.fit(found)
+        self.encoder, self._functions = encoder, functions
+        # The one nearest to their mean has least far to go.
+        nearest = int((found - found.mean(0)).flatten(1).norm(dim=1).argmin())
+        self.decoder.reference.copy_(self.normalizer.normalize(vectors[nearest : nearest + 1].to(self.device))[0])
+        return found
+
+    def fit_statistics(self, vectors: torch.Tensor) -> None:
+        """Not enough for it: see [`~AutoencoderFunctional.fit`]."""
+        raise ValueError("a functional autoencoder is fitted with probe inputs and the base network: call fit().")
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Normalised parameters `(B, D)`, float32, of latents `(B, C·L)`: what is trained."""
+        return self.decoder(latents)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> ParameterEncoderOutput | tuple[torch.Tensor]:
+        """Encode raw vectors `(B, D)` to latents `(B, C, L)`, by what these networks compute.
+
+        Raises:
+            ValueError: it was not given the base network, or vectors of another length.
+        """
+        if x.ndim != 2 or x.shape[1] != self.vector_length:
+            raise ValueError(f"expected vectors of shape (B, {self.vector_length}), got {tuple(x.shape)}.")
+        encoder = self._fitted()
+        if self._functions is None:
+            raise ValueError(
+                "expected a functional autoencoder that was given its base network, which it needs to encode, found "
+                "none; call autoencoder.connect(base_model.build()) first."
+            )
+        latents = encoder(self._functions.of(x, encoder.probes)).reshape(-1, *self.latent_shape)
+        return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(latents)
+
+    def _fitted(self) -> FunctionEncoder:
+        if self.encoder is None:
+            raise ValueError("expected a functional autoencoder that was fitted, found a new one; call fit() first.")
+        return self.encoder
+
+    def _blocks(self, num: int) -> list[slice]:
+        size = max(1, BLOCK_VALUES // self.vector_length)
+        return [slice(start, min(start + size, num)) for start in range(0, num, size)]

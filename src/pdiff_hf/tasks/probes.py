@@ -1,0 +1,93 @@
+"""Inputs that tell networks apart: on training examples themselves, networks that have learned them agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..data.dataset import ParameterDataset
+from ..models.config import AutoencoderConfig
+from .evaluators import open_task
+from .task import Task
+
+# Images whose spread gives the unit of the noise.
+NUM_FOR_SPREAD = 1000
+
+
+def make_probes(dataset: ParameterDataset, config: AutoencoderConfig, task: Task | None = None) -> ProbeSource | None:
+    """Where the inputs of an autoencoder that compares functions come from; `None` of another, or without a task.
+
+    Raises:
+        ValueError: the examples of the dataset's task are not where it says.
+    """
+    if not config.compares_functions or (task := task or open_task(dataset)) is None:
+        return None
+    return ProbeSource(task, config.probe_mixing, config.probe_noise)
+
+
+@dataclass(frozen=True)
+class ProbeSource:
+    """Draws inputs near training examples, and between them.
+
+    An image is one of the train split and another one, mixed with a share that is uniform up to `mixing`, plus
+    Gaussian noise (Source of the mixture: Zhang et al. 2018, "mixup"). In a text, so many tokens are another text's at
+    the same places, and each of the others is any of the vocabulary's with probability `noise`; what only one of them
+    has, such as padding, stays. Labels play no part.
+
+    Args:
+        task ([`Task`]): Whose train split; augmented images are augmented.
+        mixing (`float`, *optional*, defaults to 0.5): The largest share of the second example.
+        noise (`float`, *optional*, defaults to 0.3): Of images the standard deviation, in units of that of their
+            values; of texts the probability.
+    """
+
+    task: Task
+    mixing: float = 0.5
+    noise: float = 0.3
+
+    def draw(self, num: int, seed: int) -> torch.Tensor:
+        """Draw inputs `(num, …)`, always the same by a seed."""
+        generator = torch.Generator().manual_seed(seed)
+        first, second = self._examples(num, seed, generator), self._examples(num, seed + 1, generator)
+        shares = self.mixing * torch.rand(num, generator=generator)
+        if first.is_floating_point():
+            shares = shares.view(num, *[1] * (first.ndim - 1))
+            spread = first[:NUM_FOR_SPREAD].std()
+            return torch.lerp(first, second, shares) + self.noise * spread * torch.randn(
+                first.shape, generator=generator
+            )
+        return self._mix_tokens(first, second, shares, generator)
+
+    def labelled(self, num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw training examples `(num, …)` as they are and their labels `(num,)`, always the same by a seed."""
+        inputs, labels = self.task.arrays("train")
+        index = torch.randint(len(labels), (num,), generator=torch.Generator().manual_seed(seed))
+        return inputs[index], labels[index]
+
+    def _examples(self, num: int, seed: int, generator: torch.Generator) -> torch.Tensor:
+        if not self.task.is_augmented:
+            inputs, _ = self.task.arrays("train")
+            return inputs[torch.randint(len(inputs), (num,), generator=generator)]
+        drawn, epoch = [], 0
+        while sum(map(len, drawn)) < num:
+            for inputs, _ in self.task.batches("train", num, seed, epoch):
+                drawn.append(inputs)
+                if sum(map(len, drawn)) >= num:
+                    break
+            epoch += 1
+        return torch.cat(drawn)[:num]
+
+    def _mix_tokens(
+        self, first: torch.Tensor, second: torch.Tensor, shares: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        # Padding is what the longest text alone may lack: the token that ends most of the texts.
+        padding = first[:, -1].mode().values
+        is_text = (first != padding) & (second != padding)
+        # The first token, which may stand for the whole text, is every text's.
+        is_text[:, 0] = False
+        taken = is_text & (torch.rand(first.shape, generator=generator) < shares[:, None])
+        mixed = torch.where(taken, second, first)
+        other = mixed.flatten()[torch.randint(mixed.numel(), mixed.shape, generator=generator)]
+        is_noise = is_text & (torch.rand(first.shape, generator=generator) < self.noise) & (other != padding)
+        return torch.where(is_noise, other, mixed)

@@ -1,0 +1,106 @@
+"""The gate of what compares functions: a reconstructed network has to be like its own original, not like any."""
+
+from __future__ import annotations
+
+import torch
+
+from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.intervals import sample_mean_interval
+from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.config import AutoencoderConfig
+from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
+
+# Training rows whose reconstruction is measured, evenly spaced.
+MAX_TRAIN_ROWS = 100
+
+
+def measure_functions(
+    autoencoder: ParameterAutoencoderMixin,
+    train_vectors: torch.Tensor,
+    heldout_vectors: torch.Tensor,
+    evaluator: ParameterEvaluator,
+) -> dict:
+    """Measure what decode(encode(x)) computes on validation examples, for training and held-out raw rows.
+
+    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode.
+
+    Returns:
+        `dict`: `explained_variance`, `train_explained_variance`, `1 - Σ(f - f̂)² / Σ(f - f̄)²` over rows, examples and
+        classes, f the logits less their mean and f̄ their mean over the training rows; `accuracy_original`,
+        `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows); `agreement_own`, share of
+        examples on which a reconstructed held-out network answers as its own original, `agreement_other`, as the other
+        held-out originals do, mean over these, `agreement_difference` and its 95 % interval over the rows,
+        `agreement_ci95`; `disagreement_ratio`, how often two reconstructed ones answer differently, over how often
+        their originals do. `None` where there is one row, or where originals never do.
+    """
+    train_rows = torch.linspace(0, len(train_vectors) - 1, min(len(train_vectors), MAX_TRAIN_ROWS)).round().long()
+    report = {"num_train": len(train_vectors), "num_heldout": len(heldout_vectors), "compares": "functions"}
+    train, train_decoded = (_functions(evaluator, part) for part in _pairs(autoencoder, train_vectors[train_rows]))
+    mean = train.mean(0)
+    report["train_explained_variance"] = _explained(train, train_decoded, mean)
+    rows = slice(0, max(2, MAX_EVALUATED_VALUES // heldout_vectors.shape[1]))
+    own, decoded = (_functions(evaluator, part) for part in _pairs(autoencoder, heldout_vectors[rows]))
+    report["explained_variance"] = _explained(own, decoded, mean)
+    labels = evaluator.labels.cpu()
+    answers, decoded_answers = own.argmax(-1), decoded.argmax(-1)
+    accuracies = [(found == labels).double().mean().item() for found in (answers, decoded_answers)]
+    report["accuracy_original"], report["accuracy_reconstructed"] = accuracies
+    report["accuracy_drop"] = accuracies[0] - accuracies[1]
+    agreement = 1 - disagreements(decoded_answers, answers)
+    of_own, num = agreement.diagonal(), len(agreement)
+    report["agreement_own"] = of_own.mean().item()
+    report |= dict.fromkeys(("agreement_other", "agreement_difference", "agreement_ci95", "disagreement_ratio"))
+    if num > 1:
+        others = (agreement.sum(1) - of_own) / (num - 1)
+        report["agreement_other"] = others.mean().item()
+        report["agreement_difference"] = (of_own - others).mean().item()
+        report["agreement_ci95"] = sample_mean_interval(of_own - others)
+        among, decoded_among = (disagreements(found, found).sum().item() for found in (answers, decoded_answers))
+        report["disagreement_ratio"] = decoded_among / among if among else None
+    return report
+
+
+def disagreements(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Shares `(A, B)` of the examples on which answers `(A, N)` and `(B, N)` differ."""
+    return torch.stack([(row != second).double().mean(1) for row in first])
+
+
+def check_functions(report: dict, config: AutoencoderConfig) -> None:
+    """Raise [`PoorReconstructionError`] with advice when `report` misses the gate of `config`."""
+    problems = []
+    if not report["explained_variance"] >= config.min_explained_variance:
+        problems.append(
+            f"explains {report['explained_variance']:.1%} of what held-out networks compute differently, expected at "
+            f"least {config.min_explained_variance:.1%}"
+        )
+    if not report["accuracy_drop"] <= config.max_accuracy_drop:
+        problems.append(
+            f"loses {100 * report['accuracy_drop']:.2f} points of accuracy, expected at most "
+            f"{100 * config.max_accuracy_drop:.2f}"
+        )
+    if report["agreement_ci95"] is not None and not report["agreement_ci95"][0] > 0:
+        problems.append(
+            f"gives networks that agree with their own original on {report['agreement_own']:.1%} and with others on "
+            f"{report['agreement_other']:.1%} of the examples"
+        )
+    if problems and not config.allow_poor_reconstruction:
+        raise PoorReconstructionError(
+            f"the autoencoder {' and '.join(problems)}. Try more steps (autoencoder.steps, now {config.steps}), more "
+            f"checkpoints (now {report['num_train']} to train on), or fewer latent values "
+            f"(autoencoder.latent_channels, now {config.latent_channels}). To go on all the same: "
+            "autoencoder.allow_poor_reconstruction=true."
+        )
+
+
+def _pairs(autoencoder: ParameterAutoencoderMixin, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return vectors, reconstruct(autoencoder, vectors)
+
+
+def _functions(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> torch.Tensor:
+    logits = torch.cat([part.cpu() for _, part in evaluator.logits(vectors)])
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _explained(functions: torch.Tensor, decoded: torch.Tensor, mean: torch.Tensor) -> float:
+    total = (functions - mean).double().square().sum()
+    return (1 - (functions - decoded).double().square().sum() / total).item() if total > 0 else 0.0

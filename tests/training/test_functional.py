@@ -1,0 +1,232 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from functional_zoo import FUNCTIONAL, make_images, make_layout, make_network, make_vectors, make_zoo
+from pdiff_hf import AutoencoderFunctional
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.writer import save_parameter_dataset
+from pdiff_hf.models.kinds import AutoencoderFunctionalConfig
+from pdiff_hf.tasks.auto import load_task
+from pdiff_hf.tasks.config import ImageClassificationConfig
+from pdiff_hf.tasks.evaluators import make_gate_evaluator
+from pdiff_hf.tasks.probes import ProbeSource, make_probes
+from pdiff_hf.training.autoencoder import train_autoencoder
+from pdiff_hf.training.batches import GlobalBatch
+from pdiff_hf.training.functional import FunctionObjective, choose_neighbours, nearest, normal_weights
+from pdiff_hf.training.functional_gate import check_functions, disagreements
+from pdiff_hf.training.gate import PoorReconstructionError
+from pdiff_hf.training.logs import NonFiniteLossError
+
+
+def config_of(**options):
+    return AutoencoderFunctionalConfig(**{**FUNCTIONAL, **options})
+
+
+def train(dataset, folder, resume=None, **options):
+    dataset, config = ParameterDataset(dataset), config_of(**options)
+    evaluator, probes = make_gate_evaluator(dataset), make_probes(dataset, config)
+    return train_autoencoder(dataset, folder, config, evaluator, resume, probes=probes)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+def make_objective(**options):
+    config, layout, vectors, model = config_of(**options), make_layout(), make_vectors(), make_network(0)
+    torch.manual_seed(0)
+    autoencoder = config.build(layout.to_dict())
+    functions = autoencoder.fit(vectors, make_images(), model)
+    probes = ProbeSource(load_task(ImageClassificationConfig()))
+    return autoencoder, FunctionObjective(autoencoder, functions, vectors, model, probes, config)
+
+
+class Written(torch.nn.Module):
+    """Writes the same networks whatever the latents are."""
+
+    def __init__(self, vectors):
+        super().__init__()
+        self.vectors = torch.nn.Parameter(vectors)
+        self.seen = []
+
+    def forward(self, latents):
+        self.seen.append(latents)
+        return self.vectors[: len(latents)]
+
+
+def test_a_network_that_is_the_target_has_the_least_function_loss():
+    autoencoder, objective = make_objective(targets="seen", latent_noise=0.0)
+    batch = GlobalBatch(20, 8, 0, 0)
+    own = autoencoder.normalizer.normalize(make_vectors()[batch.indices])
+    least = objective.loss(Written(own), batch)
+    assert objective.loss(Written(own.roll(1, 0)), GlobalBatch(20, 8, 0, 0)) > least + 0.5
+    assert objective.loss(Written(own + 0.01 * torch.randn(own.shape)), GlobalBatch(20, 8, 0, 0)) > least
+
+
+def test_latents_of_targets_are_those_of_the_networks():
+    autoencoder, objective = make_objective(targets="seen", latent_noise=0.0)
+    batch = GlobalBatch(20, 8, 0, 0)
+    written = Written(autoencoder.normalizer.normalize(make_vectors()[batch.indices]))
+    objective.loss(written, batch)
+    expected = autoencoder.encode(make_vectors()[batch.indices]).latents.flatten(1)
+    assert torch.allclose(written.seen[0], expected, atol=1e-4)
+
+
+def test_combinations_have_mean_and_covariance_of_the_networks():
+    _, objective = make_objective(targets="combinations")
+    weights = objective._combine(GlobalBatch(20, 4000, 0, 0))
+    assert torch.allclose(weights.sum(1), torch.ones(4000), atol=1e-4)
+    latents = weights @ objective.latents
+    assert latents.mean(0).abs().max() < 0.1
+    assert torch.allclose(torch.cov(latents.T), torch.eye(6), atol=0.1)
+
+
+def test_a_step_sees_the_same_however_many_processes_share_it():
+    autoencoder, objective = make_objective()
+    whole = objective.loss(autoencoder, GlobalBatch(20, 8, 3, 0))
+    parts = [objective.loss(autoencoder, GlobalBatch(20, 4, 3, 0, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert whole.item() == pytest.approx((parts[0] + parts[1]).item() / 2, rel=1e-5)
+    parts = [objective.loss(autoencoder, GlobalBatch(20, 4, 3, 0, micro_step=m, micro_steps=2)) for m in (0, 1)]
+    assert whole.item() == pytest.approx((parts[0] + parts[1]).item() / 2, rel=1e-5)
+
+
+def test_the_task_loss_is_the_cross_entropy_of_labels_and_knows_no_target():
+    autoencoder, objective = make_objective(function_loss=0.0, task_loss=2.0)
+    written = autoencoder.normalizer.normalize(make_vectors()[:8])
+    first, second = (
+        objective.loss(Written(vectors), GlobalBatch(20, 8, 0, 0)) for vectors in (written, written.flip(0))
+    )
+    assert first.item() == pytest.approx(second.item(), rel=1e-5)
+    activations, labels = objective._pool_of(0).draw_labelled(16, GlobalBatch(20, 8, 0, 0).shared_generator())
+    logits = objective.functions(make_vectors()[:8], activations)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(8))
+    assert first.item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_the_weight_loss_is_the_distance_to_combined_parameters():
+    autoencoder, objective = make_objective(function_loss=0.0, weight_loss=1.0, targets="combinations")
+    batch = GlobalBatch(20, 8, 0, 0)
+    target = objective._combine(batch) @ autoencoder.normalizer.normalize(make_vectors())
+    loss = objective.loss(Written(target + 0.5), GlobalBatch(20, 8, 0, 0))
+    assert loss.item() == pytest.approx(0.25, rel=1e-3)
+
+
+def test_inputs_on_which_networks_differ_are_drawn_more_often():
+    _, objective = make_objective(pool_size=64, inputs_per_step=16)
+    pool = objective._pool_of(0)
+    variance = pool._functions.softmax(-1).var(0).sum(-1)
+    assert torch.allclose(pool._telling, variance + 0.01 * variance.mean())
+    pool._telling[::2] = 0
+    drawn = pool.draw(16, torch.Generator().manual_seed(0))[1]
+    assert all((drawn[:, [index]] == pool._functions[:, 1::2]).all((0, 2)).any() for index in range(16))
+
+
+def test_there_are_new_inputs_after_so_many_steps():
+    _, objective = make_objective(pool_steps=5)
+    first = objective._pool_of(4)
+    assert objective._pool_of(0) is first and objective._pool_of(5) is not first
+    assert torch.equal(objective._pool_of(3)._functions, first._functions)
+
+
+def test_memory_bounds_the_pool():
+    _, objective = make_objective(pool_size=10_000, max_pool_mb=1)
+    pool = objective._pool_of(0)
+    taken = pool._functions.nbytes + sum(part.nbytes for part in pool._inputs)
+    assert 2**19 < taken <= 2**20
+    with pytest.raises(ValueError, match=r"outputs of 20 networks on autoencoder.inputs_per_step=\d+ inputs"):
+        make_objective(inputs_per_step=1500, max_pool_mb=1)[1]._pool_of(0)
+
+
+def populations(distance):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(120, 30, generator=generator)
+    rows[:, 0] += distance * (torch.arange(120) % 2)
+    rows[:, 1] += distance * (torch.arange(120) % 3)
+    return rows
+
+
+def test_combined_are_all_networks_of_one_population_and_those_of_each_of_several():
+    assert choose_neighbours(populations(0), "auto") == 120
+    found = choose_neighbours(populations(100), "auto")
+    assert 8 <= found <= 20
+    kinds = torch.arange(120) % 6
+    assert all((kinds[row] == kinds[index]).all() for index, row in enumerate(nearest(populations(100), found)))
+    assert choose_neighbours(populations(100), "combinations") == 120
+    assert choose_neighbours(populations(0), "seen") == 0
+
+
+def test_normal_weights_draw_the_gaussian_of_the_rows():
+    rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    weights = normal_weights(torch.randn(40_000, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    drawn = weights @ rows
+    assert torch.allclose(drawn.mean(0), rows.mean(0), atol=0.05)
+    assert torch.allclose(torch.cov(drawn.T), torch.cov(rows.T), atol=0.05)
+
+
+def test_the_stage_learns_to_write_functions_and_its_gate_says_so(dataset, tmp_path):
+    autoencoder, report = train(dataset, tmp_path / "long", steps=150, learning_rate=1e-2, latent_channels=12)
+    short = train(dataset, tmp_path / "short", steps=1, latent_channels=12)[1]
+    assert report == json.loads((tmp_path / "long" / "reconstruction.json").read_text())
+    assert report["train_explained_variance"] > 0.5 > short["train_explained_variance"]
+    assert report["compares"] == "functions" and report["combined_networks"] == 18
+    assert isinstance(autoencoder, AutoencoderFunctional) and not autoencoder.training
+
+
+def test_resumed_it_is_the_same_to_the_bit(dataset, tmp_path):
+    options = {"checkpointing_steps": 4, "checkpoints_total_limit": 9, "steps": 12, "use_ema": True}
+    train(dataset, tmp_path / "whole", **options)
+    # Its pool is that of steps 5 to 9.
+    train(dataset, tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-8"), **options)
+    one, other = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("whole", "resumed"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_loss_that_is_not_finite_stops_it(dataset, tmp_path):
+    with pytest.raises(NonFiniteLossError, match="autoencoder"):
+        train(dataset, tmp_path / "run", learning_rate=1e6, steps=40)
+
+
+def test_bfloat16(dataset, tmp_path):
+    _, report = train(dataset, tmp_path / "run", mixed_precision="bf16", steps=100, learning_rate=1e-2)
+    assert report["train_explained_variance"] > 0.2
+
+
+def test_without_task_or_base_model_nobody_knows_what_networks_compute(tmp_path):
+    save_parameter_dataset(make_vectors(), make_layout(), tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"expected a base model in .*bare, .*take autoencoder.kind=pdiff"):
+        train_autoencoder(tmp_path / "bare", tmp_path / "out", config_of())
+
+
+def test_some_loss_has_to_count():
+    with pytest.raises(ValueError, match="expected a loss with a weight above 0"):
+        config_of(function_loss=0.0)
+
+
+REPORT = {"explained_variance": 0.8, "accuracy_drop": 0.0, "num_train": 50, "agreement_own": 0.98}
+REPORT |= {"agreement_other": 0.97, "agreement_ci95": [0.005, 0.015], "disagreement_ratio": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"explained_variance": 0.03}, "explains 3.0% of what held-out networks compute differently"),
+        ({"explained_variance": float("nan")}, "explains nan%"),
+        ({"accuracy_drop": 0.05}, "loses 5.00 points of accuracy, expected at most 1.00"),
+        ({"agreement_ci95": [-0.01, 0.01]}, "agree with their own original on 98.0% and with others on 97.0%"),
+    ],
+)
+def test_the_gate(changed, problem):
+    config = AutoencoderFunctionalConfig()
+    check_functions(REPORT, config)
+    with pytest.raises(PoorReconstructionError, match=problem):
+        check_functions({**REPORT, **changed}, config)
+    check_functions({**REPORT, **changed}, config.model_copy(update={"allow_poor_reconstruction": True}))
+
+
+def test_disagreements_are_shares_of_examples():
+    answers = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]])
+    assert disagreements(answers, answers).tolist() == [[0, 0.25], [0.25, 0]]

@@ -40,10 +40,10 @@ def test_accuracy_by_hand():
     places = torch.tensor([0.0, 1.0, 10.0, 14.0])
     distances = (places[:, None] - places).abs()[None]
     # Ratios of distance to the nearest of the second over that to the first: 14, 9, 4 / 9, 4 / 14.
-    assert nearest_neighbour_accuracy(distances).item() == 1
+    assert nearest_neighbour_accuracy(distances.log()).item() == 1
     # In the order 0, 10, 1, 14 they are 14 / 10, 9 / 10, 13 / 9, 13 / 14 of halves (0, 10) and (1, 14).
     order = torch.tensor([0, 2, 1, 3])
-    assert nearest_neighbour_accuracy(distances[:, order][:, :, order]).item() == 0.25
+    assert nearest_neighbour_accuracy(distances[:, order][:, :, order].log()).item() == 0.25
 
 
 def test_what_is_not_finite_is_not_tested():

@@ -27,9 +27,10 @@ def function_tests(
     m = len(within)
     orders = torch.rand(NUM_PERMUTATIONS + 1, 2 * m, generator=generator).argsort(1)
     orders[0] = torch.arange(2 * m)
+    logs = distances.clamp(min=torch.finfo(distances.dtype).tiny).log()
     size = max(1, BLOCK_VALUES // (2 * m) ** 2)
     accuracies = torch.cat([
-        nearest_neighbour_accuracy(distances[part[:, :, None], part[:, None, :]]) for part in orders.split(size)
+        nearest_neighbour_accuracy(logs[part[:, :, None], part[:, None, :]]) for part in orders.split(size)
     ])  # fmt: skip
     # The width of the kernel is the median distance of originals.
     width = among[~torch.eye(m, dtype=torch.bool)].median().item() or 1.0
@@ -40,8 +41,8 @@ def function_tests(
     return accuracies[0].item(), *p_values
 
 
-def nearest_neighbour_accuracy(distances: torch.Tensor) -> torch.Tensor:
-    """How often a classifier knows which of two is of the first half, `(b,)` of distances `(b, 2m, 2m)`.
+def nearest_neighbour_accuracy(logs: torch.Tensor) -> torch.Tensor:
+    """How often a classifier knows which of two is of the first half, `(b,)` of logarithms of distances `(b, 2m, 2m)`.
 
     Of two, it takes the one that is nearer to the nearest of the first half than to the nearest of the second, by the
     ratio of the two distances. Of both halves, one is asked with all others of its half, and with all of the other
@@ -49,9 +50,8 @@ def nearest_neighbour_accuracy(distances: torch.Tensor) -> torch.Tensor:
     both are of one distribution. Sources: Lopez-Paz & Oquab 2017, "Revisiting Classifier Two-Sample Tests"; Hanley &
     McNeil 1982 for the area.
     """
-    m = distances.shape[1] // 2
-    left_out = torch.eye(m, dtype=torch.bool, device=distances.device).repeat(2, 2)
-    logs = distances.clamp(min=torch.finfo(distances.dtype).tiny).log().masked_fill(left_out, torch.inf)
+    m = logs.shape[1] // 2
+    logs = logs.masked_fill(torch.eye(m, dtype=torch.bool).repeat(2, 2), torch.inf)
     scores = logs[:, :, m:].amin(2) - logs[:, :, :m].amin(2)
     above = scores[:, :m, None] - scores[:, None, m:]
     # What is equal differs by rounding.

@@ -9,7 +9,7 @@ from pdiff_hf.runs.recipe_parts import named_recipes
 def test_every_shipped_recipe_is_valid():
     assert {"digits-mlp", "digits-convnet", "resnet18-last-norms"} <= set(named_recipes())
     for name in named_recipes():
-        assert load_recipe(name).collect.num_checkpoints > 0
+        assert load_recipe(name).collect.rows_per_run > 0
 
 
 def test_overrides_are_yaml_values():

@@ -35,13 +35,17 @@ def task():
 @pytest.fixture(scope="module")
 def trained(task):
     """Vectors of perceptrons trained from initialisations of their own."""
-    networks = []
+    starts, found = [], {}
     for seed in range(NUM):
         torch.manual_seed(seed)
-        networks.append(mlp3())
+        starts.append(dict(mlp3().named_parameters()))
+
+    def keep(place, step, tensors, loss):
+        found[place] = LAYOUT.flatten(tensors)
+
     config = BaseTrainingConfig(epochs=30, learning_rate=1e-2, train_batch_size=40)
-    train_networks(task, networks, range(NUM), config, "cpu")
-    return torch.stack([LAYOUT.flatten(network) for network in networks])
+    train_networks(task, mlp3(), starts, range(NUM), config, keep)
+    return torch.stack([found[place] for place in range(NUM)])
 
 
 @pytest.fixture(scope="module")

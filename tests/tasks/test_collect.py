@@ -16,6 +16,7 @@ from pdiff_hf.tasks.collect import check_collection, collect_checkpoints, partia
 from pdiff_hf.tasks.collect_runs import RunCollector
 from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
+from pdiff_hf.tasks.runs_config import RunsConfig
 from pdiff_hf.tasks.train_selection import share_prefix, train_selection
 from processes import launch_two, run
 
@@ -151,29 +152,15 @@ def test_independent_runs_have_a_base_of_their_own(task, model, tmp_path):
     assert (vectors[6] - start).norm() > 0.5 * start.norm()
 
 
-def test_one_checkpoint_of_independent_runs_is_the_trained_network(task, model, tmp_path):
-    collect(task, model, tmp_path / "dataset", runs=3, independent=True, num_checkpoints=1)
-    vectors, columns, layout = read(tmp_path / "dataset")
-    assert columns["run"] == ["run-0", "run-1", "run-2"]
-    assert columns["step"] == [0, 0, 0]
-    assert torch.equal(vectors[0], layout.flatten(model))
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = BASE.build()
-        training = BASE_TRAINING.model_copy(update={"seed": seed})
-        train_base_model(task, network, training, device="cpu", progress=False)
-        torch.testing.assert_close(vectors[seed], layout.flatten(network), atol=1e-4, rtol=1e-4)
-
-
-def test_one_checkpoint_needs_independent_runs():
-    with pytest.raises(ValueError, match="expected num_checkpoints of 2 or more, found 1 with runs=3"):
+def test_one_checkpoint_of_a_trajectory_is_refused():
+    with pytest.raises(ValueError, match=r"expected num_checkpoints of 2 or more, found 1; set collect\.kind=runs"):
         CollectConfig(num_checkpoints=1, runs=3)
 
 
 def test_aligned_rows_compute_the_same(task, model, tmp_path):
-    values = {"runs": 4, "independent": True, "num_checkpoints": 1}
-    collect(task, model, tmp_path / "plain", **values)
-    collect(task, model, tmp_path / "aligned", align="permutation", **values)
+    for name, align in (("plain", "none"), ("aligned", "permutation")):
+        config = RunsConfig(runs=4, align=align)
+        collect_checkpoints(task, BASE, model, BASE_TRAINING, config, tmp_path / name, progress=False)
     (plain, left, _), (aligned, right, _) = (read(tmp_path / name) for name in ("plain", "aligned"))
     assert left == {**right, "parameters": left["parameters"]}
     assert torch.equal(plain.sort(1).values, aligned.sort(1).values)

@@ -21,6 +21,7 @@ COLUMNS = {
     "seed": "seed of that run",
     "step": "position within it",
     "epoch": "the same in epochs",
+    "population": "of which of several populations, see `metadata.populations` in `stats.json`; to judge by only",
     "chunk": "position of the values among those of the checkpoint",
     "values": "values of a part of a checkpoint, in the order of the layout",
 }

@@ -15,37 +15,46 @@ from . import chunks
 # Key in the metadata of a shard; two layouts may have vectors of the same length.
 FINGERPRINT = b"pdiff_hf.fingerprint"
 
-# Columns beside `parameters` that say where a row comes from; all others are float32 metrics.
+# Columns beside `parameters` that say where a row comes from.
 KEYS = {"run": "string", "seed": "int64", "step": "int64", "epoch": "float32"}
+# Columns that a dataset may have or lack, and that are no numbers; all others are float32 metrics.
+TEXTS = {"population": "string"}
 
 # What a column beside the parameters may be stored as by others.
 WHOLE_NUMBERS = "whole numbers", (types.is_integer,)
 NUMBERS = "numbers", (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+NAMES = "names", (types.is_string, types.is_large_string, types.is_string_view)
 EXPECTED = {
-    "run": ("names", (types.is_string, types.is_large_string, types.is_string_view)),
+    "run": NAMES,
+    "population": ("names", (*NAMES[1], types.is_null)),
     "seed": WHOLE_NUMBERS,
     "step": WHOLE_NUMBERS,
     "chunk": WHOLE_NUMBERS,
 }
 
 
-def features(layout: ParameterLayout, metrics: Iterable[str]) -> Features:
-    """Column types of a parameter dataset."""
-    dtypes = KEYS | dict.fromkeys(metrics, "float32")
+def features(layout: ParameterLayout, others: Iterable[str]) -> Features:
+    """Column types of a parameter dataset with these metrics and texts."""
+    dtypes = KEYS | {name: TEXTS.get(name, "float32") for name in others}
     vector = List(Value("float32"), length=layout.num_parameters)
     return Features({"parameters": vector, **{name: Value(dtype) for name, dtype in dtypes.items()}})
 
 
-def arrow_schema(layout: ParameterLayout, metrics: Iterable[str]) -> pa.Schema:
+def arrow_schema(layout: ParameterLayout, others: Iterable[str]) -> pa.Schema:
     """The columns of [`features`] with the fingerprint of the layout."""
-    schema = features(layout, metrics).arrow_schema
+    schema = features(layout, others).arrow_schema
     return schema.with_metadata({**schema.metadata, FINGERPRINT: layout.fingerprint.encode()})
+
+
+def other_names(columns: Iterable[str]) -> list[str]:
+    """The metrics and texts among a dataset's columns."""
+    known = {"parameters", *KEYS, *chunks.COLUMNS}
+    return [name for name in columns if name not in known]
 
 
 def metric_names(columns: Iterable[str]) -> list[str]:
     """The metrics among a dataset's columns."""
-    others = {"parameters", *KEYS, *chunks.COLUMNS}
-    return [name for name in columns if name not in others]
+    return [name for name in other_names(columns) if name not in TEXTS]
 
 
 def check_schema(schema: pa.Schema, layout: ParameterLayout) -> None:
@@ -64,7 +73,7 @@ def check_schema(schema: pa.Schema, layout: ParameterLayout) -> None:
         fixed = types.is_fixed_size_list(found) and types.is_float32(found.value_type)
         if not fixed or found.list_size != size:
             raise ValueError(f"expected 'parameters' of {size} float32 values, found {found}.")
-    for name in (*KEYS, *metric_names(schema.names)):
+    for name in (*KEYS, *other_names(schema.names)):
         field = schema.field(name).type
         value = field.value_type if types.is_dictionary(field) else field
         expected, tests = EXPECTED.get(name, NUMBERS)

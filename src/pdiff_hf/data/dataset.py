@@ -21,7 +21,7 @@ from ..hub.snapshot import split_hub_id
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from . import shards, writer
-from .columns import features, metric_names
+from .columns import features, metric_names, other_names
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
 from .integrity import find_shards, read_stats
@@ -168,6 +168,18 @@ class ParameterDataset:
         columns = {name: table.column(name).cast(pa.float32()) for name in metric_names(table.column_names)}
         return {name: torch.tensor(values.to_numpy(), dtype=torch.float32) for name, values in columns.items()}
 
+    @property
+    def populations(self) -> list[str] | None:
+        """Of which population every row is, `None` for a dataset of one; to judge by, never to train with.
+
+        What the populations are is in `metadata["populations"]`.
+
+        Raises:
+            ValueError: as `metrics`.
+        """
+        table = self._columns("populations")
+        return table.column("population").to_pylist() if "population" in table.column_names else None
+
     def _columns(self, wanted: str) -> pa.Table:
         """All columns but the vectors."""
         if self._remote_files is not None:
@@ -245,7 +257,7 @@ class ParameterDataset:
             if not tables:
                 raise ValueError(f"{recording} holds no complete row; record again.")
         table = pa.concat_tables(tables, promote_options="default")
-        columns = features(self.layout, metric_names(table.column_names))
+        columns = features(self.layout, other_names(table.column_names))
         # A random fingerprint, because the default one is a hash over all values.
         rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
         return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")

@@ -19,7 +19,7 @@ from ..layout import ParameterLayout
 from ..wording import argument
 from . import shards
 from .card import write_dataset_card
-from .columns import arrow_schema
+from .columns import arrow_schema, metric_names
 from .folder import DEFAULT
 from .hub import config_prefix
 from .integrity import check_all, find_shards
@@ -80,9 +80,9 @@ def append_dataset(
             raise ValueError(f"{repo_id} already holds run {known[0]!r}; append runs of other names.")
         shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
         with hub_errors(repo_id, revision):
-            metrics = shards.shard_metrics(shard, layout)
+            metrics = shards.shard_others(shard, layout)
         for file in find_shards(folder):
-            if more := set(shards.shard_metrics(file, layout)) - set(metrics):
+            if more := set(shards.shard_others(file, layout)) - set(metrics):
                 raise ValueError(
                     f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave "
                     "it out, or download the dataset, append to the folder and push that."
@@ -93,7 +93,7 @@ def append_dataset(
         shards.append_shards(rows, new, first=max(numbers) + 1)
 
         # What describes all rows
-        merged = merge_stats(stats, compute_stats(find_shards(new), layout, metrics), layout)
+        merged = merge_stats(stats, compute_stats(find_shards(new), layout, metric_names(metrics)), layout)
         own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
         merged["unordered_runs"] = sorted({*stats.get("unordered_runs", ()), *own.get("unordered_runs", ())})
         metadata = {**own["metadata"], **stats["metadata"]}

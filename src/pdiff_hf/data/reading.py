@@ -12,7 +12,7 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 from ..layout import ParameterLayout
 from .columns import arrow_schema, features
 from .integrity import check_set, read_stats, some_shards
-from .shards import check_shard, read_columns, read_rows, read_shard, shard_metrics, with_columns
+from .shards import check_shard, read_columns, read_rows, read_shard, shard_others, with_columns
 
 
 def complete_shards(path: str | Path, layout: ParameterLayout) -> list[Path]:
@@ -50,7 +50,7 @@ def stream_rows(files: Sequence[Path | str], layout: ParameterLayout) -> Iterabl
     """The rows of shards in torch format, read as they are asked for; those at `hf://` are not downloaded."""
     # Those on the Hub are checked when they are reached; their footers alone may take minutes.
     checked = files if isinstance(files[0], Path) else files[:1]
-    metrics = list(dict.fromkeys(name for file in checked for name in shard_metrics(file, layout)))
+    metrics = list(dict.fromkeys(name for file in checked for name in shard_others(file, layout)))
     # A list is what processes and workers share between them.
     shards = ArrowExamplesIterable(_tables, {"files": list(files), "layout": layout, "metrics": tuple(metrics)})
     return IterableDataset(shards, info=DatasetInfo(features=features(layout, metrics))).with_format("torch")

@@ -66,7 +66,7 @@ def to_text(value: Any, name: str) -> str:
 
 
 # Columns that are no metrics, and what makes their values.
-KINDS = {"run": to_text, "seed": to_integer, "step": to_integer, "epoch": to_metric}
+KINDS = {"run": to_text, "seed": to_integer, "step": to_integer, "epoch": to_metric, "population": to_text}
 
 
 def column_values(name: str, values: Sequence[Any], num: int, unit: str, first: int) -> Iterable[int | float | str]:

@@ -22,7 +22,7 @@ from ..files import atomic_write, check_regular
 from ..layout import ParameterLayout
 from ..os_errors import writing
 from . import chunks
-from .columns import KEYS, arrow_schema, check_schema, metric_names
+from .columns import KEYS, arrow_schema, check_schema, other_names
 from .folder import read_layout
 from .integrity import announce, check_content, check_footer, damage_as_error, find_shards
 from .remote import open_remote
@@ -82,7 +82,7 @@ def rows_table(
     if vectors.ndim != 2 or vectors.shape[1] != layout.num_parameters:
         raise ValueError(f"expected vectors of shape (K, {layout.num_parameters}), found {vectors.shape}.")
     check_values(vectors, layout, unit, first)
-    schema = arrow_schema(layout, metric_names(columns))
+    schema = arrow_schema(layout, other_names(columns))
     defaults = {"run": ["run-0"] * len(vectors), "seed": [0] * len(vectors), "step": range(len(vectors))}
     values = {**defaults, "epoch": [None] * len(vectors), **columns}
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
@@ -120,10 +120,10 @@ def check_shard(file: str | Path, layout: ParameterLayout) -> int:
         return -(-parquet.metadata.num_rows // len(chunks.chunk_lengths(layout.num_parameters)))
 
 
-def shard_metrics(file: str | Path, layout: ParameterLayout) -> list[str]:
-    """The metrics of a shard, see [`open_shard`]."""
+def shard_others(file: str | Path, layout: ParameterLayout) -> list[str]:
+    """The metrics and texts of a shard, see [`open_shard`]."""
     with open_shard(file, layout) as (_, schema):
-        return metric_names(schema.names)
+        return other_names(schema.names)
 
 
 def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
@@ -132,7 +132,7 @@ def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
     with open_shard(file, layout) as (parquet, found):
         if isinstance(file, Path):
             check_content(file)
-        schema = arrow_schema(layout, metric_names(found.names))
+        schema = arrow_schema(layout, other_names(found.names))
         stored = [*schema.names[1:], *chunks.COLUMNS] if chunked else schema.names
         pending = found.empty_table().select(stored)
         for group in range(parquet.num_row_groups):
@@ -151,7 +151,7 @@ def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
 
 def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
     """Read a shard whole; see [`read_rows`]."""
-    schema = arrow_schema(layout, shard_metrics(file, layout))
+    schema = arrow_schema(layout, shard_others(file, layout))
     return pa.concat_tables([*read_rows(file, layout), schema.empty_table()])
 
 
@@ -160,7 +160,7 @@ def read_columns(files: Sequence[Path], layout: ParameterLayout, names: Sequence
     tables = []
     for file in files:
         with open_shard(file, layout) as (parquet, found):
-            schema = arrow_schema(layout, metric_names(found.names)).remove(0)
+            schema = arrow_schema(layout, other_names(found.names)).remove(0)
             # Of chunk rows, the first one stands for its checkpoint.
             chunked = chunks.is_chunked(layout.num_parameters)
             table = parquet.read([*(names or schema.names), *(["chunk"] if chunked else [])])

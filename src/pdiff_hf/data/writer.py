@@ -18,7 +18,7 @@ from ..locks import locked
 from ..os_errors import writing
 from . import shards
 from .card import write_dataset_card
-from .columns import arrow_schema
+from .columns import arrow_schema, metric_names
 from .folder import SCHEMA, read_layout, write_layout
 from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
@@ -177,18 +177,18 @@ def finish_dataset(
     path = Path(path)
     layout, _ = read_layout(path)
     files = find_shards(path)
-    found = {file: shards.shard_metrics(file, layout) for file in files}
+    found = {file: shards.shard_others(file, layout) for file in files}
     check_all(path, files)
-    metrics = list(dict.fromkeys(name for names in found.values() for name in names))
-    schema = arrow_schema(layout, metrics)
-    changed = [file for file, names in found.items() if {*metrics} - {*names}]
+    others = list(dict.fromkeys(name for names in found.values() for name in names))
+    schema = arrow_schema(layout, others)
+    changed = [file for file, names in found.items() if {*others} - {*names}]
     announce(path, [file.name for file in changed])
     for file in changed:
         shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
     known = read_stats(path)
     described = {
         "schema": SCHEMA,
-        **compute_stats(files, layout, metrics),
+        **compute_stats(files, layout, metric_names(others)),
         "unordered_runs": sorted({*known.get("unordered_runs", ()), *unordered_runs}),
         "metadata": {**known["metadata"], **(metadata or {})},
     }

@@ -7,8 +7,8 @@ A recipe names its parts, `compose: [resnet18, last_norms, cifar10]`, or is itse
 2. the parts' sections `small_images` (up to 64 pixels) or `photographs` (above), then their sections `pretrained` when
    the network starts from pretrained weights;
 3. the recipe's own keys;
-4. the preset, then the parts' sections of its name;
-5. the profile, then the parts' sections of its name;
+4. the preset, then the sections of its name of the parts and of the recipe;
+5. the profile, then the sections of its name of the parts and of the recipe;
 6. `--set`.
 
 At last every value `${fact}` becomes the fact of this name (see `FACTS`). A key whose fact nobody gives is left out:
@@ -188,12 +188,12 @@ def _merge(
     for variant in variants:
         for _, _, part in parts:
             merge_into(merged, part.get(variant, {}))
-    merge_into(merged, own)
+    merge_into(merged, {key: value for key, value in own.items() if key not in conditional})
     for name, overlay in overlays:
         for section in overlay.get("replace", []):
             merged.pop(section, None)
         merge_into(merged, overlay)
-        for _, _, part in parts:
+        for part in (*(part for _, _, part in parts), own):
             merge_into(merged, part.get(name, {}))
     task = _section(merged, "task")
     if isinstance(size := task.get("image_size"), int):

@@ -30,8 +30,8 @@ from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
-from ..tasks.config import CollectConfig
 from ..tasks.evaluators import make_evaluator, require_task
+from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.rows import read_holdout_every
@@ -49,12 +49,13 @@ def fine_tune_run(
     task: Task,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Fine-tune the last checkpoint for as long as the generator took, as a stage of the run, once.
+    """Fine-tune the last checkpoint that was seen for as long as the generator took, as a stage of the run, once.
 
-    Not without `config.fine_tune`, or when it is not known how checkpoints were collected or what the generator took.
+    Not without `config.fine_tune`, of several populations, or when it is not known how checkpoints were collected or
+    what the generator took.
     """
-    collection, seconds = dataset.metadata.get("collect"), generator_seconds(run)
-    if not config.fine_tune or collection is None or seconds is None:
+    how, seconds = fine_tuning_config(dataset.metadata), generator_seconds(run)
+    if not config.fine_tune or how is None or seconds is None:
         return
     # Fine-tuned for the first time, later stages have made nothing of it yet, and stay.
     is_new = "fine_tune" not in run.stages
@@ -67,8 +68,8 @@ def fine_tune_run(
                 task,
                 dataset.base_model,
                 dataset.layout,
-                dataset.vectors(rows=[len(dataset) - 1])[0],
-                CollectConfig.model_validate(collection),
+                take_seen(dataset.vectors(), read_holdout_every(run.path("diffusion")))[-1],
+                how,
                 seconds=seconds,
                 num=len(read_json(run.path("generate") / "index.json")["files"]),
                 seed=config.seed,

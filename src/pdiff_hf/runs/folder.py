@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_object, write_json
 from ..locks import LOCK_FILE
 from ..machine import peak_memory, process_state
-from ..models.auto import SECTIONS
+from ..models.auto import SECTIONS as MODEL_SECTIONS
 from ..sections import without_foreign_keys
 from ..strict_yaml import read_mapping
+from ..tasks.runs_config import COLLECT
 from ..wording import argument
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ TRAINED = tuple(name for stage, name in STAGES.items() if stage != "collect")
 UNSEEN = "unseen"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
 NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
+# Sections of a recipe that come in kinds.
+SECTIONS = {"collect": COLLECT, **MODEL_SECTIONS}
 # What a recorded recipe means that lacks these keys: it is older than they are, and presets have changed.
 RECORDED_WITHOUT = {"autoencoder": {"latent_whitening": None}, "diffusion": {"kind": "unet_1d"}}
 # Sections of the recipe that nothing before the gate depends on.

@@ -12,13 +12,14 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 
 from ..base_model import BaseModel
-from ..models.auto import SECTIONS, AutoencoderSection, DiffusionSection
+from ..models.auto import AutoencoderSection, DiffusionSection
 from ..sections import without_foreign_keys
 from ..strict_yaml import read_mapping
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
+from ..tasks.runs_config import CollectSection, from_version_0_1
 from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
-from .folder import RECIPE_FILE
+from .folder import RECIPE_FILE, SECTIONS
 from .validation import parse_config, valid_keys
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class BaseModelConfig(PydanticModel):
                 "with timm set base_model.kwargs.pretrained=true."
             )
         return self
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the network is known to begin without trained weights; what a factory does is not known."""
+        return self.library != "import" and self.pretrained is None and not self.kwargs.get("pretrained")
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
@@ -124,7 +130,7 @@ class Recipe(PydanticModel):
     task: TaskConfig
     base_model: BaseModelConfig
     base_training: BaseTrainingConfig = BaseTrainingConfig()
-    collect: CollectConfig = CollectConfig()
+    collect: CollectSection = CollectConfig()
     autoencoder: AutoencoderSection
     diffusion: DiffusionSection
     generate: GenerateConfig
@@ -137,7 +143,8 @@ class Recipe(PydanticModel):
         sections = {name: values.get(name) or {} for name in seeded}
         seed = values.get("seed", 0)
         shared = {name: {"seed": seed, **s} if isinstance(s, Mapping) else s for name, s in sections.items()}
-        return {**values, **shared}
+        collect = {"collect": from_version_0_1(values["collect"])} if "collect" in values else {}
+        return {**values, **shared, **collect}
 
 
 def load_recipe(

@@ -16,7 +16,7 @@ from ..files import errors_of, partial_folder, read_json
 from ..forward import forward_logits
 from ..identity import check_same_network, read_identity
 from ..layout import ParameterLayout
-from ..machine import one_writer, process_state
+from ..machine import default_device, one_writer, process_state
 from ..models.config import AutoencoderConfig, DiffusionConfig, latent_arguments
 from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline, make_scheduler
@@ -25,8 +25,11 @@ from ..results.metrics import METRICS_FILE, Metrics, read_denoiser
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
+from ..tasks.collect_runs import is_whole_network
 from ..tasks.evaluators import make_gate_evaluator, open_task
+from ..tasks.populations import describe_populations
 from ..tasks.probes import make_probes
+from ..tasks.runs_config import RunsConfig
 from ..tasks.task import Task
 from ..training.autoencoder import train_autoencoder
 from ..training.denoiser import split_validation
@@ -100,11 +103,25 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
 
     Raises:
         ValueError: it does not take the images or has another number of classes, the selection or the folder for the
-            checkpoints is invalid, or the training stages do not fit what will be collected.
+            checkpoints is invalid, independent runs are not to be trained, or the training stages do not fit what will
+            be collected.
     """
     set_seed(recipe.base_training.seed)
     model = recipe.base_model.build()
     layout = check_collection(model, recipe.collect, output_dir)
+    if isinstance(recipe.collect, RunsConfig):
+        describe_populations(recipe.collect, task.num_classes)
+        if recipe.base_training.epochs == 0:
+            raise ValueError(
+                "expected base_training.epochs of 1 or more with collect.kind=runs, found 0; that is how long every "
+                "run is trained"
+            )
+        if not is_whole_network(model, layout) and recipe.base_model.is_untrained:
+            raise ValueError(
+                "expected pretrained weights or collect.select=all with collect.kind=runs, found that the rest of an "
+                f"untrained {recipe.base_model.name} would stay as it is; set base_model.kwargs.pretrained=true "
+                "(timm) or base_model.pretrained (transformers)"
+            )
     inputs = task.arrays("val")[0][:2]
     try:
         with torch.no_grad():
@@ -128,7 +145,7 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
 
 def planned_rows(recipe: Recipe) -> RowOrder:
     """The rows that a recipe will collect."""
-    return RowOrder.of_runs(*[recipe.collect.num_checkpoints] * recipe.collect.runs)
+    return RowOrder.of_runs(*[recipe.collect.rows_per_run] * recipe.collect.runs)
 
 
 def check_training(
@@ -184,9 +201,12 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
     What is done is kept until all is: the base model, and every complete run.
     """
     base_model = recipe.base_model.reference()
-    training, folder = recipe.base_training, partial_folder(output_dir)
-    model, _ = train_base_model_once(task, base_model, model, training, folder)
-    return collect_checkpoints(task, base_model, model, training, recipe.collect, output_dir, recipe.seed)
+    training, build = recipe.base_training, recipe.base_model.build
+    if isinstance(recipe.collect, RunsConfig):
+        model.to(default_device())
+    else:
+        model, _ = train_base_model_once(task, base_model, model, training, partial_folder(output_dir))
+    return collect_checkpoints(task, base_model, model, training, recipe.collect, output_dir, recipe.seed, build=build)
 
 
 def autoencoder_stage(

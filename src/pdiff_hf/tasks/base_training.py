@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ..base_model import BaseModel
@@ -51,26 +51,28 @@ def train_base_model(
     device = torch.device(device or default_device())
     set_seed(config.seed)
     model.to(device).train()
-    optimizer, lr_scheduler, steps = make_optimizer(task, model.parameters(), config)
-    history, threads = [], ThreadChoice(device)
+    history, threads, steps = [], ThreadChoice(device), num_training_steps(task, config)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for epoch in range(config.epochs):
+            yield from task.batches("train", config.train_batch_size, config.seed, epoch)
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            logits = forward_logits(model, images.to(device))
+        if logits.shape != (len(labels), task.num_classes):
+            raise ValueError(
+                f"expected logits {(len(labels), task.num_classes)} from the base model, found "
+                f"{tuple(logits.shape)}; set num_classes of the base model to {task.num_classes}"
+            )
+        return nn.functional.cross_entropy(logits.float(), labels.to(device))
+
+    training = train_steps(task, model.parameters(), loss_of, batches(), config, device, threads)
     with tqdm(total=steps, desc="base training", disable=not progress, leave=False) as bar:
         for epoch in range(config.epochs):
             losses = []
-            for images, labels in task.batches("train", config.train_batch_size, config.seed, epoch):
-                with threads.step():
-                    with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-                        logits = forward_logits(model, images.to(device))
-                    if logits.shape != (len(labels), task.num_classes):
-                        raise ValueError(
-                            f"expected logits {(len(labels), task.num_classes)} from the base model, found "
-                            f"{tuple(logits.shape)}; set num_classes of the base model to {task.num_classes}"
-                        )
-                    loss = nn.functional.cross_entropy(logits.float(), labels.to(device))
-                    loss.backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    lr_scheduler.step()
-                losses.append(loss.detach())
+            for loss in itertools.islice(training, steps // config.epochs):
+                losses.append(loss)
                 bar.update()
             history.append(torch.stack(losses).mean().item())
             if not math.isfinite(history[-1]):
@@ -83,14 +85,37 @@ def train_base_model(
     return {"val_accuracy": val, "test_accuracy": test, "train_loss": history, "threads": str(threads)}
 
 
-def make_optimizer(
-    task: Task, parameters: Iterable[torch.Tensor], config: BaseTrainingConfig
-) -> tuple[torch.optim.Optimizer, LRScheduler, int]:
-    """AdamW for the parameters that require a gradient, its cosine schedule, and the number of steps in all."""
+def num_training_steps(task: Task, config: BaseTrainingConfig) -> int:
+    """Optimiser steps of a training: whole epochs of all train examples."""
+    return config.epochs * len(task.batch_indices("train", config.train_batch_size))
+
+
+def train_steps(
+    task: Task,
+    parameters: Iterable[torch.Tensor],
+    loss_of: Callable[..., torch.Tensor],
+    batches: Iterable[tuple],
+    config: BaseTrainingConfig,
+    device: torch.device,
+    threads: ThreadChoice | None = None,
+) -> Iterator[torch.Tensor]:
+    """Make the steps of a training and yield the loss of each one's batch, before the step.
+
+    AdamW with a cosine schedule, for the parameters that require a gradient. `loss_of` gives the loss of a batch, or
+    the losses `(R,)` of R networks, whose sum has the gradient of every network's own.
+    """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * len(task.batch_indices("train", config.train_batch_size))
-    return optimizer, get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps), steps
+    steps, threads = num_training_steps(task, config), threads or ThreadChoice(device)
+    lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    for batch in itertools.islice(batches, steps):
+        with threads.step():
+            losses = loss_of(*batch)
+            losses.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            lr_scheduler.step()
+        yield losses.detach()
 
 
 def train_base_model_once(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +24,33 @@ from ..files import atomic_folder, check_new, partial_folder, read_json, write_j
 from ..layout import ParameterLayout
 from ..machine import one_writer, process_state
 from ..wrapped import copy_network, own_state
-from .collect_runs import RunCollector
-from .config import BaseTrainingConfig, CollectConfig
+from .collect_runs import COLLECTORS, is_whole_network
+from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
+from .populations import accuracies, describe_populations, population_labels
+from .runs_config import RunsConfig
 from .task import Task
 
 PLAN_FILE = "plan.json"
 
 
-def check_collection(model: nn.Module, config: CollectConfig, output_dir: str | Path) -> ParameterLayout:
+def check_collection(model: nn.Module, config: CollectionConfig, output_dir: str | Path) -> ParameterLayout:
     """The selected tensors of a base model, trained or not: all that can be checked before any training.
 
     Raises:
-        ValueError: the selection is empty, `independent` leaves tensors out, the hidden units of the network cannot be
-            aligned, or `output_dir` is not empty.
+        ValueError: the selection is empty, leaves tensors out in which independent runs differ, the hidden units of
+            the network cannot be aligned, or `output_dir` is not empty.
     """
     check_new(output_dir, "the checkpoints")
     layout = ParameterLayout.from_model(model, config.select, config.buffers)
-    if config.independent and config.runs > 1:
+    is_trajectory = isinstance(config, CollectConfig)
+    # Of part of a network in which the rest is fixed, runs differ in that part alone.
+    if config.independent and config.runs > 1 if is_trajectory else is_whole_network(model, layout):
         floats = [name for name, tensor in own_state(model).items() if tensor.is_floating_point()]
         if left_out := [name for name in floats if name not in layout.names]:
+            other = ", or collect.independent=false" if is_trajectory else ""
             raise ValueError(
                 f"expected independent runs to collect every tensor, found that {left_out[0]!r} is left out; set "
-                "collect.select=all and collect.buffers=true, or collect.independent=false"
+                f"collect.select=all and collect.buffers=true{other}"
             )
     if config.align == "permutation":
         permutation_spec(model, layout)
@@ -56,17 +63,20 @@ def collect_checkpoints(
     base_model: BaseModel,
     model: nn.Module,
     base_training: BaseTrainingConfig,
-    config: CollectConfig,
+    config: CollectionConfig,
     output_dir: str | Path,
     seed: int = 0,
     progress: bool = True,
+    build: Callable[[], nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Trains the selected tensors on and writes a parameter dataset with `runs * num_checkpoints` rows.
+    """Trains the selected tensors and writes a parameter dataset with `runs * rows_per_run` rows.
 
-    Everything that is not selected stays as it is, so that a row and the base model are the trained network: see
-    [`train_selection`]. In the end val and test accuracy of all rows are computed and written to the dataset;
-    `train_loss` is that of the batch of the checkpoint's step, and is absent where the only checkpoint of a run is its
-    base model.
+    By default, checkpoints are collected while a base model is trained on. Everything that is not selected stays as it
+    is, so that a row and the base model are the trained network: see [`train_selection`]. Of [`RunsConfig`], networks
+    are trained from the start, see [`train_networks`].
+
+    In the end val and test accuracy of all rows are computed, by the labels of their population where there are
+    several, and written to the dataset; `train_loss` is that of the batch of the checkpoint's step.
 
     Started by `accelerate launch`, all processes call it with the same arguments; they share the runs and the
     evaluation, and the dataset is that of one process. When it is stopped and called again, runs that were complete
@@ -75,12 +85,16 @@ def collect_checkpoints(
     Args:
         task ([`Task`]): The examples.
         base_model ([`BaseModel`]): How `model` is built; the dataset carries it with the weights of `model`.
-        model (`nn.Module`): The trained base model, on the device where runs are trained. It is not changed.
-        base_training ([`BaseTrainingConfig`]): How it was trained; `independent` runs train in the same way.
-        config ([`CollectConfig`]): Hyper-parameters.
+        model (`nn.Module`): The trained base model, on the device where runs are trained; for [`RunsConfig`] one that
+            has what is not selected. It is not changed.
+        base_training ([`BaseTrainingConfig`]): How it was trained; independent runs train in the same way.
+        config ([`CollectConfig`] or [`RunsConfig`]): Hyper-parameters.
         output_dir (`str` or `Path`): Folder of the parameter dataset.
-        seed (`int`, *optional*, defaults to 0): Run `r` shuffles the images by `seed + r`.
+        seed (`int`, *optional*, defaults to 0): Run `r` of a trajectory shuffles the images by `seed + r`; populations
+            are dealt by it.
         progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
+        build (`Callable`, *optional*): Makes the network that an independent run begins with, drawing from torch's
+            generator what it has of its own; `base_model` without weights by default.
 
     Returns:
         `dict[str, Any]`: `num_checkpoints`, `num_parameters`, and mean `val_accuracy` and `test_accuracy` (fractions).
@@ -97,6 +111,10 @@ def collect_checkpoints(
         "base_training": base_training.model_dump(mode="json"),
         "collect": config.model_dump(mode="json"),
     }
+    if isinstance(config, RunsConfig) and config.populations:
+        metadata["populations"] = describe_populations(config, task.num_classes)
+    if build is None:
+        build = replace(base_model, weights=None, sha256=None, repo=None, revision=None).build
     if state.is_main_process:
         base_model = base_model.save_weights(model, folder)
         # Rows are aligned when all of them are there.
@@ -109,13 +127,13 @@ def collect_checkpoints(
     state.wait_for_everyone()
 
     # 1. Runs, a part at a time into folders that get their names when they are complete
-    runs = RunCollector(task, base_model, model, base_training, config, layout, seed)
+    runs = COLLECTORS[type(config)](task, build, model, base_training, config, layout, seed)
     folders = {part: folder / "runs" / f"{part[0]:06d}" for part in runs.parts}
     missing = [part for part, path in folders.items() if not path.exists()]
     # No process completes a part before all have looked.
     state.wait_for_everyone()
     own = missing[state.process_index :: state.num_processes]
-    total = sum(len(part) for part in own) * config.num_checkpoints
+    total = sum(len(part) for part in own) * config.rows_per_run
     with tqdm(total=total, desc="collect", disable=not (progress and state.is_main_process), leave=False) as bar:
         for part in own:
             with atomic_folder(folders[part]) as partial:
@@ -131,8 +149,11 @@ def collect_checkpoints(
     images, labels = torch.cat([val_images, test_images]), torch.cat([val_labels, test_labels])
     # One network at a time, so that accuracies do not depend on how many processes there are.
     evaluator = ParameterEvaluator(model, layout, images, labels, networks_at_once=1, accelerator=state)
-    correct = evaluator.predictions(vectors) == labels
-    val, test = (part.float().mean(1) for part in correct.split([len(val_labels), len(test_labels)], dim=1))
+    predictions = evaluator.predictions(vectors).split([len(val_labels), len(test_labels)], dim=1)
+    val, test = (
+        accuracies(predicted, _own_labels(task, metadata, split, columns))
+        for split, predicted in zip(("val", "test"), predictions, strict=True)
+    )
     if state.is_main_process:
         columns |= {"val_accuracy": val.tolist(), "test_accuracy": test.tolist()}
         shutil.rmtree(folder / "dataset", ignore_errors=True)
@@ -146,6 +167,15 @@ def collect_checkpoints(
         "val_accuracy": val.mean().item(),
         "test_accuracy": test.mean().item(),
     }
+
+
+def _own_labels(task: Task, metadata: Mapping[str, Any], split: str, columns: Mapping[str, list]) -> torch.Tensor:
+    """The labels `(K, N)` of a split by which every row is judged, those of its population."""
+    labels = task.arrays(split)[1]
+    if "population" not in columns:
+        return labels.expand(len(columns["run"]), -1)
+    known = population_labels(task, metadata, split)
+    return torch.stack([known[name] for name in columns["population"]])
 
 
 def _vectors_and_columns(rows: datasets.Dataset, layout: ParameterLayout) -> tuple[torch.Tensor, dict[str, list]]:

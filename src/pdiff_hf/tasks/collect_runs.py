@@ -1,9 +1,9 @@
-"""The runs of a collection: from a base model to a parameter dataset of their own."""
+"""The runs of a collection: from a base model, or from a network of their own, to a parameter dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,12 +11,14 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from ..base_model import BaseModel
 from ..data.record import ParameterRecorder
 from ..data.writer import save_parameter_dataset
 from ..layout import ParameterLayout
-from ..wrapped import copy_network
-from .config import BaseTrainingConfig, CollectConfig
+from ..wrapped import copy_network, own_parameters
+from .base_training import num_training_steps
+from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
+from .populations import TrainExamples, deal_populations, train_examples
+from .runs_config import PopulationConfig, RunsConfig
 from .task import Task
 from .train_selection import SharedPrefix, share_prefix, train_selection
 from .zoo import networks_at_once, train_networks
@@ -30,7 +32,7 @@ class RunCollector:
     """
 
     task: Task
-    base_model: BaseModel
+    build: Callable[[], nn.Module]
     model: nn.Module
     base_training: BaseTrainingConfig
     config: CollectConfig
@@ -40,9 +42,7 @@ class RunCollector:
     @property
     def parts(self) -> list[range]:
         """The runs that are made together."""
-        runs = self.config.runs
-        size = networks_at_once(self.model) if self.config.independent else 1
-        return [range(first, min(first + size, runs)) for first in range(0, runs, size)]
+        return divide_runs(self.task, self.config, self.base_training, self.layout, self.config.independent)
 
     def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
         """Write the rows of `runs`, one of `parts`, to a new folder, and report the number of new ones to `advance`.
@@ -50,15 +50,7 @@ class RunCollector:
         Raises:
             ValueError: a loss is no longer finite.
         """
-        networks = self._base_models(runs)
-        if self.config.takes_trained_networks:
-            columns = {"run": [f"run-{run}" for run in runs], "seed": [self.seed + run for run in runs]}
-            columns |= {"step": [0] * len(runs), "epoch": [0.0] * len(runs)}
-            vectors = torch.stack([self.layout.flatten(network) for network in networks])
-            save_parameter_dataset(vectors, self.layout, folder, columns=columns)
-            advance(len(runs))
-            return
-        for run, network in zip(runs, networks, strict=True):
+        for run, network in zip(runs, self._base_models(runs), strict=True):
             seed, first_epoch = self._order(run)
             steps = train_selection(
                 self.task, network, self.layout, self.config, seed, first_epoch, prefix=self._prefix
@@ -70,18 +62,18 @@ class RunCollector:
 
     def _base_models(self, runs: range) -> list[nn.Module]:
         """Where the runs start from: the base model, or from the second independent one on a model of its own."""
-        device = next(self.model.parameters()).device
-        networks, seeds = [], []
-        for run in runs:
-            if self.config.independent and run > 0:
-                seeds.append(self.base_training.seed + run)
-                set_seed(seeds[-1])
-                untrained = replace(self.base_model, weights=None, sha256=None, repo=None, revision=None)
-                networks.append(untrained.build())
-            else:
-                networks.append(copy_network(self.model))
+        networks = [copy_network(self.model) for run in runs if run == 0 or not self.config.independent]
+        seeds = [self.base_training.seed + run for run in runs[len(networks) :]]
         if seeds:
-            train_networks(self.task, networks[-len(seeds) :], seeds, self.base_training, device)
+            device = next(self.model.parameters()).device
+            own = [build_with_seed(self.build, seed).to(device) for seed in seeds]
+
+            def keep(place: int, step: int, tensors: Mapping[str, torch.Tensor], loss: float) -> None:
+                own[place].load_state_dict(tensors, strict=False)
+
+            starts = [{**dict(network.named_parameters()), **dict(network.named_buffers())} for network in own]
+            train_networks(self.task, copy_network(own[0]), starts, seeds, self.base_training, keep)
+            networks += own
         return networks
 
     def _order(self, run: int) -> tuple[int, int]:
@@ -93,3 +85,118 @@ class RunCollector:
         """For the images of all runs, whichever of them are made here."""
         orders = map(self._order, range(self.config.runs))
         return share_prefix(self.task, self.model, self.layout, self.config, orders)
+
+
+@dataclass(frozen=True)
+class ZooCollector:
+    """Makes the rows of some independent runs, each a network of its own from the first step on.
+
+    Arguments are those of [`RunCollector`]; the rest of `model` is that of all networks.
+    """
+
+    task: Task
+    build: Callable[[], nn.Module]
+    model: nn.Module
+    base_training: BaseTrainingConfig
+    config: RunsConfig
+    layout: ParameterLayout
+    seed: int
+
+    @property
+    def parts(self) -> list[range]:
+        """The runs that are made together."""
+        return divide_runs(self.task, self.config, self.base_training, self.layout, True)
+
+    @cached_property
+    def populations(self) -> list[PopulationConfig | None]:
+        """Of every run."""
+        return deal_populations(self.config, self.seed)
+
+    def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
+        """As [`RunCollector.collect`]."""
+        is_whole = is_whole_network(self.model, self.layout)
+        dealt = [self.populations[run] for run in runs]
+        num_steps = num_training_steps(self.task, self.base_training)
+        wanted = [
+            {max(1, round(share * num_steps)) for share in (population and population.at) or self.config.at}
+            for population in dealt
+        ]
+        num_batches = len(self.task.batch_indices("train", self.base_training.train_batch_size))
+        rows: dict[tuple[int, int], tuple[torch.Tensor, dict]] = {}
+
+        def keep(place: int, step: int, tensors: Mapping[str, torch.Tensor], loss: float) -> None:
+            if step not in wanted[place]:
+                return
+            columns = {"run": f"run-{runs[place]}", "seed": seeds[place], "step": step}
+            columns |= {"epoch": step / num_batches, "train_loss": loss}
+            columns |= {"population": dealt[place].name} if dealt[place] else {}
+            rows[place, step] = self.layout.flatten(tensors), columns
+            advance(1)
+
+        seeds = [self.base_training.seed + run for run in runs]
+        train_networks(
+            self.task,
+            copy_network(self.model),
+            [self._start(seed, is_whole) for seed in seeds],
+            seeds,
+            self.base_training,
+            keep,
+            stops=set().union(*wanted),
+            examples=[self._examples(population) for population in dealt],
+            layout=None if is_whole else self.layout,
+            prefix=self._prefix,
+        )
+        vectors, found = zip(*(rows[key] for key in sorted(rows)), strict=True)
+        columns = {name: [row[name] for row in found] for name in found[0]}
+        save_parameter_dataset(torch.stack(vectors), self.layout, folder, columns=columns)
+
+    def _start(self, seed: int, is_whole: bool) -> dict[str, torch.Tensor]:
+        """Where a run begins: its own initialisation of what is trained."""
+        network = build_with_seed(self.build, seed)
+        device = next(self.model.parameters()).device
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        names = tensors if is_whole else self.layout.names
+        return {name: tensors[name].detach().to(device) for name in names}
+
+    def _examples(self, population: PopulationConfig | None) -> TrainExamples:
+        known = self._known_examples
+        name = population and population.name
+        if name not in known:
+            known[name] = train_examples(self.task, population, self.base_training.train_batch_size)
+        return known[name]
+
+    @cached_property
+    def _known_examples(self) -> dict[str | None, TrainExamples]:
+        return {}
+
+    @cached_property
+    def _prefix(self) -> SharedPrefix | None:
+        """Of all train examples: runs see nearly all of them."""
+        return share_prefix(self.task, self.model, self.layout, self.base_training)
+
+
+COLLECTORS = {CollectConfig: RunCollector, RunsConfig: ZooCollector}
+
+
+def divide_runs(
+    task: Task,
+    config: CollectionConfig,
+    base_training: BaseTrainingConfig,
+    layout: ParameterLayout,
+    is_stacked: bool,
+) -> list[range]:
+    """The runs of a collection in parts that are trained together, where they are stacked."""
+    batch_bytes = base_training.train_batch_size * task.bytes_per_example
+    size = networks_at_once(layout.num_parameters, batch_bytes) if is_stacked else 1
+    return [range(first, min(first + size, config.runs)) for first in range(0, config.runs, size)]
+
+
+def is_whole_network(model: nn.Module, layout: ParameterLayout) -> bool:
+    """Whether a layout has all parameters of a network, which are then trained in train mode."""
+    return own_parameters(model).keys() <= {*layout.names}
+
+
+def build_with_seed(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network with an initialisation of its own."""
+    set_seed(seed)
+    return build()

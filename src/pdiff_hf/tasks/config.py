@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ..hub.snapshot import local_folder
 from ..wording import argument
@@ -17,16 +18,33 @@ SUBSET_LEARNING_RATE = 3e-2
 WHOLE_LEARNING_RATE = 3e-3
 
 
-class CollectConfig(PydanticModel):
-    """The recipe's `collect` section; the defaults are the paper's, which keeps the learning rate constant."""
+class CollectionConfig(PydanticModel):
+    """What every kind of `collect` section says."""
 
     model_config = ConfigDict(extra="forbid")
 
+    kind: str
     select: str | list[str] = Field("last_norms:2", description="`all`, `last_norms:K`, `head`, or globs on names")
     buffers: bool = Field(False, description="also collect the running statistics of the selected norm layers")
-    num_checkpoints: int = Field(
-        300, ge=1, description="of each run; 1 with `independent`: the trained networks themselves"
+    align: Literal["none", "permutation"] = Field(
+        "none", description="permutation: hidden units of all rows in a common order, see docs/align.md"
     )
+    runs: int
+
+    @property
+    @abstractmethod
+    def rows_per_run(self) -> int:
+        """Checkpoints of every run."""
+
+
+class CollectConfig(CollectionConfig):
+    """Checkpoints along a training that goes on from the base model: the recipe's `collect` section by default.
+
+    The defaults are the paper's, which keeps the learning rate constant.
+    """
+
+    kind: Literal["trajectory"] = "trajectory"
+    num_checkpoints: int = Field(300, ge=1, description="of each run; 2 or more")
     every: int = Field(1, ge=1, description="steps between checkpoints; counted within each cycle")
     burn_in: int = Field(0, ge=0, description="steps of each run before those, while the optimizer settles")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd has a momentum of 0.9")
@@ -42,18 +60,15 @@ class CollectConfig(PydanticModel):
     train_batch_size: int = Field(128, ge=1)
     runs: int = Field(1, ge=1, description="each continues from the base model with another order of the images")
     independent: bool = Field(False, description="every further run starts from a base model of its own")
-    align: Literal["none", "permutation"] = Field(
-        "none", description="permutation: hidden units of all rows in a common order, see docs/align.md"
-    )
 
-    @model_validator(mode="after")
-    def _check_rows(self) -> CollectConfig:
-        if self.num_checkpoints == 1 and not (self.independent and self.runs > 1):
+    @field_validator("num_checkpoints")
+    @classmethod
+    def _check_rows(cls, num_checkpoints: int) -> int:
+        if num_checkpoints == 1:
             raise ValueError(
-                f"expected num_checkpoints of 2 or more, found 1 with runs={self.runs} and independent="
-                f"{str(self.independent).lower()}; set independent=true and runs for one network a run"
+                "expected num_checkpoints of 2 or more, found 1; set collect.kind=runs for one network of every run"
             )
-        return self
+        return num_checkpoints
 
     @model_validator(mode="after")
     def _check_cycles(self) -> CollectConfig:
@@ -105,9 +120,9 @@ class CollectConfig(PydanticModel):
         return kept[place] + cycles * self.cycle_steps
 
     @property
-    def takes_trained_networks(self) -> bool:
-        """Whether a run's only row is its base model, not a checkpoint of training it on."""
-        return self.independent and self.num_checkpoints == 1
+    def rows_per_run(self) -> int:
+        """Checkpoints of every run."""
+        return self.num_checkpoints
 
 
 class BaseTrainingConfig(PydanticModel):

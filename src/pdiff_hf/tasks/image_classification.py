@@ -123,14 +123,19 @@ class ImageClassification(Task):
         return torch.cat([images for images, _ in self._load(split)])
 
     def batches(
-        self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0
+        self,
+        split: Split = "train",
+        batch_size: int = 128,
+        seed: int = 0,
+        epoch: int = 0,
+        among: torch.Tensor | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As [`Task.batches`], with any number of workers."""
-        indices = self.batch_indices(split, batch_size, seed, epoch)
+        indices = self.batch_indices(split, batch_size, seed, epoch, among)
         if split == "train" and self.is_augmented:
             yield from self._load(split, indices, seed=(seed, epoch))
         elif self.fits_in_memory(split):
-            yield from super().batches(split, batch_size, seed, epoch)
+            yield from super().batches(split, batch_size, seed, epoch, among)
         else:
             yield from self._load(split, indices)
 

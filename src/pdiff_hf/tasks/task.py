@@ -67,23 +67,38 @@ class Task(ABC):
             self._arrays[split] = self._prepare(split)
         return self._arrays[split], self._labels[split]
 
-    def batch_indices(self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0) -> list:
-        """Positions of the examples of every batch `(B,)`, shuffled by `(seed, epoch)`.
+    def batch_indices(
+        self,
+        split: Split = "train",
+        batch_size: int = 128,
+        seed: int = 0,
+        epoch: int = 0,
+        among: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Positions of the examples of every batch `(B,)`, shuffled by `(seed, epoch)`; `among` some `(n,)` or all.
 
         An incomplete last batch is left out, unless it is the only one.
         """
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(self._labels[split])))
-        return [batch for batch in order.split(batch_size) if len(batch) == min(batch_size, len(order))]
+        num = len(self._labels[split]) if among is None else len(among)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
+        order = order if among is None else among[order]
+        return [batch for batch in order.split(batch_size) if len(batch) == min(batch_size, num)]
 
     def batches(
-        self, split: Split = "train", batch_size: int = 128, seed: int = 0, epoch: int = 0
+        self,
+        split: Split = "train",
+        batch_size: int = 128,
+        seed: int = 0,
+        epoch: int = 0,
+        among: torch.Tensor | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch of batches of inputs `(B, …)` and labels `(B,)`; only `train` is augmented.
 
-        Every `(seed, epoch)` has its own order and augmentation, always the same.
+        Every `(seed, epoch)` has its own order, that of `batch_indices`, and augmentation, always the same.
         """
         inputs, labels = self.arrays(split)
-        yield from ((inputs[index], labels[index]) for index in self.batch_indices(split, batch_size, seed, epoch))
+        indices = self.batch_indices(split, batch_size, seed, epoch, among)
+        yield from ((inputs[index], labels[index]) for index in indices)
 
     def fits_in_memory(self, split: Split) -> bool:
         """Whether the prepared inputs of a split take no more than `MAX_CACHE_BYTES`."""

@@ -17,7 +17,7 @@ from ..forward import FullForward, SplitForward, forward_logits, split_if_export
 from ..layout import ParameterLayout
 from ..machine import ThreadChoice
 from ..wrapped import own_parameters
-from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, CollectConfig
+from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, BaseTrainingConfig, CollectConfig
 from .task import MAX_CACHE_BYTES, Task
 
 OPTIMIZERS = {
@@ -49,7 +49,7 @@ def share_prefix(
     task: Task,
     network: nn.Module,
     layout: ParameterLayout,
-    config: CollectConfig,
+    config: CollectConfig | BaseTrainingConfig,
     orders: Iterable[tuple[int, int]] | None = None,
 ) -> SharedPrefix | None:
     """Compute once what does not change while a selection of a network is trained, on the network's device.

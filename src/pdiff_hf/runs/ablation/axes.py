@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from ...models.auto import AUTOENCODERS, SECTIONS
+from ...models.auto import AUTOENCODERS
 from ...strict_yaml import parse_yaml
 from ..composition import FACTS
+from ..folder import SECTIONS
 from ..recipe import Recipe, recipe_keys
 
 # Standard deviations of the noise where the recipe has none, the paper's.
@@ -193,7 +194,7 @@ AXES = {
         "K, the first K checkpoints of the longest collection: `collect.num_checkpoints`; for small K the latents "
         "shrink to as many values as the checkpoints tell apart",
         _num_checkpoints,
-        lambda recipe: str(recipe.collect.num_checkpoints),
+        lambda recipe: str(recipe.collect.rows_per_run),
     ),
     "noise": NamedAxis(
         "none, input, latent, both: `autoencoder.input_noise`; `autoencoder.latent_noise`, `diffusion.latent_noise`",

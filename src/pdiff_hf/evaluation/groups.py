@@ -163,6 +163,12 @@ GROUPS: dict[str, Group] = {
     "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
     "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
     "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
+    "pdiff": Group(
+        None, "rival", "p-diff as published (AutoencoderPDiff)", "ink", "$P$", ("histogram",), "p-diff"
+    ),
+    "pdiff_aligned": Group(
+        None, "rival", "p-diff as published, after weight matching", "ink", "$A$", ("histogram",), "p-diff aligned"
+    ),
     "unseen": Group(None, "baseline", "checkpoints that the generator was not given", "ink", "H"),
     # Of populations alone: all originals of a zoo are among the originals.
     "seen": Group(None, "baseline", "the training networks themselves", "blue", "$S$"),

@@ -95,7 +95,7 @@ def _population(metrics: Metrics) -> Section:
         "redrawn) is as good: near, side and copies tell.",
         "A network is compared as a function: its logits without their mean over the classes, on "
         f"{original.num_inputs:,g} {inputs}; the distance of two is the root of the mean squared difference. "
-        + " ".join(f"{_capital(column.name)}: {column.meaning}" for column in POPULATION_COLUMNS[1:-1]),
+        + " ".join(f"{_capital(column.name)}: {column.meaning}" for column in list(POPULATION_COLUMNS.values())[1:-1]),
     ]
     if original.shares:
         text.append(

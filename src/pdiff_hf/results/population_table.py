@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from .metrics import Metrics
-from .tables import Column, at, in_format, in_percent, in_whole_percent, make_table, points
-from .text import MISSING, ReportTable, percent
+from .population import Population
+from .tables import Column, Value, at, in_format, in_percent, in_whole_percent, make_table
+from .text import MISSING, ReportTable, percent, points
 
 # What a group is called beside held-out originals, in a table.
 FINDINGS = {
@@ -32,34 +35,36 @@ def _count(found: float, _: Sequence[float] | None) -> str:
 
 
 # fmt: off
-POPULATION_COLUMNS: tuple[Column, ...] = (
-    Column("it is", "", at("finding"), _finding,
+POPULATION_COLUMNS: dict[str, Column] = {
+    "finding": Column("it is", "", at("finding"), _finding,
         "What the group is beside held-out originals, by the columns that follow."),
-    Column("mean accuracy", "%", at("accuracy"), in_percent,
+    "accuracy": Column("mean accuracy", "%", at("accuracy"), in_percent,
         "Mean test accuracy of the networks; of several populations, in the one that a network fits best."),
-    Column("minus originals", "points (95 %)", at("accuracy_difference.difference", "accuracy_difference.ci95"),
-        points, "The same minus that of the held-out originals."),
-    Column("worst", "%", at("accuracy_min"), in_percent,
+    "difference": Column("minus originals", "points (95 %)",
+        at("accuracy_difference.difference", "accuracy_difference.ci95"), points,
+        "The same minus that of the held-out originals."),
+    "accuracy_min": Column("worst", "%", at("accuracy_min"), in_percent,
         "Test accuracy of the worst network."),
-    Column("disagreement", "% (95 %)", at("disagreement", "ci95.disagreement"), in_percent,
+    "disagreement": Column("disagreement", "% (95 %)", at("disagreement", "ci95.disagreement"), in_percent,
         "Test examples on which two networks say different things."),
-    Column("of the originals'", "(95 %)", at("disagreement_ratio", "ci95.disagreement_ratio"), in_format(".2f"),
+    "disagreement_ratio": Column("of the originals'", "(95 %)",
+        at("disagreement_ratio", "ci95.disagreement_ratio"), in_format(".2f"),
         "Disagreement over that of held-out originals: 1 for as much diversity."),
-    Column("IoU", "(95 %)", at("iou", "ci95.iou"), in_format(".3f"),
+    "iou": Column("IoU", "(95 %)", at("iou", "ci95.iou"), in_format(".3f"),
         "Shared mistakes of two networks, as IoU: 1 for the same mistakes."),
-    Column("ensemble", "%", at("ensemble"), in_percent,
+    "ensemble": Column("ensemble", "%", at("ensemble"), in_percent,
         "Test accuracy of averaged probabilities, of as many networks of every group."),
-    Column("near", "(95 %)", at("near", "ci95.near"), in_format(".2f"),
+    "near": Column("near", "(95 %)", at("near", "ci95.near"), in_format(".2f"),
         "Distance of functions to the nearest network seen over that of held-out originals: 0 for copies."),
-    Column("side", "(95 %)", at("side", "ci95.side"), in_format(".2f"),
+    "side": Column("side", "(95 %)", at("side", "ci95.side"), in_format(".2f"),
         "Distance to the nearest network seen over that to the nearest not seen, equally many of both: 0 for copies."),
-    Column("copies", "% (95 %)", at("copies", "ci95.copies"), in_whole_percent,
+    "copies": Column("copies", "% (95 %)", at("copies", "ci95.copies"), in_whole_percent,
         "Networks nearer to one seen than half of the smallest such distance of a held-out original."),
-    Column("fit", "% (95 %)", at("fit_share", "ci95.fit_share"), in_whole_percent,
+    "fit_share": Column("fit", "% (95 %)", at("fit_share", "ci95.fit_share"), in_whole_percent,
         "Networks no more than a point below the worst held-out original of the population that they fit best."),
-    Column("by population", "%", at("shares"), _shares,
+    "shares": Column("by population", "%", at("shares"), _shares,
         "These by population."),
-)
+}
 # Whether the functions are drawn from the distribution of the originals'.
 TEST_COLUMNS: tuple[Column, ...] = (
     Column("two-sample accuracy", "%", at("two_sample_accuracy"), in_whole_percent,
@@ -86,7 +91,17 @@ def population_table(
     """A row for every group that is a population; columns of which nothing is known are left out."""
     rows = [(name, (found,)) for name, found in metrics.population.items()]
     columns = [column for column in columns if any(column.cell(*row) != MISSING for _, row in rows)]
-    return make_table("group", [column.plain if plain else column for column in columns], rows, title)
+    return make_table("group", columns, rows, title)
+
+
+def population_column(group: str, key: str) -> Column:
+    """A column of [`POPULATION_COLUMNS`] for rows about something that has a `population` of groups, such as a run."""
+    column = POPULATION_COLUMNS[key]
+
+    def read(row: Mapping[str, Any]) -> Value:
+        return column.read(Population.model_validate(row.get("population", {}).get(group, {})))
+
+    return replace(column, read=read)
 
 
 def population_lines(metrics: Metrics) -> list[str]:

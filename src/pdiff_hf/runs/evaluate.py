@@ -40,6 +40,7 @@ from .groups import add_cost_of_generated, add_own_groups, generator_seconds, ma
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
+from .rivals import make_rivals
 
 
 def fine_tune_run(
@@ -172,6 +173,10 @@ def _evaluate(
         permutations,
         config.seed,
     )
+    if apart is not None and autoencoder.needs_network:
+        given = (originals, dataset.layout, apart[0], holdout_every, len(generated), permutations, config.seed)
+        for made, found in zip((groups, seconds), make_rivals(config.rivals, *given), strict=True):
+            made |= found
     n_effective: dict[str, float] = {}
     if is_own:
         add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)

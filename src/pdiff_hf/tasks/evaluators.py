@@ -50,8 +50,9 @@ def make_evaluator(
 ) -> ParameterEvaluator:
     """An evaluator of the dataset's networks, which shares them among the processes of `accelerate launch`.
 
-    Of several populations, a network is judged by the labels that it fits best. Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
-    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on.
+    Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
+    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on. Of several
+    populations, a network is judged by the labels that it fits best.
 
     Raises:
         ValueError: see [`require_task`] and [`BaseModel.build`].

@@ -403,3 +403,43 @@ def test_two_processes_share_the_networks_and_get_the_same_results(tmp_path):
             torch.testing.assert_close(output.ece, expected.ece)
     # Seven networks, of which one process computes four, and one network that is computed once.
     assert sorted(computed) == [3, 5]
+
+
+def test_a_network_is_judged_by_the_labels_that_it_fits_best():
+    """Three linear classifiers of one-hot images: of the labels as they are, of permuted ones, and of mostly those."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False))
+    layout = ParameterLayout.from_model(model)
+    labels = torch.arange(4).repeat(5)
+    swapped = torch.tensor([1, 0, 3, 2])[labels]
+    images = torch.eye(4)[labels].view(-1, 1, 2, 2)
+    evaluator = ParameterEvaluator(
+        model, layout, images, labels, populations={"plain": labels, "swapped": swapped}, batch_size=7
+    )
+    half = torch.eye(4)[:, [1, 0, 2, 2]]
+    vectors = torch.stack([torch.eye(4), torch.eye(4)[:, [1, 0, 3, 2]], half]).flatten(1)
+    output = evaluator.predict(vectors, keep=torch.tensor([0, 6, 7, 19]))
+    assert evaluator.populations == ("plain", "swapped")
+    assert output.population.tolist() == [0, 1, 1]
+    assert output.accuracy.tolist() == [1, 1, 0.75]
+    assert torch.equal(output.right[2], output.predictions[2] == swapped)
+    alone = ParameterEvaluator(model, layout, images, swapped, batch_size=7).predict(vectors[1:])
+    for name in ("nll", "ece", "losses"):
+        torch.testing.assert_close(getattr(output, name)[1:], getattr(alone, name))
+    logits = torch.cat([chunk for _, chunk in evaluator.logits(vectors)])
+    assert torch.equal(output.logits, logits[:, [0, 6, 7, 19]])
+    assert evaluator.predict(vectors).logits.shape == (3, 0, 4)
+    order = torch.arange(20).flip(0)
+    assert evaluator.reordered(order).predict(vectors).population.tolist() == [0, 1, 1]
+
+
+def test_labels_of_a_population_that_do_not_fit_are_named():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"labels \(3,\) of every population, found \{'a': \(2,\)\}"):
+        ParameterEvaluator(
+            model,
+            ParameterLayout.from_model(model),
+            torch.zeros(3, 1, 2, 2),
+            torch.zeros(3).long(),
+            populations={"a": torch.zeros(2)},
+        )

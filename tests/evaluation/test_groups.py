@@ -49,12 +49,13 @@ def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(la
         "noise_0.1": 4,
         "gaussian": 4,
         "pca_gaussian": 4,
+        "gaussian_latents": 4,
         "swag": 4,
         "interpolation": 4,
     }
     assert set(seconds) == set(groups) - {"original", "reconstructed", "generated"}
     assert all(value > 0 for value in seconds.values())
-    without = {"reconstructed", "greedy_soup", "generated_greedy_soup", "pca_gaussian"}
+    without = {"reconstructed", "greedy_soup", "generated_greedy_soup", "gaussian_latents"}
     assert without.isdisjoint(build_groups(originals, generated, layout)[0])
 
 

@@ -93,7 +93,7 @@ def distribution_of(result):
         "generated": Distribution.parse(
             {**found, "mmd_p": 0.25, "nearest_train_ratio": 0.97, "ci95": {"nearest_train_ratio": [0.9, 1.05]}}, "x"
         ),
-        "pca_gaussian": Distribution.parse({**found, "two_sample_accuracy": 0.86}, "x"),
+        "gaussian_latents": Distribution.parse({**found, "two_sample_accuracy": 0.86}, "x"),
     }
     losses = {"loss": 0.5, "white_gaussian": 1.02, "gaussian": 0.99, "difference_ci95": [-0.52, -0.46], "n": 30}
     denoiser = Denoiser.parse({"kept_step": 400, "held_out": {"between": losses, "end": {**losses, "loss": 2.0}}}, "x")
@@ -113,7 +113,7 @@ def test_report_says_whether_it_is_the_distribution_and_what_was_learned(result,
     for title in ("Is it the distribution?", "What the denoiser has learned"):
         assert f"## {title}" in text and title in page
     read = Metrics.read(tmp_path / "metrics.json")
-    assert read.distribution["pca_gaussian"].two_sample_accuracy == 0.86 and read.denoiser.kept_step == 400
+    assert read.distribution["gaussian_latents"].two_sample_accuracy == 0.86 and read.denoiser.kept_step == 400
 
 
 def test_a_denoiser_that_is_its_gaussian_is_called_so(result, tmp_path):

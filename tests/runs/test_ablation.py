@@ -331,6 +331,12 @@ def test_memorisation_is_seen_along_the_axis_of_checkpoints(ablation):
         group = results["points"][point]["groups"]["generated"]["similarity"]
         nearest = f"{group['l2_nearest_mean'] / yardstick:.3g} ("
         assert row[yardsticks.columns.index("generated")].startswith(nearest)
+    assert all("functions" not in table.title for table in tables), "nothing of one trajectory"
+    zoo = json.loads(json.dumps(results))
+    zoo["points"]["base"]["population"] = {"generated": {"near": 0.51, "side": 0.5, "copies": 0.25}}
+    as_functions = memorisation(zoo)[0][1]
+    assert "as functions" in as_functions.title
+    assert as_functions.rows[0][1:] == (MISSING,) * 4 and as_functions.rows[1][1:4] == ("0.51", "0.50", "25")
     copying = json.loads(json.dumps(results))
     copying["points"]["num_checkpoints-20"]["groups"]["generated"]["novel_and_performant"]["copied"] = 1.0
     assert "100 % with 20 checkpoints" in memorisation(copying)[1].title

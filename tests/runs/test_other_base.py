@@ -21,9 +21,9 @@ from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.pipelines.pipeline_pdiff import PDiffPipeline
 from pdiff_hf.pipelines.push_generated import push_generated
 from pdiff_hf.pipelines.sampling import load_pipeline
-from pdiff_hf.runs.evaluate import _add_own_groups
 from pdiff_hf.runs.folder import STAGES, Run
 from pdiff_hf.runs.generate import generate_networks
+from pdiff_hf.runs.groups import add_own_groups
 from pdiff_hf.runs.stages import check_complete_stages
 from pdiff_hf.tasks.evaluators import make_gate_evaluator
 from pdiff_hf.training.autoencoder import train_autoencoder
@@ -153,7 +153,7 @@ def test_further_groups_of_another(inside, tmp_path):
     )
     normalizer = load_autoencoder("h0/autoencoder").normalizer
     with pytest.raises(ValueError, match=refused("h0/dataset", tmp_path / "fine_tuned", "remove them")):
-        _add_own_groups(Run(tmp_path), ParameterDataset("h0/dataset"), {}, {}, {}, normalizer)
+        add_own_groups(Run(tmp_path), ParameterDataset("h0/dataset"), {}, {}, {}, normalizer)
 
 
 def test_generated_networks_of_another(inside):

@@ -108,7 +108,7 @@ def test_checkpoints_of_the_run_count_as_the_independent_ones_that_inspect_finds
     assert f"count as {expected:.1f} independent ones" in (folder / "report" / "report.md").read_text()
 
 
-def test_pca_gaussian_is_the_gaussian_that_the_denoiser_contains(run):
+def test_gaussian_latents_is_the_gaussian_that_the_denoiser_contains(run):
     folder, _ = run
     pipeline = folder / "pipeline"
     dataset, autoencoder = ParameterDataset(folder / "dataset"), load_autoencoder(pipeline / "autoencoder")
@@ -125,7 +125,7 @@ def test_pca_gaussian_is_the_gaussian_that_the_denoiser_contains(run):
     check_gaussian(gaussian, autoencoder, dataset.vectors()[train])
 
 
-def test_pca_gaussian_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is_trained_on(tmp_path):
+def test_gaussian_latents_of_a_denoiser_without_one_is_fitted_to_the_rows_that_it_is_trained_on(tmp_path):
     pipeline, vectors = make_pipeline("pca"), make_vectors(40)
     pipeline.autoencoder.fit_statistics(vectors)
     pipeline.autoencoder.set_latent_statistics(pipeline.autoencoder.encode_rows(vectors))

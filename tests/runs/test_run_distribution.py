@@ -37,7 +37,7 @@ def test_networks_are_compared_with_originals_that_were_not_seen(tiny_run_copy):
         "original",
         "generated",
         "gaussian",
-        "pca_gaussian",
+        "gaussian_latents",
         "noise_0.05",
         "noise_0.1",
     ]

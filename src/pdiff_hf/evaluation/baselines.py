@@ -94,6 +94,17 @@ def gaussian(originals: torch.Tensor, layout: ParameterLayout, num: int, generat
     return _log_tensors(values.mean(0) + noise * values.std(0, correction=0), layout, torch.exp)
 
 
+def pca_gaussian(
+    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Draws `(num, D)` from the Gaussian with the mean and the covariance of all weights, in all principal components.
+
+    `log` tensors are fitted in log space.
+    """
+    fitted = GaussianOfRows(_log_tensors(originals, layout, torch.log)[..., None])
+    return _log_tensors(fitted.sample(num, generator)[..., 0], layout, torch.exp)
+
+
 class GaussianOfRows:
     """The Gaussian that has the mean and the covariance of latents `(K, C, L)`, also where they are few."""
 
@@ -114,6 +125,24 @@ def latent_gaussian(
     """Draws `(num, D)` from a Gaussian of scaled latents, decoded by the autoencoder."""
     latents = autoencoder.unscale_latents(gaussian.sample(num, generator).to(autoencoder.device))
     return torch.cat([block.cpu() for block in autoencoder.decode_rows(latents)])
+
+
+@torch.no_grad()
+def noised_latents(
+    originals: torch.Tensor,
+    autoencoder: ParameterAutoencoderMixin,
+    num: int,
+    generator: torch.Generator,
+    sigma: float = 0.3,
+) -> torch.Tensor:
+    """Latents of originals, drawn with replacement, with noise of `sigma` times each value's own standard deviation.
+
+    Decoded by the autoencoder, `(num, D)`: near copies, where an autoencoder is good.
+    """
+    latents = autoencoder.encode_rows(originals)
+    drawn = latents[torch.randint(len(latents), (num,), generator=generator).to(latents.device)]
+    noise = torch.randn(drawn.shape, generator=generator).to(latents)
+    return torch.cat([block.cpu() for block in autoencoder.decode_rows(drawn + sigma * latents.std(0) * noise)])
 
 
 def swag(

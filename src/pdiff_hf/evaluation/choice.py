@@ -125,9 +125,8 @@ def make_rungs(num_networks: int, num_images: int, batch_size: int, top: int) ->
 def _most_disputed_first(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> torch.Tensor:
     """Positions `(N,)` of the examples, sorted by how much networks differ in being right, then in their losses."""
     output = evaluator.predict(vectors)
-    right = (output.predictions == evaluator.labels.cpu()).double()
     losses = output.losses.double().nan_to_num(0.0, posinf=0.0)
-    return _ranking(right.var(0), -losses.std(0))
+    return _ranking(output.scores.double().var(0), -losses.std(0))
 
 
 def _predict(

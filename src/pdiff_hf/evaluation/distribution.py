@@ -25,7 +25,7 @@ from ..results.records import Distribution, DistributionIntervals
 from .intervals import Z95
 
 # Baselines that are compared beside generated networks, made of rows seen.
-GROUPS_COMPARED = ("gaussian", "pca_gaussian", "noise_0.05", "noise_0.1")
+GROUPS_COMPARED = ("gaussian", "gaussian_latents", "noise_0.05", "noise_0.1")
 # Fewer draws, rows seen or rows held out make no two halves to compare.
 MIN_DRAWS, MIN_SEEN, MIN_HELD_OUT = 2, 4, 2
 

@@ -12,16 +12,20 @@ from ..results.metrics import SCHEMA, Metrics
 from ..results.records import Difference, SelectedDifference
 from .autocorrelation import RunMemory, independent_distance
 from .ensembles import evaluate_ensembles
-from .evaluator import EvaluatorOutput, ParameterEvaluator
+from .evaluator import ParameterEvaluator
 from .groups import count_independent, find_group, is_shown
 from .intervals import accuracy_difference, mean_interval, paired_comparison
 from .matching import nearest_matched_distance
+from .outputs import EvaluatorOutput
 from .permutations import PermutationSpec
+from .population import choose_inputs, measure_populations
 from .similarity import nearest_cosine, nearest_distance, spread, wrong_iou
 from .summary import GroupEvaluation, summarize_group
 from .verdict import make_verdict
 
 MAX_IOU_NETWORKS = 40
+# Of a zoo, those of which distances after permutation matching are measured.
+MATCHED_GROUPS = ("original", "reconstructed", "generated")
 
 
 @dataclass
@@ -48,6 +52,7 @@ def evaluate_groups(
     seconds: Mapping[str, float] | None = None,
     networks: Mapping[str, torch.Tensor] | None = None,
     n_effective: Mapping[str, float] | None = None,
+    apart: tuple[torch.Tensor, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Evaluate groups of networks under one protocol.
@@ -69,6 +74,8 @@ def evaluate_groups(
             where it has more tensors than count for distances; `groups` by default.
         n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of other groups count as
             in intervals over networks; see [`count_independent`] for what is not given.
+        apart (`tuple[torch.Tensor, torch.Tensor]`, *optional*): Rows of `original` that were seen and that were held
+            out, of [`unseen_runs`]: then all groups are compared with the latter as populations.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
 
     Raises:
@@ -78,20 +85,28 @@ def evaluate_groups(
         raise ValueError(f"expected a group 'original' to compare with, found {sorted(groups)}")
     networks = groups if networks is None else networks
     on_val = {name: val.predict(vectors) for name, vectors in networks.items()}
-    on_test = {name: test.predict(vectors) for name, vectors in networks.items()}
-    labels = test.labels.cpu()
-    right = {name: output.predictions == labels for name, output in on_test.items()}
+    inputs = None
+    if apart is not None:
+        num_networks = sum(map(len, networks.values()))
+        inputs = choose_inputs(len(test.labels), test.num_classes, num_networks, seed)
+    on_test = {name: test.predict(vectors, keep=inputs) for name, vectors in networks.items()}
+    scores = {name: output.scores for name, output in on_test.items()}
+    right, wrong = ({name: getattr(output, key) for name, output in on_test.items()} for key in ("right", "wrong"))
     originals = groups["original"]
     memory = RunMemory.independent(len(originals)) if memory is None else memory
     if len(memory) != len(originals):
         raise ValueError(f"expected the memory of {len(originals)} originals, found that of {len(memory)} rows.")
 
-    # 1. Numbers of every network, and what they come to
+    # 1. Numbers of every network, and what they come to. Of independent networks matching takes long, and as functions
+    # all are compared anyway
+    matched = groups if apart is None else MATCHED_GROUPS
     spreads = {name: spread(vectors, originals) for name, vectors in groups.items()}
     known = {"original": memory.count_independent(), **(n_effective or {})}
     counts = count_independent({name: len(vectors) for name, vectors in groups.items()}, spreads, known)
     evaluations = {
-        name: _evaluate_group(name, vectors, originals, on_val, on_test, right, labels, memory, permutations, counts)
+        name: _evaluate_group(
+            name, vectors, originals, on_val, on_test, memory, permutations if name in matched else None, counts
+        )
         for name, vectors in groups.items()
     }
     summaries = {
@@ -99,9 +114,9 @@ def evaluate_groups(
             name,
             group,
             evaluations["original"],
-            right[name],
+            scores[name],
             on_test[name].losses,
-            iou=wrong_iou(on_test[name].predictions, on_test[name].predictions, labels),
+            iou=wrong_iou(wrong[name], wrong[name]),
             spread=spreads[name],
             seconds=(seconds or {}).get(name),
         )
@@ -114,33 +129,38 @@ def evaluate_groups(
     metrics = Metrics(
         version=SCHEMA,
         num_parameters=originals.shape[1],
-        num_test=len(labels),
+        num_test=len(test.labels),
         groups=summaries,
         comparisons={},
         selected_comparisons={},
         soup_comparisons={},
-        ensembles=evaluate_ensembles({name: networks[name] for name in averaged}, test, best_single=single, seed=seed),
+        # Networks of several populations, which have other labels, are no ensemble.
+        ensembles={}
+        if test.populations
+        else evaluate_ensembles({name: networks[name] for name in averaged}, test, best_single=single, seed=seed),
         seed=seed,
     )
+    if apart is not None:
+        metrics.population = measure_populations(on_test, *apart, test.targets, inputs, test.populations, seed)
     if "generated" in groups:
         best = right["generated"][evaluations["generated"].selected]
         for name in (name for name in groups if name != "generated"):
             found = paired_comparison(best, right[name][evaluations[name].selected])
-            of_both = (right["generated"], right[name], counts["generated"], counts[name])
+            of_both = (scores["generated"], scores[name], counts["generated"], counts[name])
             metrics.comparisons[name] = Difference(**accuracy_difference(*of_both))
             metrics.selected_comparisons[name] = SelectedDifference(
                 only_generated=found.pop("only_a"), only_other=found.pop("only_b"), **found
             )
     for name in groups:
         if (other := find_group(name).counterpart) in groups:
-            metrics.soup_comparisons[other] = Difference(**accuracy_difference(right[name], right[other]))
+            metrics.soup_comparisons[other] = Difference(**accuracy_difference(scores[name], scores[other]))
     metrics.finding, metrics.verdict = make_verdict(metrics)
 
     # 3. For the matrix of similarities
     shown = {name: _spread_rows(len(groups[name])) for name in groups if is_shown(name, "matrix")}
-    predictions = torch.cat([on_test[name].predictions[rows] for name, rows in shown.items()])
+    mistakes = torch.cat([wrong[name][rows] for name, rows in shown.items()])
     iou_sizes = {name: len(rows) for name, rows in shown.items()}
-    return EvaluationResult(evaluations, metrics, wrong_iou(predictions, predictions, labels), iou_sizes)
+    return EvaluationResult(evaluations, metrics, wrong_iou(mistakes, mistakes), iou_sizes)
 
 
 def _evaluate_group(
@@ -149,14 +169,13 @@ def _evaluate_group(
     originals: torch.Tensor,
     on_val: Mapping[str, EvaluatorOutput],
     on_test: Mapping[str, EvaluatorOutput],
-    right: Mapping[str, torch.Tensor],
-    labels: torch.Tensor,
     memory: RunMemory,
     permutations: PermutationSpec | None,
     counts: Mapping[str, float],
 ) -> GroupEvaluation:
     is_original = name == "original"
-    iou = wrong_iou(on_test[name].predictions, on_test["original"].predictions, labels)
+    iou = wrong_iou(on_test[name].wrong, on_test["original"].wrong)
+    scores, scores_original = on_test[name].scores, on_test["original"].scores
     if is_original:
         iou.fill_diagonal_(-1)
     matched = None
@@ -174,9 +193,9 @@ def _evaluate_group(
         l2_matched=matched,
         selected=_select(on_val[name]),
         n_effective=counts[name],
-        accuracy_ci95=mean_interval(right[name], counts[name]),
+        accuracy_ci95=mean_interval(scores, counts[name]),
         difference_to_original=Difference(
-            **accuracy_difference(right[name], right["original"], counts[name], counts["original"])
+            **accuracy_difference(scores, scores_original, counts[name], counts["original"])
         ),
     )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +14,7 @@ from torch import nn
 from ..forward import FullForward, SplitForward, input_dtype, split_if_exportable
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
+from .outputs import EvaluatorOutput
 
 # Bins of the expected calibration error; torchmetrics' default.
 NUM_BINS = 15
@@ -32,26 +32,6 @@ def confidence_bins(confidences: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
 
 
-@dataclass
-class EvaluatorOutput:
-    """Metrics of `B` networks on `N` images.
-
-    Args:
-        accuracy (`torch.Tensor` of shape `(B,)`): Fraction of right predictions.
-        nll (`torch.Tensor` of shape `(B,)`): Mean negative log-likelihood of the labels, in nats.
-        ece (`torch.Tensor` of shape `(B,)`): Expected calibration error of the top-1 confidence in 15 equal bins
-            (Guo et al. 2017, arXiv 1706.04599), as torchmetrics' `multiclass_calibration_error` computes it.
-        predictions (`torch.Tensor` of shape `(B, N)`, `int64`): Predicted classes, -1 where the logits are NaN.
-        losses (`torch.Tensor` of shape `(B, N)`): Negative log-likelihood of every label, in nats.
-    """
-
-    accuracy: torch.Tensor
-    nll: torch.Tensor
-    ece: torch.Tensor
-    predictions: torch.Tensor
-    losses: torch.Tensor
-
-
 class ParameterEvaluator:
     """Evaluates networks that share a base model and differ in the tensors of a layout, computing only what changed.
 
@@ -66,6 +46,9 @@ class ParameterEvaluator:
         images (`torch.Tensor` of shape `(N, C, H, W)`): Preprocessed images, or token ids `(N, L)` of texts; moved to
             `device` as a whole.
         labels (`torch.Tensor` of shape `(N,)`, `int64`): Their classes.
+        populations (`Mapping[str, torch.Tensor]`, *optional*): Where networks were trained on different labels, the
+            labels `(N,)` of every such population by its name, -1 where an example has none: a network is then judged
+            by those that it fits best.
         batch_size (`int`, *optional*, defaults to 500): Images per forward pass.
         device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
         max_cache_bytes (`int`, *optional*, defaults to 2 GiB): Memory for kept activations; those of further batches
@@ -88,6 +71,7 @@ class ParameterEvaluator:
         images: torch.Tensor,
         labels: torch.Tensor,
         *,
+        populations: Mapping[str, torch.Tensor] | None = None,
         batch_size: int = 500,
         device: torch.device | str | None = None,
         max_cache_bytes: int = 2 * 2**30,
@@ -101,11 +85,17 @@ class ParameterEvaluator:
                 f"expected {expected[1]} with N >= 1 and labels (N,), found {tuple(images.shape)} and "
                 f"{tuple(labels.shape)}"
             )
+        if any(own.shape != labels.shape for own in (populations or {}).values()):
+            found = {name: tuple(own.shape) for name, own in populations.items()}
+            raise ValueError(f"expected labels {tuple(labels.shape)} of every population, found {found}")
         layout.check(model)
         self.layout, self._identity = layout, identity
+        self.populations = tuple(populations) if populations and len(populations) > 1 else ()
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
-        self._set_images(images.to(self.device), labels.to(self.device, torch.int64), max_cache_bytes)
+        targets = torch.stack(list(populations.values())) if populations else labels[None]
+        self._set_images(images.to(self.device), targets.to(self.device, torch.int64), max_cache_bytes)
+        self.labels = labels.to(self.device, torch.int64)
 
         self._forward = split_if_exportable(FullForward(model, self.device), self._batches[0], layout.names, "network")
         self.num_nodes = self._forward.num_nodes if self.is_partial else 0
@@ -124,8 +114,8 @@ class ParameterEvaluator:
                 f"expected a network that computes in {dtype} on {self.device}, found: {str(error).splitlines()[0]}; "
                 "evaluate it on another device, or record it in float32 (model.float())."
             ) from error
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= self.num_classes:
+        lowest, highest = int(self.targets.min()), int(self.targets.max())
+        if lowest < (-1 if populations else 0) or highest >= self.num_classes:
             raise ValueError(
                 f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
             )
@@ -134,8 +124,8 @@ class ParameterEvaluator:
         """What is compared with `other`: of an evaluator that was not told its network, the layout alone."""
         return self._identity or NetworkIdentity.of("the evaluator", self.layout, other.base_model)
 
-    def _set_images(self, images: torch.Tensor, labels: torch.Tensor, max_cache_bytes: int) -> None:
-        self.labels = labels
+    def _set_images(self, images: torch.Tensor, targets: torch.Tensor, max_cache_bytes: int) -> None:
+        self.targets = targets
         self._batches = list(images.split(self.batch_size))
         self._sizes = [len(batch) for batch in self._batches]
         # The exported graph knows one batch size only.
@@ -149,7 +139,8 @@ class ParameterEvaluator:
         other = copy.copy(self)
         images = torch.cat(self._batches)[: len(self.labels)]
         order = order.to(self.device)
-        other._set_images(images[order], self.labels[order], self._max_cache_bytes)
+        other._set_images(images[order], self.targets[:, order], self._max_cache_bytes)
+        other.labels = self.labels[order]
         return other
 
     @property
@@ -172,12 +163,16 @@ class ParameterEvaluator:
             yield start, torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
 
     @torch.no_grad()
-    def predict(self, vectors: torch.Tensor, num_images: int | None = None) -> EvaluatorOutput:
+    def predict(
+        self, vectors: torch.Tensor, num_images: int | None = None, keep: torch.Tensor | None = None
+    ) -> EvaluatorOutput:
         """Accuracy, NLL, ECE and predictions of networks in one pass.
 
         Args:
             vectors (`torch.Tensor` of shape `(B, D)`): Raw parameter values.
             num_images (`int`, *optional*): Evaluate on the first so many images; whole batches of them are computed.
+            keep (`torch.Tensor` of shape `(n,)`, `int64`, *optional*): Images, in ascending order, of which the logits
+                are kept; none by default.
 
         Raises:
             ValueError: the vectors do not fit the layout, or there are fewer images.
@@ -185,30 +180,44 @@ class ParameterEvaluator:
         self._check(vectors)
         if num_images is not None and not 1 <= num_images <= len(self.labels):
             raise ValueError(f"expected num_images from 1 to {len(self.labels)}, found {num_images}")
-        all_labels = self.labels[:num_images]
+        keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
+        targets = self.targets[:, :num_images]
         if self._accelerator is not None:
             vectors = vectors.tensor_split(self._accelerator.num_processes)[self._accelerator.process_index]
+        # Of examples that a population does not have, nothing counts, so that means over all are means over its own.
+        weights = (targets >= 0).float()
+        weights /= weights.mean(1, keepdim=True).clamp(min=1 / targets.shape[1])
         outputs = []
-        # Per network: predictions and losses, and a batch of logits, of probabilities and of temporaries.
-        for _, chunk in self._chunks(vectors, 12 * len(all_labels) + 12 * self._sizes[0] * self.num_classes):
-            gaps = torch.zeros(len(chunk), NUM_BINS + 1, device=self.device)
-            predictions, losses = [], []
+        # Per network: predictions and losses, logits that are kept, and a batch of logits and of two temporaries.
+        num_bytes = (8 + 4 * len(targets)) * targets.shape[1] + 4 * (len(keep) + 3 * self._sizes[0]) * self.num_classes
+        for _, chunk in self._chunks(vectors, num_bytes):
+            gaps = torch.zeros(len(targets), len(chunk), NUM_BINS + 1, device=self.device)
+            predictions, losses, kept = [], [], []
             for images, logits in self._chunk_logits(chunk, num_images):
-                labels = self.labels[images].expand(len(chunk), -1)
+                labels = targets[:, None, images].expand(-1, len(chunk), -1)
+                counted = weights[:, None, images]
                 log_probabilities = logits.log_softmax(-1)
-                losses.append(-log_probabilities.gather(-1, labels[..., None])[..., 0])
+                gathered = log_probabilities.expand(len(labels), -1, -1, -1).gather(-1, labels.clamp(min=0)[..., None])
+                losses.append(torch.where(counted > 0, -gathered[..., 0] * counted, 0.0))
                 confidences, predicted = log_probabilities.max(-1)
                 confidences = confidences.exp()
                 predicted = predicted.masked_fill(confidences.isnan(), -1)
-                gaps.scatter_add_(1, confidence_bins(confidences), (predicted == labels).float() - confidences)
+                bins = confidence_bins(confidences).expand(len(labels), -1, -1)
+                missing = torch.where(counted > 0, ((predicted == labels).float() - confidences) * counted, 0.0)
+                gaps.scatter_add_(2, bins, missing)
                 predictions.append(predicted)
-            predictions, losses = torch.cat(predictions, 1), torch.cat(losses, 1)
-            accuracy = (predictions == all_labels).float().mean(1)
-            output = (accuracy, losses.mean(1), gaps.abs().sum(1) / len(all_labels), predictions, losses)
+                kept.append(logits[:, keep[(keep >= images.start) & (keep < images.stop)] - images.start])
+            predictions, losses = torch.cat(predictions, 1), torch.cat(losses, 2)
+            # The population of a network is the one that it fits best.
+            right = (predictions == targets[:, None]) & (targets >= 0)[:, None]
+            best = (right * weights[:, None]).mean(2).argmax(0)
+            own = (best, torch.arange(len(chunk), device=self.device))
+            ece = gaps[own].abs().sum(1) / targets.shape[1]
+            output = (right[own], losses[own], ece, predictions, best, torch.cat(kept, 1))
             outputs.append(tuple(tensor.cpu() for tensor in output))
         if self._accelerator is not None:
             outputs = gather_object(outputs)
-        return EvaluatorOutput(*(torch.cat(column) for column in zip(*outputs, strict=True)))
+        return EvaluatorOutput(*map(torch.cat, zip(*outputs, strict=True)), weights=weights.cpu())
 
     def accuracy(self, vectors: torch.Tensor) -> torch.Tensor:
         """Fractions of right predictions `(B,)` of networks `(B, D)`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from .baselines import (
     greedy_soup,
     interpolations,
     noised_originals,
+    pca_gaussian,
     swag,
     uniform_soup,
 )
@@ -40,6 +41,10 @@ class GroupInputs:
             greedy soups.
         draw_latents (`Callable`, *optional*): Draws networks `(n, D)` by number and generator from the Gaussian of
             latents that the denoiser contains.
+        noise_latents (`Callable`, *optional*): Draws networks `(n, D)` by number and generator out of noise around the
+            latents of originals.
+        aligned (`torch.Tensor` of shape `(K, D)`, *optional*): The originals after weight matching.
+        is_zoo (`bool`, *optional*, defaults to `False`): The originals are independent networks, not a trajectory.
     """
 
     originals: torch.Tensor
@@ -49,6 +54,9 @@ class GroupInputs:
     generator: torch.Generator
     val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None
     draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
+    noise_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
+    aligned: torch.Tensor | None = None
+    is_zoo: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,14 +137,42 @@ GROUPS: dict[str, Group] = {
         made_of_single_originals=True,
     ),
     "gaussian": Group(_draws(gaussian), "baseline", "a Gaussian for every coordinate", "orange", "h"),
-    "pca_gaussian": Group(
+    "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "the Gaussian of all weights", "orange", "p"),
+    "gaussian_latents": Group(
         lambda given: given.draw_latents and given.draw_latents(given.num, given.generator),
-        "baseline", "the Gaussian of latents that the denoiser contains", "orange", "p",
+        "baseline", "the Gaussian of the denoiser's latents", "orange", "$L$",
+    ),
+    "noise_latents": Group(
+        lambda given: given.noise_latents and given.noise_latents(given.num, given.generator),
+        "baseline", "noise around the latents of originals", "purple", "$N$", made_of_single_originals=True,
+    ),
+    "noise_one": Group(
+        lambda given: noised_originals(given.originals[:1], given.layout, given.num, given.generator, sigma=0.05)
+        if given.is_zoo else None,
+        "baseline", "one original with 5 % noise", "purple", "$1$",
+    ),
+    "matched_soup": Group(
+        lambda given: None if given.aligned is None else uniform_soup(given.aligned),
+        "average", "the uniform soup of all originals after weight matching", "green", "$M$",
+    ),
+    "matched_gaussian": Group(
+        lambda given: None if given.aligned is None
+        else pca_gaussian(given.aligned, given.layout, given.num, given.generator),
+        "baseline", "the Gaussian of all weights after weight matching", "orange", "$m$",
     ),
     "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
     "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
     "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
+    "pdiff": Group(
+        None, "rival", "p-diff as published (AutoencoderPDiff)", "ink", "$P$", ("histogram",), "p-diff"
+    ),
+    "pdiff_aligned": Group(
+        None, "rival", "p-diff as published, after weight matching", "ink", "$A$", ("histogram",), "p-diff aligned"
+    ),
     "unseen": Group(None, "baseline", "checkpoints that the generator was not given", "ink", "H"),
+    # Of populations alone: all originals of a zoo are among the originals.
+    "seen": Group(None, "baseline", "the training networks themselves", "blue", "$S$"),
+    "seen_redrawn": Group(None, "baseline", "draws of the training networks with replacement", "blue", "$R$"),
 }
 # fmt: on
 
@@ -194,11 +230,12 @@ def build_groups(
     val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
     draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None,
+    **inputs: Any,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Make the groups of a report; baselines get as many draws as there are generated networks.
 
     Args:
-        originals, layout, val_accuracy, draw_latents: See [`GroupInputs`].
+        originals, layout, val_accuracy, draw_latents, inputs: See [`GroupInputs`].
         generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline.
         reconstructed (`torch.Tensor` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
         seed (`int`, *optional*, defaults to 0): Every baseline starts from this seed, so adding one changes no other.
@@ -214,7 +251,9 @@ def build_groups(
             continue
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        given = GroupInputs(originals, generated, layout, len(generated), generator, val_accuracy, draw_latents)
+        given = GroupInputs(
+            originals, generated, layout, len(generated), generator, val_accuracy, draw_latents, **inputs
+        )
         networks = group.make(given)
         if networks is not None:
             groups[name], seconds[name] = networks, time.perf_counter() - start

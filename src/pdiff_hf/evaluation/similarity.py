@@ -13,19 +13,19 @@ from ..models.normalizer import ParameterNormalizer
 BLOCK_VALUES = 2**23
 
 
-def wrong_iou(predictions_a: torch.Tensor, predictions_b: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def wrong_iou(wrong_a: torch.Tensor, wrong_b: torch.Tensor) -> torch.Tensor:
     """Intersection over union of the wrongly classified examples of every pair of networks.
 
     `|wrong_a and wrong_b| / |wrong_a or wrong_b|`, 1 for two networks that make no mistakes. Source: Wang et al. 2024,
-    arXiv 2402.13144, §4. Predicted classes `(A, N)` and `(B, N)` and labels `(N,)` give `(A, B)` values in [0, 1].
+    arXiv 2402.13144, §4. Which examples are wrong, `bool` `(A, N)` and `(B, N)`, gives `(A, B)` values in [0, 1].
     """
-    if predictions_a.shape[1:] != labels.shape or predictions_b.shape[1:] != labels.shape:
+    if wrong_a.shape[1:] != wrong_b.shape[1:]:
         raise ValueError(
-            f"expected predictions (A, {len(labels)}) and (B, {len(labels)}), one column per label, found "
-            f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)}"
+            f"expected mistakes (A, N) and (B, N) on the same examples, found {tuple(wrong_a.shape)} and "
+            f"{tuple(wrong_b.shape)}"
         )
     # Counts up to 2**24 are exact in float32.
-    wrong_a, wrong_b = (predictions_a != labels).float(), (predictions_b != labels).float()
+    wrong_a, wrong_b = wrong_a.float(), wrong_b.float()
     intersection = wrong_a @ wrong_b.T
     union = wrong_a.sum(1)[:, None] + wrong_b.sum(1) - intersection
     return torch.where(union == 0, 1.0, intersection / union)

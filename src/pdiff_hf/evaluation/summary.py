@@ -21,7 +21,7 @@ from ..results.records import (
 )
 from .groups import describe_group
 from .intervals import exact_interval, mean_interval, sample_mean_interval
-from .verdict import make_verdict
+from .verdict import make_verdict, population_finding
 
 # A value and the key of its interval beside it.
 CENTERS = (
@@ -81,7 +81,7 @@ def summarize_group(
     name: str,
     group: GroupEvaluation,
     original: GroupEvaluation,
-    right: torch.Tensor,
+    scores: torch.Tensor,
     losses: torch.Tensor,
     *,
     iou: torch.Tensor,
@@ -93,13 +93,13 @@ def summarize_group(
     Args:
         group ([`GroupEvaluation`]): Its `n` networks.
         original ([`GroupEvaluation`]): The originals, which set the yardstick.
-        right (`torch.Tensor` of shape `(n, N)`, `bool`): Whether a network is right on a test example.
+        scores (`torch.Tensor` of shape `(n, N)`): What test examples add to a network's accuracy: 1 where it is right.
         losses (`torch.Tensor` of shape `(n, N)`): Negative log-likelihoods of the test labels.
         iou (`torch.Tensor` of shape `(n, n)`): IoU of wrong predictions within the group.
         spread (`float`, *optional*): Distance to the originals' mean, in units of the originals' own.
         seconds (`float`, *optional*): What making the networks took.
     """
-    n, num_examples = right.shape
+    n, num_examples = scores.shape
     n_effective = group.n_effective
     yardstick, usual = original.l2_independent.double().mean(), original.l2_nearest.double().mean()
     distances = group.l2_nearest.double()
@@ -129,7 +129,7 @@ def summarize_group(
             index=group.selected,
             val_accuracy=group.val_accuracy[group.selected].item(),
             test_accuracy=group.test_accuracy[group.selected].item(),
-            test_ci95=exact_interval(int(right[group.selected].sum()), num_examples),
+            test_ci95=exact_interval(scores[group.selected].sum().item(), num_examples),
         ),
         similarity=Similarity(
             iou_mean=_finite(within),
@@ -197,6 +197,11 @@ def aggregate_seeds(runs: Mapping[int, Metrics]) -> Metrics:
         for key, value in describe_group(name).items():
             if getattr(group, key) is None:
                 setattr(group, key, value)
+    for name, population in metrics.population.items():
+        each = [value.population[name].to_dict() for value in values]
+        keys = [key for key, found in each[0].items() if isinstance(found, int | float)]
+        population.per_seed = {key: [found.get(key) for found in each] for key in keys}
+        population.finding = None if name == "original" else population_finding(population)
     metrics.finding, metrics.verdict = make_verdict(metrics)
     return metrics
 

@@ -13,6 +13,7 @@ from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, one_line, template, write_card
 from ..results import card_lines
 from ..results.metrics import INTERVALS, METRICS_FILE, SEED_INTERVALS, Metrics, read_denoiser
+from ..results.population_table import population_lines
 from ..results.records import Denoiser
 
 TAGS = ["pdiff-hf", "neural-network-diffusion"]
@@ -110,6 +111,7 @@ def render_card(
         tensors=card_lines.tensors_text(layout),
         comparisons=card_lines.comparison_lines(metrics),
         novelty=card_lines.novelty_lines(metrics),
+        population=population_lines(metrics),
         **options,
     )
     return f"{card.content}\n"

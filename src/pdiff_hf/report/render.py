@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..evaluation.groups import find_group
 from ..results.metrics import Metrics
-from ..results.text import ReportTable, Section, markdown_table, percent, points, sign
+from ..results.text import ReportTable, Section, markdown_table, number, percent, points, sign
 from .plots.style import COLORS, Plot
 
 # What a finding is called in large type, and the colour of the page's head.
@@ -22,6 +22,10 @@ HEADLINES = {
     "no_gain": ("No gain over the originals", "orange"),
     "averaging": ("No better than averaging", "orange"),
     "better": ("Better than the originals and their averages", "green"),
+    "collapsed": ("Collapsed towards one function", "vermillion"),
+    "less_diverse": ("Less diverse than the originals", "orange"),
+    "more_diverse": ("More diverse than the originals", "orange"),
+    "equal_population": ("A population equal to held-out originals", "green"),
     "none": ("No generated networks", "grey"),
 }
 # Of a difference that is better, not distinguishable, worse.
@@ -89,7 +93,14 @@ def _tiles(metrics: Metrics) -> list[Tile]:
         note = f"95 % interval {low} to {high}; they reach {percent(metrics.groups[name].test_accuracy.mean)}"
         tiles.append(Tile(f"Against {text}", points(comparisons[name].difference), "points", note))
     shares = group.novel_and_performant
-    if metrics.yardstick is not None:
+    if found := metrics.population.get("generated"):
+        if found.disagreement_ratio is not None:
+            note = "disagreement of two networks, over that of two held-out originals"
+            tiles.append(Tile("Diversity", f"{found.disagreement_ratio:.2f}", "", note))
+        if found.copies is not None:
+            note = "as functions; near " + ", side ".join(number(value, ".2f") for value in (found.near, found.side))
+            tiles.append(Tile("Copies of networks seen", percent(found.copies, digits=0, unit=""), "%", note))
+    elif metrics.yardstick is not None:
         interval = shares.ci95.joint.get("1x")
         note = f"95 % interval {_range(interval, 0)}" if interval else "of the generated networks"
         tiles.append(Tile("Novel and performant", percent(shares.joint["1x"], digits=0, unit=""), "%", note))

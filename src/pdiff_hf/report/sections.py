@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
+from ..results.population_table import POPULATION_COLUMNS, TEST_COLUMNS, population_table
 from ..results.records import SelectedDifference
 from ..results.tables import (
     COMPARISON_COLUMNS,
@@ -44,6 +45,7 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
     left_out = [] if has_fine_tuning else [NO_FINE_TUNING]
     sections = [
         _groups(metrics),
+        _population(metrics),
         _novelty(metrics),
         _distribution(metrics),
         _denoiser(metrics),
@@ -78,6 +80,37 @@ def _groups(metrics: Metrics) -> Section:
             f"originals count as {original.n_effective:.1f} independent ones in every interval over them."
         )
     return Section("Are they good?", texts, ["accuracy_similarity", "accuracy_histograms"], [table])
+
+
+def _population(metrics: Metrics) -> Section:
+    found = metrics.population
+    if not found:
+        return Section("")
+    original = found["original"]
+    inputs = "test examples" if original.num_inputs == metrics.num_test else "random test examples"
+    text = [
+        f"All groups beside the {original.n:g} originals that were held out (original), which are of other runs than "
+        "those that the autoencoder and the denoiser saw (seen). Whatever is made of originals is made of those seen. "
+        "In accuracy, diversity and ensembles nothing beats the networks seen, and what gives them back (seen "
+        "redrawn) is as good: near, side and copies tell.",
+        "A network is compared as a function: its logits without their mean over the classes, on "
+        f"{original.num_inputs:,g} {inputs}; the distance of two is the root of the mean squared difference. "
+        + " ".join(f"{_capital(column.name)}: {column.meaning}" for column in list(POPULATION_COLUMNS.values())[1:-1]),
+    ]
+    if original.shares:
+        text.append(
+            f"The zoo has {len(original.shares)} populations, {', '.join(original.shares)}, in this order in the last "
+            "column. They are used to judge, never to train; pairs and ensembles are those within a population."
+        )
+    tables = [
+        population_table(metrics),
+        population_table(metrics, TEST_COLUMNS, "Tests in function space, against held-out originals"),
+    ]
+    return Section("Is it a population like the originals'?", text, ["population"], tables)
+
+
+def _capital(name: str) -> str:
+    return f"{name[0].upper()}{name[1:]}"
 
 
 def _novelty(metrics: Metrics) -> Section:
@@ -161,13 +194,13 @@ def _denoiser(metrics: Metrics) -> Section:
 def distribution_line(metrics: Metrics) -> str | None:
     """How well a classifier tells draws from held-out originals, in a sentence."""
     known = {
-        name: metrics.distribution[name] for name in ("generated", "pca_gaussian") if name in metrics.distribution
+        name: metrics.distribution[name] for name in ("generated", "gaussian_latents") if name in metrics.distribution
     }
     if "generated" not in known:
         return None
     shares = [percent(values.two_sample_accuracy, digits=0) for values in known.values()]
     line = f"A classifier tells a generated from a held-out network in {shares[0]} of the cases (50 %: not at all"
-    return line + (f"; PCA-Gaussian: {shares[1]})." if len(shares) > 1 else ").")
+    return line + (f"; Gaussian of the latents: {shares[1]})." if len(shares) > 1 else ").")
 
 
 def _comparisons(metrics: Metrics) -> Section:

@@ -18,6 +18,7 @@ from ..results.tables import fold_header, group_table
 from .plots.curves import plot_ensembles, plot_loss_curves
 from .plots.maps import plot_iou_matrix, plot_latent_pca
 from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
+from .plots.population import plot_population
 from .plots.style import Plot
 from .plots.trajectory import plot_trajectory, plot_trajectory_plane
 from .render import make_html, make_markdown
@@ -66,6 +67,7 @@ def write_report(
     )
     plots = [
         plot_accuracy_similarity(metrics, result.groups),
+        plot_population(metrics),
         plot_accuracy_histograms(metrics, result.groups),
         plot_latent_pca(latents or {}),
         plot_iou_matrix(result.iou, result.iou_sizes),
@@ -84,8 +86,8 @@ def write_summary(metrics: Metrics, output_dir: str | Path) -> list[Path]:
 
     Returns the files.
     """
-    plot = plot_accuracy_similarity(metrics)
-    return _write(metrics, [] if plot is None else [plot], None, output_dir)
+    plots = [plot_accuracy_similarity(metrics), plot_population(metrics)]
+    return _write(metrics, [plot for plot in plots if plot is not None], None, output_dir)
 
 
 def make_table(metrics: Metrics) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ..files import read_json, write_json
+from .population import Population
 from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
 
 METRICS_FILE = "metrics.json"
@@ -70,8 +71,12 @@ class Metrics(Record):
     """What the denoiser has learned; not in schema 1."""
     distribution: dict[str, Distribution] = Field(default_factory=dict)
     """By group, whether it is drawn from the distribution of the originals; not in schema 1."""
+    population: dict[str, Population] = Field(default_factory=dict)
+    """By group, what it is as a population beside held-out originals of other runs; not in schema 1, and not of one
+    trajectory, whose held-out rows are neighbours of those seen."""
     finding: str | None = None
-    """`copying`, `worse`, `no_gain`, `averaging`, `better`, or `none` without generated networks."""
+    """`copying`, `worse`, `no_gain`, `averaging`, `better`, or `none` without generated networks; with `population`
+    `copying`, `collapsed`, `worse`, `less_diverse`, `more_diverse` or `equal_population`."""
     verdict: str = ""
     """The finding as one sentence."""
     seed: int | None = None

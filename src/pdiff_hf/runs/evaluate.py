@@ -12,19 +12,18 @@ from typing import Any
 import torch
 
 from ..data.dataset import ParameterDataset
-from ..data.order import RowOrder
 from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
-from ..evaluation.groups import build_groups, find_group, is_shown
+from ..evaluation.groups import is_shown
 from ..evaluation.permutations import find_permutations
+from ..evaluation.population import unseen_runs
 from ..evaluation.trajectory import trajectory
 from ..files import atomic_folder, read_json, write_json
-from ..identity import OTHER_DATASET, NetworkIdentity, check_same_network, generated_identity, read_identity
+from ..identity import OTHER_DATASET, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
 from ..models.auto import connect_network, load_autoencoder
-from ..models.normalizer import ParameterNormalizer
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
@@ -35,22 +34,13 @@ from ..tasks.evaluators import make_evaluator, require_task
 from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
-from ..training.gate import reconstruct
 from ..training.rows import read_holdout_every
-from .folder import GATE_FILE, UNSEEN, Run, check_report_folder, cost_since
+from .folder import GATE_FILE, Run, check_report_folder, cost_since
+from .groups import add_cost_of_generated, add_own_groups, generator_seconds, make_groups
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
-
-# What has to be done before there are generated networks.
-GENERATOR_STAGES = ("autoencoder", "diffusion", "generate")
-
-
-def generator_seconds(run: Run) -> float | None:
-    """What the generated networks of a run cost, the checkpoints being there; `None` when the run does not know."""
-    if not {"autoencoder", "diffusion"} <= run.stages.keys():
-        return None
-    return sum(run.stages[stage]["seconds"] for stage in GENERATOR_STAGES if stage in run.stages)
+from .rivals import make_rivals
 
 
 def fine_tune_run(
@@ -60,7 +50,7 @@ def fine_tune_run(
     task: Task,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Fine-tune the last checkpoint for as long as the generator took, as a stage of the run, once.
+    """Fine-tune the last checkpoint that was seen for as long as the generator took, as a stage of the run, once.
 
     Not without `config.fine_tune`, of several populations, or when it is not known how checkpoints were collected or
     what the generator took.
@@ -79,7 +69,7 @@ def fine_tune_run(
                 task,
                 dataset.base_model,
                 dataset.layout,
-                dataset.vectors(rows=[len(dataset) - 1])[0],
+                take_seen(dataset.vectors(), read_holdout_every(run.path("diffusion")))[-1],
                 how,
                 seconds=seconds,
                 num=len(read_json(run.path("generate") / "index.json")["files"]),
@@ -171,32 +161,38 @@ def _evaluate(
     holdout_every = read_holdout_every(pipeline_dir)
     seen = take_seen(originals, holdout_every)
     draw_latents = partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, seen), autoencoder)
-    rows = torch.linspace(0, len(originals) - 1, min(len(originals), len(generated))).round().long()
-    groups, seconds = build_groups(
+    memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
+    apart, permutations = unseen_runs(memory, holdout_every), find_permutations(model, dataset.layout)
+    groups, seconds = make_groups(
         originals,
         generated,
-        dataset.layout,
-        reconstruct(autoencoder, originals[rows]),
-        lambda vectors: val.accuracy(networks.extend(vectors)),
-        config.seed,
+        autoencoder,
         draw_latents,
+        lambda vectors: val.accuracy(networks.extend(vectors)),
+        apart,
+        permutations,
+        config.seed,
     )
+    if apart is not None and autoencoder.needs_network:
+        given = (originals, dataset.layout, apart[0], holdout_every, len(generated), permutations, config.seed)
+        for made, found in zip((groups, seconds), make_rivals(config.rivals, *given), strict=True):
+            made |= found
     n_effective: dict[str, float] = {}
     if is_own:
-        _add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)
-    _add_cost_of_generated(groups, seconds)
+        add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)
+    add_cost_of_generated(groups, seconds)
 
     # 3. Protocol and report
-    memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
     result = evaluate_groups(
         groups,
         val,
         test,
         memory=memory,
-        permutations=find_permutations(model, dataset.layout),
+        permutations=permutations,
         seconds=seconds,
         networks=networks.extend_groups(groups),
         n_effective=n_effective,
+        apart=apart,
         seed=config.seed,
     )
     found = held_out_of(pipeline_dir, dataset, autoencoder, originals, config.held_out)
@@ -212,42 +208,6 @@ def _evaluate(
         _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)
-
-
-def _add_own_groups(
-    run: Run,
-    dataset: ParameterDataset,
-    groups: dict[str, torch.Tensor],
-    seconds: dict[str, float],
-    n_effective: dict[str, float],
-    normalizer: ParameterNormalizer,
-) -> None:
-    """Add what only a run's own folder holds and knows: further groups, and what its generator cost."""
-    if (run.folder / UNSEEN).is_dir():
-        unseen = ParameterDataset(run.folder / UNSEEN)
-        # They are kept without a base model, beside that of the dataset.
-        own = NetworkIdentity.of(dataset.folder, dataset.layout)
-        check_same_network(unseen.identity, own, "make the ablation again")
-        groups[UNSEEN] = unseen.vectors(rows=slice(None))
-        n_effective[UNSEEN] = RunMemory.measure(groups[UNSEEN], unseen.order, normalizer).count_independent()
-    if spent := generator_seconds(run):
-        seconds["generated"] = spent
-        if run.is_complete("fine_tune"):
-            advice = "remove them, and they are made again"
-            check_same_network(dataset.identity, generated_identity(run.path("fine_tune")), advice)
-            groups["fine_tuned"] = tuned = load_generated(run.path("fine_tune"), dataset.layout)
-            memory = RunMemory.measure(tuned, RowOrder.of_runs(len(tuned)), normalizer)
-            n_effective["fine_tuned"] = memory.count_independent()
-            seconds["fine_tuned"] = spent
-
-
-def _add_cost_of_generated(groups: Mapping[str, torch.Tensor], seconds: dict[str, float]) -> None:
-    """What is made of generated networks costs what they cost, too; nothing is known of it when that is not."""
-    for name in groups:
-        if find_group(name).role == "generated_average":
-            own = seconds.pop(name)
-            if "generated" in seconds:
-                seconds[name] = own + seconds["generated"]
 
 
 def _report(

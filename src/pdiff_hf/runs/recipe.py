@@ -107,6 +107,11 @@ class EvaluateConfig(PydanticModel):
         description="rows without which further denoisers are trained, where there are such, each in the time of the "
         "diffusion stage",
     )
+    rivals: list[Literal["pdiff", "pdiff_aligned"]] = Field(
+        ["pdiff", "pdiff_aligned"],
+        description="of zoos of independent runs with an autoencoder that compares functions: p-diff as published, "
+        "without and with weight matching before, is trained on the same rows",
+    )
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")
 

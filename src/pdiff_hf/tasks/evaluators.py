@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..data.dataset import ParameterDataset
@@ -12,6 +13,7 @@ from ..files import errors_of
 from ..layout import ParameterLayout
 from ..machine import process_state
 from .auto import load_task
+from .populations import population_labels
 from .task import Task
 
 
@@ -49,19 +51,30 @@ def make_evaluator(
     """An evaluator of the dataset's networks, which shares them among the processes of `accelerate launch`.
 
     Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
-    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on.
+    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on. Of several
+    populations, a network is judged by the labels that it fits best.
 
     Raises:
         ValueError: see [`require_task`] and [`BaseModel.build`].
     """
     task = task or require_task(dataset)
     state = process_state()
+    known = {"device": state.device, "accelerator": state, "identity": dataset.identity}
     return ParameterEvaluator(
         model or dataset.base_model.build(),
         layout or dataset.layout,
         *task.arrays(split),
-        **{"device": state.device, "accelerator": state, "identity": dataset.identity, **options},
+        populations=_told_apart(population_labels(task, dataset.metadata, split)),
+        **{**known, **options},
     )
+
+
+def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Populations with labels of their own; those with the same labels are one, by all of their names."""
+    names: dict[bytes, list[str]] = {}
+    for name, own in labels.items():
+        names.setdefault(own.numpy().tobytes(), []).append(name)
+    return {", ".join(same): labels[same[0]] for same in names.values()}
 
 
 def make_gate_evaluator(dataset: ParameterDataset, task: Task | None = None) -> ParameterEvaluator | None:

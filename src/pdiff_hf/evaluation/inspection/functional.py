@@ -48,11 +48,11 @@ def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, gene
         over draws), each with `accuracy`, `difference` and `ci95`.
     """
     sample = vectors[torch.randperm(len(vectors), generator=generator)[:NUM_ORIGINALS]]
-    right = evaluator.predict(sample).predictions == evaluator.labels.cpu()
+    right = evaluator.predict(sample).scores
     soup = torch.cat([uniform_soup(b) for b in vectors.split(max(1, BLOCK_VALUES // len(vectors)), 1)], 1)
     result = {"num_originals": len(sample), "original_accuracy": right.double().mean().item()}
     for name, networks in (("uniform_soup", soup), ("average_16", averages(vectors, NUM_AVERAGES, generator))):
-        own = evaluator.predict(networks).predictions == evaluator.labels.cpu()
+        own = evaluator.predict(networks).scores
         result[name] = {"accuracy": own.double().mean().item(), **accuracy_difference(own, right)}
     return result
 

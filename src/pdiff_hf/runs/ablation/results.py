@@ -19,11 +19,12 @@ from ...report.plots.style import Plot
 from ...report.render import markdown_sections
 from ...report.write import PACKAGES
 from ...results.metrics import METRICS_FILE, Metrics
+from ...results.population_table import population_column
 from ...results.records import GroupMetrics
 from ...results.tables import Column, Value, at, fold_header, group_column, in_format, in_percent, make_table
 from ...results.text import ReportTable, Section
-from ..evaluate import GENERATOR_STAGES
 from ..folder import GATE_FILE, Run
+from ..groups import GENERATOR_STAGES
 from .axes import AXES
 from .execute import problem_of
 from .plan import Job, Plan, make_jobs
@@ -99,6 +100,7 @@ def _summarize(jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
         **summary,
         "num_parameters": together.num_parameters,
         "groups": {name: group.to_dict() for name, group in together.groups.items()},
+        "population": {name: found.to_dict() for name, found in together.population.items()},
         "explained_variance": _mean([gate["explained_variance"] for gate in gates]),
         "accuracy_drop": _mean([gate.get("accuracy_drop") for gate in gates]),
         "peak_rss_mb": {
@@ -179,6 +181,8 @@ def memorisation(results: Mapping) -> tuple[list[ReportTable], Plot] | None:
         return None
     rows = [(str(point["groups"]["original"]["n"]), (point,)) for point in points]
     tables = [make_table("K", MEMORISATION_COLUMNS, rows, "Memorisation: the generated networks")]
+    if any("generated" in point.get("population", {}) for point in points):
+        tables.append(make_table("K", NOVELTY_COLUMNS, rows, "Memorisation: as functions, beside held-out originals"))
     names = [name for name in MEMORISATION_GROUPS if any(name in point["groups"] for point in points)]
     for key, title in SIMILARITIES.items():
         tables.append(make_table("K", [group_column(name, key, name=name, unit="") for name in names], rows, title))
@@ -243,6 +247,8 @@ MEMORISATION_COLUMNS = [
     group_column("original", "iou_nearest", name="IoU, originals").plain,
     *(group_column("generated", key) for key in ("yardsticks", "novel", "joint", "copies")),
 ]
+# Of zoos of independent runs: as functions.
+NOVELTY_COLUMNS = [population_column("generated", key) for key in ("near", "side", "copies", "disagreement_ratio")]
 SIMILARITIES = {
     "iou_nearest": "Largest IoU of wrong predictions with one of the K checkpoints (95 %)",
     "yardsticks": "Distance to the nearest of the K checkpoints, in yardsticks (95 %)",

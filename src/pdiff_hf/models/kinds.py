@@ -194,6 +194,9 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
         "auto", description="functions to be written: those of networks, or combinations that no network has"
     )
     latent_noise: float = Field(0.1, ge=0, description="on latents of networks, not of combinations")
+    match_diversity: bool = Field(
+        True, description="draw latents so much farther apart that networks disagree as often as those seen"
+    )
     function_loss: float = Field(1.0, ge=0, description="weight of the distance to the outputs of the target")
     task_loss: float = Field(0.0, ge=0, description="weight of the cross-entropy of the labels: one function for all")
     weight_loss: float = Field(0.0, ge=0, description="weight of the distance to the normalised parameters")

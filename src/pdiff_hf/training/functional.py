@@ -128,6 +128,17 @@ class FunctionObjective:
             loss = loss + config.weight_loss * nn.functional.mse_loss(written, target)
         return loss
 
+    @property
+    def combines_all(self) -> bool:
+        """Whether targets are combinations of all networks, which then are one population."""
+        return self.num_neighbours == len(self.latents)
+
+    @torch.no_grad()
+    def draw_latents(self, num: int, seed: int) -> torch.Tensor:
+        """Latents `(num, C·L)` of combinations of all networks, from the Gaussian of their latents."""
+        noise = torch.randn(num, len(self.latents), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        return normal_weights(noise) @ self.latents
+
     def _combine(self, batch: GlobalBatch) -> torch.Tensor:
         """Weights `(B, K)` of the networks in each target; every row sums to 1."""
         rows = batch.indices.to(self.device)

@@ -1,5 +1,7 @@
 """Whether the report of a zoo of independent runs judges it as a population, and by whom."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.evaluation.permutations import find_permutations
 from pdiff_hf.files import read_json
-from pdiff_hf.models.auto import load_autoencoder
+from pdiff_hf.models.auto import DENOISERS, load_autoencoder
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.groups import make_groups
 from pdiff_hf.runs.recipe import load_recipe
@@ -90,8 +92,11 @@ def test_what_is_made_of_originals_is_made_of_those_seen(zoo):
     assert not {"noise_latents", "noise_one", "matched_soup", "matched_gaussian"} & set(trajectory)
 
 
-def test_rivals_are_trained_on_rows_seen(zoo):
+def test_rivals_are_trained_on_rows_seen(zoo, monkeypatch):
     folder, _ = zoo
+    # The default denoiser in short.
+    short = partial(DENOISERS["unet_1d_condition"], steps=4, lr_warmup_steps=0, block_out_channels=(16,))
+    monkeypatch.setattr("pdiff_hf.runs.rivals.DENOISERS", {"unet_1d_condition": short})
     dataset = ParameterDataset(folder / "dataset")
     vectors, spec = dataset.vectors(), find_permutations(dataset.base_model.build(), dataset.layout)
     other = vectors.clone()
@@ -120,7 +125,8 @@ def test_one_trajectory_is_no_population(tiny_run):
 
 def test_populations_with_labels_of_their_own_are_told_apart(tmp_path):
     populations = "collect.populations=[{name: a}, {name: b, relabel: 1}, {name: c, label_noise: 0.1}]"
-    collect(load_recipe("digits-runs", [*TINY_ZOO, "collect.runs=6", populations]), tmp_path / "zoo")
+    options = [*TINY_ZOO, "collect.runs=6", "base_training.epochs=20", populations]
+    collect(load_recipe("digits-runs", options), tmp_path / "zoo")
     dataset = ParameterDataset(tmp_path / "zoo")
     evaluator = make_evaluator(dataset, "test")
     # The labels of a and c are the same.
@@ -129,4 +135,4 @@ def test_populations_with_labels_of_their_own_are_told_apart(tmp_path):
     assert torch.equal(evaluator.targets[0], labels) and not torch.equal(evaluator.targets[1], labels)
     output = evaluator.predict(dataset.vectors())
     own = torch.tensor([{"a": 0, "b": 1, "c": 0}[name] for name in dataset.populations])
-    assert torch.equal(output.population, own) and output.accuracy.min() > 0.2
+    assert torch.equal(output.population, own) and output.accuracy.min() > 0.25

@@ -12,6 +12,7 @@ SLOW = [
     "docs/cycles.md",
     "docs/recipes.md",
     "docs/runs.md",
+    "docs/zoos.md",
     "training/README.md",
 ]
 ON_THE_HUB = ["docs/hub.md", "docs/import.md"]

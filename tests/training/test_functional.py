@@ -16,7 +16,7 @@ from pdiff_hf.tasks.probes import ProbeSource, make_probes
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.batches import GlobalBatch
 from pdiff_hf.training.functional import FunctionObjective, choose_neighbours, nearest, normal_weights
-from pdiff_hf.training.functional_gate import check_functions, disagreements
+from pdiff_hf.training.functional_gate import check_functions, disagreements, match_diversity
 from pdiff_hf.training.gate import PoorReconstructionError
 from pdiff_hf.training.logs import NonFiniteLossError
 
@@ -118,11 +118,11 @@ def test_the_weight_loss_is_the_distance_to_combined_parameters():
 def test_inputs_on_which_networks_differ_are_drawn_more_often():
     _, objective = make_objective(pool_size=64, inputs_per_step=16)
     pool = objective._pool_of(0)
-    variance = pool._functions.softmax(-1).var(0).sum(-1)
+    variance = pool._functions.softmax(-1).var(1).sum(-1)
     assert torch.allclose(pool._telling, variance + 0.01 * variance.mean())
     pool._telling[::2] = 0
     drawn = pool.draw(16, torch.Generator().manual_seed(0))[1]
-    assert all((drawn[:, [index]] == pool._functions[:, 1::2]).all((0, 2)).any() for index in range(16))
+    assert all((drawn[[index]] == pool._functions[1::2]).all((1, 2)).any() for index in range(16))
 
 
 def test_there_are_new_inputs_after_so_many_steps():
@@ -230,3 +230,45 @@ def test_the_gate(changed, problem):
 def test_disagreements_are_shares_of_examples():
     answers = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]])
     assert disagreements(answers, answers).tolist() == [[0, 0.25], [0.25, 0]]
+
+
+class Confident:
+    """Answers of networks whose first value says how far they are from agreeing."""
+
+    def __init__(self, num=4000):
+        self.edges = torch.linspace(0, 1, num)
+
+    def predictions(self, vectors):
+        return (
+            vectors[:, :1].double().abs() * (1 + torch.arange(len(vectors))[:, None]) / len(vectors) > self.edges
+        ).long()
+
+
+@pytest.mark.parametrize(("written", "gain"), [(0.4, 1.25), (0.5, 1.0), (0.8, 1.0), (0.1, 1.5)])
+def test_the_gain_is_the_least_by_which_drawn_networks_disagree_as_those_seen(written, gain):
+    autoencoder, _ = make_objective(hidden=(1,), latent_channels=6)
+    seen = torch.full((8, make_layout().num_parameters), 0.5)
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("gain", torch.ones(()))
+
+        def forward(self, latents):
+            return written * self.gain + torch.zeros(len(latents), make_layout().num_parameters)
+
+    autoencoder.decoder = Decoder()
+    autoencoder.normalizer.mean.zero_()
+    autoencoder.normalizer.std.fill_(1)
+    report = match_diversity(autoencoder, torch.zeros(8, 6), seen, Confident())
+    assert report["gain"] == pytest.approx(gain, abs=0.02) and autoencoder.decoder.gain == report["gain"]
+    ratio = report["drawn_disagreement"] / report["seen_disagreement"]
+    assert ratio == pytest.approx(written / 0.5, rel=0.01)
+
+
+def test_the_gain_is_part_of_the_autoencoder(dataset, tmp_path):
+    _, report = train(dataset, tmp_path / "matched", steps=60, learning_rate=1e-2)
+    assert report["combined_networks"] == 18 and 1 <= report["gain"] <= 1.5
+    loaded = AutoencoderFunctional.from_pretrained(tmp_path / "matched")
+    assert loaded.decoder.gain.item() == pytest.approx(report["gain"])
+    assert "gain" not in train(dataset, tmp_path / "plain", steps=1, match_diversity=False)[1]

@@ -15,7 +15,7 @@ class FunctionDecoder(nn.Module):
     The offset of a tensor of m rows of n values (units, and what goes into each), n > r, is a product of two matrices:
     m × r, written by the perceptron, and r × n, the same for all networks. Offsets of smaller tensors are written
     value by value. So the last layer does not grow with n: a dense one would have `width * D` weights, and most of the
-    time of a step would be spent on them.
+    time of a step would be spent on them. Latents, whose mean is 0, are multiplied by a buffer `gain`, 1 in training.
 
     Args:
         shapes (`Sequence[Sequence[int]]`): Of the D parameters' tensors, in their order.
@@ -54,11 +54,13 @@ class FunctionDecoder(nn.Module):
             nn.Parameter(torch.randn(rank, columns) / rank**0.5) for _, columns, is_low in self.matrices if is_low
         )
         self.register_buffer("reference", torch.zeros(sum(map(math.prod, matrices))))
+        self.register_buffer("gain", torch.ones(()))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Normalised parameters `(B, D)`, float32."""
         offsets, bases = [], iter(self.bases)
-        for part, (rows, _, is_low) in zip(self.layers(latents).split(self.sizes, 1), self.matrices, strict=True):
+        written = self.layers(self.gain * latents).split(self.sizes, 1)
+        for part, (rows, _, is_low) in zip(written, self.matrices, strict=True):
             offsets.append((part.unflatten(1, (rows, -1)) @ next(bases)).flatten(1) if is_low else part)
         return self.reference + torch.cat(offsets, 1).float()
 

@@ -68,7 +68,7 @@ class FunctionEncoder(Float32Module):
         self.mean.copy_(mean)
         self.basis.copy_((vectors.T @ deviations) / values.sqrt()[:, None])
         self.deviations.copy_((values / (len(rows) - 1)).sqrt())
-        self.scale.copy_(deviations.square().mean().sqrt())
+        self.scale.copy_(rows.std())
 
     def forward(self, functions: torch.Tensor) -> torch.Tensor:
         """Scores `(B, k)` of functions `(B, P, classes)` on the probes."""

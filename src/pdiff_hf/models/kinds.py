@@ -68,9 +68,10 @@ TRAINING = {
 FUNCTIONAL = {
     "steps": 3000,
     "train_batch_size": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "weight_decay": 1e-3,
     "lr_warmup_steps": 50,
+    "max_grad_norm": 10.0,
     "latent_whitening": LATENT_WHITENING,
 }
 # Of the denoiser that contains the Gaussian; docs/denoiser.md says what else was tried.
@@ -176,11 +177,13 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     latent_channels: int = Field(64, ge=1)
     latent_length: int = Field(1, ge=1)
     hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="widths of the decoder's layers")
-    rank: int = Field(48, ge=1, description="of the offsets of matrices, at most")
+    rank: int = Field(24, ge=1, description="of the offsets of matrices, at most")
     max_decoder_mb: int = Field(256, ge=1, description="memory of the decoder's weights; training takes four times")
     num_probes: int = Field(300, ge=2, description="inputs on which networks are compared to encode them")
     probe_mixing: float = Field(0.5, ge=0, le=0.5, description="largest share of a second example in an input")
-    probe_noise: float = Field(0.3, ge=0, description="on inputs, in units of their spread; of texts, share of tokens")
+    probe_noise: float = Field(
+        0.15, ge=0, description="on inputs, in units of their spread; of texts, share of tokens"
+    )
     inputs_per_step: int = Field(64, ge=2, description="inputs on which functions are compared in a step")
     pool_size: int = Field(
         4096, ge=1, description="inputs that these are drawn from, by how much networks differ there"
@@ -191,6 +194,9 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
         "auto", description="functions to be written: those of networks, or combinations that no network has"
     )
     latent_noise: float = Field(0.1, ge=0, description="on latents of networks, not of combinations")
+    match_diversity: bool = Field(
+        True, description="draw latents so much farther apart that networks disagree as often as those seen"
+    )
     function_loss: float = Field(1.0, ge=0, description="weight of the distance to the outputs of the target")
     task_loss: float = Field(0.0, ge=0, description="weight of the cross-entropy of the labels: one function for all")
     weight_loss: float = Field(0.0, ge=0, description="weight of the distance to the normalised parameters")

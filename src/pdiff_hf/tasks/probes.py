@@ -11,6 +11,8 @@ from ..models.config import AutoencoderConfig
 from .evaluators import open_task
 from .task import Task
 
+# Most inputs are near a training example: by this power of a uniform number they are mixed.
+MIXING_POWER = 8
 # Images whose spread gives the unit of the noise.
 NUM_FOR_SPREAD = 1000
 
@@ -30,27 +32,28 @@ def make_probes(dataset: ParameterDataset, config: AutoencoderConfig, task: Task
 class ProbeSource:
     """Draws inputs near training examples, and between them.
 
-    An image is one of the train split and another one, mixed with a share that is uniform up to `mixing`, plus
-    Gaussian noise (Source of the mixture: Zhang et al. 2018, "mixup"). In a text, so many tokens are another text's at
-    the same places, and each of the others is any of the vocabulary's with probability `noise`; what only one of them
-    has, such as padding, stays. Labels play no part.
+    An image is one of the train split and another one, mixed with a share of `mixing * u^8`, u uniform in [0, 1], plus
+    Gaussian noise (source of the mixture: Zhang et al. 2018, "mixup"): most are nearly training examples, on which the
+    functions have to be right, and some lie far between, where networks differ. In a text, tokens of such a share are
+    another text's at the same places, and each is any other's with probability `noise`; what only one of them has,
+    such as padding, stays. Labels play no part.
 
     Args:
         task ([`Task`]): Whose train split; augmented images are augmented.
         mixing (`float`, *optional*, defaults to 0.5): The largest share of the second example.
-        noise (`float`, *optional*, defaults to 0.3): Of images the standard deviation, in units of that of their
+        noise (`float`, *optional*, defaults to 0.15): Of images the standard deviation, in units of that of their
             values; of texts the probability.
     """
 
     task: Task
     mixing: float = 0.5
-    noise: float = 0.3
+    noise: float = 0.15
 
     def draw(self, num: int, seed: int) -> torch.Tensor:
         """Draw inputs `(num, …)`, always the same by a seed."""
         generator = torch.Generator().manual_seed(seed)
         first, second = self._examples(num, seed, generator), self._examples(num, seed + 1, generator)
-        shares = self.mixing * torch.rand(num, generator=generator)
+        shares = self.mixing * torch.rand(num, generator=generator) ** MIXING_POWER
         if first.is_floating_point():
             shares = shares.view(num, *[1] * (first.ndim - 1))
             spread = first[:NUM_FOR_SPREAD].std()

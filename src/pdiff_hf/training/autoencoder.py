@@ -21,7 +21,7 @@ from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import writing
 from .functional import FunctionObjective, Probes, check_functional_inputs
-from .functional_gate import check_functions, measure_functions
+from .functional_gate import NUM_DRAWS, check_functions, match_diversity, measure_functions
 from .gate import check_reconstruction, measure_reconstruction
 from .logs import write_log
 from .loop import make_accelerator, run_steps
@@ -101,6 +101,9 @@ def train_autoencoder(
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
         autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
+        if config.compares_functions and config.match_diversity and objective.combines_all:
+            drawn, seen = objective.draw_latents(NUM_DRAWS, config.seed), train_vectors[:NUM_DRAWS]
+            what |= match_diversity(autoencoder.eval(), drawn, seen, evaluator)
     autoencoder.eval()
 
     # 3. Scale of the latents

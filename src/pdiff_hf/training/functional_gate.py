@@ -7,9 +7,12 @@ import torch
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.intervals import sample_mean_interval
 from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.autoencoder_functional import AutoencoderFunctional
 from ..models.config import AutoencoderConfig
 from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
 
+# Networks of which pairs are compared, the largest gain, and in how many halvings it is found.
+NUM_DRAWS, MAX_GAIN, GAIN_STEPS = 100, 1.5, 5
 # Training rows whose reconstruction is measured, evenly spaced.
 MAX_TRAIN_ROWS = 100
 
@@ -55,9 +58,54 @@ def measure_functions(
         report["agreement_other"] = others.mean().item()
         report["agreement_difference"] = (of_own - others).mean().item()
         report["agreement_ci95"] = sample_mean_interval(of_own - others)
-        among, decoded_among = (disagreements(found, found).sum().item() for found in (answers, decoded_answers))
+        among, decoded_among = map(mean_disagreement, (answers, decoded_answers))
         report["disagreement_ratio"] = decoded_among / among if among else None
     return report
+
+
+@torch.no_grad()
+def match_diversity(
+    autoencoder: AutoencoderFunctional, latents: torch.Tensor, seen: torch.Tensor, evaluator: ParameterEvaluator
+) -> dict[str, float]:
+    """Set the gain of the decoder by which networks drawn differ as often from each other as those seen do.
+
+    What the decoder does not tell apart, its networks lack: they answer alike too often. Latents that are farther from
+    their mean by a factor, the gain, make up for it. It is the least from 1 to `MAX_GAIN` for which pairs disagree as
+    often as those of networks seen, on the validation examples.
+
+    Args:
+        autoencoder ([`AutoencoderFunctional`]): Trained, in eval mode.
+        latents (`torch.Tensor` of shape `(B, C·L)`): Drawn from the Gaussian of the seen networks' latents.
+        seen (`torch.Tensor` of shape `(S, D)`): Raw parameters of networks seen.
+        evaluator ([`ParameterEvaluator`]): On validation examples.
+
+    Returns:
+        `dict`: the `gain`, and the shares of examples on which pairs disagree: `seen_disagreement`, and
+        `drawn_disagreement` by gain 1.
+    """
+
+    def disagreement(vectors: torch.Tensor) -> float:
+        return mean_disagreement(evaluator.predictions(vectors))
+
+    def drawn(gain: float) -> float:
+        autoencoder.decoder.gain.fill_(gain)
+        return disagreement(torch.cat([*autoencoder.decode_rows(latents.reshape(-1, *autoencoder.latent_shape))]))
+
+    expected, low, high = disagreement(seen), 1.0, MAX_GAIN
+    report = {"seen_disagreement": expected, "drawn_disagreement": drawn(1.0)}
+    if report["drawn_disagreement"] < expected:
+        for _ in range(GAIN_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if drawn(middle) < expected else (low, middle)
+        low = high
+    autoencoder.decoder.gain.fill_(low)
+    return {"gain": low, **report}
+
+
+def mean_disagreement(answers: torch.Tensor) -> float:
+    """Mean share of examples on which two of the networks with answers `(B, N)` differ."""
+    num = len(answers)
+    return disagreements(answers, answers).sum().item() / (num * (num - 1))
 
 
 def disagreements(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -212,15 +212,17 @@ def test_families_in_different_basins_stop(soup, evaluator):
     assert entry["severity"] == "stop" and "the error rises by" in entry["finding"]
 
 
-@pytest.mark.parametrize("origin", ["collect", "import", "recording"])
+@pytest.mark.parametrize("origin", ["collect", "runs", "import", "recording"])
 def test_advice_is_what_whoever_made_the_dataset_can_do(tmp_path, fine_tunes, origin):
     rows = torch.cat([fine_tunes, fine_tunes + 0.01])
     rows[:, LAYOUT.tensors[1].offset : LAYOUT.tensors[2].offset] = 0.5
-    save_parameter_dataset(rows, LAYOUT, tmp_path / "ds", metadata={} if origin == "recording" else {origin: {}})
+    metadata = {"collect": {"collect": {}}, "runs": {"collect": {"kind": "runs"}}, "import": {"import": {}}}
+    save_parameter_dataset(rows, LAYOUT, tmp_path / "ds", metadata=metadata.get(origin))
     report = inspect_dataset(tmp_path / "ds", device="cpu")
     assert report["origin"] == origin
     actions = " ".join(entry["action"] for entry in report["advice"])
-    assert ("collect." in actions) == (origin == "collect")
+    assert ("collect." in actions) == (origin in ("collect", "runs"))
+    assert ("collect.num_checkpoints" in actions) == (origin == "collect")
     assert ("pdiff import" in actions) == (origin == "import")
     assert ("ParameterLayout" in actions) == (origin == "recording")
     assert f"pdiff train {tmp_path / 'ds'} --out … --set autoencoder.latent_channels=" in actions

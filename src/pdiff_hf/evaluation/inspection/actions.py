@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-# What can be done about a dataset that a recipe collected, that was imported, or that was recorded.
+# What can be done about a dataset that a recipe collected, along a training or of independent runs, that was imported,
+# or that was recorded.
 ACTIONS = {
     "collect": {
         "more": "Collect more checkpoints (--set collect.num_checkpoints=…)",
@@ -16,6 +17,14 @@ ACTIONS = {
         "select": "select other tensors (--set collect.select=…)",
         "one_run": "Collect along one run (--set collect.runs=1), or fine-tune all runs from one base model (--set "
         "collect.independent=false)",
+        "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
+    },
+    "runs": {
+        "more": "Collect more runs (--set collect.runs=…)",
+        "more_independent": "Collect more runs (--set collect.runs=…)",
+        "closer": "more runs (--set collect.runs=…), or fewer tensors (--set collect.select=…)",
+        "select": "select other tensors (--set collect.select=…)",
+        "one_run": "Collect along one run (--set collect.kind=trajectory)",
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
     "import": {
@@ -37,6 +46,13 @@ ACTIONS = {
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
 }
+
+
+def origin_of(metadata: Mapping) -> str:
+    """Who made a dataset with these metadata: a key of `ACTIONS`."""
+    origin = next((name for name in ("collect", "import") if name in metadata), "recording")
+    section = metadata.get("collect")
+    return "runs" if isinstance(section, Mapping) and section.get("kind") == "runs" else origin
 
 
 def actions_for(report: Mapping) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
 from ..similarity import gram_matrix
+from .actions import origin_of
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
@@ -142,7 +143,7 @@ def inspect_dataset(
     report = {
         "schema": SCHEMA,
         "dataset": str(dataset.source),
-        "origin": next((name for name in ("collect", "import") if name in dataset.metadata), "recording"),
+        "origin": origin_of(dataset.metadata),
         "is_aligned": "alignment" in dataset.metadata,
         "num_rows": len(names),
         "num_parameters": layout.num_parameters,

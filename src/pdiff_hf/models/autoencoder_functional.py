@@ -89,13 +89,15 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             )
 
     @torch.no_grad()
-    def fit(self, vectors: torch.Tensor, probes: torch.Tensor, model: nn.Module) -> torch.Tensor:
-        """Fit normaliser and encoder to raw training vectors `(K, D)`, and take a reference among them.
+    def fit(self, vectors: torch.Tensor, probes: torch.Tensor, model: nn.Module, reference: int = 0) -> torch.Tensor:
+        """Fit normaliser and encoder to raw training vectors `(K, D)`, one of which becomes the reference.
 
         Args:
             vectors (`torch.Tensor` of shape `(K, D)`): A tensor or [`StoredVectors`].
             probes (`torch.Tensor` of shape `(P, …)`): Inputs of the base network, on which networks are compared.
             model (`nn.Module`): The base network.
+            reference (`int`, *optional*, defaults to 0): The row that offsets are from. What is written has its
+                faults, wherever the functions that are asked for do not say otherwise: take a good one.
 
         Returns:
             `torch.Tensor`: the functions `(K, P, classes)` of the training networks on the probes.
@@ -114,9 +116,8 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         encoder.probes.copy_(probes)
         encoder.fit(found)
         self.encoder, self._functions = encoder, functions
-        # The one nearest to their mean has least far to go.
-        nearest = int((found - found.mean(0)).flatten(1).norm(dim=1).argmin())
-        self.decoder.reference.copy_(self.normalizer.normalize(vectors[nearest : nearest + 1].to(self.device))[0])
+        row = vectors[reference : reference + 1].to(self.device)
+        self.decoder.reference.copy_(self.normalizer.normalize(row)[0])
         return found
 
     def fit_statistics(self, vectors: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from ..wording import argument
 from .batches import GlobalBatch
 from .checkpoints import writing
 from .functional import FunctionObjective, Probes, check_functional_inputs
-from .functional_gate import NUM_DRAWS, check_functions, match_diversity, measure_functions
+from .functional_gate import NUM_DRAWS, best_network, check_functions, match_diversity, measure_functions
 from .gate import check_reconstruction, measure_reconstruction
 from .logs import write_log
 from .loop import make_accelerator, run_steps
@@ -74,16 +74,17 @@ def train_autoencoder(
         train_vectors = train_vectors.to(accelerator.device)
 
     # 1. Statistics of the data
+    history, threads, what = [], None, {}
     torch.manual_seed(config.seed)
     autoencoder = config.build(identity.to_config()).to(accelerator.device)
     if config.compares_functions:
         model = check_functional_inputs(dataset, evaluator, probes)
-        functions = autoencoder.fit(train_vectors, probes.draw(config.num_probes, config.seed), model)
+        what["reference"] = best = best_network(evaluator, train_vectors)
+        functions = autoencoder.fit(train_vectors, probes.draw(config.num_probes, config.seed), model, best)
     else:
         autoencoder.fit_statistics(train_vectors)
 
     # 2. Gradient steps; what has a closed form needs none
-    history, threads, what = [], None, {}
     if config.optimization is not None:
         if isinstance(train_vectors, StoredVectors):
             return_large_blocks()
@@ -96,7 +97,7 @@ def train_autoencoder(
         loss_fn = reconstruction_loss
         if config.compares_functions:
             objective = FunctionObjective(autoencoder, functions, train_vectors, model, probes, config)
-            loss_fn, what = objective.loss, objective.describe()
+            loss_fn, what = objective.loss, what | objective.describe()
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
         autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)

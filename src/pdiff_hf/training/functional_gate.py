@@ -63,6 +63,13 @@ def measure_functions(
     return report
 
 
+def best_network(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> int:
+    """The row of raw vectors `(K, D)`, a tensor or [`StoredVectors`], with the least validation loss."""
+    size = max(1, MAX_EVALUATED_VALUES // vectors.shape[1])
+    losses = [evaluator.nll(vectors[start : start + size]) for start in range(0, len(vectors), size)]
+    return int(torch.cat(losses).nan_to_num(torch.inf).argmin())
+
+
 @torch.no_grad()
 def match_diversity(
     autoencoder: AutoencoderFunctional, latents: torch.Tensor, seen: torch.Tensor, evaluator: ParameterEvaluator

@@ -83,7 +83,7 @@ TEST_COLUMNS: tuple[Column, ...] = (
 
 def population_table(
     metrics: Metrics,
-    columns: Sequence[Column] = POPULATION_COLUMNS,
+    columns: Sequence[Column] = tuple(POPULATION_COLUMNS.values()),
     title: str = "Populations",
     *,
     plain: bool = False,

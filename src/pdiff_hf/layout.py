@@ -214,11 +214,10 @@ class ParameterLayout:
                 f"expected a vector of shape ({self.num_parameters},) or (B, {self.num_parameters}), "
                 f"got {tuple(vectors.shape)}."
             )
+        # Slices one by one would each have a gradient of the whole size.
+        parts = zip(self.tensors, vectors.split([spec.numel for spec in self.tensors], -1), strict=True)
         return {
-            spec.name: vectors[..., spec.offset : spec.offset + spec.numel]
-            .reshape((*vectors.shape[:-1], *spec.shape))
-            .to(DTYPES[spec.dtype])
-            for spec in self.tensors
+            spec.name: part.reshape((*vectors.shape[:-1], *spec.shape)).to(DTYPES[spec.dtype]) for spec, part in parts
         }
 
     @torch.no_grad()

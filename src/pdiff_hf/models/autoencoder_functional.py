@@ -51,7 +51,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         latent_channels: int = 64,
         latent_length: int = 1,
         hidden: Sequence[int] = (512, 512),
-        rank: int = 48,
+        rank: int = 24,
         max_decoder_mb: int = 256,
         probe_shape: list[int] | None = None,
         num_outputs: int | None = None,

@@ -177,7 +177,7 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     latent_channels: int = Field(64, ge=1)
     latent_length: int = Field(1, ge=1)
     hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="widths of the decoder's layers")
-    rank: int = Field(48, ge=1, description="of the offsets of matrices, at most")
+    rank: int = Field(24, ge=1, description="of the offsets of matrices, at most")
     max_decoder_mb: int = Field(256, ge=1, description="memory of the decoder's weights; training takes four times")
     num_probes: int = Field(300, ge=2, description="inputs on which networks are compared to encode them")
     probe_mixing: float = Field(0.5, ge=0, le=0.5, description="largest share of a second example in an input")

@@ -115,7 +115,7 @@ class FunctionObjective:
         if config.function_loss:
             activations, functions = pool.draw(config.inputs_per_step, generator)
             own = self.functions(vectors, activations)
-            target = torch.einsum("bk,knc->bnc", weights, functions)
+            target = (weights @ functions).transpose(0, 1)
             distance = (own - target).square().mean() / self.variance
             cross_entropy = -(target.softmax(-1) * own.log_softmax(-1)).sum(-1).mean()
             loss = loss + config.function_loss * (distance + CROSS_ENTROPY * cross_entropy)
@@ -204,8 +204,12 @@ class FunctionPool:
             self._inputs = self._activations(functions, inputs)
             rows = max(1, BLOCK_VALUES // functions.layout.num_parameters)
             starts = range(0, len(vectors), rows)
-            self._functions = torch.cat([functions.of(vectors[s : s + rows], inputs) for s in starts])
-            telling = self._functions.softmax(-1).var(0).sum(-1)
+            # By inputs, so that those of a step are read in few pieces.
+            self._functions = torch.empty(num, len(vectors), functions.num_outputs, device=functions.device)
+            for start in starts:
+                part = functions.of(vectors[start : start + rows], inputs)
+                self._functions[:, start : start + rows] = part.transpose(0, 1)
+            telling = torch.cat([part.softmax(-1).var(1).sum(-1) for part in self._functions.split(size)])
             self._telling = (telling + telling.mean() * LEAST_TELLING).cpu()
 
     @staticmethod
@@ -214,10 +218,10 @@ class FunctionPool:
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def draw(self, num: int, generator: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Activations of `num` inputs, and the functions `(K, num, classes)` on them."""
+        """Activations of `num` inputs, and the functions `(num, K, classes)` on them."""
         candidates = torch.randperm(len(self._telling), generator=generator)[: CANDIDATES * num]
         index = candidates[self._telling[candidates].multinomial(num, generator=generator)].to(self._functions.device)
-        return tuple(part[index] for part in self._inputs), self._functions[:, index]
+        return tuple(part[index] for part in self._inputs), self._functions[index]
 
     def draw_labelled(self, num: int, generator: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Activations of `num` training examples, and their labels `(num,)`."""

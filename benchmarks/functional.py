@@ -113,19 +113,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the autoencoder, all rows")
     arguments = parser.parse_args()
-    variants = {**(PROBES if arguments.probes else {}), **{f"{n} latents": {"latent_channels": n} for n in arguments.latents}}
-    variants = {name: variant for name, variant in (variants or LOSSES).items() if name in (arguments.only or (variants or LOSSES))}
+    variants = dict(PROBES) if arguments.probes else {}
+    variants |= {f"{number} latents": {"latent_channels": number} for number in arguments.latents}
+    variants = variants or LOSSES
     given = {"steps": 1500, "latent_channels": 128, "holdout_every": 6}
     given |= {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     dataset = ParameterDataset(arguments.dataset)
     evaluator = make_evaluator(dataset, "test")
     table = Table("", *COLUMNS.values(), title=f"{arguments.dataset}, seeds {arguments.seeds}")
-    for name, variant in variants.items():
+    for name in arguments.only or variants:
+        variant = variants[name]
         found = [measure(dataset, evaluator, {**given, **variant, "seed": seed}) for seed in arguments.seeds]
         if not table.rows:
             table.add_row("originals, held out", *cells([found[0][0].model_dump()]))
-        table.add_row(name, *cells([values for _, values in found]))
-        print(name, *cells([values for _, values in found]), flush=True)
+        row = [name, *cells([values for _, values in found])]
+        table.add_row(*row)
+        print(*row, sep="; ", flush=True)
     Console(width=150).print(table)
 
 

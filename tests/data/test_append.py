@@ -59,6 +59,23 @@ def test_rows_that_lack_a_metric_leave_old_shards_as_they_are(tmp_path):
     assert plain["test_accuracy"][:] == [0.5] * 6 + [None]
 
 
+def test_populations_are_names_and_no_metric(tmp_path):
+    save_parameter_dataset(make_vectors(2), LAYOUT, tmp_path / "ds", columns=columns("a", 2))
+    dataset = ParameterDataset(tmp_path / "ds")
+    assert dataset.populations is None
+    dataset.append(make_vectors(2, 1), columns("b", 2) | {"population": ["x", "y"], "score": [0.5, 1.0]})
+    assert dataset.populations == [None, None, "x", "y"]
+    assert set(dataset.metrics) == set(dataset.stats["columns"]) == {"score"}
+    # Old shards get the column, so that all have the same.
+    loaded = load_dataset(str(tmp_path / "ds"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["population"][:] == dataset.rows.with_format(None)["population"][:] == [None, None, "x", "y"]
+    assert "of which of several populations" in (tmp_path / "ds" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"checkpoint of row 0: 'population': expected a text, found 3"):
+        dataset.append(make_vectors(1, 2), columns("c", 1, population=3))
+    # Rows with and without one are written again.
+    assert dataset.copy_first(3, tmp_path / "first").populations == [None, None, "x"]
+
+
 def test_other_layout_run_or_base_model_is_refused_and_nothing_changes(tmp_path):
     base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **NETWORK)
     bases = [base.save_weights(mlp3(**NETWORK), tmp_path / name) for name in "xy"]

@@ -1,12 +1,13 @@
 """What a zoo of independent runs is told in one sentence, and what becomes of several seeds."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from golden_files import GOLDEN
 from pdiff_hf.evaluation.summary import aggregate_seeds
-from pdiff_hf.evaluation.verdict import make_verdict, population_finding
+from pdiff_hf.evaluation.verdict import HEADS, make_verdict, population_finding
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.results.population import Population
 
@@ -127,6 +128,13 @@ def test_files_without_populations_are_read():
         metrics = Metrics.from_dict({**older, "schema": schema})
         assert metrics.population == {} and metrics.generated.test_accuracy.mean is not None
         assert make_verdict(metrics)[0] in ("copying", "worse", "no_gain", "averaging", "better")
+
+
+def test_every_key_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Population\n")[2].partition("\n## ")[0]
+    assert [key for key in Population.model_fields if f"`{key}`" not in section] == []
+    assert [finding for finding in HEADS if f"`{finding}`" not in section] == []
 
 
 def test_a_population_is_written_as_it_was_read():

@@ -100,7 +100,8 @@ def trained_together(task, networks, seeds, config=CONFIG, **options):
 
 
 def is_stacked(monkeypatch):
-    """Notes of every loss whether it is of several networks."""
+    """Notes of every loss whether it is of several networks; convolutions are stacked as on an accelerator."""
+    monkeypatch.setattr(zoo, "_is_faster_stacked", lambda network, start: True)
     calls, vmap = [], zoo.vmap
     monkeypatch.setattr(zoo, "vmap", lambda *args, **kwargs: calls.append(True) or vmap(*args, **kwargs))
     return calls
@@ -118,7 +119,7 @@ def test_networks_trained_at_once_are_those_trained_alone(task, name, monkeypatc
     assert stacked
 
 
-@pytest.mark.parametrize(("make", "num"), [(Branching, 3), (dropout_net, 1)])
+@pytest.mark.parametrize(("make", "num"), [(Branching, 3), (dropout_net, 1), (MODELS["convnet"], 2)])
 def test_what_cannot_be_trained_at_once_is_trained_alone(task, make, num):
     networks = initialised(make, range(num))
     alone = trained_alone(task, networks, range(num), CONFIG)

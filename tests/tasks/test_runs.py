@@ -79,6 +79,13 @@ def test_rows_are_taken_at_shares_of_the_training(task, tmp_path):
     assert all(after < before for before, after in zip(losses[::2], losses[1::2], strict=True))
 
 
+def test_shares_of_one_step_are_refused(task, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"expected shares of 24 steps that are different steps, found \[0\.5, 0\.51\]"
+    ):
+        collect(task, tmp_path / "zoo", at=[0.5, 0.51])
+
+
 class Killed(BaseException):
     pass
 

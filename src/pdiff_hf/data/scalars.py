@@ -65,8 +65,13 @@ def to_text(value: Any, name: str) -> str:
     return value
 
 
+def to_optional_text(value: Any, name: str) -> str | None:
+    """[`to_text`]; `None` stays."""
+    return None if value is None else to_text(value, name)
+
+
 # Columns that are no metrics, and what makes their values.
-KINDS = {"run": to_text, "seed": to_integer, "step": to_integer, "epoch": to_metric, "population": to_text}
+KINDS = {"run": to_text, "seed": to_integer, "step": to_integer, "epoch": to_metric, "population": to_optional_text}
 
 
 def column_values(name: str, values: Sequence[Any], num: int, unit: str, first: int) -> Iterable[int | float | str]:

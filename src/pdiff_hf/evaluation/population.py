@@ -251,25 +251,27 @@ def nearest_side(
 
     Returns the median and its bootstrap interval (95 %, over the networks); `None` where it does not exist.
     """
-    sides = (to_seen, to_unseen)
-    sizes = to_seen.shape[1], to_unseen.shape[1] - int(exclude_self)
+    num = min(to_seen.shape[1], to_unseen.shape[1] - int(exclude_self))
     nearest = torch.minimum(to_seen.amin(1), to_unseen.amin(1))
+    draws = _nearest_of(to_seen, num, generator), _nearest_of(to_unseen, num + int(exclude_self), generator)
     ratios = []
-    for _ in range(1 if sizes[0] == sizes[1] else NUM_SUBSAMPLES):
-        own, others = (_nearest_of(side, size, min(sizes), generator) for side, size in zip(sides, sizes, strict=True))
-        is_concerned = (own == nearest) | (others == nearest)
-        ratios.append(torch.where(is_concerned, own / others, torch.nan))
+    for seen, unseen in zip(*draws, strict=True):
+        is_concerned = (seen == nearest) | (unseen == nearest)
+        ratios.append(torch.where(is_concerned, seen / unseen, torch.nan))
     ratios = torch.stack(ratios, 1).double()
     rows = torch.randint(len(ratios), (NUM_MEDIANS, len(ratios)), generator=generator)
     medians = torch.stack([ratios[own].flatten().nanquantile(0.5) for own in rows])
     return _finite(ratios.flatten().nanquantile(0.5)), _interval(medians) if len(ratios) > 1 else None
 
 
-def _nearest_of(distances: torch.Tensor, size: int, num: int, generator: torch.Generator) -> torch.Tensor:
-    """Distances `(n,)` to the nearest of `num` of `size` networks, drawn at random where these are more."""
-    if size > num:
-        distances = distances[:, torch.randperm(distances.shape[1], generator=generator)[:num]]
-    return distances.amin(1)
+def _nearest_of(distances: torch.Tensor, num: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Distances `(n,)` to the nearest of `num` networks, for `NUM_SUBSAMPLES` random draws of these out of all."""
+    draws: list[torch.Tensor] = []
+    while len(draws) < NUM_SUBSAMPLES:
+        order = torch.randperm(distances.shape[1], generator=generator)
+        # Disjoint ones, so that all networks take their turn.
+        draws += [rows for rows in order.split(num) if len(rows) == num]
+    return [distances[:, rows].amin(1) for rows in draws[:NUM_SUBSAMPLES]]
 
 
 def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -82,11 +82,7 @@ TEST_COLUMNS: tuple[Column, ...] = (
 
 
 def population_table(
-    metrics: Metrics,
-    columns: Sequence[Column] = tuple(POPULATION_COLUMNS.values()),
-    title: str = "Populations",
-    *,
-    plain: bool = False,
+    metrics: Metrics, columns: Sequence[Column] = tuple(POPULATION_COLUMNS.values()), title: str = "Populations"
 ) -> ReportTable:
     """A row for every group that is a population; columns of which nothing is known are left out."""
     rows = [(name, (found,)) for name, found in metrics.population.items()]

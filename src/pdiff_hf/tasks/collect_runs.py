@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,8 @@ from .zoo import networks_at_once, train_networks
 
 
 @dataclass(frozen=True)
-class RunCollector:
-    """Makes the rows of some runs of a collection; which ones are made together or before changes no row.
+class Collector(ABC):
+    """Makes the rows of some runs of a collection; which ones are made before or by whom changes no row.
 
     Arguments are those of [`collect_checkpoints`], and the selected tensors.
     """
@@ -35,21 +36,43 @@ class RunCollector:
     build: Callable[[], nn.Module]
     model: nn.Module
     base_training: BaseTrainingConfig
-    config: CollectConfig
+    config: CollectionConfig
     layout: ParameterLayout
     seed: int
 
     @property
     def parts(self) -> list[range]:
         """The runs that are made together."""
-        return divide_runs(self.task, self.config, self.base_training, self.layout, self.config.independent)
+        runs, batch_bytes = self.config.runs, self.base_training.train_batch_size * self.task.bytes_per_example
+        size = networks_at_once(self.layout.num_parameters, batch_bytes) if self.is_stacked else 1
+        return [range(first, min(first + size, runs)) for first in range(0, runs, size)]
 
+    @property
+    @abstractmethod
+    def is_stacked(self) -> bool:
+        """Whether several runs are made together."""
+
+    @abstractmethod
     def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
         """Write the rows of `runs`, one of `parts`, to a new folder, and report the number of new ones to `advance`.
 
         Raises:
             ValueError: a loss is no longer finite.
         """
+
+
+class RunCollector(Collector):
+    """Of trainings that go on from a base model."""
+
+    config: CollectConfig
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether base models are trained together."""
+        return self.config.independent
+
+    def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
+        """As [`Collector.collect`]."""
         for run, network in zip(runs, self._base_models(runs), strict=True):
             seed, first_epoch = self._order(run)
             steps = train_selection(
@@ -87,25 +110,11 @@ class RunCollector:
         return share_prefix(self.task, self.model, self.layout, self.config, orders)
 
 
-@dataclass(frozen=True)
-class ZooCollector:
-    """Makes the rows of some independent runs, each a network of its own from the first step on.
+class ZooCollector(Collector):
+    """Of independent runs, each a network of its own from the first step on; the rest of `model` is that of all."""
 
-    Arguments are those of [`RunCollector`]; the rest of `model` is that of all networks.
-    """
-
-    task: Task
-    build: Callable[[], nn.Module]
-    model: nn.Module
-    base_training: BaseTrainingConfig
     config: RunsConfig
-    layout: ParameterLayout
-    seed: int
-
-    @property
-    def parts(self) -> list[range]:
-        """The runs that are made together."""
-        return divide_runs(self.task, self.config, self.base_training, self.layout, True)
+    is_stacked = True
 
     @cached_property
     def populations(self) -> list[PopulationConfig | None]:
@@ -113,14 +122,10 @@ class ZooCollector:
         return deal_populations(self.config, self.seed)
 
     def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
-        """As [`RunCollector.collect`]."""
+        """As [`Collector.collect`]."""
         is_whole = is_whole_network(self.model, self.layout)
         dealt = [self.populations[run] for run in runs]
-        num_steps = num_training_steps(self.task, self.base_training)
-        wanted = [
-            {max(1, round(share * num_steps)) for share in (population and population.at) or self.config.at}
-            for population in dealt
-        ]
+        wanted = [self._steps((population and population.at) or self.config.at) for population in dealt]
         num_batches = len(self.task.batch_indices("train", self.base_training.train_batch_size))
         rows: dict[tuple[int, int], tuple[torch.Tensor, dict]] = {}
 
@@ -142,13 +147,24 @@ class ZooCollector:
             self.base_training,
             keep,
             stops=set().union(*wanted),
-            examples=[self._examples(population) for population in dealt],
+            examples=[self._examples[population and population.name] for population in dealt],
             layout=None if is_whole else self.layout,
             prefix=self._prefix,
         )
         vectors, found = zip(*(rows[key] for key in sorted(rows)), strict=True)
         columns = {name: [row[name] for row in found] for name in found[0]}
         save_parameter_dataset(torch.stack(vectors), self.layout, folder, columns=columns)
+
+    def _steps(self, shares: Sequence[float]) -> set[int]:
+        """The steps of these shares of the training."""
+        num_steps = num_training_steps(self.task, self.base_training)
+        steps = {max(1, round(share * num_steps)) for share in shares}
+        if len(steps) < len(shares):
+            raise ValueError(
+                f"expected shares of {num_steps} steps that are different steps, found {list(shares)}; correct "
+                "collect.at or raise base_training.epochs"
+            )
+        return steps
 
     def _start(self, seed: int, is_whole: bool) -> dict[str, torch.Tensor]:
         """Where a run begins: its own initialisation of what is trained."""
@@ -158,16 +174,13 @@ class ZooCollector:
         names = tensors if is_whole else self.layout.names
         return {name: tensors[name].detach().to(device) for name in names}
 
-    def _examples(self, population: PopulationConfig | None) -> TrainExamples:
-        known = self._known_examples
-        name = population and population.name
-        if name not in known:
-            known[name] = train_examples(self.task, population, self.base_training.train_batch_size)
-        return known[name]
-
     @cached_property
-    def _known_examples(self) -> dict[str | None, TrainExamples]:
-        return {}
+    def _examples(self) -> dict[str | None, TrainExamples]:
+        """By the names of the populations."""
+        return {
+            population and population.name: train_examples(self.task, population, self.base_training.train_batch_size)
+            for population in self.config.populations or [None]
+        }
 
     @cached_property
     def _prefix(self) -> SharedPrefix | None:
@@ -176,19 +189,6 @@ class ZooCollector:
 
 
 COLLECTORS = {CollectConfig: RunCollector, RunsConfig: ZooCollector}
-
-
-def divide_runs(
-    task: Task,
-    config: CollectionConfig,
-    base_training: BaseTrainingConfig,
-    layout: ParameterLayout,
-    is_stacked: bool,
-) -> list[range]:
-    """The runs of a collection in parts that are trained together, where they are stacked."""
-    batch_bytes = base_training.train_batch_size * task.bytes_per_example
-    size = networks_at_once(layout.num_parameters, batch_bytes) if is_stacked else 1
-    return [range(first, min(first + size, config.runs)) for first in range(0, config.runs, size)]
 
 
 def is_whole_network(model: nn.Module, layout: ParameterLayout) -> bool:

@@ -66,7 +66,8 @@ def train_networks(
 
     Their tensors are stacked, and one AdamW over stacked tensors is an AdamW for each network: the results are those
     of training one after another but for rounding, and for what dropout draws. Networks that cannot be computed
-    together (an operation without batching rule, not enough memory) are trained one after another.
+    together (an operation without batching rule, not enough memory), and convolutions on a CPU, are trained one after
+    another.
 
     Args:
         task ([`Task`]): The examples.
@@ -124,11 +125,19 @@ def train_networks(
                     keep(place, step, {name: tensor[row].detach() for name, tensor in tensors.items()}, loss)
 
     # Without a common prefix, the fixed rest would be computed for every network at once.
-    is_stackable = len(starts) > 1 and (layout is None or prefix is not None)
+    is_stackable = (
+        len(starts) > 1 and (layout is None or prefix is not None) and _is_faster_stacked(network, starts[0])
+    )
     if not (is_stackable and train(range(len(starts)))):
         for place in range(len(starts)):
             train([place])
     network.eval()
+
+
+def _is_faster_stacked(network: nn.Module, start: Mapping[str, torch.Tensor]) -> bool:
+    """Whether networks are trained faster together than one after another; convolutions are not on a CPU."""
+    is_cpu = next(network.parameters()).device.type == "cpu"
+    return not (is_cpu and any(tensor.ndim == 4 for tensor in start.values()))
 
 
 def _losses(

@@ -10,6 +10,7 @@ SLOW = [
     "docs/align.md",
     "docs/analysis.md",
     "docs/cycles.md",
+    "docs/functional.md",
     "docs/recipes.md",
     "docs/runs.md",
     "docs/zoos.md",

@@ -25,7 +25,7 @@ DEMO = {
         "independent",
         [
             "collect.runs=240",
-            "autoencoder.steps=1000",
+            "autoencoder.steps=600",
             "autoencoder.latent_channels=64",
             "diffusion.steps=100",
             "evaluate.fine_tune=false",

@@ -4,8 +4,8 @@ python benchmarks/run_all.py                                  # embedded and syn
 python benchmarks/run_all.py --images PATH                    # the end-to-end run is ResNet-18 on these images
 python benchmarks/run_all.py --dataset runs/mine/dataset      # or on a parameter dataset that is there already
 
-Left out: hub_io, and studies of quality, which need finished runs (alignment, denoiser, functional, generator_seeds,
-selection, truncation).
+Left out: hub_io, and studies of quality, which need finished runs (denoiser, functional, generator_seeds, selection,
+truncation).
 """
 
 from __future__ import annotations

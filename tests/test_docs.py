@@ -7,7 +7,6 @@ from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 FAST = ["README.md", "docs/datasets.md", "docs/evaluation.md"]
 SLOW = [
     "docs/ablate.md",
-    "docs/align.md",
     "docs/analysis.md",
     "docs/cycles.md",
     "docs/functional.md",

@@ -90,7 +90,6 @@ def test_what_is_refused_or_only_shown_is_so_before_anything_heavy_is_loaded(tin
         ["import", weights, "--out", new, "--metrics-pattern", "("],
         ["import", "hub:user/net", "hub:user/net", "--out", new],
         ["inspect", "/nowhere"],
-        ["align", tiny_run / "dataset", "--out", full],
         ["generate", "/nowhere", "--out", new],
         ["generate", tiny_run / "pipeline", "--out", full],
         ["generate", tiny_run / "pipeline", "--out", new, "--scheduler", "heun"],

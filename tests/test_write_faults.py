@@ -15,7 +15,6 @@ from pdiff_hf.data.writer import append_rows, save_parameter_dataset
 from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConfig
 from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.generate import generate_networks
-from pdiff_hf.tasks.collect import align_dataset
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.diffusion import train_diffusion
 from small_datasets import snapshot
@@ -73,10 +72,6 @@ def save_pipeline_again(folder):
     make_pipeline().save_pretrained(folder / "pipeline")
 
 
-def align(folder):
-    align_dataset(ParameterDataset(folder / "dataset"), folder / "out")
-
-
 def train_pca(folder):
     train_autoencoder(folder / "dataset", folder / "out", AutoencoderPCAConfig(**PCA))
 
@@ -112,7 +107,6 @@ SLOW = pytest.mark.slow
         pytest.param(generate, marks=SLOW),
         pytest.param(save_pipeline, marks=SLOW),
         pytest.param(save_pipeline_again, marks=SLOW),
-        pytest.param(align, marks=SLOW),
         pytest.param(train_pca, marks=SLOW),
         pytest.param(train_unet, marks=SLOW),
     ],

@@ -12,8 +12,18 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 
+from functional_zoo import FUNCTIONAL
+from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.files import read_json, write_json
-from pdiff_hf.models.kinds import AutoencoderPCAConfig, AutoencoderPDiffConfig, UNet1DConditionConfig, UNet1DConfig
+from pdiff_hf.models.kinds import (
+    AutoencoderFunctionalConfig,
+    AutoencoderPCAConfig,
+    AutoencoderPDiffConfig,
+    UNet1DConditionConfig,
+    UNet1DConfig,
+)
+from pdiff_hf.tasks.evaluators import make_gate_evaluator
+from pdiff_hf.tasks.probes import make_probes
 from pdiff_hf.training import loop
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.checkpoints import complete_checkpoints
@@ -61,6 +71,16 @@ def chosen(dataset, folder, batch, resume=None):
     return read_json(folder / "denoiser.json"), digest(pipeline.unet)
 
 
+def functional(zoo, folder, batch, resume=None, **options):
+    """The stage that compares functions: its log, and the hash of the autoencoder on this process."""
+    given = {**FUNCTIONAL, **COMMON, "learning_rate": 1e-4, "train_batch_size": batch, **options}
+    dataset, config = ParameterDataset(zoo), AutoencoderFunctionalConfig(**given)
+    evaluator, probes = make_gate_evaluator(dataset), make_probes(dataset, config)
+    autoencoder, report = train_autoencoder(dataset, folder, config, evaluator, resume, probes=probes)
+    log = (folder / "train_log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in log], digest(autoencoder), report
+
+
 class ShardedOnCPU(Accelerator):
     """Accelerate takes FSDP on GPUs only; torch shards on gloo as well, in the same code."""
 
@@ -78,7 +98,7 @@ class ShardedOnCPU(Accelerator):
         self.state.fsdp_plugin = plugin
 
 
-def main(dataset, one, output):
+def main(dataset, one, output, zoo):
     output = Path(output)
     state = PartialState(cpu=True)
     assert state.num_processes == 2
@@ -110,6 +130,10 @@ def main(dataset, one, output):
 
     note("chosen", *chosen(dataset, output / "chosen", 4))
     note("chosen_resumed", *chosen(dataset, output / "chosen", 4, "latest"))
+
+    note("functional", *functional(zoo, output / "functional", 4))
+    note("functional_accumulated", *functional(zoo, output / "half", 2, gradient_accumulation_steps=2))
+    note("functional_resumed", *functional(zoo, output / "functional", 4, "latest"))
 
     # 3. What happens to one process
     try:
@@ -144,6 +168,7 @@ def main(dataset, one, output):
     note("sharded", *stages(dataset, output / "sharded", 4))
     assert (output / "sharded" / "ae" / "checkpoint-10" / "pytorch_model_fsdp_0").is_dir()
     note("sharded_resumed", *stages(dataset, output / "sharded", 4, "latest"))
+    note("functional_sharded", *functional(zoo, output / "functional_sharded", 4))
     note("chosen_sharded", *chosen(dataset, output / "chosen_sharded", 4))
     note("chosen_sharded_resumed", *chosen(dataset, output / "chosen_sharded", 4, "latest"))
     note("sharded_clipped", *stages(dataset, output / "clipped", 4, max_grad_norm=1e-3))

@@ -176,7 +176,7 @@ def test_unknown_key(pdiff, tmp_path):
 )
 def test_an_output_folder_that_cannot_be(pdiff, tiny_run, tmp_path, name, message):
     (tmp_path / "file").touch()
-    code, _, error = pdiff("align", tiny_run / "dataset", "--out", tmp_path / name)
+    code, _, error = pdiff("generate", tiny_run / "pipeline", "--out", tmp_path / name)
     assert code == 2 and message in error and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -54,17 +54,17 @@ def on_a_line(*places):
 def test_novelty_is_that_of_nearest_neighbours_by_hand():
     # Nearest seen of the held-out 1, 12 and 23: 1, 2 and 3 away. Half of the smallest is 0.5.
     originals = on_a_line(0.0, 10.0, 20.0, 1.0, 12.0, 23.0)
-    found = measure({"original": originals, "generated": on_a_line(0.4, 15.0)}, 3, torch.tensor([[0]]))
+    found = measure({"original": originals, "generated": on_a_line(0.4, 10.7, 15.0)}, 3, torch.tensor([[0]]))
     assert list(found) == ["original", "seen", "seen_redrawn", "generated"]
     generated = found["generated"]
-    assert generated.near == pytest.approx((0.4 + 5) / 2 / 2) and generated.copies == 0.5
-    # Nearest not seen: 0.6 and 3 away.
-    assert generated.side == pytest.approx((0.4 / 0.6 + 5 / 3) / 2)
+    assert generated.near == pytest.approx((0.4 + 0.7 + 5) / 3 / 2) and generated.copies == pytest.approx(1 / 3)
+    # Nearest not seen: 0.6, 1.3 and 3 away.
+    assert generated.side == pytest.approx(0.4 / 0.6)
     assert found["original"].near == pytest.approx(1) and found["original"].copies == 0
     for name in ("seen", "seen_redrawn"):
         assert found[name].near == pytest.approx(0, abs=1e-6) and found[name].side == pytest.approx(0, abs=1e-6)
         assert found[name].copies == 1 and found[name].finding == "copying"
-    assert found["original"].n == 3 and found["seen_redrawn"].n == 2 and found["original"].finding is None
+    assert found["original"].n == 3 and found["seen_redrawn"].n == 3 and found["original"].finding is None
 
 
 def test_functions_do_not_see_what_softmax_does_not_see():

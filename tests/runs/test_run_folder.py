@@ -58,6 +58,18 @@ def test_folder_of_a_version_without_kinds_of_denoisers_is_of_the_only_one_there
         open_run(tiny_recipe("diffusion.kind=unet_1d_condition", *before[1:]), tmp_path)
 
 
+def test_folder_of_a_version_that_could_align_networks_opens_where_it_did_not(tmp_path):
+    values = tiny_recipe().model_dump(mode="json")
+    file = tmp_path / "recipe.yaml"
+    for align in ("none", "permutation"):
+        file.write_text(yaml.safe_dump({**values, "collect": {**values["collect"], "align": align}}))
+        if align == "none":
+            assert open_run(tiny_recipe(), tmp_path).folder == tmp_path
+        else:
+            with pytest.raises(ValueError, match=r"holds another run: its collect\.align is 'permutation', expected"):
+                open_run(tiny_recipe(), tmp_path)
+
+
 def test_folder_of_a_version_without_a_key_goes_on_with_its_default(tiny_run_copy):
     file = tiny_run_copy / "recipe.yaml"
     values = yaml.safe_load(file.read_text())

@@ -1,5 +1,6 @@
 import copy
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pdiff_hf.files import read_json
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.tasks.base_training import train_base_model
-from pdiff_hf.tasks.collect import check_collection, collect_checkpoints, partial_folder
+from pdiff_hf.tasks.collect import collect_checkpoints, partial_folder
 from pdiff_hf.tasks.collect_runs import RunCollector
 from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
@@ -157,29 +158,11 @@ def test_one_checkpoint_of_a_trajectory_is_refused():
         CollectConfig(num_checkpoints=1, runs=3)
 
 
-def test_aligned_rows_compute_the_same(task, model, tmp_path):
-    for name, align in (("plain", "none"), ("aligned", "permutation")):
-        config = RunsConfig(runs=4, align=align)
-        collect_checkpoints(task, BASE, model, BASE_TRAINING, config, tmp_path / name, progress=False)
-    (plain, left, _), (aligned, right, _) = (read(tmp_path / name) for name in ("plain", "aligned"))
-    assert left == {**right, "parameters": left["parameters"]}
-    assert torch.equal(plain.sort(1).values, aligned.sort(1).values)
-    assert (aligned - aligned.mean(0)).norm() < 0.95 * (plain - plain.mean(0)).norm()
-    metadata = read_json(tmp_path / "aligned" / "stats.json")["metadata"]
-    assert metadata["alignment"]["method"] == metadata["collect"]["align"] == "permutation"
-
-
-def test_alignment_of_an_unknown_network_is_refused_before_training(task, norm_net, tmp_path):
-    class Residual(NormNet):
-        def forward(self, images):
-            hidden = self.norm1(self.conv1(images))
-            return super().forward(images) + hidden.mean()
-
-    config = CollectConfig(select="all", buffers=True, align="permutation")
-    with pytest.raises(
-        ValueError, match=r"found branches that part or meet at layer 'conv1'; set collect\.align=none"
-    ):
-        check_collection(Residual(), config, tmp_path / "dataset")
+@pytest.mark.parametrize("section", [CollectConfig, partial(RunsConfig, runs=4)])
+def test_common_orders_of_hidden_units_of_version_0_1_are_refused_with_what_takes_their_place(section):
+    assert section(align="none") == section()
+    with pytest.raises(ValueError, match=r"found 'permutation'; take it out, .* autoencoder\.kind=functional"):
+        section(align="permutation")
 
 
 class Killed(BaseException):
@@ -239,7 +222,7 @@ finally:
 @pytest.mark.parametrize("kind", ["runs", "seeds"])
 def test_two_processes_collect_what_one_collects(tmp_path, kind):
     runs = ["collect.runs=3", "collect.num_checkpoints=4"]
-    seeds = ["collect.runs=120", "collect.num_checkpoints=1", "collect.independent=true", "collect.align=permutation"]
+    seeds = ["collect.runs=120", "collect.num_checkpoints=1", "collect.independent=true"]
     settings = ["base_training.epochs=2", "autoencoder.latent_channels=1", "autoencoder.holdout_every=4"]
     settings += runs if kind == "runs" else seeds
     arguments = [item for setting in settings for item in ("--set", setting)]

@@ -15,7 +15,7 @@ from pdiff_hf.tasks.collect_runs import ZooCollector
 from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.populations import population_labels
-from pdiff_hf.tasks.runs_config import RunsConfig
+from pdiff_hf.tasks.runs_config import RunsConfig, fine_tuning_config
 from processes import launch_two, run
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", hidden=[16, 16])
@@ -236,10 +236,20 @@ def test_what_runs_cannot_be_trained_on_is_found_before_training(name, overrides
 
 
 def test_independent_runs_of_one_checkpoint_are_runs():
-    before = ["collect.independent=true", "collect.num_checkpoints=1", "collect.runs=12", "collect.align=permutation"]
+    before = ["collect.independent=true", "collect.num_checkpoints=1", "collect.runs=12", "collect.align=none"]
     recipe = load_recipe("digits-mlp", before)
-    assert recipe.collect == RunsConfig(buffers=True, runs=12, align="permutation")
+    assert recipe.collect == RunsConfig(buffers=True, runs=12)
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    before[-1] = "collect.align=permutation"
+    with pytest.raises(ValueError, match=r"^key 'collect': expected no key 'align', .* autoencoder\.kind=functional$"):
+        load_recipe("digits-mlp", before)
+
+
+@pytest.mark.parametrize("align", ["none", "permutation"])
+def test_networks_of_a_zoo_of_version_0_1_are_trained_on_as_they_were(align):
+    collect = {"select": "all", "buffers": True, "num_checkpoints": 1, "independent": True, "runs": 4, "align": align}
+    config = fine_tuning_config({"collect": collect, "base_training": BASE_TRAINING.model_dump()})
+    assert (config.select, config.buffers, config.learning_rate) == ("all", True, BASE_TRAINING.learning_rate)
 
 
 COMMAND = """

@@ -4,10 +4,10 @@ from pdiff_hf.models.kinds import AutoencoderIdentityConfig, AutoencoderPCAConfi
 from pdiff_hf.training.gate import PoorReconstructionError, check_reconstruction
 
 
-def refuse(config, train=0.5, num_train=1000, is_aligned=False):
+def refuse(config, train=0.5, num_train=1000):
     report = {"explained_variance": 0.5, "train_explained_variance": train, "num_train": num_train}
     with pytest.raises(PoorReconstructionError) as caught:
-        check_reconstruction(report, config, is_aligned)
+        check_reconstruction(report, config)
     text = str(caught.value)
     assert "\n" not in text and "autoencoder.allow_poor_reconstruction=true" in text
     return text
@@ -36,6 +36,6 @@ def test_what_has_no_latents_of_its_own_is_not_told_of_them():
     assert "latent" not in text and "steps" not in text
 
 
-def test_where_data_lack_alignment_is_named_unless_it_was_done():
-    assert "pdiff align" in refuse(AutoencoderPCAConfig(), train=1.0)
-    assert "pdiff align" not in refuse(AutoencoderPCAConfig(), train=1.0, is_aligned=True)
+def test_where_data_are_too_few_what_compares_functions_is_named():
+    assert "autoencoder.kind=functional" in refuse(AutoencoderPCAConfig(), train=1.0)
+    assert "autoencoder.kind=functional" not in refuse(AutoencoderPCAConfig())

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from factories import make_dataset
+from functional_zoo import make_zoo
 from processes import launch_two
-from two_processes import chosen, stages
+from two_processes import chosen, functional, stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
@@ -32,10 +33,15 @@ def one(dataset, folder):
 
 
 @pytest.fixture(scope="module")
-def two(one, dataset, folder):
+def zoo(folder):
+    return make_zoo(folder / "zoo")
+
+
+@pytest.fixture(scope="module")
+def two(one, dataset, folder, zoo):
     shutil.copytree(folder / "one", folder / "copy")
     script = Path(__file__).parents[1] / "two_processes.py"
-    code, out = launch_two(script, dataset, folder / "copy", folder / "two")
+    code, out = launch_two(script, dataset, folder / "copy", folder / "two", zoo)
     assert code == 0, out
     return json.loads((folder / "two" / "results.json").read_text())
 
@@ -89,6 +95,19 @@ def test_saved_weights_are_those_of_one_process(two, folder, run):
         for key in expected:
             # Sums of gradients in another order.
             torch.testing.assert_close(found[key], expected[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", ["functional", "functional_accumulated", "functional_resumed", "functional_sharded"])
+def test_functions_are_learned_alike(two, zoo, folder, name):
+    expected, _, report = functional(zoo, folder / name, 8)
+    (log, first, found), (_, second, _) = two[name]
+    assert_same_curve(log, expected)
+    assert first == second
+    assert found["explained_variance"] == pytest.approx(report["explained_variance"], abs=1e-3)
+
+
+def test_functions_resumed_have_the_bits_of_an_uninterrupted_run(two):
+    assert two["functional_resumed"][0][1] == two["functional"][0][1]
 
 
 @pytest.mark.parametrize("name", ["chosen", "chosen_resumed", "chosen_sharded", "chosen_sharded_resumed"])

@@ -1,4 +1,4 @@
-"""Parameter datasets beside their collection: import, alignment, and examination before training."""
+"""Parameter datasets beside their collection: import, and examination before training."""
 
 from __future__ import annotations
 
@@ -140,27 +140,3 @@ def inspect(
     if as_json:
         return print_json(report, as_json)
     console.print(make_tables(report), highlight=False)
-
-
-@app.command()
-def align(
-    dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
-    out: Annotated[Path, typer.Option(help="New folder for the aligned parameter dataset.")],
-    trusted: Trusted = None,
-    as_json: AsJson = False,
-) -> None:
-    """Bring the hidden units of independent networks into a common order, without changing what they compute."""
-    from ..files import check_new
-
-    check_dataset(dataset)
-    check_new(out, "the aligned dataset")
-    quiet()
-    from ..data.dataset import ParameterDataset
-    from ..tasks.collect import align_dataset
-
-    summary = align_dataset(ParameterDataset(dataset, trusted_imports=trusted or ()), out)
-    line_printer(as_json)(
-        f"{summary['num_checkpoints']} checkpoints aligned in {summary['rounds']} rounds, distance to their mean "
-        f"{summary['spread_before']:.3g} before, {summary['spread_after']:.3g} after → {out}"
-    )
-    print_json({"folder": str(out), **summary}, as_json)

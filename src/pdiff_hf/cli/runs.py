@@ -165,14 +165,12 @@ def train(
         open_run(loaded, out, written=TRAINED)
     quiet()
     from ..data.dataset import ParameterDataset
-    from ..results.text import reconstruction
     from ..runs.stages import train_stages
 
     opened = ParameterDataset(dataset, trusted_imports=trusted or ())
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
     report = train_stages(loaded, opened, out, line)
-    line(reconstruction(report))
     print_json(report, as_json)
 
 

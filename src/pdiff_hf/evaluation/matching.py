@@ -7,7 +7,6 @@ al. 2022, arXiv 2110.06296; Ainsworth et al. 2023, "Git Re-Basin", arXiv 2209.04
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -164,7 +163,7 @@ def _permute(vectors: torch.Tensor, order: torch.Tensor, layer: int, spec: Permu
             view.copy_(view.gather(2, order[:, None, :, None].expand_as(view)))
 
 
-def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> tuple[torch.Tensor, dict[str, Any]]:
+def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
     """Permute the hidden units of networks so that they come close to each other, without changing what they compute.
 
     All are matched with the first one, then with the mean of all, until no unit changes its place. Matching by
@@ -173,21 +172,15 @@ def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> tuple[torch.
     the same way; another order of any other network changes nothing.
 
     Returns:
-        `tuple[torch.Tensor, dict]`: vectors `(K, D)`, each with the values of its row in another order, and how it
-        went: `method`, `rounds`, `converged`, and the root of the mean squared distance to the mean in parameter
-        units, `spread_before` and `spread_after`.
+        `torch.Tensor`: vectors `(K, D)`, each with the values of its row in another order.
 
     Raises:
         ValueError: vectors of another length than the specification's.
     """
     aligned = align(vectors, vectors[0], spec)
-    rounds, converged = 0, False
-    while not converged and rounds < MAX_ALIGNMENT_ROUNDS:
+    for _ in range(MAX_ALIGNMENT_ROUNDS):
         moved = match(aligned, aligned.double().mean(0), spec)
-        converged = torch.equal(moved, aligned)
-        aligned, rounds = moved, rounds + 1
-    report = {"method": "permutation", "rounds": rounds, "converged": converged}
-    for name, rows in (("spread_before", vectors), ("spread_after", aligned)):
-        mean = rows.double().mean(0)
-        report[name] = torch.stack([(row - mean).square().sum() for row in rows]).mean().sqrt().item()
-    return aligned, report
+        if torch.equal(moved, aligned):
+            break
+        aligned = moved
+    return aligned

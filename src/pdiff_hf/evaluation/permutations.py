@@ -25,7 +25,6 @@ UNDERSTOOD = (
     "expected a chain of convolutions without groups, flattening and linear layers with element-wise activations, "
     "pooling, dropout and BatchNorm between them, every tensor selected once"
 )
-WHAT_TO_CHANGE = "set collect.align=none or collect from one base model"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def permutation_spec(model: nn.Module, layout: ParameterLayout) -> PermutationSp
 
 
 def _error(found: str) -> ValueError:
-    return ValueError(f"{UNDERSTOOD}; found {found}; {WHAT_TO_CHANGE}")
+    return ValueError(f"{UNDERSTOOD}; found {found}")
 
 
 def _chain(model: nn.Module) -> Iterator[tuple[str, object]]:

@@ -48,6 +48,10 @@ class NetworkFunctions:
         # Convolutions of many networks at once are grouped ones, which CPUs compute slowly.
         self._has_batching = self.device.type != "cpu" or not getattr(self._forward, "has_convolutions", True)
 
+    def __deepcopy__(self, memo: dict) -> NetworkFunctions:
+        # Nothing of it is trained, and exported graphs cannot be copied.
+        return self
+
     @torch.no_grad()
     def prefix(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Activations of inputs `(batch_size, …)` that [`NetworkFunctions.__call__`] takes in their place."""

@@ -53,7 +53,7 @@ def make_groups(
     begin = time.perf_counter()
     if apart is not None:
         seen, held_out = apart
-        aligned = None if permutations is None else align_networks(originals[seen], permutations)[0]
+        aligned = None if permutations is None else align_networks(originals[seen], permutations)
         noise_latents = partial(noised_latents, originals[seen], autoencoder)
         given = {"noise_latents": noise_latents, "aligned": aligned, "is_zoo": True}
     alignment = time.perf_counter() - begin

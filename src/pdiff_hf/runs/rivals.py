@@ -55,7 +55,7 @@ def make_rivals(
             if permutations is None:
                 continue
             vectors = originals.clone()
-            vectors[seen] = align_networks(originals[seen], permutations)[0]
+            vectors[seen] = align_networks(originals[seen], permutations)
         autoencoder = AUTOENCODERS["pdiff"](
             holdout_every=holdout_every, latent_channels=latents, allow_poor_reconstruction=True, seed=seed
         )

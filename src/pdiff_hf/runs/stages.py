@@ -22,6 +22,7 @@ from ..pipelines.card import write_pipeline_card
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..pipelines.schedulers import check_scheduler
 from ..results.metrics import METRICS_FILE, Metrics, read_denoiser
+from ..results.text import reconstruction
 from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
@@ -211,10 +212,16 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
 
 def autoencoder_stage(
     dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: Task | None
-) -> dict:
-    """Train the autoencoder, from its last checkpoint if there is one, and pass the gate."""
+) -> str:
+    """Train the autoencoder, from its last checkpoint if there is one, and pass the gate.
+
+    Returns what the gate has found, as a line of text.
+    """
     evaluator, probes = make_gate_evaluator(dataset, task), make_probes(dataset, config, task)
-    return train_autoencoder(dataset, output_dir, config, evaluator, resume_from_checkpoint="latest", probes=probes)[1]
+    _, report = train_autoencoder(
+        dataset, output_dir, config, evaluator, resume_from_checkpoint="latest", probes=probes
+    )
+    return reconstruction(report)
 
 
 def diffusion_stage(

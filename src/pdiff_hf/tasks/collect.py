@@ -18,8 +18,6 @@ from ..data.dataset import ParameterDataset
 from ..data.vectors import dataset_vectors
 from ..data.writer import save_parameter_dataset
 from ..evaluation.evaluator import ParameterEvaluator
-from ..evaluation.matching import align_networks
-from ..evaluation.permutations import permutation_spec
 from ..files import atomic_folder, check_new, partial_folder, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import one_writer, process_state
@@ -37,8 +35,8 @@ def check_collection(model: nn.Module, config: CollectionConfig, output_dir: str
     """The selected tensors of a base model, trained or not: all that can be checked before any training.
 
     Raises:
-        ValueError: the selection is empty, leaves tensors out in which independent runs differ, the hidden units of
-            the network cannot be aligned, or `output_dir` is not empty.
+        ValueError: the selection is empty, leaves tensors out in which independent runs differ, or `output_dir` is not
+            empty.
     """
     check_new(output_dir, "the checkpoints")
     layout = ParameterLayout.from_model(model, config.select, config.buffers)
@@ -52,8 +50,6 @@ def check_collection(model: nn.Module, config: CollectionConfig, output_dir: str
                 f"expected independent runs to collect every tensor, found that {left_out[0]!r} is left out; set "
                 f"collect.select=all and collect.buffers=true{other}"
             )
-    if config.align == "permutation":
-        permutation_spec(model, layout)
     return layout
 
 
@@ -117,9 +113,7 @@ def collect_checkpoints(
         build = replace(base_model, weights=None, sha256=None, repo=None, revision=None).build
     if state.is_main_process:
         base_model = base_model.save_weights(model, folder)
-        # Rows are aligned when all of them are there.
-        kept = {"collect": config.model_dump(mode="json", exclude={"align"}), "seed": seed}
-        plan, file = {**metadata, **kept, "base_model": base_model.to_dict()}, folder / PLAN_FILE
+        plan, file = {**metadata, "seed": seed, "base_model": base_model.to_dict()}, folder / PLAN_FILE
         # What was done for another plan is of no use.
         if file.is_file() and read_json(file) != plan:
             shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -142,9 +136,7 @@ def collect_checkpoints(
 
     # 2. All rows, their accuracies on both splits in one pass, and the folder
     rows = datasets.concatenate_datasets([ParameterDataset(path).rows for path in folders.values()])
-    vectors, columns = _vectors_and_columns(rows, layout)
-    if config.align == "permutation":
-        vectors, metadata["alignment"] = align_networks(vectors, permutation_spec(model, layout))
+    vectors, columns = dataset_vectors(rows, layout), rows.remove_columns("parameters").with_format(None)[:]
     (val_images, val_labels), (test_images, test_labels) = task.arrays("val"), task.arrays("test")
     images, labels = torch.cat([val_images, test_images]), torch.cat([val_labels, test_labels])
     # One network at a time, so that accuracies do not depend on how many processes there are.
@@ -176,30 +168,3 @@ def _own_labels(task: Task, metadata: Mapping[str, Any], split: str, columns: Ma
         return labels.expand(len(columns["run"]), -1)
     known = population_labels(task, metadata, split)
     return torch.stack([known[name] for name in columns["population"]])
-
-
-def _vectors_and_columns(rows: datasets.Dataset, layout: ParameterLayout) -> tuple[torch.Tensor, dict[str, list]]:
-    return dataset_vectors(rows, layout), rows.remove_columns("parameters").with_format(None)[:]
-
-
-def align_dataset(dataset: ParameterDataset, output_dir: str | Path) -> dict[str, Any]:
-    """Write a parameter dataset whose networks are those of another one, their hidden units in a common order.
-
-    Metrics and all other columns stay, and `stats.json` says under `metadata.alignment` what was done: the report of
-    [`align_networks`], which is returned with `num_checkpoints` and `num_parameters`.
-
-    Raises:
-        ValueError: the dataset has no base model, its network has a layer that is not understood, or `output_dir` is
-            not new.
-    """
-    layout, base_model = dataset.layout, dataset.base_model
-    if base_model is None:
-        raise ValueError(f"expected a base model in {dataset.folder / 'layout.json'}, found none; import it with one")
-    check_new(output_dir, "the aligned dataset")
-    spec = permutation_spec(base_model.build(), layout)
-    with atomic_folder(output_dir) as partial:
-        vectors, columns = _vectors_and_columns(dataset.rows, layout)
-        aligned, report = align_networks(vectors, spec)
-        metadata = {**dataset.metadata, "alignment": report}
-        save_parameter_dataset(aligned, layout, partial, base_model, columns, metadata, dataset.unordered_runs)
-    return {**report, "num_checkpoints": len(aligned), "num_parameters": layout.num_parameters}

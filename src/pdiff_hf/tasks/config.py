@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -26,10 +27,20 @@ class CollectionConfig(PydanticModel):
     kind: str
     select: str | list[str] = Field("last_norms:2", description="`all`, `last_norms:K`, `head`, or globs on names")
     buffers: bool = Field(False, description="also collect the running statistics of the selected norm layers")
-    align: Literal["none", "permutation"] = Field(
-        "none", description="permutation: hidden units of all rows in a common order, see docs/align.md"
-    )
     runs: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_align(cls, values: Any) -> Any:
+        """Version 0.1 could put hidden units into a common order; recipes that did not say so mean what is here."""
+        if not isinstance(values, Mapping) or "align" not in values:
+            return values
+        if values["align"] != "none":
+            raise ValueError(
+                f"expected no key 'align', found {values['align']!r}; take it out, and compare networks by what they "
+                "compute, which needs no common order of hidden units: autoencoder.kind=functional"
+            )
+        return {key: value for key, value in values.items() if key != "align"}
 
     @property
     @abstractmethod

@@ -130,7 +130,8 @@ def from_version_0_1(values: Any) -> Any:
         return values
     if values.get("independent") is not True or values.get("num_checkpoints") != 1:
         return values
-    return {"kind": "runs", **{key: value for key, value in values.items() if key in RunsConfig.model_fields}}
+    kept = [*RunsConfig.model_fields, "align"]
+    return {"kind": "runs", **{key: value for key, value in values.items() if key in kept}}
 
 
 def fine_tuning_config(metadata: Mapping[str, Any]) -> CollectConfig | None:
@@ -140,7 +141,9 @@ def fine_tuning_config(metadata: Mapping[str, Any]) -> CollectConfig | None:
     """
     if metadata.get("collect") is None or "populations" in metadata:
         return None
-    collect = COLLECT.validate(from_version_0_1(metadata["collect"]))
+    # In which order version 0.1 put hidden units is of no concern.
+    known = {key: value for key, value in metadata["collect"].items() if key != "align"}
+    collect = COLLECT.validate(from_version_0_1(known))
     if isinstance(collect, CollectConfig):
         return collect
     known = {key: metadata["base_training"][key] for key in ("learning_rate", "weight_decay", "train_batch_size")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,11 +115,7 @@ def train_autoencoder(
         # One gate for all, should they round differently.
         report = broadcast_object_list([report])[0]
     report |= {"passed": True, "threads": threads, **what}
-    check = (
-        check_functions
-        if config.compares_functions
-        else partial(check_reconstruction, is_aligned="alignment" in dataset.metadata)
-    )
+    check = check_functions if config.compares_functions else check_reconstruction
     try:
         check(report, config.model_copy(update={"allow_poor_reconstruction": False}))
     except ValueError as error:

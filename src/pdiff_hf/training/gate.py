@@ -71,11 +71,8 @@ def measure_reconstruction(
     return report
 
 
-def check_reconstruction(report: dict, config: AutoencoderConfig, is_aligned: bool = False) -> None:
-    """Raise [`PoorReconstructionError`] with advice when `report` misses the gate of `config`.
-
-    Of networks that are aligned already (`is_aligned`), it is not advised.
-    """
+def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
+    """Raise [`PoorReconstructionError`] with advice when `report` misses the gate of `config`."""
     problems = []
     if not report["explained_variance"] >= config.min_explained_variance:
         problems.append(
@@ -90,10 +87,10 @@ def check_reconstruction(report: dict, config: AutoencoderConfig, is_aligned: bo
     if not problems or config.allow_poor_reconstruction:
         return
     if report["train_explained_variance"] - report["explained_variance"] > 0.1:
-        align = "" if is_aligned else "; independently initialised networks are first aligned: pdiff align"
         advice = (
             f"It explains {report['train_explained_variance']:.1%} of the training rows, so it lacks data: take more "
-            f"checkpoints, or those of one run{align}. pdiff inspect says more."
+            "checkpoints, or those of one run; independently initialised networks are compared by what they compute: "
+            "autoencoder.kind=functional. pdiff inspect says more."
         )
     else:
         advice = f"{_larger(config, report['num_train'])}."

@@ -203,7 +203,8 @@ def test_the_families_are_named_by_rows_and_files_with_what_to_do(soup):
     [entry] = [entry for entry in report["advice"] if "families" in entry["finding"]]
     assert entry["severity"] == "warning"
     assert "rows 0-5 (ft00.pt … ft05.pt) and rows 6-11 (ft10.pt … ft15.pt)" in entry["finding"]
-    assert f"pdiff align {soup} --out" in entry["action"] and "--metrics-pattern" in entry["action"]
+    assert "autoencoder.kind=functional" in entry["action"] and "--metrics-pattern" in entry["action"]
+    assert "name a task (metadata.task in its stats.json)" in entry["action"]
 
 
 def test_families_in_different_basins_stop(soup, evaluator):
@@ -226,7 +227,9 @@ def test_advice_is_what_whoever_made_the_dataset_can_do(tmp_path, fine_tunes, or
     assert ("pdiff import" in actions) == (origin == "import")
     assert ("ParameterLayout" in actions) == (origin == "recording")
     assert f"pdiff train {tmp_path / 'ds'} --out … --set autoencoder.latent_channels=" in actions
-    assert "pdiff align" not in actions
+    missing = {"collect": "layout.json, restore its stats", "runs": "layout.json, restore its stats"}
+    missing |= {"import": "pdiff import … --base …, metadata.task", "recording": "the base_model of ParameterRecorder"}
+    assert missing[origin] in actions
 
 
 def test_headline_says_that_the_gate_is_likely_to_refuse(tmp_path):

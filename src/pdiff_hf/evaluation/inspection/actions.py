@@ -17,6 +17,9 @@ ACTIONS = {
         "select": "select other tensors (--set collect.select=…)",
         "one_run": "Collect along one run (--set collect.runs=1), or fine-tune all runs from one base model (--set "
         "collect.independent=false)",
+        "diverse": "Independent runs have it (--set collect.kind=runs --set collect.runs=… --set collect.select=all)",
+        "base model": "restore its layout.json",
+        "task": "restore its stats.json",
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
     "runs": {
@@ -25,6 +28,9 @@ ACTIONS = {
         "closer": "more runs (--set collect.runs=…), or fewer tensors (--set collect.select=…)",
         "select": "select other tensors (--set collect.select=…)",
         "one_run": "Collect along one run (--set collect.kind=trajectory)",
+        "diverse": "Other runs may have it: more classes or fewer train examples, trained for longer",
+        "base model": "restore its layout.json",
+        "task": "restore its stats.json",
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
     "import": {
@@ -34,6 +40,9 @@ ACTIONS = {
         "closer": "more or closer checkpoints, or fewer tensors (pdiff import … --select …)",
         "select": "select other tensors (pdiff import … --select …)",
         "one_run": "Import checkpoints of one run, or of runs that start at one network",
+        "diverse": "Import the networks of independent runs",
+        "base model": "pdiff import … --base …",
+        "task": "metadata.task in its stats.json",
         "drop": "Import again without the files of the rows {rows}",
     },
     "recording": {
@@ -43,6 +52,9 @@ ACTIONS = {
         "selects them)",
         "select": "record other tensors (a ParameterLayout that selects them)",
         "one_run": "Record along one run, or runs that start at one network",
+        "diverse": "Record the networks of independent runs",
+        "base model": "the base_model of ParameterRecorder",
+        "task": "task in the metadata of ParameterRecorder",
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
 }
@@ -60,16 +72,43 @@ def actions_for(report: Mapping) -> Mapping[str, str]:
     return ACTIONS[report["origin"]]
 
 
-def align_command(report: Mapping) -> str:
-    """The command that brings independent networks into a common order, where that is possible."""
-    if report["base_model"] is None or report["is_aligned"]:
-        return ""
-    return f", or bring the networks into a common order first (pdiff align {_dataset(report)} --out …)"
+def functional_settings(report: Mapping) -> list[str]:
+    """Settings with which networks are compared by what they compute; empty where that cannot be, or not be learnt."""
+    diversity = report["functional"] and report["functional"]["diversity"]
+    latents = diversity["latent_channels"] if diversity else None
+    if latents is None or missing_for_functions(report):
+        return []
+    return ["autoencoder.kind=functional", f"autoencoder.latent_channels={latents}"]
 
 
-def train_command(report: Mapping, setting: str) -> str:
-    """The command that trains on the dataset with a setting."""
-    return f"pdiff train {_dataset(report)} --out … --set {setting}"
+def needs_functions(report: Mapping) -> bool:
+    """Whether nothing but what they compute makes networks comparable: they lie in many basins, and differ in it."""
+    functional = report["functional"]
+    return bool(functional and functional["basins"] == "many" and functional_settings(report))
+
+
+def missing_for_functions(report: Mapping) -> list[str]:
+    """What a dataset does not name, without which nobody knows what its networks compute."""
+    return [what for what, key in (("base model", "base_model"), ("task", "task")) if report[key] is None]
+
+
+def functional_action(report: Mapping) -> str:
+    """How networks are compared by what they compute, which needs no common order; or what is missing for it."""
+    if settings := functional_settings(report):
+        return f"compare them by what they compute, which needs no alignment: {train_command(report, *settings)}"
+    way = "compare them by what they compute (autoencoder.kind=functional, which needs no alignment)"
+    if missing := missing_for_functions(report):
+        named = " and ".join(f"a {what}" for what in missing)
+        how = ", ".join(actions_for(report)[what] for what in missing)
+        return f"{way}, for which the dataset has to name {named} ({how})"
+    if report["functional"] is None:
+        return f"{way}, for which the examples of its task ({report['task']}) have to be there"
+    return f"{way}, for which there are too few checkpoints that are held out and differ as functions"
+
+
+def train_command(report: Mapping, *settings: str) -> str:
+    """The command that trains on the dataset with some settings."""
+    return f"pdiff train {_dataset(report)} --out …{''.join(f' --set {setting}' for setting in settings)}"
 
 
 def _dataset(report: Mapping) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...models.auto import AUTOENCODER, DENOISER
-from .actions import actions_for, align_command, train_command
+from .actions import actions_for, functional_action, functional_settings, needs_functions, train_command
 from .families import MAX_RELATIVE_DISTANCE
 from .functional import MAX_BARRIER
 
@@ -27,7 +27,7 @@ def make_advice(report: Mapping) -> list[dict[str, str]]:
     found = [*_values(report)]
     if report["geometry"] is not None:
         found += [*_families(report), *_basins(report), *_autoencoder(report), *_independence(report)]
-        found += _averaging(report)
+        found += [*_diversity(report), *_averaging(report)]
     advice = [dict(zip(("severity", "finding", "action"), entry, strict=True)) for entry in found]
     return sorted(advice, key=lambda entry: SEVERITIES.index(entry["severity"]))
 
@@ -110,10 +110,10 @@ def _families(report: Mapping):
     is_ordered = all(entry["is_ordered"] for entry in report["runs"].values())
     steps = " If they are one training after all, say their steps (pdiff import … --metrics-pattern …)."
     yield (
-        "warning" if barrier is None else "stop",
+        "warning" if barrier is None or functional_settings(report) else "stop",
         f"The checkpoints are {len(rows)} families, as of networks that started at different ones: {listed}. Within "
         f"one, neighbours are at most {within} apart, between them at least {between} (the norm is {norm:.3g}){rise}.",
-        f"Train on one family alone{align_command(report)}."
+        f"Train on one family alone, or {functional_action(report)}."
         f"{steps if report['origin'] == 'import' and not is_ordered else ''}",
     )
 
@@ -122,10 +122,14 @@ def _basins(report: Mapping):
     distances, functional = report["geometry"]["distances"], report["functional"]
     left_out = report["geometry"]["reconstruction"]["left_out_run"]
     cause = (
-        "will not reconstruct: hidden units of independently initialised networks come in different orders "
-        "(permutation symmetry), so their vectors have no common directions"
+        "the default autoencoder will not reconstruct networks that it was not trained on: hidden units of "
+        "independently initialised ones come in different orders (permutation symmetry), so their vectors have no "
+        "common directions"
     )
-    action = f"{actions_for(report)['one_run']}{align_command(report)}."
+    is_possible = bool(functional_settings(report))
+    action = f"{_sentence(functional_action(report))}."
+    if not is_possible:
+        action = f"{actions_for(report)['one_run']}, or {functional_action(report)}."
     unseen = "" if left_out is None else f" Principal components of the others explain {left_out:.0%} of a run."
     if functional is None:
         norm = distances["median_norm"]
@@ -134,8 +138,7 @@ def _basins(report: Mapping):
                 yield (
                     "warning",
                     f"The nearest network {where} is {distances[kind]['median']:.3g} away, the norm is {norm:.3g}: "
-                    "these look like independently trained networks. If so, networks that were not trained on "
-                    f"{cause}.{unseen}",
+                    f"these look like independently trained networks. If so, {cause}.{unseen}",
                     action,
                 )
                 return
@@ -145,17 +148,42 @@ def _basins(report: Mapping):
             continue
         inner = functional["within_runs"]
         inside = f", by {_points(inner['mean'])} within a run" if kind == "between_runs" and inner else ""
+        later = (
+            "" if is_possible or kind == "between_runs" else " Within one run: begin later, or train at a lower rate."
+        )
         yield (
-            "stop",
+            "warning" if is_possible else "stop",
             f"{subject} in different basins: on the straight line between two of them the error rises by "
-            f"{_points(functional[kind]['mean'])} points{inside}. Networks of a basin that was not trained on {cause}."
+            f"{_points(functional[kind]['mean'])} points{inside}. {_sentence(cause)}."
             f"{unseen if kind == 'between_runs' else ''}",
-            action if kind == "between_runs" else f"{action} Within one run: begin later, or train at a lower rate.",
+            f"{action}{later}",
         )
         return
 
 
+def _diversity(report: Mapping):
+    diversity = report["functional"] and report["functional"]["diversity"]
+    if not diversity or report["geometry"]["rank"] == 0:
+        return
+    often, num = diversity["disagreement"], diversity["num_images"]
+    if diversity["kind"] == "one_function":
+        yield (
+            "warning",
+            f"All networks compute the same, as far as {num} examples tell: two of them differ on {often * num:.2g} "
+            "on average. There is no functional diversity to be learnt.",
+            f"{actions_for(report)['diverse']}.",
+        )
+    elif diversity["kind"] == "path" and (report["geometry"]["effective_rows"] or 0) < MIN_EFFECTIVE_ROWS:
+        yield (
+            "hint",
+            f"What the networks compute is a path: those next to each other differ on {diversity['steps']:.2%} of the "
+            f"examples, any two on {often:.2%}. Functional diversity that a generator could learn is not in it.",
+            f"{actions_for(report)['diverse']}.",
+        )
+
+
 def _autoencoder(report: Mapping):
+    """What the default autoencoder needs; where another one has to be taken, no more than that needs as well."""
     geometry, actions = report["geometry"], actions_for(report)
     reconstruction, latents = geometry["reconstruction"], DEFAULTS.latent_channels * DEFAULTS.latent_length
     most = min(DENOISER.validate({}).most_latents(reconstruction["num_train"]), geometry["rank"])
@@ -168,6 +196,8 @@ def _autoencoder(report: Mapping):
             f"The gate holds out every {DEFAULTS.holdout_every}th checkpoint, and there are {report['num_rows']}.",
             f"{actions['more']}, or hold out more of them: {train_command(report, 'autoencoder.holdout_every=…')}.",
         )
+    if needs_functions(report):
+        return
     explained = reconstruction["heldout"]
     if most < latents:
         channels = max(most, 0) // DEFAULTS.latent_length

@@ -1,12 +1,15 @@
-"""Accuracy of a dataset's networks on the way between two of them, and of their average."""
+"""What a dataset's networks do: their accuracy, that on the way between two and of their average, and diversity."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from ..baselines import averages, uniform_soup
 from ..evaluator import ParameterEvaluator
 from ..intervals import accuracy_difference
+from .diversity import functional_diversity
 
 NUM_ORIGINALS = 100
 # Pairs of networks between which the barrier is measured, of each kind.
@@ -21,12 +24,20 @@ MAX_BARRIER = 0.02
 BLOCK_VALUES = 2**24
 
 
-def functional_figures(vectors: torch.Tensor, runs: torch.Tensor, evaluator: ParameterEvaluator, seed: int) -> dict:
+def functional_figures(
+    vectors: torch.Tensor,
+    runs: torch.Tensor,
+    ordered: Sequence[Sequence[int]],
+    evaluator: ParameterEvaluator,
+    seed: int,
+) -> dict:
     """The figures `functional` of a report, of raw rows `(K, D)` of the runs numbered `(K,)` on validation examples.
 
+    `ordered` are the rows of every run of which the order in time is known, in this order.
+
     Returns:
-        `dict`: `num_images`, `averaging` of [`gain_of_averaging`], those of [`interpolation_barriers`], and `basins`:
-        `"many"` where their mean is above 2 points, else `"one"`.
+        `dict`: `num_images`, `averaging` of [`gain_of_averaging`], those of [`interpolation_barriers`], `basins`:
+        `"many"` where their mean is above 2 points, else `"one"`; and `diversity` of [`functional_diversity`].
     """
     generator = torch.Generator().manual_seed(seed)
     averaging = gain_of_averaging(vectors, evaluator, generator)
@@ -37,6 +48,7 @@ def functional_figures(vectors: torch.Tensor, runs: torch.Tensor, evaluator: Par
         "averaging": averaging,
         **barriers,
         "basins": "many" if many else "one",
+        "diversity": functional_diversity(vectors, ordered, evaluator, generator),
     }
 
 

@@ -42,22 +42,33 @@ def spectrum(gram: torch.Tensor) -> dict:
     }
 
 
-def linear_explained_variance(
-    gram: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor, num_components: int
-) -> float | None:
-    """Share of the held-out rows' variance about the training rows' mean that the training rows' components hold.
+def linear_explained_variances(gram: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor) -> torch.Tensor | None:
+    """Shares of the held-out rows' variance about the training rows' mean that the training rows' components hold.
 
-    `gram` `(K, K)` are inner products about any centre, `train` and `heldout` indices or masks of rows; `None` when
-    all held-out rows equal the mean.
+    `gram` `(K, K)` are inner products about any centre, `train` and `heldout` indices or masks of rows.
+
+    Returns:
+        `torch.Tensor`, *optional*: by the number of components, `(rank,)`; `None` when all held-out rows equal the
+        mean.
     """
     means = gram[:, train].mean(1)
     gram = gram - means - means[:, None] + means[train].mean()
     values, components = torch.linalg.eigh(gram[train][:, train])
-    values, components = values.flip(0)[:num_components], components.flip(1)[:, :num_components]
+    values, components = values.flip(0), components.flip(1)
     kept = values > ROUNDING * values[0]
     scores = gram[heldout][:, train] @ (components[:, kept] / values[kept].sqrt())
     total = gram.diagonal()[heldout].sum()
-    return (scores.square().sum() / total).item() if total > 0 else None
+    return scores.square().sum(0).cumsum(0) / total if total > 0 else None
+
+
+def linear_explained_variance(
+    gram: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor, num_components: int
+) -> float | None:
+    """That of so many components, or of all; 0 where the training rows have none."""
+    shares = linear_explained_variances(gram, train, heldout)
+    if shares is None:
+        return None
+    return shares[:num_components][-1].item() if len(shares) else 0.0
 
 
 def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor) -> dict:

@@ -116,8 +116,8 @@ def inspect_dataset(
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
-        evaluator ([`ParameterEvaluator`], *optional*): On the validation examples; without it, barriers and the gain
-            of averaging are not measured.
+        evaluator ([`ParameterEvaluator`], *optional*): On the validation examples; without it, barriers, the gain of
+            averaging and functional diversity are not measured.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
         seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
 
@@ -149,6 +149,7 @@ def inspect_dataset(
         "num_parameters": layout.num_parameters,
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
+        "task": None if dataset.task is None else dataset.task.get("dataset"),
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
         "runs": {
             name: {
@@ -205,7 +206,7 @@ def inspect_dataset(
 
         # 5. What the networks do
         if evaluator is not None:
-            report["functional"] = functional_figures(vectors, numbers, evaluator, seed)
+            report["functional"] = functional_figures(vectors, numbers, known, evaluator, seed)
 
         # 6. What training would cost
         report["autoencoders"] = autoencoder_costs(vectors, layout, device, pca_seconds)

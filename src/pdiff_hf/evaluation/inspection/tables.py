@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .actions import missing_for_functions, needs_functions
+
 STYLES = {"stop": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
 
 
@@ -70,6 +72,7 @@ def _figures(report: Mapping) -> Table:
     if functional is None:
         table.add_row("barrier", "not measured: no base model, or no examples")
         table.add_row("averaging", "not measured")
+        table.add_row("diversity", _not_compared(report))
         return table
     texts = [
         f"{100 * functional[kind]['mean']:.1f} points {kind.replace('_', ' ')} "
@@ -88,7 +91,31 @@ def _figures(report: Mapping) -> Table:
     table.add_row(
         "averaging", f"{', '.join(texts)} points over originals, {averaging['original_accuracy']:.2%} on val"
     )
+    table.add_row("diversity", _diversity(functional["diversity"]))
     return table
+
+
+def _not_compared(report: Mapping) -> str:
+    missing = missing_for_functions(report)
+    return f"not measured: no {' and no '.join(missing)}" if missing else "not measured: no examples"
+
+
+def _diversity(diversity: Mapping | None) -> str:
+    """What two networks do differently, along how many components, and how many latents these take."""
+    if diversity is None:
+        return "not measured: outputs are not finite"
+    steps = "" if diversity["steps"] is None else f", consecutive ones on {diversity['steps']:.2%}"
+    texts = [
+        f"two networks differ on {diversity['disagreement']:.2%} of the examples{steps}",
+        f"{diversity['num_components_90']} / {diversity['num_components_99']} components hold 90 / 99 % of what they "
+        "compute differently",
+    ]
+    if (latents := diversity["latent_channels"]) is not None:
+        share = diversity["heldout"][str(latents)]
+        texts.append(f"{latents} of the others explain {share:.0%} of held-out ones: [bold]{latents} latents[/]")
+    if diversity["kind"] == "one_function":
+        texts.append("[bold]nothing to be learnt[/]")
+    return "; ".join(texts)
 
 
 def _values(report: Mapping) -> str:
@@ -130,13 +157,16 @@ def _advice(report: Mapping) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
-    refused = report["gate"] is not None and report["gate"]["will_pass"] is False
+    if needs_functions(report):
+        warning = "Train on it with autoencoder.kind=functional; the default autoencoder makes nothing of it."
+    elif report["gate"] is not None and report["gate"]["will_pass"] is False:
+        warning = "The gate is likely to refuse it as it is."
+    else:
+        warning = "It can be trained on; read the warnings first."
     # The worst comes first.
     verdict = {
         "stop": "[bold red]Do not train on this dataset as it is.[/]",
-        "warning": "[bold yellow]The gate is likely to refuse it as it is.[/]"
-        if refused
-        else "[bold yellow]It can be trained on; read the warnings first.[/]",
+        "warning": f"[bold yellow]{warning}[/]",
     }.get(advice[0]["severity"] if advice else "", "[bold green]Nothing stands in the way.[/]")
     table.add_row("[bold]advice[/]", verdict)
     for entry in advice:

@@ -228,7 +228,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         known = {**known, **{section: values[section] for section in sections}}
         keys[stage] = _digest(known)
     config = recipe.collect
-    if config.runs == 1 and config.num_checkpoints > 1 and config.align == "none":
+    if config.runs == 1 and config.num_checkpoints > 1:
         del values["collect"]["num_checkpoints"]
     known = {section: values[section] for section in STAGE_SECTIONS["collect"]}
     return {**keys, "collection": _digest({"seed": recipe.seed, **known})}

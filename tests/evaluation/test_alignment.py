@@ -6,23 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pdiff_hf.base_model import BaseModel
-from pdiff_hf.data.dataset import ParameterDataset, load_parameter_dataset
-from pdiff_hf.data.vectors import dataset_vectors
-from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.baselines import uniform_soup
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.evaluation.matching import align_networks
+from pdiff_hf.evaluation.matching import align_networks, match
 from pdiff_hf.evaluation.permutations import permutation_spec
-from pdiff_hf.files import read_json
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
-from pdiff_hf.tasks.collect import align_dataset
 from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.zoo import train_networks
 
-BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3")
 LAYOUT = ParameterLayout.from_model(mlp3())
 NUM = 24
 
@@ -59,24 +52,22 @@ def soup_accuracy(task, vectors):
 
 def test_soup_of_aligned_networks_works_and_of_others_does_not(task, trained, aligned):
     assert soup_accuracy(task, trained) < 0.4
-    assert soup_accuracy(task, aligned[0]) > 0.75
+    assert soup_accuracy(task, aligned) > 0.75
 
 
 def test_networks_come_closer_and_nothing_moves_in_the_end(trained, aligned):
-    vectors, report = aligned
-    spread = (trained - trained.mean(0)).square().sum(1).mean().sqrt().item()
-    assert report["spread_before"] == pytest.approx(spread, rel=1e-5)
-    assert report["spread_after"] < 0.85 * report["spread_before"]
-    assert report["converged"]
+    before, after = ((rows - rows.mean(0)).square().sum(1).mean().sqrt() for rows in (trained, aligned))
+    assert after < 0.85 * before
+    assert torch.equal(match(aligned, aligned.double().mean(0), permutation_spec(mlp3(), LAYOUT)), aligned)
     # Weights move with their units and keep their values.
-    assert torch.equal(vectors.sort(1).values, trained.sort(1).values)
+    assert torch.equal(aligned.sort(1).values, trained.sort(1).values)
 
 
 def test_outputs_are_equal_to_rounding_and_predictions_equal(task, trained, aligned):
     images, _ = task.arrays("test")
     model = mlp3()
     largest = {torch.float64: 0.0, torch.float32: 0.0}
-    for before, after in zip(trained, aligned[0], strict=True):
+    for before, after in zip(trained, aligned, strict=True):
         for dtype in largest:
             outputs = []
             for vector in (before, after):
@@ -103,8 +94,8 @@ def exact_logits(vector, image):
 
 def test_outputs_are_the_same_to_the_bit_where_sums_are_exact(task, trained, aligned):
     images, _ = task.arrays("test")
-    assert not torch.equal(trained[1:4], aligned[0][1:4])
-    for before, after in zip(trained[:4], aligned[0][:4], strict=True):
+    assert not torch.equal(trained[1:4], aligned[1:4])
+    for before, after in zip(trained[:4], aligned[:4], strict=True):
         for image in images[:5]:
             assert exact_logits(before, image) == exact_logits(after, image)
 
@@ -118,41 +109,7 @@ def test_order_of_hidden_units_has_no_influence(trained, aligned):
             state[name].copy_(state[name][order])
         state["3.weight"].copy_(state["3.weight"][:, order])
     assert not torch.equal(shuffled, trained)
-    again, report = align_networks(shuffled, permutation_spec(mlp3(), LAYOUT))
-    assert torch.equal(again, aligned[0])
-    assert report["rounds"] == aligned[1]["rounds"]
-
-
-def make_dataset(folder, vectors, base=True):
-    reference = BASE.save_weights(mlp3(), folder / "source") if base else None
-    columns = {
-        "run": [f"run-{i}" for i in range(len(vectors))],
-        "test_accuracy": [i / 50 for i in range(len(vectors))],
-    }
-    save_parameter_dataset(vectors, LAYOUT, folder / "dataset", reference, columns, {"collect": {"runs": 3}})
-    return folder / "dataset"
-
-
-def test_dataset_is_aligned_on_the_command_line(trained, aligned, tmp_path, pdiff):
-    source = make_dataset(tmp_path, trained)
-    code, out, err = pdiff("align", source, "--out", tmp_path / "aligned")
-    assert code == 0, err
-    assert f"{NUM} checkpoints aligned in {aligned[1]['rounds']} rounds" in out
-    (before, _), (after, layout) = load_parameter_dataset(source), load_parameter_dataset(tmp_path / "aligned")
-    assert torch.equal(dataset_vectors(after, layout), aligned[0])
-    for name in ("run", "seed", "step", "epoch", "test_accuracy"):
-        assert list(after.with_format(None)[name]) == list(before.with_format(None)[name])
-    metadata = read_json(tmp_path / "aligned" / "stats.json")["metadata"]
-    assert metadata == {"collect": {"runs": 3}, "alignment": aligned[1]}
-
-
-def test_dataset_without_base_model_or_folder_that_is_not_empty_is_refused(trained, tmp_path, pdiff):
-    source = make_dataset(tmp_path, trained[:3], base=False)
-    code, _, err = pdiff("align", source, "--out", tmp_path / "aligned")
-    assert code == 2 and "expected a base model" in err
-    make_dataset(tmp_path / "other", trained[:3])
-    with pytest.raises(ValueError, match="holds files"):
-        align_dataset(ParameterDataset(tmp_path / "other" / "dataset"), source)
+    assert torch.equal(align_networks(shuffled, permutation_spec(mlp3(), LAYOUT)), aligned)
 
 
 class Written(nn.Module):
@@ -174,7 +131,7 @@ def test_networks_with_a_forward_of_their_own_are_understood():
     layout = ParameterLayout.from_model(models[0], buffers=True)
     spec = permutation_spec(models[0], layout)
     vectors = torch.stack([layout.flatten(model) for model in models])
-    moved, _ = align_networks(vectors, spec)
+    moved = align_networks(vectors, spec)
     assert not torch.equal(moved, vectors)
     images = torch.randn(7, 1, 8, 8, dtype=torch.float64)
     for model, vector in zip(models, moved, strict=True):

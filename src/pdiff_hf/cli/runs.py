@@ -28,7 +28,6 @@ DEMO = {
             "autoencoder.steps=600",
             "autoencoder.latent_channels=64",
             "diffusion.steps=100",
-            "evaluate.fine_tune=false",
             "evaluate.held_out=[]",
             "evaluate.rivals=[]",
         ],

@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## Create the virtual environment and install the package with its development tools
 
-demo: $(STAMP)  ## Run the main job on embedded data; prints the results and where the report is
+demo: $(STAMP)  ## Run the main job on embedded data, twice; prints the results side by side and where the reports are
 	$(BIN)/pdiff demo --out runs/demo
 
 test: $(STAMP)  ## Run the fast tests on all cores; TESTS="PATH…" for a part

@@ -4,7 +4,7 @@ python benchmarks/run_all.py                                  # embedded and syn
 python benchmarks/run_all.py --images PATH                    # the end-to-end run is ResNet-18 on these images
 python benchmarks/run_all.py --dataset runs/mine/dataset      # or on a parameter dataset that is there already
 
-Left out: hub_io, and studies of quality, which need finished runs (denoiser, generator_seeds, selection,
+Left out: hub_io, and studies of quality, which need finished runs (denoiser, functional, generator_seeds, selection,
 truncation).
 """
 

@@ -9,6 +9,7 @@ SLOW = [
     "docs/ablate.md",
     "docs/analysis.md",
     "docs/cycles.md",
+    "docs/functional.md",
     "docs/recipes.md",
     "docs/runs.md",
     "docs/zoos.md",

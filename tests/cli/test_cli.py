@@ -17,6 +17,18 @@ from processes import held_elsewhere
 from small_datasets import rewrite
 
 TINY = [*TINY_RUN, "evaluate.fine_tune=false"]
+TINY_ZOO = [
+    "base_training.epochs=1",
+    "collect.runs=24",
+    "autoencoder.steps=10",
+    "autoencoder.lr_warmup_steps=0",
+    "autoencoder.latent_channels=4",
+    "autoencoder.allow_poor_reconstruction=true",
+    "diffusion.steps=10",
+    "diffusion.lr_warmup_steps=0",
+    "generate.num_samples=5",
+    "generate.num_inference_steps=5",
+]
 TRAINING = [override for override in TINY_RUN if override.startswith(("autoencoder", "diffusion"))]
 
 
@@ -47,6 +59,28 @@ def test_run_prints_the_table_and_where_the_report_is(pdiff, tmp_path):
     code, out, err = pdiff("run", "digits-mlp", "--out", tmp_path / "run", *sets(TINY))
     assert code == 0, err
     assert "generated" in out and "uniform_soup" in out and str(tmp_path / "run" / "report" / "report.html") in out
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_demo_ends_with_two_runs_side_by_side_and_goes_on_where_it_stopped(pdiff, tmp_path, monkeypatch):
+    from pdiff_hf.cli import runs
+
+    less = {"one training run": TINY, "independent runs": TINY_ZOO}
+    demo = {name: (recipe, folder, [*given, *less[name]]) for name, (recipe, folder, given) in runs.DEMO.items()}
+    monkeypatch.setattr(runs, "DEMO", demo)
+    out = tmp_path / "demo"
+    code, said, err = pdiff("demo", "--out", out)
+    assert code == 0, err
+    lines = said.splitlines()
+    for name in ("one training run", "independent runs"):
+        assert any(line.startswith(name) for line in lines) and f"{name[0].upper()}{name[1:]}. " in said
+    reports = [out / "report" / "report.html", out / "independent" / "report" / "report.html"]
+    assert all(str(report) in said and report.is_file() for report in reports)
+    assert PDiffPipeline.from_pretrained(out / "pipeline").autoencoder.latent_shape == (4, 2)
+    code, said, err = pdiff("demo", "--out", out, "--json")
+    assert code == 0 and err.count("complete, skipped") == 10
+    one, many = json.loads(said).values()
+    assert "population" not in one and many["population"]["generated"]["n"] == 5
 
 
 def test_json_is_for_machines_alone(pdiff, run):

@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import AsJson, Preset, Profile, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
 from .checks import check_dataset
 
+if TYPE_CHECKING:
+    from ..results.metrics import Metrics
+    from ..runs.recipe import Recipe
+
 RECIPE_HELP = "A recipe's name, <network>-<selection>-<data>, or a YAML file; see `pdiff recipes`."
 
+# What `pdiff demo` does, by name: recipe, folder in that of the first, and what is smaller or left out.
+DEMO = {
+    "one training run": ("digits-mlp", "", ["evaluate.fine_tune=false", "evaluate.held_out=[]"]),
+    "independent runs": (
+        "digits-runs",
+        "independent",
+        [
+            "collect.runs=240",
+            "autoencoder.steps=600",
+            "autoencoder.latent_channels=64",
+            "diffusion.steps=100",
+            "evaluate.held_out=[]",
+            "evaluate.rivals=[]",
+        ],
+    ),
+}
 
-def _run(
-    recipe: str,
-    runs: dict[Path, int | None],
-    overrides: list[str] | None,
-    as_json: bool,
-    summary: Path | None = None,
-    preset: str | None = None,
-    profile: str | None = None,
-) -> None:
+
+def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterator[tuple[Path, Metrics]]:
+    """Carry out recipes in their folders, one after another, and give what each has found."""
     from ..runs.folder import open_run
-    from ..runs.recipe import load_recipe
 
-    loaded = {folder: load_recipe(recipe, overrides or (), seed, preset, profile) for folder, seed in runs.items()}
     # Another run in the last folder is noticed before the first has taken its time.
-    for folder, configured in loaded.items():
-        configured.task.source_folder()
-        open_run(configured, folder)
+    for folder, recipe in runs.items():
+        recipe.task.source_folder()
+        open_run(recipe, folder)
     quiet()
-    from ..evaluation.summary import aggregate_seeds
-    from ..report.write import make_table, write_summary
     from ..runs.stages import run_recipe
 
-    line, found = line_printer(as_json), {}
-    for folder, configured in loaded.items():
-        found[folder] = run_recipe(configured, folder, line)
-        if not as_json:
-            console.print(make_table(found[folder]))
-        line(f"Report: {folder / 'report' / 'report.html'}\nPipeline: {folder / 'pipeline'}")
-    if summary is None:
-        print_json(found[folder].to_dict(), as_json)
-        return
-    together = aggregate_seeds({seed: found[folder] for folder, seed in runs.items()})
-    write_summary(together, summary)
-    if not as_json:
-        console.print(make_table(together))
-    line(f"Report of all seeds: {summary / 'report.html'}")
-    seeds = {str(folder): metrics.to_dict() for folder, metrics in found.items()}
-    print_json({"seeds": seeds, "together": together.to_dict()}, as_json)
+    for folder, recipe in runs.items():
+        yield folder, run_recipe(recipe, folder, line)
 
 
 @app.command()
@@ -59,9 +56,21 @@ def demo(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole way on embedded data: a perceptron on scikit-learn's digits, in a minute or two."""
-    _run("digits-mlp", {out: seed}, ["evaluate.fine_tune=false"], as_json)
-    line_printer(as_json)(f"Left out: fine-tuning for as long. `pdiff evaluate {out} --fine-tune` adds it.")
+    """Two runs on embedded data, side by side: perceptrons of one training, and of 240 independent ones."""
+    from ..runs.recipe import load_recipe
+
+    folders = {out / folder: name for name, (_, folder, _) in DEMO.items()}
+    recipes = {out / folder: load_recipe(recipe, given, seed) for recipe, folder, given in DEMO.values()}
+    line = line_printer(as_json)
+    found = {folders[folder]: metrics for folder, metrics in _execute(recipes, line)}
+    if not as_json:
+        from ..report.side_by_side import compare_runs
+
+        console.print(compare_runs(found))
+    for folder, name in folders.items():
+        line(f"Report of {name}: {folder / 'report' / 'report.html'}")
+    line(f"Left out: fine-tuning for as long. `pdiff evaluate {out} --fine-tune` adds it.")
+    print_json({name: metrics.to_dict() for name, metrics in found.items()}, as_json)
 
 
 @app.command()
@@ -82,7 +91,28 @@ def run(
         runs, summary = {out / f"seed-{n}": n for n in seeds}, out / "report"
     else:
         runs, summary = ({out / f"seed-{seeds[0]}": seeds[0]} if seeds else {out: seed}), None
-    _run(recipe, runs, overrides, as_json, summary, preset, profile)
+    from ..runs.recipe import load_recipe
+
+    recipes = {folder: load_recipe(recipe, overrides or (), n, preset, profile) for folder, n in runs.items()}
+    line, found = line_printer(as_json), {}
+    for folder, metrics in _execute(recipes, line):
+        from ..report.write import make_table, write_summary
+
+        found[folder] = metrics
+        if not as_json:
+            console.print(make_table(metrics))
+        line(f"Report: {folder / 'report' / 'report.html'}\nPipeline: {folder / 'pipeline'}")
+    if summary is None:
+        return print_json(found[folder].to_dict(), as_json)
+    from ..evaluation.summary import aggregate_seeds
+
+    together = aggregate_seeds({seed: found[folder] for folder, seed in runs.items()})
+    write_summary(together, summary)
+    if not as_json:
+        console.print(make_table(together))
+    line(f"Report of all seeds: {summary / 'report.html'}")
+    by_seed = {str(folder): metrics.to_dict() for folder, metrics in found.items()}
+    print_json({"seeds": by_seed, "together": together.to_dict()}, as_json)
 
 
 @app.command()

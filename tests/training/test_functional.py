@@ -258,7 +258,7 @@ class Confident:
         ).long()
 
 
-@pytest.mark.parametrize(("written", "gain"), [(0.4, 1.25), (0.5, 1.0), (0.8, 1.0), (0.1, 1.5)])
+@pytest.mark.parametrize(("written", "gain"), [(0.4, 1.25), (0.5, 1.0), (0.8, 1.0), (0.1, 2.0)])
 def test_the_gain_is_the_least_by_which_drawn_networks_disagree_as_those_seen(written, gain):
     autoencoder, _ = make_objective(hidden=(1,), latent_channels=6)
     seen = torch.full((8, make_layout().num_parameters), 0.5)
@@ -282,7 +282,7 @@ def test_the_gain_is_the_least_by_which_drawn_networks_disagree_as_those_seen(wr
 
 def test_the_gain_is_part_of_the_autoencoder(dataset, tmp_path):
     _, report = train(dataset, tmp_path / "matched", steps=60, learning_rate=1e-2)
-    assert report["combined_networks"] == 18 and 1 <= report["gain"] <= 1.5
+    assert report["combined_networks"] == 18 and 1 <= report["gain"] <= 2
     loaded = AutoencoderFunctional.from_pretrained(tmp_path / "matched")
     assert loaded.decoder.gain.item() == pytest.approx(report["gain"])
     assert "gain" not in train(dataset, tmp_path / "plain", steps=1, match_diversity=False)[1]

@@ -12,7 +12,7 @@ from ..models.config import AutoencoderConfig
 from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
 
 # Networks of which pairs are compared, the largest gain, and in how many halvings it is found.
-NUM_DRAWS, MAX_GAIN, GAIN_STEPS = 100, 1.5, 5
+NUM_DRAWS, MAX_GAIN, GAIN_STEPS = 100, 2.0, 6
 # Training rows whose reconstruction is measured, evenly spaced.
 MAX_TRAIN_ROWS = 100
 

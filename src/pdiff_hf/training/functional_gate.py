@@ -38,11 +38,11 @@ def measure_functions(
     """
     train_rows = torch.linspace(0, len(train_vectors) - 1, min(len(train_vectors), MAX_TRAIN_ROWS)).round().long()
     report = {"num_train": len(train_vectors), "num_heldout": len(heldout_vectors), "compares": "functions"}
-    train, train_decoded = (_functions(evaluator, part) for part in _pairs(autoencoder, train_vectors[train_rows]))
+    train, train_decoded = _functions(evaluator, autoencoder, train_vectors[train_rows])
     mean = train.mean(0)
     report["train_explained_variance"] = _explained(train, train_decoded, mean)
     rows = slice(0, max(2, MAX_EVALUATED_VALUES // heldout_vectors.shape[1]))
-    own, decoded = (_functions(evaluator, part) for part in _pairs(autoencoder, heldout_vectors[rows]))
+    own, decoded = _functions(evaluator, autoencoder, heldout_vectors[rows])
     report["explained_variance"] = _explained(own, decoded, mean)
     labels = evaluator.labels.cpu()
     answers, decoded_answers = own.argmax(-1), decoded.argmax(-1)
@@ -65,7 +65,7 @@ def measure_functions(
 
 def best_network(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> int:
     """The row of raw vectors `(K, D)`, a tensor or [`StoredVectors`], with the least validation loss."""
-    size = max(1, MAX_EVALUATED_VALUES // vectors.shape[1])
+    size = max(1, MAX_EVALUATED_VALUES // 8 // vectors.shape[1])
     losses = [evaluator.nll(vectors[start : start + size]) for start in range(0, len(vectors), size)]
     return int(torch.cat(losses).nan_to_num(torch.inf).argmin())
 
@@ -90,15 +90,16 @@ def match_diversity(
         `dict`: the `gain`, and the shares of examples on which pairs disagree: `seen_disagreement`, and
         `drawn_disagreement` by gain 1.
     """
-
-    def disagreement(vectors: torch.Tensor) -> float:
-        return mean_disagreement(evaluator.predictions(vectors))
+    # Of large networks, a few at a time.
+    size = max(1, MAX_EVALUATED_VALUES // 8 // seen.shape[1])
 
     def drawn(gain: float) -> float:
         autoencoder.decoder.gain.fill_(gain)
-        return disagreement(torch.cat([*autoencoder.decode_rows(latents.reshape(-1, *autoencoder.latent_shape))]))
+        parts = latents.reshape(-1, *autoencoder.latent_shape).split(size)
+        return mean_disagreement(torch.cat([evaluator.predictions(autoencoder.decode(part).sample) for part in parts]))
 
-    expected, low, high = disagreement(seen), 1.0, MAX_GAIN
+    of_seen = torch.cat([evaluator.predictions(part) for part in seen.split(size)])
+    expected, low, high = mean_disagreement(of_seen), 1.0, MAX_GAIN
     report = {"seen_disagreement": expected, "drawn_disagreement": drawn(1.0)}
     if report["drawn_disagreement"] < expected:
         for _ in range(GAIN_STEPS):
@@ -147,13 +148,16 @@ def check_functions(report: dict, config: AutoencoderConfig) -> None:
         )
 
 
-def _pairs(autoencoder: ParameterAutoencoderMixin, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return vectors, reconstruct(autoencoder, vectors)
-
-
-def _functions(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> torch.Tensor:
-    logits = torch.cat([part.cpu() for _, part in evaluator.logits(vectors)])
-    return logits - logits.mean(-1, keepdim=True)
+def _functions(
+    evaluator: ParameterEvaluator, autoencoder: ParameterAutoencoderMixin, vectors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Functions `(B, N, classes)` of raw vectors `(B, D)`, and of what the autoencoder makes of them."""
+    found = []
+    for part in vectors.split(max(1, MAX_EVALUATED_VALUES // 8 // vectors.shape[1])):
+        pair = torch.cat([part.cpu(), reconstruct(autoencoder, part).cpu()])
+        logits = torch.cat([logits.cpu() for _, logits in evaluator.logits(pair)])
+        found.append((logits - logits.mean(-1, keepdim=True)).chunk(2))
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 
 def _explained(functions: torch.Tensor, decoded: torch.Tensor, mean: torch.Tensor) -> float:

@@ -41,7 +41,8 @@ def compare_runs(runs: Mapping[str, Metrics]) -> Table:
     """
     verdicts = [f"{name[0].upper()}{name[1:]}. {metrics.verdict}" for name, metrics in runs.items()]
     options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
-    table = Table("", caption="\n".join(verdicts), **options)
+    table = Table(caption="\n".join(verdicts), **options)
+    table.add_column("", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.header, justify="right")
     for name, metrics in runs.items():

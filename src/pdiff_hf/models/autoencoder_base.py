@@ -123,10 +123,13 @@ class ParameterAutoencoderMixin:
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> ParameterEncoderOutput | tuple[torch.Tensor]:
         """Encode raw vectors `(B, D)` to latents `(B, C, L)`."""
-        if x.ndim != 2 or x.shape[1] != self.vector_length:
-            raise ValueError(f"expected vectors of shape (B, {self.vector_length}), got {tuple(x.shape)}.")
+        self._check_vectors(x)
         latents = self._encode(self.normalizer.normalize(x).to(self.dtype)).reshape(-1, *self.latent_shape)
         return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def _check_vectors(self, x: torch.Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.vector_length:
+            raise ValueError(f"expected vectors of shape (B, {self.vector_length}), got {tuple(x.shape)}.")
 
     @torch.no_grad()
     def encode_rows(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         if self._functions.num_outputs != self.config.num_outputs:
             raise ValueError(
                 f"expected a base network with {self.config.num_outputs} outputs, as when it was fitted, found "
-                f" {self._functions.num_outputs}; give the network that it was trained with."
+                f"{self._functions.num_outputs}; give the network that it was trained with."
             )
 
     @torch.no_grad()
@@ -134,8 +134,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: it was not given the base network, or vectors of another length.
         """
-        if x.ndim != 2 or x.shape[1] != self.vector_length:
-            raise ValueError(f"expected vectors of shape (B, {self.vector_length}), got {tuple(x.shape)}.")
+        self._check_vectors(x)
         encoder = self._fitted()
         if self._functions is None:
             raise ValueError(

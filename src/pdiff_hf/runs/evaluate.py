@@ -23,7 +23,7 @@ from ..evaluation.trajectory import trajectory
 from ..files import atomic_folder, read_json, write_json
 from ..identity import OTHER_DATASET, check_same_network, generated_identity, read_identity
 from ..machine import locked_together, process_state
-from ..models.auto import connect_network, load_autoencoder
+from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
@@ -150,7 +150,8 @@ def _evaluate(
 
     # 2. Groups, and what making them took
     model = dataset.base_model.build()
-    connect_network(autoencoder, dataset.base_model)
+    if autoencoder.needs_network:
+        autoencoder.connect(model)
     networks = Reestimated(model, dataset.layout, load_statistics(generated_dir))
     # Two evaluators share the memory for activations.
     options = {"batch_size": config.batch_size, "max_cache_bytes": config.max_cache_mb * 2**20 // 2}

@@ -13,6 +13,8 @@ from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
 
 # Networks of which pairs are compared, the largest gain, and in how many halvings it is found.
 NUM_DRAWS, MAX_GAIN, GAIN_STEPS = 100, 2.0, 6
+# Values of the networks that are computed at a time: 32 MB.
+VALUES_AT_ONCE = MAX_EVALUATED_VALUES // 8
 # Training rows whose reconstruction is measured, evenly spaced.
 MAX_TRAIN_ROWS = 100
 
@@ -65,7 +67,7 @@ def measure_functions(
 
 def best_network(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> int:
     """The row of raw vectors `(K, D)`, a tensor or [`StoredVectors`], with the least validation loss."""
-    size = max(1, MAX_EVALUATED_VALUES // 8 // vectors.shape[1])
+    size = max(1, VALUES_AT_ONCE // vectors.shape[1])
     losses = [evaluator.nll(vectors[start : start + size]) for start in range(0, len(vectors), size)]
     return int(torch.cat(losses).nan_to_num(torch.inf).argmin())
 
@@ -91,7 +93,7 @@ def match_diversity(
         `drawn_disagreement` by gain 1.
     """
     # Of large networks, a few at a time.
-    size = max(1, MAX_EVALUATED_VALUES // 8 // seen.shape[1])
+    size = max(1, VALUES_AT_ONCE // seen.shape[1])
 
     def drawn(gain: float) -> float:
         autoencoder.decoder.gain.fill_(gain)
@@ -153,7 +155,7 @@ def _functions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Functions `(B, N, classes)` of raw vectors `(B, D)`, and of what the autoencoder makes of them."""
     found = []
-    for part in vectors.split(max(1, MAX_EVALUATED_VALUES // 8 // vectors.shape[1])):
+    for part in vectors.split(max(1, VALUES_AT_ONCE // vectors.shape[1])):
         pair = torch.cat([part.cpu(), reconstruct(autoencoder, part).cpu()])
         logits = torch.cat([logits.cpu() for _, logits in evaluator.logits(pair)])
         found.append((logits - logits.mean(-1, keepdim=True)).chunk(2))

@@ -19,13 +19,15 @@ from ...layout import ParameterLayout
 from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
-from ..similarity import gram_matrix
+from ..reconstruction import poor_kinds
+from ..similarity import gram_matrices
+from ..tensor_kinds import column_kinds
 from .actions import origin_of
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
 from .functional import functional_figures
-from .geometry import linear_explained_variance, nearest_distances, spectrum, thin_out
+from .geometry import linear_explained_by_kind, linear_explained_variance, nearest_distances, spectrum, thin_out
 
 SCHEMA = 1
 
@@ -183,7 +185,8 @@ def inspect_dataset(
             mode = DEFAULTS.build(layout.to_dict()).normalizer.mode
         normalizer = ParameterNormalizer(layout.num_parameters, mode, layout.to_dict())
         normalizer.fit(vectors)
-        gram = gram_matrix(vectors, normalizer)
+        grams = gram_matrices(vectors, normalizer, column_kinds(layout, base_model))
+        gram = grams.sum(0)
         pca_seconds = time.perf_counter() - fit_begin
         for name, rows in runs.items():
             # Of rows whose order is not known, there is no time to correlate along.
@@ -197,7 +200,7 @@ def inspect_dataset(
             "distances": nearest_distances(vectors, numbers),
         }
 
-        report["gate"] = _gate(report["geometry"]["reconstruction"])
+        report["gate"] = _gate(grams)
 
         # 4. What belongs together
         known = [rows.tolist() for run, rows in runs.items() if run not in unordered]
@@ -229,10 +232,16 @@ def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, RowOrder]:
     return vectors, RowOrder.of_table(table, dataset.unordered_runs)
 
 
-def _gate(reconstruction: dict) -> dict:
-    """What the default autoencoder's gate is likely to say, by the share that principal components explain."""
-    found, expected = reconstruction["heldout"], DEFAULTS.min_explained_variance
-    return {"min_explained_variance": expected, "will_pass": None if found is None else found >= expected}
+def _gate(grams: torch.Tensor) -> dict:
+    """What the default autoencoder's gate is likely to say, by the shares that principal components explain."""
+    latents, expected = DEFAULTS.latent_channels * DEFAULTS.latent_length, DEFAULTS.min_explained_variance
+    train, heldout = split_rows(grams.shape[1], DEFAULTS.holdout_every)
+    found = None
+    if len(heldout) and len(train) > 1:
+        found = linear_explained_by_kind(grams, train, heldout, latents)
+    will_pass = None if found is None else not poor_kinds(found, expected)
+    unknown = dict.fromkeys(("explained_variance", "explained_by_kind"))
+    return {"min_explained_variance": expected, **(found or unknown), "will_pass": will_pass}
 
 
 def _families(

@@ -195,5 +195,5 @@ def test_independent_networks_are_trained_on_by_what_they_compute(zoo, evaluator
 def test_what_is_missing_for_it_is_said(zoo, tmp_path, missing, expected):
     report = inspect(tmp_path, zoo, None, **missing)
     [entry] = [entry for entry in report["advice"] if "independently trained" in entry["finding"]]
-    assert expected in entry["action"] and "autoencoder.kind=functional" in entry["action"]
+    assert expected in entry["action"] and "autoencoder of kind functional" in entry["action"]
     assert "not measured: no" in printed(report)

@@ -203,7 +203,7 @@ def test_the_families_are_named_by_rows_and_files_with_what_to_do(soup):
     [entry] = [entry for entry in report["advice"] if "families" in entry["finding"]]
     assert entry["severity"] == "warning"
     assert "rows 0-5 (ft00.pt … ft05.pt) and rows 6-11 (ft10.pt … ft15.pt)" in entry["finding"]
-    assert "autoencoder.kind=functional" in entry["action"] and "--metrics-pattern" in entry["action"]
+    assert "autoencoder of kind functional" in entry["action"] and "--metrics-pattern" in entry["action"]
     assert "name a task (metadata.task in its stats.json)" in entry["action"]
 
 

@@ -60,9 +60,6 @@ ACTIONS = {
 }
 
 
-FUNCTIONAL = "autoencoder.kind=functional"
-
-
 def origin_of(metadata: Mapping) -> str:
     """Who made a dataset with these metadata: a key of `ACTIONS`."""
     origin = next((name for name in ("collect", "import") if name in metadata), "recording")
@@ -81,7 +78,7 @@ def functional_settings(report: Mapping) -> list[str]:
     latents = diversity["latent_channels"] if diversity else None
     if latents is None or missing_for_functions(report):
         return []
-    return [FUNCTIONAL, f"autoencoder.latent_channels={latents}"]
+    return ["autoencoder.kind=functional", f"autoencoder.latent_channels={latents}"]
 
 
 def needs_functions(report: Mapping) -> bool:
@@ -99,7 +96,7 @@ def functional_action(report: Mapping) -> str:
     """How networks are compared by what they compute, which needs no common order; or what is missing for it."""
     if settings := functional_settings(report):
         return f"compare them by what they compute, which needs no alignment: {train_command(report, *settings)}"
-    way = f"compare them by what they compute, which needs no alignment ({train_command(report, FUNCTIONAL)})"
+    way = "compare them by what they compute (an autoencoder of kind functional, which needs no alignment)"
     if missing := missing_for_functions(report):
         named = " and ".join(f"a {what}" for what in missing)
         how = ", ".join(actions_for(report)[what] for what in missing)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
-from pdiff_hf.data.importing.architecture import parse_base_model, read_base_model
 from pdiff_hf.data.importing.importer import import_checkpoints
+from pdiff_hf.data.importing.references import parse_base_model, read_base_model
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3

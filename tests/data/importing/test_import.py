@@ -99,6 +99,22 @@ def test_wrapped_and_prefixed_state_dicts_are_recognised(tmp_path, wrap):
     assert torch.equal(rows(tmp_path / "ds")[0][2], LAYOUT.flatten(make_state(2)))
 
 
+def test_whole_module_gives_its_tensors(tmp_path):
+    make_folder(tmp_path / "nets", suffix=".pth")
+    network = mlp3(**NETWORK)
+    torch.save(network, tmp_path / "nets" / "epoch_1.pth")
+    run_import(tmp_path / "nets", tmp_path / "ds")
+    assert torch.equal(rows(tmp_path / "ds")[0][0], LAYOUT.flatten(network.state_dict()))
+
+
+def test_code_beside_the_weights_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "nets", suffix=".pth", state=lambda seed: {"model": make_state(seed), "x": Executed()})
+    run_import(tmp_path / "nets", tmp_path / "ds")
+    assert torch.equal(rows(tmp_path / "ds")[0][2], LAYOUT.flatten(make_state(2)))
+    assert not (tmp_path / "executed").exists()
+
+
 def test_file_from_before_torch_1_6_is_read(tmp_path):
     make_folder(tmp_path / "nets", suffix=".pth")
     torch.save(make_state(7), tmp_path / "nets" / "epoch_1.pth", _use_new_zipfile_serialization=False)
@@ -316,13 +332,16 @@ BROKEN = {
         {},
         "epoch_11.pth is no complete PyTorch file",
     ),
-    "no pth": (lambda f: (f / "a.pth").write_bytes(b"hello there, no pickle"), {}, "a.pth is no complete PyTorch"),
-    "pickle with code": (
-        lambda f: torch.save({"state_dict": make_state(9), "x": Executed()}, f / "epoch_11.pth"),
+    "no pth": (
+        lambda f: (f / "a.pth").write_bytes(b"hello there, no pickle"),
         {},
-        r"epoch_11.pth: expected weights alone, found a pickle that executes \w+.mkdir",
+        "a.pth: expected weights, found a text that begins 'hello there, no pickle'",
     ),
-    "whole module": (lambda f: torch.save(mlp3(**NETWORK), f / "a.pth"), {}, "a.pth: expected weights alone"),
+    "code alone": (
+        lambda f: torch.save(Executed(), f / "epoch_11.pth"),
+        {},
+        r"epoch_11.pth: expected a state dict, found <placeholder of \w+.mkdir>",
+    ),
     "tensor alone": (lambda f: torch.save(torch.ones(2), f / "a.pth"), {}, "a.pth: expected a state dict, found Ten"),
     "optimiser": (
         lambda f: torch.save({"state": {}, "param_groups": [{"lr": 1}]}, f / "optimizer.pt"),

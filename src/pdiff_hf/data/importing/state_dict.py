@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Any
 
+from ...files import errors_of
 from ...hub.snapshot import some_of
 
 # Checkpoints are found without what reads them.
@@ -62,23 +62,12 @@ def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor
     Raises:
         ValueError: a file is missing, truncated, or holds anything but one state dict; the file is named.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from .archive import read_archive
 
     state: dict[str, torch.Tensor] = {}
     for file in files:
         name = where if len(files) == 1 else f"{where}: {file.name}"
-        if not file.is_file():
-            raise ValueError(f"{name}: expected a file of weights, found no such file.")
-        if file.suffix == ".safetensors":
-            try:
-                tensors = load_file(file)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{name} is no complete safetensors file ({error}); remove it, or copy it again."
-                ) from error
-        else:
-            tensors = _read_torch(file, name)
+        tensors = choose_state(read_archive(file, name), name)
         _check_state(tensors, name)
         if twice := [tensor for tensor in tensors if tensor in state]:
             raise ValueError(f"{name}: tensor {twice[0]!r} is in another shard too, expected it once.")
@@ -86,42 +75,48 @@ def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor
     return state
 
 
-def _read_torch(file: Path, where: str) -> Any:
+def choose_state(value: Any, where: str) -> Any:
+    """The state dict among what a file holds: all of it, a whole module's, or what is under one of [`WRAPPERS`].
+
+    Raises:
+        ValueError: several of the names have one.
+    """
     import torch
 
-    # Files from before torch 1.6 are no archives and cannot be mapped into memory.
-    archive = zipfile.is_zipfile(file)
-    try:
-        value = torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
-    except Exception as error:  # A damaged pickle raises whatever its bytes happen to mean.
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{where}: expected weights alone, found a pickle that executes {refused[1]}; save the state dict "
-                "alone, as safetensors."
-            ) from error
-        raise ValueError(
-            f"{where} is no complete PyTorch file of weights ({type(error).__name__}); remove it, or copy it again."
-        ) from error
+    from .placeholder import state_of_module
+
+    with errors_of(where):
+        if (state := state_of_module(value)) is not None:
+            return state
     if not isinstance(value, Mapping) or (value and all(isinstance(v, torch.Tensor) for v in value.values())):
         return value
-    inner = [name for name in WRAPPERS if isinstance(value.get(name), Mapping)]
+    inner = {name: value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping)}
+    with errors_of(where):
+        inner |= {name: state for name in WRAPPERS if (state := state_of_module(value.get(name))) is not None}
     if len(inner) > 1:
-        raise ValueError(f"{where}: expected one state dict, found {inner[0]!r} and {inner[1]!r}; save one alone.")
-    return value[inner[0]] if inner else value
+        first, second = list(inner)[:2]
+        raise ValueError(f"{where}: expected one state dict, found {first!r} and {second!r}; save one alone.")
+    return next(iter(inner.values()), value)
 
 
 def _check_state(state: Any, where: str) -> None:
     import torch
 
+    from .placeholder import Placeholder
+
     if not isinstance(state, Mapping):
-        raise ValueError(f"{where}: expected a state dict, found {type(state).__name__}; save model.state_dict().")
+        found = repr(state) if isinstance(state, Placeholder) else type(state).__name__
+        raise ValueError(f"{where}: expected a state dict, found {found}; save model.state_dict().")
     if not state:
         raise ValueError(f"{where}: expected a state dict, found no tensor at all.")
     for name, tensor in state.items():
+        if isinstance(tensor, Placeholder) and tensor.module == "torch._utils":
+            raise ValueError(
+                f"{where}: tensor {shorten(name)}: expected a dense one, found it sparse, quantized or empty."
+            )
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            kind = tensor.full_name if isinstance(tensor, Placeholder) else type(tensor).__name__
             raise ValueError(
                 f"{where}: expected a state dict of tensors, alone or under one of {', '.join(WRAPPERS)}; found "
-                f"{name!r} of type {type(tensor).__name__}."
+                f"{shorten(name)} of type {kind}."
             )
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it sparse, quantized or empty.")

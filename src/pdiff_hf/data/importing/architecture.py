@@ -16,6 +16,7 @@ from ...wrapped import own_buffers, own_modules, own_state
 from .adapt import nearest, told_arguments, with_arguments
 from .converted import QUANTIZED, convert
 from .entries import FileTensors, choose, listed
+from .placeholder import Placeholder
 
 # A state dict from before torch 0.4.1 has none, and torch's strict loading takes it.
 BATCH_COUNTER = "num_batches_tracked"
@@ -112,18 +113,21 @@ class Architecture:
                 raise ValueError(f"{where}: {error}; name one, as {key}.") from error
             if others:
                 key = argument("key", listed(others[:1]), others[0].removesuffix("."))
-                self._note(f"Entry {listed([prefix])} is taken; {listed(others)} fits too: {key}.")
+                self.note(f"Entry {listed([prefix])} is taken; {listed(others)} fits too: {key}.")
         state, beside = file.entry(prefix)
         if self._prefix is None:
             self._prefix, self.held = prefix, state.keys() & self._shapes.keys()
         if extra := [*beside, *(prefix + name for name in state if name not in self._shapes)]:
-            self._note(f"Tensors that the network does not have are left out: {some_of(extra)}.")
+            self.note(f"Tensors that the network does not have are left out: {some_of(extra)}.")
         return self._typed({**self._rest, **state}, where)
 
     def _file(self, value: Any, where: str) -> FileTensors:
-        file = FileTensors.of(value, self._shapes)
+        with errors_of(where):
+            file = FileTensors.of(value, self._shapes)
         if not file.tensors:
-            raise ValueError(f"{where}: expected a state dict, found no tensor at all.")
+            found = repr(value) if isinstance(value, Placeholder) else "no tensor at all"
+            found = "a tensor without a name" if isinstance(value, torch.Tensor) else found
+            raise ValueError(f"{where}: expected a state dict, found {found}; save model.state_dict().")
         if self._key is None:
             return file
         under = file.under(self._key)
@@ -148,6 +152,8 @@ class Architecture:
         for name, shape in self._shapes.items():
             tensor = state.get(name)
             if tensor is None:
+                if prefix + name in file.unread:
+                    return "kind", f"{name!r}: expected a dense one, found it sparse, quantized or empty"
                 if self._first_name[name] not in found and name not in self._counters:
                     problem = problem or ("missing", f"{name!r}: it is missing")
             elif tensor.shape != shape:
@@ -157,7 +163,7 @@ class Architecture:
                 quantized = "; quantized networks cannot be imported" if tensor.dtype in QUANTIZED else ""
                 return "kind", f"{name!r}: expected {kind} values, found {tensor.dtype}{quantized}"
         if foreign := [name for name in state if name not in self._shapes and self._is_foreign(name, state[name])]:
-            return "foreign", f"{foreign[0]!r}: the network has no such tensor"
+            return "foreign", f"{foreign[0]!r}, which the network does not have"
         return problem
 
     def _is_foreign(self, name: str, tensor: torch.Tensor) -> bool:
@@ -188,7 +194,7 @@ class Architecture:
                 continue
             if self._complete(file):
                 text = ", ".join(f"{name}={value}" for name, value in told.items())
-                return self._note(f"The network is {before.name} with {text}, as the shapes say.")
+                return self.note(f"The network is {before.name} with {text}, as the shapes say.")
             self._take(before)
 
     def _typed(self, state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
@@ -197,7 +203,7 @@ class Architecture:
         for name in self._shapes.keys() & state.keys():
             tensor = state[name]
             if tensor.dtype == torch.float64 and self._dtypes[name] != torch.float64:
-                self._note("Double precision is rounded to float32.")
+                self.note("Double precision is rounded to float32.")
                 tensor = tensor.float()
             known = tied.setdefault(self._first_name[name], tensor)
             if known is not tensor and not torch.equal(known, tensor):
@@ -237,5 +243,6 @@ class Architecture:
         state = file.entry(prefix)[0]
         return sum(name in state and state[name].shape == shape for name, shape in self._shapes.items())
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Keep a line on what was decided, once."""
         self._notes[text] = None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...wrapped import COUNTER, plain_name
+from .placeholder import Placeholder, state_of_module
 
 # Names of the weights that a script has averaged beside those that it trains.
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|average_model|shadow|teacher|target)(?![a-z])", re.IGNORECASE)
@@ -25,10 +26,12 @@ class FileTensors:
     Args:
         tensors (`dict[str, torch.Tensor]`): By dotted name.
         owners (`dict[str, str]`): By dotted name, the dotted name of the mapping that holds the tensor.
+        unread (`frozenset[str]`): Dotted names of tensors that are sparse, quantized or of another kind of memory.
     """
 
     tensors: dict[str, torch.Tensor]
     owners: dict[str, str]
+    unread: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, value: Any, expected: Collection[str]) -> FileTensors:
@@ -37,12 +40,14 @@ class FileTensors:
         `expected` are the names of the network: `module`, which wrappers give too, stays where it is one of theirs.
         """
         left_out = () if any("module" in name.split(".") for name in expected) else ("module",)
-        tensors, owners = {}, {}
+        tensors, owners, unread = {}, {}, set()
         for names, tensor in _walk(value, (), set()):
             name = _dotted(names, left_out)
-            if names and names[-1].rpartition(".")[2] != COUNTER and name not in tensors:
+            if isinstance(tensor, Placeholder):
+                unread.add(name)
+            elif names and names[-1].rpartition(".")[2] != COUNTER and name not in tensors:
                 tensors[name], owners[name] = tensor, _dotted(names[:-1], left_out)
-        return cls(tensors, owners)
+        return cls(tensors, owners, frozenset(unread))
 
     def under(self, key: str) -> FileTensors:
         """Those whose names begin with `key`, without it; none where there are none."""
@@ -55,6 +60,7 @@ class FileTensors:
         return FileTensors(
             {name.removeprefix(prefix): tensor for name, tensor in found.items()},
             {name.removeprefix(prefix): self.owners[name] for name in found},
+            frozenset(name.removeprefix(prefix) for name in self.unread if name.startswith(prefix)),
         )
 
     def prefixes(self, expected: Collection[str]) -> Counter[str]:
@@ -101,14 +107,18 @@ def _prefix(name: str) -> str:
     return f"{name}." if name else ""
 
 
-def _walk(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
+def _walk(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Placeholder) and (state := state_of_module(value)) is not None:
+        value = state
+    if isinstance(value, torch.Tensor) or (isinstance(value, Placeholder) and value.module == "torch._utils"):
         yield names, value
         return
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, (list, tuple)):
         items = enumerate(value)
+    elif isinstance(value, Placeholder):
+        items = [("", part) for part in (value.entries, value.state, value.elements)]
     else:
         return
     # What a file holds may contain itself.

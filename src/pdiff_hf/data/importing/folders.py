@@ -20,6 +20,9 @@ BESIDE = re.compile(
 )
 SHARD = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(\.[a-z0-9]+)?-[0-9]+-of-[0-9]+\.(safetensors|bin)")
 
+# Suffixes that only weights have; with any other one, the content decides.
+NAMED = (".safetensors", ".pth", ".pt", ".bin", ".th", ".ckpt", ".pth.tar")
+
 # Files that cannot be read, and are taken so that the reader says how they are converted.
 FOREIGN = (".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".msgpack", ".npy", ".pb", ".tflite", ".pt2", ".mar")
 
@@ -87,7 +90,7 @@ def _places(folder: Path) -> list[Path]:
         )
     if trainer := [path for path in paths if TRAINER.fullmatch(path.name) and path.is_dir()]:
         return trainer
-    files = [path for path in paths if path.is_file() and not BESIDE.search(path.name)]
+    files = [path for path in paths if not path.is_dir() and not BESIDE.search(path.name)]
     saved = [path for path in files if path.name in SAVED_MODELS or SHARD.fullmatch(path.name)]
     weights = [path for path in files if path not in saved and is_weights(path)]
     if saved and not weights:
@@ -101,9 +104,9 @@ def _places(folder: Path) -> list[Path]:
 
 
 def is_weights(path: Path) -> bool:
-    """Whether the first bytes of a file are those of safetensors, of an archive as torch and numpy write it, or of a
-    pickle.
-    """
+    """Whether a file has the name of weights, or begins as safetensors, archives of torch and numpy, or pickles do."""
+    if path.name.endswith(NAMED) or not path.is_file():
+        return path.name.endswith(NAMED)
     with path.open("rb") as file:
         start = file.read(9)
     is_pickle = len(start) > 2 and start[0] == 0x80 and start[1] in range(2, 6)

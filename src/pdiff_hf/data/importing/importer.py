@@ -115,7 +115,9 @@ def import_checkpoints(
         if select is None:
             # Of what they lack, there is nothing to learn.
             select = "all" if rest is None else sorted(map(glob.escape, architecture.held))
-            buffers = buffers or (rest is not None and not architecture.held.isdisjoint(architecture.buffers))
+            if not buffers and _buffers_differ(state, architecture, checkpoints[1]):
+                buffers = True
+                architecture.note("Running statistics differ, too, and are selected.")
         layout = architecture.layout(state, select, buffers)
         _check_not_nan(state, first.where)
         stored = StoredRest(folder / WEIGHTS, layout)
@@ -241,6 +243,13 @@ def _record(
         )
         next_step[checkpoint.run] = step + 1
     return num_copies, aliases
+
+
+def _buffers_differ(state: Mapping[str, torch.Tensor], architecture: Architecture, second: Checkpoint) -> bool:
+    """Whether buffers other than counters and indices are not the same in the first two checkpoints."""
+    other = architecture.named(read_values(second.files(), second.where), second.where)
+    floats = (name for name in architecture.buffers & state.keys() if state[name].is_floating_point())
+    return any(not torch.equal(state[name], other[name].to(state[name].dtype)) for name in floats)
 
 
 def _check_not_nan(state: Mapping[str, torch.Tensor], where: str) -> None:

@@ -1,23 +1,16 @@
-"""State dicts from files that hold weights and nothing that has to be executed."""
+"""The files of a saved model, and what they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...files import errors_of
 from ...hub.snapshot import some_of
 
-# Checkpoints are found without what reads them.
-if TYPE_CHECKING:
-    import torch
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-
-# Under one of these names training scripts keep the network beside optimiser, epoch and the like.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
+# Of the shards that an index names.
+SUFFIXES = (".safetensors", ".bin")
 
 # As `save_pretrained` and the Trainer name them, in the order in which they are looked for.
 SAVED_MODELS = (
@@ -25,6 +18,9 @@ SAVED_MODELS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
 )
 
 
@@ -56,67 +52,24 @@ def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], 
     return shards
 
 
-def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor]:
-    """Read a state dict from a file or from all shards of one, without executing anything.
+def read_values(files: Sequence[Path], where: str) -> Any:
+    """What a file holds, or the tensors of all shards of one, without executing anything; see [`read_archive`].
 
     Raises:
-        ValueError: a file is missing, truncated, or holds anything but one state dict; the file is named.
+        ValueError: a file is missing, damaged or of another kind, or a tensor is in two shards; the file is named.
     """
+    # Checkpoints are found without what reads them.
     from .archive import read_archive
 
-    state: dict[str, torch.Tensor] = {}
+    if len(files) == 1:
+        return read_archive(files[0], where)
+    state: dict[str, Any] = {}
     for file in files:
-        name = where if len(files) == 1 else f"{where}: {file.name}"
-        tensors = choose_state(read_archive(file, name), name)
-        _check_state(tensors, name)
+        name = f"{where}: {file.name}"
+        tensors = read_archive(file, name)
+        if not isinstance(tensors, Mapping):
+            raise ValueError(f"{name}: expected a shard of a state dict, found {type(tensors).__name__}.")
         if twice := [tensor for tensor in tensors if tensor in state]:
-            raise ValueError(f"{name}: tensor {twice[0]!r} is in another shard too, expected it once.")
+            raise ValueError(f"{name}: tensor {shorten(twice[0])} is in another shard too, expected it once.")
         state.update(tensors)
     return state
-
-
-def choose_state(value: Any, where: str) -> Any:
-    """The state dict among what a file holds: all of it, a whole module's, or what is under one of [`WRAPPERS`].
-
-    Raises:
-        ValueError: several of the names have one.
-    """
-    import torch
-
-    from .placeholder import state_of_module
-
-    with errors_of(where):
-        if (state := state_of_module(value)) is not None:
-            return state
-    if not isinstance(value, Mapping) or (value and all(isinstance(v, torch.Tensor) for v in value.values())):
-        return value
-    inner = {name: value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping)}
-    with errors_of(where):
-        inner |= {name: state for name in WRAPPERS if (state := state_of_module(value.get(name))) is not None}
-    if len(inner) > 1:
-        first, second = list(inner)[:2]
-        raise ValueError(f"{where}: expected one state dict, found {first!r} and {second!r}; save one alone.")
-    return next(iter(inner.values()), value)
-
-
-def _check_state(state: Any, where: str) -> None:
-    import torch
-
-    from .placeholder import Placeholder
-
-    if not isinstance(state, Mapping):
-        found = repr(state) if isinstance(state, Placeholder) else type(state).__name__
-        raise ValueError(f"{where}: expected a state dict, found {found}; save model.state_dict().")
-    if not state:
-        raise ValueError(f"{where}: expected a state dict, found no tensor at all.")
-    for name, tensor in state.items():
-        if isinstance(tensor, Placeholder) and tensor.module == "torch._utils":
-            raise ValueError(
-                f"{where}: tensor {shorten(name)}: expected a dense one, found it sparse, quantized or empty."
-            )
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            kind = tensor.full_name if isinstance(tensor, Placeholder) else type(tensor).__name__
-            raise ValueError(
-                f"{where}: expected a state dict of tensors, alone or under one of {', '.join(WRAPPERS)}; found "
-                f"{shorten(name)} of type {kind}."
-            )

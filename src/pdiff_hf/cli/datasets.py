@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+from .app import AsJson, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_import
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def import_(
     check_import(sources, revisions == "all", metrics_pattern, out)
     quiet()
     from ..data.importing.importer import import_checkpoints
+    from ..models.auto import AUTOENCODER, DENOISER
+    from ..models.few_rows import MIN_ROWS, fit_to_rows
     from ..trust import remember
 
     base_model = _base_model(base, arguments, base_model_json, trusted or ())
@@ -99,6 +101,14 @@ def import_(
     for note in summary["notes"]:
         line(note)
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
+    _, _, lines = fit_to_rows(
+        AUTOENCODER.validate({}), DENOISER.validate({}), max(summary["num_checkpoints"], MIN_ROWS)
+    )
+    for text in lines:
+        line(text)
+    run_dir = out.parent if out.name == "dataset" else out.with_name(f"{out.name}-run")
+    line(f"Next: {command('pdiff', 'train', out, '--out', run_dir)}")
+    line(f"What stands in the way of it: {command('pdiff', 'inspect', out)}")
     print_json({"folder": str(out), **summary}, as_json)
 
 

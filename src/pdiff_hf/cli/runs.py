@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import AsJson, Preset, Profile, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
+from .app import (
+    AsJson,
+    Preset,
+    Profile,
+    Seed,
+    Seeds,
+    Set,
+    Trusted,
+    app,
+    command,
+    console,
+    line_printer,
+    print_json,
+    quiet,
+)
 from .checks import check_dataset
 
 if TYPE_CHECKING:
@@ -172,6 +186,7 @@ def train(
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
     report = train_stages(loaded, opened, out, line)
+    line(f"Next: {command('pdiff', 'generate', out / 'pipeline', '--out', out / 'generated')}")
     print_json(report, as_json)
 
 

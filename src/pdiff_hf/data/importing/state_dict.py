@@ -102,6 +102,7 @@ def choose_state(value: Any, where: str) -> Any:
 def _check_state(state: Any, where: str) -> None:
     import torch
 
+    from .foreign import foreign_tensor
     from .placeholder import Placeholder
 
     if not isinstance(state, Mapping):
@@ -110,10 +111,8 @@ def _check_state(state: Any, where: str) -> None:
     if not state:
         raise ValueError(f"{where}: expected a state dict, found no tensor at all.")
     for name, tensor in state.items():
-        if isinstance(tensor, Placeholder) and tensor.module == "torch._utils":
-            raise ValueError(
-                f"{where}: tensor {shorten(name)}: expected a dense one, found it sparse, quantized or empty."
-            )
+        if found := foreign_tensor(tensor):
+            raise ValueError(f"{where}: tensor {shorten(name)}: expected a dense one, found it {found}.")
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             kind = tensor.full_name if isinstance(tensor, Placeholder) else type(tensor).__name__
             raise ValueError(

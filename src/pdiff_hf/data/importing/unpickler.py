@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .placeholder import Placeholder
-from .rebuild import REBUILD, Budget, UnbuiltArray, array, key, numpy_dtype
+from .rebuild import ALONE, REBUILD, Budget, UnbuiltArray, Unreadable, array, key, numpy_dtype
 
 # Of the result: deep enough for any checkpoint, and so that what walks through it may be recursive.
 DEPTH = 100
@@ -60,7 +60,7 @@ def unpickle(
         name = opcode.name
         budget.operations -= COSTS.get(name, 1)
         if budget.operations < 0:
-            raise ValueError("more objects than a checkpoint has")
+            raise Unreadable(f"more objects than are read of a checkpoint; {ALONE}")
         if name in VALUES:
             if type(argument) is int and argument.bit_length() > INTEGER_BITS:
                 raise ValueError("an integer of thousands of digits")
@@ -95,8 +95,10 @@ def check_nesting(value: Any) -> None:
             if number in heights:
                 continue
             if number in opened:
-                raise ValueError("a container that holds itself")
+                raise Unreadable(f"a container that holds itself; {ALONE}")
             opened.add(number)
+            if len(opened) > DEPTH:
+                raise Unreadable(f"containers more than {DEPTH} deep; {ALONE}")
             stack.append((node, True))
             stack += [(part, False) for part in parts if isinstance(part, containers) and id(part) not in heights]
             continue
@@ -105,7 +107,7 @@ def check_nesting(value: Any) -> None:
         heights[number] = 1 + max((heights[part] for part in inner), default=0)
         sizes[number] = 1 + len(node) + sum(sizes[part] for part in inner)
         if heights[number] > DEPTH or sizes[number] > UNFOLDED:
-            raise ValueError("containers that are nested without end")
+            raise Unreadable(f"containers that are nested without end; {ALONE}")
 
 
 class _Machine:
@@ -136,7 +138,7 @@ class _Machine:
             **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self.put),
             "MEMOIZE": lambda _: self.put(len(self.memo)),
             **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), self.get),
-            "GLOBAL": lambda names: self.stack.append(self.named(*names.split(" ", 1))),
+            "GLOBAL": lambda names: self.stack.append(self.named(*names.partition(" ")[::2])),
             "STACK_GLOBAL": lambda _: self.stack.append(self.named(self.stack.pop(-2), self.stack.pop())),
             "REDUCE": lambda _: self.stack.append(self.call(self.stack.pop(-2), self.stack.pop())),
             "NEWOBJ": lambda _: self.stack.append(self.call(self.stack.pop(-2), self.stack.pop())),
@@ -197,6 +199,8 @@ class _Machine:
     def named(self, module: Any, name: Any) -> Placeholder:
         if type(module) is not str or type(name) is not str:
             raise ValueError("a class without a name")
+        if module.startswith("joblib."):
+            raise Unreadable("a file of joblib; convert it: numpy.savez(NEW, **joblib.load(FILE)), which executes it")
         return Placeholder(RENAMED.get(module, module), name)
 
     def call(self, function: Any, args: Any) -> Any:
@@ -222,7 +226,7 @@ class _Machine:
 
     def instance(self, names: str) -> None:
         args = tuple(self.operands())
-        self.stack.append(self.call(self.named(*names.split(" ", 1)), args))
+        self.stack.append(self.call(self.named(*names.partition(" ")[::2]), args))
 
     def object(self, _: None) -> None:
         function, *args = self.operands()

@@ -20,7 +20,7 @@ VALUES = {
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-NOTHING = {"PROTO", "FRAME"}
+NOTHING = {"PROTO", "FRAME", "STOP"}
 # A name or a call makes an object, and takes about as long as three other operations.
 COSTS = dict.fromkeys(("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "EMPTY_DICT"), 3)
 # Modules that Python 2 called otherwise.
@@ -55,27 +55,11 @@ def unpickle(
         Exception: any, where the bytes are no pickle; `ValueError` where it exceeds a bound.
     """
     machine = _Machine(budget, persistent_load, load_bytes)
-    operations = machine.operations
-    for opcode, argument, _ in pickletools.genops(stream):
-        name = opcode.name
-        budget.operations -= COSTS.get(name, 1)
-        if budget.operations < 0:
-            raise Unreadable(f"more objects than are read of a checkpoint; {ALONE}")
-        if name in VALUES:
-            if type(argument) is int and argument.bit_length() > INTEGER_BITS:
-                raise ValueError("an integer of thousands of digits")
-            machine.stack.append(argument)
-        elif name in CONSTANTS:
-            machine.stack.append(CONSTANTS[name])
-        elif name in operations:
-            operations[name](argument)
-        elif name == "STOP":
-            break
-        elif name not in NOTHING:
-            raise ValueError(f"the operation {name}")
-    if len(machine.stack) != 1:
-        raise ValueError("a pickle of several values")
-    value = machine.stack.pop()
+    try:
+        value = machine.run(stream)
+    finally:
+        # Its operations refer to the machine: what it has read would stay until garbage is collected.
+        machine.operations.clear()
     check_nesting(value)
     return value
 
@@ -148,6 +132,27 @@ class _Machine:
             "BUILD": self.build,
             "BINPERSID": self.persistent,
         }
+
+    def run(self, stream: BinaryIO) -> Any:
+        """Up to the end of one pickle."""
+        for opcode, argument, _ in pickletools.genops(stream):
+            name = opcode.name
+            self.budget.operations -= COSTS.get(name, 1)
+            if self.budget.operations < 0:
+                raise Unreadable(f"more objects than are read of a checkpoint; {ALONE}")
+            if name in VALUES:
+                if type(argument) is int and argument.bit_length() > INTEGER_BITS:
+                    raise ValueError("an integer of thousands of digits")
+                self.stack.append(argument)
+            elif name in CONSTANTS:
+                self.stack.append(CONSTANTS[name])
+            elif name in self.operations:
+                self.operations[name](argument)
+            elif name not in NOTHING:
+                raise ValueError(f"the operation {name}")
+        if len(self.stack) != 1:
+            raise ValueError("a pickle of several values")
+        return self.stack.pop()
 
     def operands(self) -> list:
         """What is on the stack since the last mark."""

@@ -28,7 +28,7 @@ def remember(name: str, kwargs: Mapping[str, Any]) -> None:
     try:
         trusted_file().parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(trusted_file()) as temporary:
-            temporary.write_text(json.dumps([*known, entry][-MAX_REMEMBERED:], indent=1))
+            temporary.write_text(json.dumps([*known, entry][-MAX_REMEMBERED:], indent=1), encoding="utf-8")
     except OSError:
         # The home of a user may be read-only; the next command then asks.
         return
@@ -66,7 +66,7 @@ def trusted_file() -> Path:
 
 def _read() -> list[dict[str, Any]]:
     try:
-        found = json.loads(trusted_file().read_text())
+        found = json.loads(trusted_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []

@@ -26,6 +26,9 @@ from .scalars import to_integer
 from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
 from .writer import check_append, check_new_runs, drop_rows, finish_rows
 
+# Of rows with more bytes, Arrow gives back what it has freed.
+LARGE_ROW = 2**22
+
 # Open ones of this process by their folders, also those that nobody else knows any more.
 _recording: dict[str, ParameterRecorder] = {}
 
@@ -183,6 +186,8 @@ class ParameterRecorder:
             raise ValueError(f"step {step}: expected the columns {self._schema.names}, found {table.schema.names}.")
         for batch in table.to_batches():
             self._append(batch.serialize())
+        if table.nbytes > LARGE_ROW:
+            pa.default_memory_pool().release_unused()
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema, step: int) -> None:

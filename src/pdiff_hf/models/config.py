@@ -70,6 +70,10 @@ class StageConfig(BaseModel):
         section._given = frozenset(values)
         return section
 
+    def __eq__(self, other: object) -> bool:
+        # Whether a value was given or filled in makes no difference to what is done.
+        return type(self) is type(other) and vars(self) == vars(other)
+
     def is_open(self, key: str) -> bool:
         """Whether nobody gave a key its value, which then may follow from the data."""
         return self._given is not None and key not in self._given

@@ -31,7 +31,7 @@ def fit_to_rows(
     Raises:
         ValueError: there are fewer than 3.
     """
-    if num_rows < MIN_ROWS:
+    if num_rows < MIN_ROWS and autoencoder.is_open("holdout_every"):
         raise ValueError(f"expected at least {MIN_ROWS} checkpoints to learn from, found {num_rows}; use more.")
     lines, kept = [], autoencoder
     if not num_held_out(num_rows, autoencoder.holdout_every) and autoencoder.is_open("holdout_every"):

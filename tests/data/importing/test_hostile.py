@@ -120,7 +120,7 @@ def changed_zip(**changes):
     """The archive of a tensor whose first entry in the list of members is changed."""
     data = bytearray(FLOATS)
     start = data.rfind(b"PK\x01\x02")
-    for place, (form, value) in {
+    for _place, (form, value) in {
         "flags": (8, ("<H", changes.get("flags"))),
         "method": (10, ("<H", changes.get("method"))),
         "size": (24, ("<I", changes.get("size"))),

@@ -196,7 +196,7 @@ def _autoencoder(report: Mapping):
     if geometry["rank"] == 0:
         yield "stop", "All checkpoints are equal.", "Take checkpoints while the selected tensors are being trained."
         return
-    if lines:
+    if lines and not (needs_functions(report) and report["functional"]):
         yield "hint", " ".join(lines), f"{actions['more']}, or train all the same: {train_command(report)}."
     if needs_functions(report):
         return

@@ -166,8 +166,7 @@ def _last_norms(model: nn.Module, select: str) -> list[nn.Parameter]:
     count = select.removeprefix("last_norms:")
     if not count.isdecimal() or int(count) < 1:
         raise ValueError(f"select: expected 'last_norms:K' with a positive number K, found {select!r}.")
-    # By class name: there is no common base class, and timm, transformers and others bring their own norm layers.
-    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    norms = [module for module in model.modules() if is_norm(module)]
     norms = [own for own in (list(norm.parameters(recurse=False)) for norm in norms) if own]
     if len(norms) < int(count):
         raise ValueError(
@@ -175,6 +174,12 @@ def _last_norms(model: nn.Module, select: str) -> list[nn.Parameter]:
             f"found {len(norms)}; choose a smaller K or another selection."
         )
     return [parameter for own in norms[-int(count) :] for parameter in own]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, also of timm, transformers and others."""
+    # By class name: there is no common base class.
+    return "norm" in type(module).__name__.lower()
 
 
 def _head(model: nn.Module) -> list[nn.Parameter]:

@@ -1,13 +1,15 @@
 import copy
+import re
 from itertools import pairwise
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pdiff_hf.evaluation.matching import match, nearest_matched_distance
-from pdiff_hf.evaluation.permutations import find_permutations
+from pdiff_hf.evaluation.permutations import find_permutations, permutation_spec
 from pdiff_hf.evaluation.similarity import nearest_distance
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import convnet3, mlp3
@@ -59,6 +61,27 @@ def hidden_layers(model):
     for start, stop in pairwise(weighted):
         rows = [f"{name}.{key}" for name, m in modules[start:stop] for key in m.state_dict()]
         yield rows, f"{modules[stop][0]}.weight", len(modules[start][1].weight)
+
+
+def units_of(model, layout):
+    """Values that the hidden layers of a specification move, by the name of a tensor."""
+    spec, names = find_permutations(model, layout), {s.offset: s.name for s in layout.tensors}
+    return {names[t.offset]: (t.output, t.input) for t in spec.tensors}
+
+
+def permuted_by(spec, vectors, seed):
+    """Networks with the units of every hidden layer in a random order, by the specification itself."""
+    generator, found = torch.Generator().manual_seed(seed), vectors.clone()
+    for layer in range(spec.num_layers):
+        units = next(tensor.shape[0] for tensor in spec.tensors if tensor.output == layer)
+        order = torch.randperm(units, generator=generator)
+        for tensor in spec.tensors:
+            view = tensor.view(found)
+            if tensor.output == layer:
+                view.copy_(view[:, order].clone())
+            if tensor.input == layer:
+                view.copy_(view[:, :, order].clone())
+    return found
 
 
 def shuffled(model, layout, vectors, seed):
@@ -197,6 +220,38 @@ def flat(*layers):
     return nn.Sequential(nn.Flatten(), nn.Linear(6, 6), *layers, nn.Linear(6, 2))
 
 
+class ActorCritic(nn.Module):
+    """A trunk with two heads, beside a chain of its own; the spread of the actions is no layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.CELU()
+        self.trunk = nn.Sequential(nn.Linear(48, 9), self.act)
+        self.actor = nn.Sequential(nn.Linear(9, 8), nn.PReLU(8), nn.Linear(8, 4))
+        self.critic = nn.Sequential(nn.Linear(9, 7), nn.GELU("tanh"), nn.Linear(7, 1))
+        self.twin = nn.Sequential(nn.Linear(48, 6), nn.BatchNorm1d(6), nn.PReLU(), nn.Linear(6, 4))
+        self.log_std = nn.Parameter(torch.zeros(4))
+
+    def forward(self, images):
+        inputs = images.view(images.size(0), -1)
+        hidden = self.trunk(self.act(inputs - inputs.mean()))
+        mean = self.actor(hidden) * self.log_std.exp()
+        return torch.cat([mean + self.critic(hidden), self.twin(inputs)], 1)
+
+
+class Twins(nn.Module):
+    """Two chains on two inputs, and a reshape by hand behind a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(3, 6, 3), nn.Linear(24, 5)
+        self.left, self.right = nn.Linear(5, 4), nn.Linear(5, 4)
+
+    def forward(self, images):
+        hidden = F.celu(self.first(F.hardswish(self.conv(images)).reshape(images.shape[0], -1)))
+        return torch.min(self.left(2 * hidden), self.right(hidden**2))
+
+
 OTHER_MODELS = {
     "resnet": lambda: timm.create_model("resnet18", num_classes=10),
     "linear": lambda: nn.Linear(4, 2),
@@ -211,6 +266,90 @@ OTHER_MODELS = {
     "tied": tied,
     "repeated": repeated,
 }
+
+
+@pytest.mark.parametrize(("make", "num_layers"), [(ActorCritic, 4), (Twins, 2)])
+def test_chains_that_part_and_stand_side_by_side_are_matched(make, num_layers):
+    torch.manual_seed(0)
+    model = make().eval()
+    layout = ParameterLayout.from_model(model, buffers=True)
+    spec = find_permutations(model, layout)
+    vectors = torch.randn(3, layout.num_parameters, generator=torch.Generator().manual_seed(0)).abs()
+    planted = permuted_by(spec, vectors, seed=1)
+    assert spec.num_layers == num_layers and (planted != vectors).float().mean() > 0.6
+    torch.testing.assert_close(logits(model, layout, planted), logits(model, layout, vectors))
+    for vector, copy_of_it in zip(vectors, planted, strict=True):
+        assert torch.equal(match(copy_of_it[None], vector, spec)[0], vector)
+
+
+def test_both_heads_of_a_trunk_take_its_units():
+    model = ActorCritic()
+    found = units_of(model, ParameterLayout.from_model(model, buffers=True))
+    assert found["trunk.0.weight"] == (0, None) and found["trunk.0.bias"] == (0, None)
+    assert (found["actor.0.weight"], found["critic.0.weight"]) == ((1, 0), (2, 0))
+    assert (found["actor.1.weight"], found["twin.1.running_var"]) == ((1, None), (3, None))
+    assert found["actor.2.weight"] == (None, 1) and "actor.2.bias" not in found and "twin.2.weight" not in found
+
+
+ACTIVATIONS = [nn.ReLU(), nn.CELU(0.5), nn.PReLU(), nn.PReLU(7), nn.GELU("tanh"), nn.SELU(), nn.Mish(), nn.Softplus()]
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
+def test_perceptrons_of_vectors_are_matched_with_any_elementwise_activation(act):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), act, nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3))
+    layout = ParameterLayout.from_model(model)
+    vectors, inputs = torch.randn(3, layout.num_parameters), torch.randn(9, 5)
+    spec = find_permutations(model, layout)
+    planted = permuted_by(spec, vectors, seed=1)
+    outputs = [torch.func.functional_call(model, layout.unflatten(of[0]), inputs) for of in (vectors, planted)]
+    torch.testing.assert_close(*outputs)
+    assert spec.num_layers == 2 and torch.equal(match(planted, vectors[1], spec)[1], vectors[1])
+
+
+class Own(nn.Module):
+    """A network of which a test gives the forward pass."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.run, self.weight = forward, nn.Parameter(torch.ones(6, 6))
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "found"),
+    [
+        (lambda own, x: own.last(own.first(x) + own.second(x)), "branches that meet at 'add' in 'Own'"),
+        (lambda own, x: own.last(own.first(x) * own.scale), "the tensor 'scale' is used outside of a layer, at 'mul'"),
+        (lambda own, x: own.last(own.first(x @ own.weight)), "the parameter 'weight' is used outside of a layer"),
+        (lambda own, x: own.last(own.first(x).softmax(1)), "found 'softmax' in 'Own'"),
+        (lambda own, x: own.last(own.first(own.first(x))), "layer 'first' runs twice"),
+        (lambda own, x: own.last(own.first(x) + torch.zeros_like(x)), "branches that meet at 'add'"),
+        (lambda own, x: own.last(own.first(x).view(x.size(0), 3, 2).flatten(1)), "found 'view' in 'Own'"),
+        (lambda own, x: own.last(x), "1 linear layers or convolutions, so no hidden units"),
+        # Whoever takes the hidden units takes their order.
+        (lambda own, x: (own.last(own.first(x)), own.first(x).relu()), "layer 'first' runs twice"),
+    ],
+)
+def test_what_is_not_understood_is_named(forward, found):
+    model = Own(forward)
+    with pytest.raises(ValueError, match=re.escape(found)):
+        permutation_spec(model, ParameterLayout.from_model(model))
+
+
+def test_units_that_are_given_out_stay_where_they_are():
+    def forward(own, x):
+        hidden = own.first(x).relu()
+        return own.last(own.second(hidden).tanh()), hidden
+
+    model = Own(forward)
+    found = units_of(model, ParameterLayout.from_model(model))
+    assert found["first.weight"] == (None, None) and found["second.weight"] == (0, None)
+    assert "first.bias" not in found and found["last.weight"] == (None, 0)
 
 
 @pytest.mark.parametrize("name", OTHER_MODELS)

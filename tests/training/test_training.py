@@ -56,7 +56,7 @@ def test_autoencoder_stage_writes_model_log_and_gate(tmp_path, kind):
 
 def test_gate_stops_a_poor_autoencoder_and_says_what_to_change(tmp_path):
     config = autoencoder_config(min_explained_variance=1.0)
-    with pytest.raises(PoorReconstructionError, match=r"explains .* expected at least 100.0%.*allow_poor"):
+    with pytest.raises(PoorReconstructionError, match=r"explains .* expected at least 100.0 %.*allow_poor"):
         train_autoencoder(make_dataset(tmp_path), tmp_path / "autoencoder", config)
     report = json.loads((tmp_path / "autoencoder" / "reconstruction.json").read_text())
     assert report["passed"] is False

@@ -120,10 +120,21 @@ def column_blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tens
 
 def gram_matrix(vectors: torch.Tensor, normalizer: ParameterNormalizer) -> torch.Tensor:
     """Inner products `(K, K)` of normalised and centred rows in float64, a block of columns at a time."""
-    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    return gram_matrices(vectors, normalizer, torch.zeros(vectors.shape[1], dtype=torch.uint8))[0]
+
+
+def gram_matrices(vectors: torch.Tensor, normalizer: ParameterNormalizer, groups: torch.Tensor) -> torch.Tensor:
+    """Inner products `(G, K, K)` as [`gram_matrix`], of the columns of every group apart.
+
+    `groups` `(D,)` is the group of each column; the sum over the groups is the matrix of all columns.
+    """
+    grams = torch.zeros(int(groups.max()) + 1, len(vectors), len(vectors), dtype=torch.float64)
     width = max(1, 2 * BLOCK_VALUES // len(vectors))
     for start in range(0, vectors.shape[1], width):
         block = normalizer.normalize(vectors[:, start : start + width], start).double()
         block -= block.mean(0)
-        gram += block @ block.T
-    return gram
+        of_block = groups[start : start + width]
+        for group in of_block.unique().tolist():
+            part = block[:, of_block == group]
+            grams[group] += part @ part.T
+    return grams

@@ -116,7 +116,7 @@ class Similarity(Record):
     cosine_nearest_mean: float | None = None
     """Mean over networks of the largest cosine similarity to an original."""
     l2_matched_mean: float | None = None
-    """`l2_nearest_mean` after permutation matching; ReLU perceptrons and plain convolutional networks only."""
+    """`l2_nearest_mean` after permutation matching; perceptrons and plain convolutional networks only."""
     l2_nearest_min: float | None = None
     """The smallest distance to an original."""
     ci95: SimilarityIntervals = SimilarityIntervals()

@@ -67,6 +67,9 @@ def reconstruction(gate: Mapping[str, Any]) -> str:
     explained = percent(gate["explained_variance"])
     if gate.get("compares") != "functions":
         text = f"The autoencoder explains {explained} of the variance of held-out checkpoints"
+        # Before they were measured, there was the whole alone.
+        if gate.get("explained_by_kind"):
+            text += f" ({by_kind(gate['explained_by_kind'])})"
     else:
         own, other = (percent(gate[key]) for key in ("agreement_own", "agreement_other"))
         text = (
@@ -78,6 +81,11 @@ def reconstruction(gate: Mapping[str, Any]) -> str:
     if "accuracy_drop" in gate:
         text += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
     return f"{text}."
+
+
+def by_kind(shares: Mapping[str, float]) -> str:
+    """Shares of kinds of tensors: `weights 93.1 %, biases 99.0 %`."""
+    return ", ".join(f"{kind} {percent(share, digits=1)}" for kind, share in shares.items())
 
 
 def number(value: float | None, fmt: str, interval: Sequence[float] | None = None) -> str:

@@ -17,7 +17,6 @@ from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import EvaluationResult, evaluate_groups
 from ..evaluation.groups import is_shown
-from ..evaluation.permutations import find_permutations
 from ..evaluation.population import unseen_runs
 from ..evaluation.trajectory import trajectory
 from ..files import atomic_folder, read_json, write_json
@@ -36,7 +35,7 @@ from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.rows import read_holdout_every
 from .folder import GATE_FILE, Run, check_report_folder, cost_since
-from .groups import add_cost_of_generated, add_own_groups, generator_seconds, make_groups
+from .groups import add_cost_of_generated, add_own_groups, generator_seconds, known_permutations, make_groups
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
@@ -163,7 +162,8 @@ def _evaluate(
     seen = take_seen(originals, holdout_every)
     draw_latents = partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, seen), autoencoder)
     memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
-    apart, permutations = unseen_runs(memory, holdout_every), find_permutations(model, dataset.layout)
+    apart = unseen_runs(memory, holdout_every)
+    permutations = known_permutations(model, dataset.layout, is_zoo=apart is not None)
     groups, seconds = make_groups(
         originals,
         generated,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+from torch import nn
 
 from ..data.dataset import ParameterDataset
 from ..data.order import RowOrder
@@ -14,8 +16,9 @@ from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.baselines import noised_latents
 from ..evaluation.groups import build_groups, find_group
 from ..evaluation.matching import align_networks
-from ..evaluation.permutations import PermutationSpec
+from ..evaluation.permutations import PermutationSpec, permutation_spec
 from ..identity import NetworkIdentity, check_same_network, generated_identity
+from ..layout import ParameterLayout
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.normalizer import ParameterNormalizer
 from ..pipelines.network_folder import load_generated
@@ -31,6 +34,17 @@ def generator_seconds(run: Run) -> float | None:
     if not {"autoencoder", "diffusion"} <= run.stages.keys():
         return None
     return sum(run.stages[stage]["seconds"] for stage in GENERATOR_STAGES if stage in run.stages)
+
+
+def known_permutations(model: nn.Module, layout: ParameterLayout, is_zoo: bool) -> PermutationSpec | None:
+    """How hidden units may be permuted; `None` where that is not known, with a warning for a zoo that needs it."""
+    try:
+        return permutation_spec(model, layout)
+    except ValueError as error:
+        # Networks of one training have their units in one order.
+        if is_zoo:
+            warnings.warn(f"What needs weight matching is left out: {error}.", stacklevel=2)
+    return None
 
 
 def make_groups(

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.dataset import ParameterDataset
 from ..data.vectors import StoredVectors, split_rows, take_rows
 from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.tensor_kinds import column_kinds
 from ..files import replacing, write_json
 from ..identity import check_same_network
 from ..machine import one_writer, return_large_blocks
@@ -110,8 +111,11 @@ def train_autoencoder(
     autoencoder.set_latent_statistics(autoencoder.encode_rows(train_vectors), config.latent_whitening)
 
     # 4. Gate
-    measure = measure_functions if config.compares_functions else measure_reconstruction
-    report = measure(autoencoder, train_vectors, heldout_vectors, evaluator)
+    rows = autoencoder, train_vectors, heldout_vectors, evaluator
+    if config.compares_functions:
+        report = measure_functions(*rows)
+    else:
+        report = measure_reconstruction(*rows, column_kinds(dataset.layout, dataset.base_model))
     if accelerator.num_processes > 1:
         # One gate for all, should they round differently.
         report = broadcast_object_list([report])[0]

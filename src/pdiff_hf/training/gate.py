@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.reconstruction import explained_variances, poor_kinds, shares_by_kind
 from ..models.auto import AUTOENCODERS
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
-from ..models.normalizer import BLOCK_VALUES
+from ..results.text import by_kind, percent
 
 # Values of the networks that are evaluated at a time: 256 MB.
 MAX_EVALUATED_VALUES = 2**26
@@ -32,34 +33,19 @@ def measure_reconstruction(
     train_vectors: torch.Tensor,
     heldout_vectors: torch.Tensor,
     evaluator: ParameterEvaluator | None = None,
+    columns: torch.Tensor | None = None,
 ) -> dict:
     """Measure decode(encode(x)) on training and held-out raw rows, in bounded memory.
 
-    Explained variance is `1 - Σ(x - x̂)² / Σ(x - x̄)²` over all rows and coordinates, x̄ the mean of the training rows,
-    in parameter units (`log` tensors in log units).
-
-    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode.
+    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode, and `columns` are the
+    kinds of tensors, see [`explained_variances`].
 
     Returns:
-        `dict`: `explained_variance`, `train_explained_variance`, and with an evaluator, on validation examples,
+        `dict`: the figures of [`explained_variances`], and with an evaluator, on validation examples,
         `accuracy_original`, `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
     """
-    transform, device = autoencoder.normalizer.transform, autoencoder.device
-    mean = torch.empty(train_vectors.shape[1], device=device)
-    width = max(1, BLOCK_VALUES // len(train_vectors))
-    for start in range(0, len(mean), width):
-        block = train_vectors[:, start : start + width].to(device)
-        mean[start : start + width] = transform(block, start).mean(0)
     report = {"num_train": len(train_vectors), "num_heldout": len(heldout_vectors)}
-    for prefix, vectors in (("train_", train_vectors), ("", heldout_vectors)):
-        residual = total = 0.0
-        for rows, columns, block in autoencoder.reconstruct_blocks(vectors):
-            start = columns.start
-            original = transform(vectors[rows, columns].to(device), start)
-            residual += (transform(block, start) - original).double().square().sum().item()
-            total += (original - mean[columns]).double().square().sum().item()
-        # All rows equal: nothing to explain, and an exact copy explains it.
-        report[f"{prefix}explained_variance"] = 1 - residual / total if total > 0 else float(residual == 0)
+    report |= explained_variances(autoencoder, train_vectors, heldout_vectors, columns)
     if evaluator is not None:
         size = max(1, MAX_EVALUATED_VALUES // heldout_vectors.shape[1])
         parts = [heldout_vectors[start : start + size] for start in range(0, len(heldout_vectors), size)]
@@ -74,10 +60,13 @@ def measure_reconstruction(
 def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
     """Raise [`PoorReconstructionError`] with advice when `report` misses the gate of `config`."""
     problems = []
-    if not report["explained_variance"] >= config.min_explained_variance:
+    poor = poor_kinds(report, config.min_explained_variance)
+    if poor:
+        shares = report["explained_variance"], config.min_explained_variance
+        whole, least = (percent(share, digits=1) for share in shares)
         problems.append(
-            f"explains {report['explained_variance']:.1%} of the held-out variance, expected at least "
-            f"{config.min_explained_variance:.1%}"
+            f"explains {whole} of the held-out variance ({by_kind(shares_by_kind(report))}), expected at least "
+            f"{least} of each kind of tensor"
         )
     if "accuracy_drop" in report and not report["accuracy_drop"] <= config.max_accuracy_drop:
         problems.append(
@@ -86,9 +75,12 @@ def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
         )
     if not problems or config.allow_poor_reconstruction:
         return
-    if report["train_explained_variance"] - report["explained_variance"] > 0.1:
+    unseen, seen = shares_by_kind(report), shares_by_kind(report, "train_")
+    # What does not vary among the training rows is explained there.
+    found = {kind: seen.get(kind, 1.0) for kind in poor or unseen}
+    if any(share - unseen[kind] > 0.1 for kind, share in found.items()):
         advice = (
-            f"It explains {report['train_explained_variance']:.1%} of the training rows, so it lacks data: take more "
+            f"Of the training rows it explains more ({by_kind(found)}), so it lacks data: take more "
             "checkpoints, or those of one run; independently initialised networks are compared by what they compute: "
             "autoencoder.kind=functional. pdiff inspect says more."
         )

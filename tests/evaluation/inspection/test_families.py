@@ -236,6 +236,9 @@ def test_headline_says_that_the_gate_is_likely_to_refuse(tmp_path):
     rows = torch.randn(200, LAYOUT.num_parameters, generator=torch.Generator().manual_seed(0))
     save_parameter_dataset(rows, LAYOUT, tmp_path / "ds")
     report = inspect_dataset(tmp_path / "ds", device="cpu")
-    assert report["gate"] == {"min_explained_variance": 0.95, "will_pass": False}
+    gate = report["gate"]
+    assert gate["min_explained_variance"] == 0.95 and gate["will_pass"] is False
+    assert gate["explained_by_kind"].keys() == {"weights", "biases"}
+    assert gate["explained_variance"] == pytest.approx(report["geometry"]["reconstruction"]["heldout"], abs=1e-9)
     assert "The gate is likely to refuse it as it is." in printed(report)
     assert "It can be trained on" not in printed(report)

@@ -19,12 +19,14 @@ from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.inspection.cost import activation_bytes, autoencoder_costs, inspected_autoencoders
 from pdiff_hf.evaluation.inspection.inspect_dataset import inspect_dataset
 from pdiff_hf.evaluation.inspection.tables import make_tables
+from pdiff_hf.evaluation.tensor_kinds import column_kinds
 from pdiff_hf.layout import TensorSpec
 from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
 from pdiff_hf.models.few_rows import fit_to_rows
 from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConditionConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.runs.stages import check_training
+from pdiff_hf.training.gate import measure_reconstruction
 from small_datasets import unlist
 
 NETWORK = {"in_features": 64, "hidden": (8, 8), "num_classes": 10}
@@ -282,15 +284,17 @@ def test_copies_are_too_few_directions_for_the_latent(tmp_path, run_a):
 
 def test_what_the_gate_will_find_is_foretold(tmp_path, run_a):
     vectors = around(run_a[-1])
-    found = inspect(tmp_path, vectors)["geometry"]["reconstruction"]["heldout"]
+    found = inspect(tmp_path, vectors)
     train_rows, heldout_rows = split_rows(len(vectors), 10)
     autoencoder = AutoencoderPCA(layout=LAYOUT.to_dict(), normalization="per_parameter")
     autoencoder.fit_statistics(vectors[train_rows])
-    normalize = autoencoder.normalizer.normalize
-    rows = normalize(vectors[heldout_rows])
-    residual = normalize(autoencoder.decode(autoencoder.encode(vectors[heldout_rows]).latents).sample) - rows
-    # Normalised by the training rows' statistics there, by all rows' here.
-    assert found == pytest.approx(1 - (residual.square().sum() / rows.square().sum()).item(), abs=0.01)
+    parts = vectors[train_rows], vectors[heldout_rows]
+    measured = measure_reconstruction(autoencoder, *parts, columns=column_kinds(LAYOUT))
+    # Its directions are those of rows that are normalised by the training rows' statistics.
+    for key in ("explained_variance", "explained_by_kind"):
+        assert found["gate"][key] == pytest.approx(measured[key], abs=0.01)
+    assert found["gate"]["explained_variance"] == pytest.approx(found["geometry"]["reconstruction"]["heldout"])
+    assert found["gate"]["will_pass"] == (min(measured["explained_by_kind"].values()) >= 0.95)
 
 
 def test_noise_in_all_directions_warns_of_the_gate(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...models.auto import AUTOENCODER, DENOISER
 from ...models.few_rows import MIN_ROWS, fit_to_rows
+from ...results.text import by_kind
 from .actions import actions_for, functional_action, functional_settings, needs_functions, train_command
 from .families import MAX_RELATIVE_DISTANCE
 from .functional import MAX_BARRIER
@@ -200,7 +201,7 @@ def _autoencoder(report: Mapping):
         yield "hint", " ".join(lines), f"{actions['more']}, or train all the same: {train_command(report)}."
     if needs_functions(report):
         return
-    explained = reconstruction["heldout"]
+    gate = report["gate"]
     if most < latents:
         channels = max(most, 0) // fitted.latent_length
         setting = train_command(report, f"autoencoder.latent_channels={channels}")
@@ -211,13 +212,12 @@ def _autoencoder(report: Mapping):
             f"of rank {geometry['rank']}, some of which choose the denoiser's step, are enough for {max(most, 0)}.",
             f"{actions['more']}{fewer if channels else ''}.",
         )
-    elif (
-        explained is not None and explained < DEFAULTS.min_explained_variance and not fitted.allow_poor_reconstruction
-    ):
+    elif gate["will_pass"] is False:
         yield (
             "warning",
-            f"{latents} components of the training checkpoints explain {explained:.1%} of the held-out ones, the gate "
-            f"asks for {DEFAULTS.min_explained_variance:.0%}; 99 % of the variance needs "
+            f"{latents} components of the training checkpoints explain {gate['explained_variance']:.1%} of the "
+            f"held-out ones ({by_kind(gate['explained_by_kind'])}), the gate asks for "
+            f"{gate['min_explained_variance']:.0%} of each kind of tensor; 99 % of the variance needs "
             f"{geometry['num_components_99']} of {report['num_rows']}. The checkpoints lie in more directions than "
             "they are many enough to show.",
             f"It takes {actions['closer']}.",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..reconstruction import explained_by_kind
 from ..similarity import squared_distances
 
 NUM_COMPONENTS = (1, 2, 8, 32, 128)
@@ -69,6 +70,28 @@ def linear_explained_variance(
     if shares is None:
         return None
     return shares[:num_components][-1].item() if len(shares) else 0.0
+
+
+def linear_explained_by_kind(grams: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor, num: int) -> dict | None:
+    """What so many components of all coordinates explain, of each kind of tensor: see [`explained_by_kind`].
+
+    `grams` `(kinds, K, K)` are inner products of the coordinates of every kind, `train` and `heldout` indices of rows.
+    `None` when all held-out rows equal the mean.
+    """
+    means = grams[:, :, train].mean(2)
+    grams = grams - means[:, :, None] - means[:, None, :] + means[:, train].mean(1)[:, None, None]
+    gram = grams.sum(0)
+    values, components = torch.linalg.eigh(gram[train][:, train])
+    values, components = values.flip(0)[:num], components.flip(1)[:, :num]
+    kept = values > ROUNDING * values[0]
+    scaled = components[:, kept] / values[kept].sqrt()
+    # Reconstructed rows are linear combinations of the training rows.
+    weights = gram[heldout][:, train] @ scaled @ scaled.T
+    total = grams[:, heldout, heldout].sum(1)
+    crossed = (weights * grams[:, heldout][:, :, train]).sum((1, 2))
+    squared = ((weights @ grams[:, train][:, :, train]) * weights).sum((1, 2))
+    residual = (total - 2 * crossed + squared).clamp_min(0)
+    return explained_by_kind(residual, total) if total.sum() > 0 else None
 
 
 def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor) -> dict:

@@ -17,17 +17,20 @@ from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
 from ...models.auto import DENOISER
+from ...models.config import AutoencoderConfig
 from ...models.few_rows import MIN_HELD_OUT, MIN_ROWS, fit_to_rows
 from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
-from ..similarity import gram_matrix
+from ..reconstruction import poor_kinds
+from ..similarity import gram_matrices
+from ..tensor_kinds import column_kinds
 from .actions import origin_of
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
 from .functional import functional_figures
-from .geometry import linear_explained_variance, nearest_distances, spectrum, thin_out
+from .geometry import linear_explained_by_kind, linear_explained_variance, nearest_distances, spectrum, thin_out
 
 SCHEMA = 1
 
@@ -185,7 +188,8 @@ def inspect_dataset(
             mode = DEFAULTS.build(layout.to_dict()).normalizer.mode
         normalizer = ParameterNormalizer(layout.num_parameters, mode, layout.to_dict())
         normalizer.fit(vectors)
-        gram = gram_matrix(vectors, normalizer)
+        grams = gram_matrices(vectors, normalizer, column_kinds(layout, base_model))
+        gram = grams.sum(0)
         pca_seconds = time.perf_counter() - fit_begin
         for name, rows in runs.items():
             # Of rows whose order is not known, there is no time to correlate along.
@@ -199,7 +203,7 @@ def inspect_dataset(
             "distances": nearest_distances(vectors, numbers),
         }
 
-        report["gate"] = _gate(report["geometry"]["reconstruction"])
+        report["gate"] = _gate(grams)
 
         # 4. What belongs together
         known = [rows.tolist() for run, rows in runs.items() if run not in unordered]
@@ -231,15 +235,25 @@ def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, RowOrder]:
     return vectors, RowOrder.of_table(table, dataset.unordered_runs)
 
 
-def _gate(reconstruction: dict) -> dict:
-    """What the default autoencoder's gate is likely to say, by the share that principal components explain.
+def _section(num_rows: int) -> AutoencoderConfig:
+    """The default autoencoder as so many checkpoints need it."""
+    return DEFAULTS if num_rows < MIN_ROWS else fit_to_rows(DEFAULTS, DENOISER.validate({}), num_rows)[0]
+
+
+def _gate(grams: torch.Tensor) -> dict:
+    """What the default autoencoder's gate is likely to say, by the shares that principal components explain.
 
     Of too few held-out rows it refuses nothing.
     """
-    found, expected = reconstruction["heldout"], DEFAULTS.min_explained_variance
-    if reconstruction["num_heldout"] < MIN_HELD_OUT:
-        found = None
-    return {"min_explained_variance": expected, "will_pass": None if found is None else found >= expected}
+    section = _section(grams.shape[1])
+    expected = section.min_explained_variance
+    train, heldout = split_rows(grams.shape[1], section.holdout_every)
+    found = None
+    if len(heldout) and len(train) > 1:
+        found = linear_explained_by_kind(grams, train, heldout, section.num_latents)
+    will_pass = None if found is None or len(heldout) < MIN_HELD_OUT else not poor_kinds(found, expected)
+    unknown = dict.fromkeys(("explained_variance", "explained_by_kind"))
+    return {"min_explained_variance": expected, **(found or unknown), "will_pass": will_pass}
 
 
 def _families(
@@ -279,7 +293,7 @@ def _memory(gram: torch.Tensor) -> dict:
 
 def _reconstruction(gram: torch.Tensor, runs: torch.Tensor, seed: int) -> dict:
     """Variance that as many components as the default latent has values explain of rows they were not fitted to."""
-    section = DEFAULTS if len(gram) < MIN_ROWS else fit_to_rows(DEFAULTS, DENOISER.validate({}), len(gram))[0]
+    section = _section(len(gram))
     latents = section.num_latents
     train, heldout = split_rows(len(gram), section.holdout_every)
     figures = {"num_train": len(train), "num_heldout": len(heldout), "heldout": None, "left_out_run": None}

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ...results.text import by_kind
 from .actions import missing_for_functions, needs_functions
 
 STYLES = {"stop": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
@@ -51,7 +52,10 @@ def _figures(report: Mapping) -> Table:
         if reconstruction[key] is not None
     ]
     if parts:
-        asked = f"; the gate asks for {report['gate']['min_explained_variance']:.0%}"
+        gate = report["gate"]
+        asked = f"; the gate asks for {gate['min_explained_variance']:.0%} of each kind of tensor"
+        if gate["explained_by_kind"]:
+            asked += f": {by_kind(gate['explained_by_kind'])}"
         table.add_row("reconstruction", f"a linear autoencoder explains {' and '.join(parts)}{asked}")
     times = [entry["autocorrelation_time"] for entry in report["runs"].values() if entry["autocorrelation_time"]]
     if geometry["effective_rows"] is None:

@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,17 @@ EXPECTED = "FILE.py:NAME or package.module:NAME"
 def is_file_reference(reference: str) -> bool:
     """Whether a reference names a file of Python code rather than a module."""
     return reference.rpartition(":")[0].endswith(".py")
+
+
+def is_trusted(reference: str, trusted: Sequence[str]) -> bool:
+    """Whether a reference is among what may be run: by itself, by its file or module, or by a package around it."""
+    source = reference.rpartition(":")[0]
+    if is_file_reference(reference):
+        # `./nets.py` is `nets.py`.
+        return os.path.normpath(reference) in map(os.path.normpath, trusted) or os.path.normpath(source) in map(
+            os.path.normpath, trusted
+        )
+    return any(path in (reference, source) or (":" not in path and source.startswith(f"{path}.")) for path in trusted)
 
 
 def load_object(reference: str) -> Any:

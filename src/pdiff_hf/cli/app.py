@@ -55,6 +55,14 @@ Trusted = Annotated[
     list[str] | None,
     typer.Option("--trust", metavar="MODULE[:FACTORY]", help="May be imported to build the dataset's base model."),
 ]
+TaskSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="SPEC",
+        help="What networks are judged by: a data set (cifar10, a YAML file, JSON), or a function, FILE.py:NAME.",
+    ),
+]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N.")
 ]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
-from .checks import check_dataset, check_import
+from .app import AsJson, TaskSpec, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+from .checks import check_dataset, check_import, parse_given_task
 
 if TYPE_CHECKING:
     from ..base_model import BaseModel
@@ -50,6 +50,7 @@ def import_(
         str | None, typer.Option(metavar="all", help="All commits of hub: repositories that changed weights.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="One run that all rows belong to.")] = None,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,8 +60,10 @@ def import_(
             raise ValueError(f"{name}: expected {expected!r}, found {value!r}.")
     arguments = _builder_arguments(base, kwargs, base_model_json)
     check_import(sources, revisions == "all", metrics_pattern, out)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.importing.importer import import_checkpoints
+    from ..runs.task_spec import task_describer
 
     base_model = _base_model(base, arguments, base_model_json, trusted or ())
     line = line_printer(as_json)
@@ -76,6 +79,7 @@ def import_(
             all_revisions=revisions == "all",
             metrics_pattern=metrics_pattern,
             run=run,
+            describe_task=None if given_task is None else task_describer(given_task, line),
         )
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
     print_json({"folder": str(out), **summary}, as_json)
@@ -119,21 +123,25 @@ def _base_model(
 def inspect(
     dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and examples that are drawn.")] = 0,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
     check_dataset(dataset)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..evaluation.inspection.inspect_dataset import inspect_dataset
     from ..evaluation.inspection.tables import make_tables
-    from ..tasks.evaluators import make_gate_evaluator
+    from ..tasks.evaluators import make_gate_evaluator, open_task
 
     opened, evaluator = ParameterDataset(dataset, trusted_imports=trusted or ()), None
     try:
-        evaluator = make_gate_evaluator(opened)
+        evaluator = make_gate_evaluator(opened, open_task(opened, given_task))
     except ValueError as error:
+        if given_task is not None:
+            raise
         # All that needs no examples can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
     report = inspect_dataset(opened, evaluator, seed=seed)

@@ -8,8 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import AsJson, Preset, Profile, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
-from .checks import check_dataset
+from .app import (
+    AsJson,
+    Preset,
+    Profile,
+    Seed,
+    Seeds,
+    Set,
+    TaskSpec,
+    Trusted,
+    app,
+    console,
+    line_printer,
+    print_json,
+    quiet,
+)
+from .checks import check_dataset, parse_given_task
 
 if TYPE_CHECKING:
     from ..results.metrics import Metrics
@@ -151,6 +165,7 @@ def train(
     preset: Preset = None,
     profile: Profile = None,
     seed: Seed = None,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -158,7 +173,7 @@ def train(
     from ..runs.folder import TRAINED, open_run
     from ..runs.recipe import load_training
 
-    folder = check_dataset(dataset)
+    folder, given_task = check_dataset(dataset), parse_given_task(task)
     loaded = load_training(folder or dataset, overrides or (), seed, preset, profile)
     if folder is not None:
         open_run(loaded, out, written=TRAINED)
@@ -169,7 +184,7 @@ def train(
     opened = ParameterDataset(dataset, trusted_imports=trusted or ())
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
-    report = train_stages(loaded, opened, out, line)
+    report = train_stages(loaded, opened, out, line, given_task)
     print_json(report, as_json)
 
 

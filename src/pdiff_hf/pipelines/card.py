@@ -112,6 +112,8 @@ def render_card(
         comparisons=card_lines.comparison_lines(metrics),
         novelty=card_lines.novelty_lines(metrics),
         population=population_lines(metrics),
+        metric=escape(metrics.metric.title),
+        is_accuracy=metrics.metric.is_accuracy,
         **options,
     )
     return f"{card.content}\n"

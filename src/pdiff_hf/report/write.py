@@ -70,7 +70,7 @@ def write_report(
         plot_population(metrics),
         plot_accuracy_histograms(metrics, result.groups),
         plot_latent_pca(latents or {}),
-        plot_iou_matrix(result.iou, result.iou_sizes),
+        None if result.iou is None else plot_iou_matrix(result.iou, result.iou_sizes),
         plot_ensembles(metrics.ensembles),
         plot_loss_curves(logs or {}),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ..files import read_json, write_json
+from .metric import Metric
 from .population import Population
 from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
 
@@ -57,6 +58,8 @@ class Metrics(Record):
     """Generated parameters D."""
     num_test: int | None = None
     """Test examples."""
+    metric: Metric = Metric()
+    """What networks are judged by; not written of accuracy."""
     groups: dict[str, GroupMetrics] = Field(default_factory=dict)
     """By name, in the order of the report."""
     comparisons: dict[str, Difference] = Field(default_factory=dict)
@@ -148,7 +151,9 @@ class Metrics(Record):
     def hardest_average(self) -> str | None:
         """The average of originals over which the generated networks gain least; `None` without averages."""
         averages = [name for name, group in self.rivals().items() if group.role == "average"]
-        least = {name: (self.comparisons[name].sign, self.comparisons[name].difference) for name in averages}
+        compared = {name: self.comparisons[name] for name in averages}
+        metric = self.metric
+        least = {name: (metric.sign(found), metric.worth(found.difference)) for name, found in compared.items()}
         return min(averages, key=least.__getitem__, default=None)
 
 

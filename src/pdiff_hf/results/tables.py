@@ -8,9 +8,10 @@ from functools import partial
 from textwrap import wrap
 from typing import Any
 
+from .metric import Metric
 from .metrics import Metrics
 from .records import GroupMetrics
-from .text import MISSING, ReportTable, number, percent, points, signed
+from .text import MISSING, ReportTable, number, percent, points, signed, signed_number
 
 # A number, or several of a cell by what they belong to, and the interval of the first.
 Value = tuple[Any, Sequence[float] | None]
@@ -121,8 +122,8 @@ def _cosine_distance(group: GroupMetrics, original: GroupMetrics) -> Value:
     return None if cosine is None else max(0.0, 1 - cosine), None
 
 
-_accuracy = at("test_accuracy.mean", "test_accuracy.ci95")
-_selected = at("selected.test_accuracy", "selected.test_ci95")
+_score = at("score.mean", "score.ci95")
+_selected = at("selected.score", "selected.test_ci95")
 _iou = at("similarity.iou_max_mean", "similarity.ci95.iou_max_mean")
 _l2 = at("similarity.l2_nearest_mean", "similarity.ci95.l2_nearest_mean")
 _matched = at("similarity.l2_matched_mean", "similarity.ci95.l2_matched_mean")
@@ -138,13 +139,13 @@ GROUP_COLUMNS: dict[str, Column] = {
         "Networks in the group."),
     "independent": Column("independent", "", at("n_effective"), _count,
         "How many independent networks they count as in intervals; checkpoints of one run depend on each other."),
-    "accuracy": Column("mean accuracy", "% (95 %)", _accuracy, in_percent,
+    "accuracy": Column("mean accuracy", "% (95 %)", _score, in_percent,
         "Mean test accuracy over the networks."),
     "difference": Column("minus originals", "points (95 %)", _difference, points,
         "Mean test accuracy minus that of the originals."),
     "selected": Column("best on val", "% (95 %)", _selected, in_percent,
         "Test accuracy of the network that is best on validation examples."),
-    "std": Column("std", "points", at("test_accuracy.std", scale=100), in_format(".2f"),
+    "std": Column("std", "points", at("score.std", scale=100), in_format(".2f"),
         "Standard deviation of the test accuracy over the networks."),
     "nll": Column("NLL", "(95 %)", _nll, in_format(".4f"),
         "Mean negative log-likelihood of the test labels, in nats."),
@@ -181,6 +182,21 @@ GROUP_COLUMNS: dict[str, Column] = {
     "gain_per_second": Column("points per second", "", at("cost.gain_per_second", scale=100), _rate,
         "Gain in mean test accuracy over the originals, divided by the seconds."),
 }
+# In their place where networks are judged by another metric, which is `{metric}`.
+SCORE_COLUMNS: dict[str, Column] = {
+    "accuracy": Column("mean {metric}", "(95 %)", _score, in_format(".4g"),
+        "Mean {metric} of the networks."),
+    "difference": Column("minus originals", "(95 %)", _difference, signed_number,
+        "Mean {metric} minus that of the originals."),
+    "selected": Column("best on val", "(95 %)", _selected, in_format(".4g"),
+        "The {metric} of the network that is best by what networks are chosen by."),
+    "std": Column("std", "", at("score.std"), in_format(".3g"),
+        "Standard deviation of the {metric} over the networks."),
+    "performant": replace(GROUP_COLUMNS["performant"],
+        meaning="Networks whose {metric} is not worse than the originals' mean."),
+    "gain_per_second": Column("gain per second", "", at("cost.gain_per_second"), _rate,
+        "How much better than the originals' the mean {metric} is, divided by the seconds."),
+}
 # With a row for every group that generated networks are compared with: the difference of the means, and of the best.
 COMPARISON_COLUMNS: tuple[Column, ...] = (
     Column("means", "points (95 %)", at("difference", "ci95"), points,
@@ -193,6 +209,13 @@ COMPARISON_COLUMNS: tuple[Column, ...] = (
         "Test examples on which the generated network alone is right."),
     Column("only the other right", "", lambda mean, best: (best.only_other, None), in_format("d"),
         "Test examples on which the other network alone is right."),
+)
+# In place of the first two.
+SCORE_COMPARISON_COLUMNS: tuple[Column, ...] = (
+    Column("means", "(95 %)", at("difference", "ci95"), signed_number,
+        "Mean {metric} of the generated networks minus that of the group."),
+    Column("best on val", "(95 %)", lambda mean, best: (best.difference, best.ci95), signed_number,
+        "The same for the best networks of both."),
 )
 # With a row for every group that is compared with originals not seen: what was found.
 DISTRIBUTION_COLUMNS: tuple[Column, ...] = (
@@ -230,6 +253,25 @@ ENSEMBLE_COLUMNS: tuple[Column, ...] = (
         "Their expected calibration error with 15 equal bins."),
 )
 # fmt: on
+
+
+def group_columns(names: Iterable[str], metric: Metric) -> dict[str, Column]:
+    """Columns of [`GROUP_COLUMNS`] by their names, as they are of a metric."""
+    if metric.is_accuracy:
+        return {name: GROUP_COLUMNS[name] for name in names}
+    return {name: _of_metric(SCORE_COLUMNS.get(name, GROUP_COLUMNS[name]), metric) for name in names}
+
+
+def comparison_columns(metric: Metric) -> tuple[Column, ...]:
+    """[`COMPARISON_COLUMNS`] as they are of a metric."""
+    if metric.is_accuracy:
+        return COMPARISON_COLUMNS
+    return tuple(_of_metric(column, metric) for column in SCORE_COMPARISON_COLUMNS)
+
+
+def _of_metric(column: Column, metric: Metric) -> Column:
+    texts = {key: getattr(column, key).replace("{metric}", metric.name) for key in ("name", "meaning")}
+    return replace(column, **texts)
 
 
 def group_column(group: str, key: str, **changes: str) -> Column:
@@ -292,10 +334,11 @@ def group_table(
     rows = [(name, (group, metrics.original)) for name, group in metrics.groups.items()]
     if known is not None:
         rows = [(name, row) for name, row in rows if GROUP_COLUMNS[known].cell(*row) != MISSING]
-    columns = [GROUP_COLUMNS[name].plain if name in plain else GROUP_COLUMNS[name] for name in names]
+    known_columns = group_columns(names, metrics.metric)
+    columns = [column.plain if name in plain else column for name, column in known_columns.items()]
     if not all_columns:
         columns = [column for column in columns if any(column.cell(*row) != MISSING for _, row in rows)]
-    return make_table("group", columns, rows, title, bars=bars and GROUP_COLUMNS[bars])
+    return make_table("group", columns, rows, title, bars=bars and known_columns[bars])
 
 
 def fold_header(header: str, width: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ...base_model import WEIGHTS, BaseModel
 from ...files import atomic_folder, check_new, errors_of
 from ...identity import reference_difference
+from ...layout import ParameterLayout
 from ...wording import argument
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
@@ -39,6 +40,7 @@ def import_checkpoints(
     metrics_pattern: str | None = None,
     run: str | None = None,
     progress: bool = True,
+    describe_task: Callable[[BaseModel, ParameterLayout], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     r"""Writes a parameter dataset with one row for each checkpoint that it finds.
 
@@ -69,6 +71,9 @@ def import_checkpoints(
             Name of one run that all rows belong to.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        describe_task (`Callable`, *optional*):
+            What networks are judged by, to be stored as `task`, by the base model with the first checkpoint's weights
+            and the layout. It is called before the others are read, and what it raises ends the import.
 
     Returns:
         `dict[str, Any]`: `num_checkpoints`, `num_parameters`, `runs`, `metrics`, and `num_copies`, the rows that are
@@ -98,10 +103,11 @@ def import_checkpoints(
         _check_not_nan(state, first.where)
         rest = StoredRest(folder / WEIGHTS, layout)
         del state
+        task = {} if describe_task is None else {"task": dict(describe_task(base_model, layout))}
 
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
-        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}) as recorder:
+        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata, **task}) as recorder:
             recorder.unordered_runs = {
                 checkpoint.run
                 for checkpoint in checkpoints

@@ -23,15 +23,23 @@ def is_file_reference(reference: str) -> bool:
     return reference.rpartition(":")[0].endswith(".py")
 
 
+def plain_reference(reference: str) -> str:
+    """`"nets.py:factory"` for `"./nets.py:factory"`; the name of a module as it is."""
+    if not is_file_reference(reference):
+        return reference
+    path, _, name = reference.rpartition(":")
+    return f"{Path(path).as_posix()}:{name}"
+
+
 def is_trusted(reference: str, trusted: Sequence[str]) -> bool:
     """Whether a reference is among what may be run: by itself, by its file or module, or by a package around it."""
+    reference = plain_reference(reference)
     source = reference.rpartition(":")[0]
-    if is_file_reference(reference):
-        # `./nets.py` is `nets.py`.
-        return os.path.normpath(reference) in map(os.path.normpath, trusted) or os.path.normpath(source) in map(
-            os.path.normpath, trusted
-        )
-    return any(path in (reference, source) or (":" not in path and source.startswith(f"{path}.")) for path in trusted)
+    return any(
+        path in (reference, source)
+        or (":" not in path and not is_file_reference(reference) and source.startswith(f"{path}."))
+        for path in map(plain_reference, trusted)
+    )
 
 
 def load_object(reference: str) -> Any:

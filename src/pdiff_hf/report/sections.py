@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
+from ..results.metrics import Metrics
 from ..results.population_table import POPULATION_COLUMNS, TEST_COLUMNS, population_table
 from ..results.records import SelectedDifference
 from ..results.tables import (
@@ -16,26 +16,8 @@ from ..results.tables import (
     make_table,
 )
 from ..results.text import MISSING, ReportTable, Section, number, percent, reconstruction
+from .protocol import protocol
 
-SPLITS = (
-    "Three disjoint sets of examples: networks are trained on the first, anything chosen (the best network of a "
-    "group, the greedy soup) is chosen on the second, val, and everything reported is measured on the third, test."
-)
-# Of networks that a function judges, which knows two of these sets or none.
-FUNCTION_SPLITS = (
-    "Networks are scored by a function, {function}. Anything chosen (the best network of a group, the greedy soup) is "
-    "chosen by its scores of the split val, and everything reported is that of the split test."
-)
-NO_SPLITS = (
-    "Networks are scored by a function, {function}, which has no argument `split`: what is chosen (the best network "
-    "of a group, the greedy soup) is chosen by the scores that are reported, which flatters it. Means are not chosen."
-)
-PROTOCOL = (
-    "Every group goes through the same evaluation. Baselines have as many draws as the generator; soups are one "
-    "network.",
-    "Originals are compared with the other originals, never with themselves.",
-    "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
-)
 # What a loss on held-out rows means, by what these are to those seen.
 HELD_OUT_KINDS = {
     "between": "rows between neighbours of one trajectory, which is interpolation; other runs where every row is one",
@@ -43,14 +25,6 @@ HELD_OUT_KINDS = {
     "end": "the last tenth of a run, which is drift: no generator of the past can know it, and nothing is asked",
     "run": "another run, the only one of these that is independent",
 }
-NO_PREDICTIONS = (
-    "Left out, as a score knows nothing of predictions: shared mistakes (IoU), calibration, ensembles, the comparison "
-    "of populations as functions, and fine-tuning."
-)
-NO_FINE_TUNING = (
-    "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
-    "adds it."
-)
 
 
 def examples_text(metrics: Metrics) -> str:
@@ -62,11 +36,6 @@ def examples_text(metrics: Metrics) -> str:
 
 def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
     """Make the sections of a report; what is not known by `metrics`, `reconstruction.json` or `plots` is left out."""
-    intervals = INTERVALS if metrics.seeds is None else SEED_INTERVALS
-    is_accuracy = metrics.metric.is_accuracy
-    has_fine_tuning = metrics.generated.cost.seconds is None or "fine_tuned" in metrics.groups or not is_accuracy
-    left_out = [] if has_fine_tuning else [NO_FINE_TUNING]
-    left_out += [] if is_accuracy else [NO_PREDICTIONS]
     sections = [
         _groups(metrics),
         _population(metrics),
@@ -80,7 +49,7 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
         _training(gate),
         Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
         _seeds(metrics),
-        Section("How it was measured", [_splits(metrics), *PROTOCOL, *left_out, intervals], bullets=True),
+        Section("How it was measured", protocol(metrics), bullets=True),
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
@@ -239,7 +208,7 @@ def _comparisons(metrics: Metrics) -> Section:
     all_columns = comparison_columns(metrics.metric)
     columns = [column for column in all_columns if any(column.cell(*row) != MISSING for _, row in rows)]
     text = [
-        "The generated networks against every other group, example by example: the mean of single networks, so "
+        "The generated networks against every other group, on the same examples: the mean of single networks, so "
         "against an average of originals it is one network against an average."
     ]
     if any(best.p_value is not None for _, (_, best) in rows):
@@ -262,13 +231,6 @@ def _ensembles(metrics: Metrics) -> Section:
     text = ["Averaging the probabilities of M networks, which costs M times the inference of one."]
     table = make_table("group", ENSEMBLE_COLUMNS, rows, "All ensembles", folded=True)
     return Section("Do they help each other? Ensembles", text, ["ensembles"], [table])
-
-
-def _splits(metrics: Metrics) -> str:
-    if metrics.metric.is_accuracy:
-        return SPLITS
-    text = FUNCTION_SPLITS if metrics.task.get("has_splits") else NO_SPLITS
-    return text.format(function=metrics.task.get("function", "of which no name is known"))
 
 
 def _calibration(metrics: Metrics) -> Section:

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from huggingface_hub import EvalResult
 
-from ..base_model import OWN_FACTORIES
+from ..builders import OWN_FACTORIES
 from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, literal, make_table, one_line
 from .metrics import Metrics
 from .tables import group_table

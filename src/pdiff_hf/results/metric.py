@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from .records import Difference, Record
-from .text import MISSING, number, percent, points, signed_number
+from .text import MISSING, percent, points, quantity, signed_number
 
 ACCURACY = "accuracy"
 
@@ -57,7 +57,7 @@ class Metric(Record):
 
     def write(self, value: float | None, interval: Sequence[float] | None = None) -> str:
         """A value: `95.70 % (94.00–97.40)`, `0.0123 (0.0119–0.0127)`."""
-        return percent(value, interval) if self.is_accuracy else number(value, ".4g", interval)
+        return percent(value, interval) if self.is_accuracy else quantity(value, interval)
 
     def write_difference(self, value: float | None, interval: Sequence[float] | None = None) -> str:
         """A difference with its sign, and no unit: `+0.05 (−0.06 to +0.15)`, in points of accuracy."""

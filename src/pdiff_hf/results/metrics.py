@@ -33,6 +33,15 @@ INTERVALS = (
     "than two separate intervals suggest."
 )
 
+SCORE_INTERVALS = (
+    "Intervals are 95 %: of a mean score, over networks, and over examples where each has a score of its own "
+    "(Student's t); of one network, over examples alone, and there is none of a single number; of a share, exact, "
+    "over networks; of distances and other similarities, Student's t over networks alone: originals are taken as they "
+    "are. Another network is another draw of the same generator or another checkpoint of the same runs, not another "
+    "training of either. Checkpoints of one run depend on each other and count as fewer independent ones. Differences "
+    "are paired on the same examples, so they are surer than two separate intervals suggest."
+)
+
 SEED_INTERVALS = (
     "Every number is the mean over the seeds, every interval the 95 % interval of this mean by Student's t over the "
     "seeds, so it is wide for few seeds."
@@ -125,6 +134,13 @@ class Metrics(Record):
     def write(self, path: str | Path) -> None:
         """Write a `metrics.json` atomically; raises `ValueError` for a number that is not finite."""
         write_json(path, self.to_dict())
+
+    @property
+    def intervals(self) -> str:
+        """What the intervals are over, as sentences."""
+        if self.seeds is not None:
+            return SEED_INTERVALS
+        return INTERVALS if self.metric.is_accuracy else SCORE_INTERVALS
 
     @property
     def original(self) -> GroupMetrics:

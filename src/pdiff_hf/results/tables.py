@@ -11,7 +11,7 @@ from typing import Any
 from .metric import Metric
 from .metrics import Metrics
 from .records import GroupMetrics
-from .text import MISSING, ReportTable, number, percent, points, signed, signed_number
+from .text import MISSING, ReportTable, number, percent, points, quantity, signed, signed_number
 
 # A number, or several of a cell by what they belong to, and the interval of the first.
 Value = tuple[Any, Sequence[float] | None]
@@ -184,11 +184,11 @@ GROUP_COLUMNS: dict[str, Column] = {
 }
 # In their place where networks are judged by another metric, which is `{metric}`.
 SCORE_COLUMNS: dict[str, Column] = {
-    "accuracy": Column("mean {metric}", "(95 %)", _score, in_format(".4g"),
+    "accuracy": Column("mean {metric}", "(95 %)", _score, quantity,
         "Mean {metric} of the networks."),
     "difference": Column("minus originals", "(95 %)", _difference, signed_number,
         "Mean {metric} minus that of the originals."),
-    "selected": Column("best on val", "(95 %)", _selected, in_format(".4g"),
+    "selected": Column("best", "(95 %)", _selected, quantity,
         "The {metric} of the network that is best by what networks are chosen by."),
     "std": Column("std", "", at("score.std"), in_format(".3g"),
         "Standard deviation of the {metric} over the networks."),
@@ -214,7 +214,7 @@ COMPARISON_COLUMNS: tuple[Column, ...] = (
 SCORE_COMPARISON_COLUMNS: tuple[Column, ...] = (
     Column("means", "(95 %)", at("difference", "ci95"), signed_number,
         "Mean {metric} of the generated networks minus that of the group."),
-    Column("best on val", "(95 %)", lambda mean, best: (best.difference, best.ci95), signed_number,
+    Column("best", "(95 %)", lambda mean, best: (best.difference, best.ci95), signed_number,
         "The same for the best networks of both."),
 )
 # With a row for every group that is compared with originals not seen: what was found.

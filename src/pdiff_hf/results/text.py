@@ -98,6 +98,14 @@ def signed(value: float, fmt: str) -> str:
     return format(value, f"+{fmt}").replace("-", "−")
 
 
+def quantity(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A number of any unit: `0.0123 (0.0119–0.0127)`, `−1.5 (−2 to 0.1)`."""
+    if value is None:
+        return MISSING
+    value, *ends = (format(found, ".4g").replace("-", "−") for found in (value, *(interval or ())))
+    return f"{value} ({(' to ' if '−' in ''.join(ends) else '–').join(ends)})" if ends else value
+
+
 def signed_number(value: float, interval: Sequence[float] | None = None) -> str:
     """A difference of numbers of any unit: `−0.0123 (−0.02 to −0.004)`."""
     text = signed(value, ".3g")

@@ -38,7 +38,7 @@ def make_groups(
     generated: torch.Tensor,
     autoencoder: ParameterAutoencoderMixin,
     draw_latents: Callable[[int, torch.Generator], torch.Tensor],
-    val_worth: Callable[[torch.Tensor], torch.Tensor],
+    val_worth: Callable[[torch.Tensor], torch.Tensor] | None,
     apart: tuple[torch.Tensor, torch.Tensor] | None,
     permutations: PermutationSpec | None,
     seed: int,

@@ -84,6 +84,7 @@ def task_describer(
     """
     # Here, because whoever only reads what was typed would wait for the libraries of data sets.
     from ..tasks.evaluators import judge_networks, load_given_task
+    from ..trust import remember
 
     def describe(base_model: BaseModel, layout: ParameterLayout) -> dict[str, Any]:
         task, model = load_given_task(given, base_model), base_model.build()
@@ -91,6 +92,8 @@ def task_describer(
         value = evaluator.metric.write(evaluator.score(layout.flatten(model)[None]).item())
         described = task.describe()
         how = described.get("function") or f"{evaluator.num_examples:,} val examples of {described['dataset']}"
+        if isinstance(given, FunctionConfig):
+            remember(given.function, {})
         report(f"Judged by {evaluator.metric.title}, {how}: {value} for the first checkpoint.")
         return task.config.model_dump(mode="json")
 

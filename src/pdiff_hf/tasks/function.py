@@ -15,6 +15,7 @@ from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from ..own_code import is_trusted, load_object
 from ..results.metric import ACCURACY, Metric
+from ..trust import is_remembered
 from ..wording import argument
 from .config import FunctionConfig
 from .splits import Split
@@ -30,7 +31,8 @@ class FunctionTask:
 
     Args:
         config ([`FunctionConfig`] or `Mapping`): Which function, and what its scores are.
-        trusted_imports (`Sequence[str]`, *optional*): What may be run: references of functions, files, modules.
+        trusted_imports (`Sequence[str]`, *optional*): What may be run: references of functions, files, modules; beside
+            what was typed before, see [`pdiff_hf.trust`].
 
     Attributes:
         config ([`FunctionConfig`]): The configuration with nothing left open.
@@ -44,11 +46,12 @@ class FunctionTask:
     def __init__(self, config: FunctionConfig | Mapping[str, Any], trusted_imports: Sequence[str] = ()):
         config = FunctionConfig.model_validate(config)
         name = config.function
-        if not is_trusted(name, trusted_imports):
+        if not (is_trusted(name, trusted_imports) or is_remembered(name, {})):
             trust = argument("trusted_imports", f"[{name!r}]", name)
             task = argument("task", repr(name), name)
             raise ValueError(
-                f"{name!r} is code that is not run unasked; if you trust it, give {trust}, or name it yourself, {task}."
+                f"{name!r} is code that is not run unasked; if you trust it, give {trust}, or name it yourself: {task}"
+                "."
             )
         self._function = load_object(name)
         if not callable(self._function):

@@ -16,6 +16,8 @@ from ...data.order import RowOrder
 from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
+from ...models.auto import DENOISER
+from ...models.few_rows import MIN_ROWS, fit_to_rows
 from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
@@ -281,8 +283,9 @@ def _memory(gram: torch.Tensor) -> dict:
 
 def _reconstruction(gram: torch.Tensor, runs: torch.Tensor, seed: int) -> dict:
     """Variance that as many components as the default latent has values explain of rows they were not fitted to."""
-    latents = DEFAULTS.latent_channels * DEFAULTS.latent_length
-    train, heldout = split_rows(len(gram), DEFAULTS.holdout_every)
+    section = DEFAULTS if len(gram) < MIN_ROWS else fit_to_rows(DEFAULTS, DENOISER.validate({}), len(gram))[0]
+    latents = section.num_latents
+    train, heldout = split_rows(len(gram), section.holdout_every)
     figures = {"num_train": len(train), "num_heldout": len(heldout), "heldout": None, "left_out_run": None}
     if len(heldout) and len(train) > 1:
         figures["heldout"] = linear_explained_variance(gram, train, heldout, latents)

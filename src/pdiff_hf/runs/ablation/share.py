@@ -17,7 +17,7 @@ from ...files import atomic_folder, partial_folder
 from ...tasks.auto import load_task
 from ...tasks.base_training import train_base_model_once
 from ..folder import UNSEEN, Run, open_run, write_recipe
-from ..recipe import Recipe, load_recipe
+from ..recipe import Recipe, fit_recipe, load_recipe
 from ..stages import prepare_base_model
 from .plan import STAGE_SECTIONS, Job
 
@@ -28,7 +28,7 @@ def begin_job(job: Job, folder: str | Path) -> Run:
     Raises:
         ValueError: the folder holds another run.
     """
-    run = open_run(job.recipe, Path(folder) / job.folder)
+    run = open_run(fit_recipe(job.recipe)[0], Path(folder) / job.folder)
     # Not begin_run, which waits for all processes: this one has the run alone.
     write_recipe(job.recipe, run)
     for stage in STAGE_SECTIONS:

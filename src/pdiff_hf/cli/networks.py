@@ -95,8 +95,8 @@ def generate(
         difference = metric.worth(found[f"soup_{key}"] - found[key][0])
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
         line(f"Their soup: {write(found[f'soup_{key}'])}, {than} the best single one.")
-    on = "reports on test examples" if metric.is_accuracy else "reports the mean of all that are drawn"
-    line(f"Val {metric.name} of chosen networks is optimistic; pdiff evaluate {on}.")
+    rest = "; pdiff evaluate reports on test examples." if metric.is_accuracy else ": they were chosen by it."
+    line(f"Val {metric.name} of chosen networks is optimistic{rest}")
     print_json({**summary, "choice": found}, as_json)
 
 

@@ -13,6 +13,7 @@ from ..data.dataset import ParameterDataset
 from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.scores import NetworkEvaluator
 from ..files import errors_of
+from ..forward import forward_logits, input_dtype
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from ..machine import process_state
@@ -118,14 +119,21 @@ def judge_networks(
     known = {"device": state.device, "accelerator": state, "identity": identity}
     populations = _told_apart(population_labels(task, metadata or {}, split))
     inputs, labels = task.arrays(split)
+    # Of half precision, a CPU may lack operations that the evaluator's device has.
+    tried = inputs[: 2 if input_dtype(model).itemsize > 2 else 0]
     try:
-        return ParameterEvaluator(model, layout, inputs, labels, populations=populations, **{**known, **options})
-    except (RuntimeError, IndexError, TypeError) as error:
+        if len(tried):
+            with torch.no_grad():
+                logits = forward_logits(model, tried)
+            if logits.ndim != 2:
+                raise TypeError(f"it gives {tuple(logits.shape)} for {len(tried)}, not logits of classes")
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
         keys = "image_size or in_chans" if task.noun == "images" else "max_length or tokenizer"
         raise ValueError(
             f"task: expected a network that takes {task.noun} {tuple(inputs.shape[1:])}, found that it fails on them "
-            f"({str(error).splitlines()[0]}); change {keys} of the task."
+            f"({str(error).splitlines()[0]}); change {keys} of the task, or judge it by a function of your own."
         ) from error
+    return ParameterEvaluator(model, layout, inputs, labels, populations=populations, **{**known, **options})
 
 
 def make_val_and_test(

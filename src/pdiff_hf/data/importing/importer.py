@@ -127,11 +127,11 @@ def import_checkpoints(
         _check_not_nan(state, first.where)
         stored = StoredRest(folder / WEIGHTS, layout)
         del state
-        task = {} if describe_task is None else {"task": dict(describe_task(base_model, layout))}
+        task = None if describe_task is None else describe_task(base_model, layout)
 
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
-        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata, **task}) as recorder:
+        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}, task=task) as recorder:
             recorder.unordered_runs = {
                 checkpoint.run
                 for checkpoint in checkpoints

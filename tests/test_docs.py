@@ -1,7 +1,6 @@
 """README and docs are true: their examples run, in order, as they are written or with less of everything."""
 
 import pytest
-from huggingface_hub import constants
 
 from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 
@@ -24,8 +23,6 @@ ON_THE_HUB = ["docs/hub.md", "docs/import.md"]
 @pytest.mark.usefixtures("no_figures")
 def test_examples_run_in_order(name, pdiff, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # What a reader types is remembered in his own home.
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
 
     def call(*arguments):
         code, out, err = pdiff(*arguments)

@@ -26,8 +26,8 @@ def remember(name: str, kwargs: Mapping[str, Any]) -> None:
     if entry["file"] is None or entry in known:
         return
     try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(_file()) as temporary:
+        trusted_file().parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(trusted_file()) as temporary:
             temporary.write_text(json.dumps([*known, entry][-MAX_REMEMBERED:], indent=1))
     except OSError:
         # The home of a user may be read-only; the next command then asks.
@@ -57,7 +57,8 @@ def _code_file(name: str) -> str | None:
     return None
 
 
-def _file() -> Path:
+def trusted_file() -> Path:
+    """Where it is remembered, beside the other files of the Hugging Face libraries."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "pdiff_hf" / "trusted.json"
@@ -65,7 +66,7 @@ def _file() -> Path:
 
 def _read() -> list[dict[str, Any]]:
     try:
-        found = json.loads(_file().read_text())
+        found = json.loads(trusted_file().read_text())
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from pdiff_hf import trust
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.results.metrics import Metrics
 from small_regression import make_checkpoints
@@ -19,11 +20,8 @@ SMALL = ("--set", "diffusion.steps=20", "--set", "autoencoder.kind=pca")
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
-    """A current folder, in which nothing was typed before."""
-    from huggingface_hub import constants
-
+    """A current folder with modules of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield tmp_path
@@ -136,11 +134,9 @@ def test_a_single_number_of_which_more_is_better_has_intervals_over_networks_alo
 
 
 def test_code_that_a_folder_names_is_not_run_unless_it_was_typed_or_is_trusted(pdiff, regression, monkeypatch):
-    from huggingface_hub import constants
-
     assert imported(pdiff, "--task", "own_regression.py:errors")[0] == 0
     # On another machine, nobody has typed it.
-    monkeypatch.setattr(constants, "HF_HOME", str(regression / "another-home"))
+    monkeypatch.setattr(trust, "trusted_file", lambda: regression / "another.json")
     (regression / "own_regression.py").write_text("raise SystemExit('was run')")
     for name in [name for name in sys.modules if name.startswith("own_regression")]:
         del sys.modules[name]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -104,6 +106,11 @@ def quiet() -> None:
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def command(*words: str | Path) -> str:
+    """A command as it is typed."""
+    return shlex.join(map(str, words))
 
 
 def line_printer(as_json: bool) -> Callable[[str], None]:

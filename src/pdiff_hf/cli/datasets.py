@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import AsJson, TaskSpec, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_import, parse_given_task
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def import_(
     given_task = parse_given_task(task)
     quiet()
     from ..data.importing.importer import import_checkpoints
+    from ..models.auto import AUTOENCODER, DENOISER
+    from ..models.few_rows import MIN_ROWS, fit_to_rows
     from ..runs.task_spec import task_describer
     from ..trust import remember
 
@@ -103,6 +105,14 @@ def import_(
     for note in summary["notes"]:
         line(note)
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
+    _, _, lines = fit_to_rows(
+        AUTOENCODER.validate({}), DENOISER.validate({}), max(summary["num_checkpoints"], MIN_ROWS)
+    )
+    for text in lines:
+        line(text)
+    run_dir = out.parent if out.name == "dataset" else out.with_name(f"{out.name}-run")
+    line(f"Next: {command('pdiff', 'train', out, '--out', run_dir)}")
+    line(f"What stands in the way of it: {command('pdiff', 'inspect', out)}")
     print_json({"folder": str(out), **summary}, as_json)
 
 

@@ -75,6 +75,8 @@ def generate(
         generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     if choice is None:
         line(f"{num_samples} networks → {out}")
+        file = str(min(out.glob("*.safetensors")))
+        line(f"Load one: model.load_state_dict(safetensors.torch.load_file({file!r}))")
         return print_json(summary, as_json)
     found = read_json(out / "index.json")["choice"]
     metric = Metric.model_validate(found.get("metric", {}))

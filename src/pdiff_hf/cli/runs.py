@@ -18,6 +18,7 @@ from .app import (
     TaskSpec,
     Trusted,
     app,
+    command,
     console,
     line_printer,
     print_json,
@@ -187,6 +188,7 @@ def train(
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
     report = train_stages(loaded, opened, out, line, given_task)
+    line(f"Next: {command('pdiff', 'generate', out / 'pipeline', '--out', out / 'generated')}")
     print_json(report, as_json)
 
 

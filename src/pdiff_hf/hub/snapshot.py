@@ -155,9 +155,13 @@ def some_of(files: Iterable[str]) -> str:
 
 
 def split_hub_id(source: str | Path) -> tuple[str, str | None] | None:
-    """`user/name` and the revision of `user/name[@revision]`; `None` for a path that exists or another form."""
+    """`user/name` and the revision of `user/name[@revision]`; `None` for a path, and for another form.
+
+    What would lie in a folder that exists is a path: a mistyped one is not asked of the Hub.
+    """
     form = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?"
-    found = None if Path(source).exists() else re.fullmatch(form, str(source))
+    is_path = Path(source).exists() or ("/" in str(source) and Path(source).parent.is_dir())
+    found = None if is_path else re.fullmatch(form, str(source))
     return None if found is None else (found[1], found[2])
 
 

@@ -17,7 +17,7 @@ from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
 from ...models.auto import DENOISER
-from ...models.few_rows import MIN_ROWS, fit_to_rows
+from ...models.few_rows import MIN_HELD_OUT, MIN_ROWS, fit_to_rows
 from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
@@ -241,8 +241,13 @@ def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, RowOrder]:
 
 
 def _gate(reconstruction: dict) -> dict:
-    """What the default autoencoder's gate is likely to say, by the share that principal components explain."""
+    """What the default autoencoder's gate is likely to say, by the share that principal components explain.
+
+    Of too few held-out rows it refuses nothing.
+    """
     found, expected = reconstruction["heldout"], DEFAULTS.min_explained_variance
+    if reconstruction["num_heldout"] < MIN_HELD_OUT:
+        found = None
     return {"min_explained_variance": expected, "will_pass": None if found is None else found >= expected}
 
 

@@ -21,7 +21,7 @@ TAGS = ["pdiff-hf", "neural-network-diffusion"]
 # Figures of a report and what they show; the first is shown at once.
 PLOTS = {
     "accuracy_similarity": "Test accuracy against similarity to the nearest original, one point per network",
-    "accuracy_histograms": "Histograms of the test accuracy of every group",
+    "accuracy_histograms": "Histograms of what the networks of every group are worth",
     "latent_pca": "Latents of originals, averages and generated networks, on two principal axes",
     "iou_matrix": "IoU of wrong predictions between networks",
     "ensembles": "Accuracy of ensembles by their size",

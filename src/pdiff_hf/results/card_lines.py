@@ -63,7 +63,7 @@ def comparison_lines(metrics: Metrics) -> list[str]:
     for name, group in metrics.rivals().items():
         mean, chosen = metrics.comparisons[name], metrics.selected_comparisons.get(name)
         write = metrics.metric.write_difference
-        unit = "points" if metrics.metric.is_accuracy else f"in {escape(metrics.metric.title)}"
+        unit = "points" if metrics.metric.is_accuracy else f"in {escape(metrics.metric.name)}"
         line = f"{escape(group.description or name)}: {write(mean.difference, mean.ci95)} {unit} on average"
         if chosen is not None:
             line += f", {write(chosen.difference, chosen.ci95)} for those that are best on val"

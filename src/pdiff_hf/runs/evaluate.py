@@ -258,6 +258,11 @@ def trajectory_run(
         evaluator = make_evaluator(
             dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
         )
+        if not evaluator.metric.is_accuracy:
+            raise ValueError(
+                f"expected a task with labelled examples, on which accuracies are followed, found that networks of "
+                f"{dataset.folder} are judged by {evaluator.metric.name}; pdiff evaluate judges them."
+            )
         originals = dataset.vectors(rows=slice(None))
         memory = RunMemory.measure(originals, dataset.order, pipe.autoencoder.normalizer)
         found = trajectory(

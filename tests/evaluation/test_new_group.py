@@ -28,7 +28,7 @@ def result(monkeypatch):
 
 def test_it_is_made_and_evaluated_with_its_part_in_the_report(result):
     group = result.metrics.groups["shrunk"]
-    assert len(result.groups["shrunk"].test_accuracy) == group.n == 5
+    assert len(result.groups["shrunk"].test_score) == group.n == 5
     assert group.cost.seconds > 0
     assert result.iou_sizes["shrunk"] == 5 and "swag" not in result.iou_sizes
     assert set(result.metrics.ensembles) == {"generated", "original", "swag", "shrunk", "best_single"}
@@ -50,7 +50,7 @@ def test_metrics_json_and_report_say_what_it_is(result, tmp_path):
 
 
 def test_figures_show_it(result):
-    mean = 100 * result.metrics.groups["shrunk"].test_accuracy.mean
+    mean = 100 * result.metrics.groups["shrunk"].test_score.mean
     for plot in (
         plot_accuracy_similarity(result.metrics, result.groups),
         plot_accuracy_histograms(result.metrics, result.groups),

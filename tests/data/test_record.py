@@ -392,6 +392,7 @@ def test_trainer_callback_records_every_second_step(tmp_path):
     dataset, layout = load_parameter_dataset(tmp_path / "ds")
     assert dataset[:]["step"].tolist() == [2, 4, 6, 8]
     assert dataset[:]["epoch"].tolist() == [0.5, 1, 1.5, 2]
+    assert dataset[:]["size"].tolist() == [model.num_parameters()] * 4
     vectors = dataset_vectors(dataset, layout)
     assert torch.equal(vectors[-1], layout.flatten(model))
     assert len({tuple(vector.tolist()) for vector in [start, *vectors]}) == 5

@@ -50,7 +50,7 @@ def test_metrics_json_and_report_say_what_it_is(result, tmp_path):
 
 
 def test_figures_show_it(result):
-    mean = 100 * result.metrics.groups["shrunk"].test_score.mean
+    mean = 100 * result.metrics.groups["shrunk"].test_accuracy.mean
     for plot in (
         plot_accuracy_similarity(result.metrics, result.groups),
         plot_accuracy_histograms(result.metrics, result.groups),

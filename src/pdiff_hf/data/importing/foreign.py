@@ -6,10 +6,14 @@ import re
 import struct
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ...hub.snapshot import some_of
+from .placeholder import Placeholder
+from .rebuild import ALONE, Unreadable
 
-SAVE = "save the state dict alone, as safetensors"
 GGUF = "AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(NEW)"
 HDF5 = (
     "f, d = h5py.File(FILE), {}; "
@@ -48,22 +52,22 @@ SIGNATURES = {
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unzstd FILE"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x FILE, and give what comes out"),
     b"Rar!": ("a RAR archive", "unrar x FILE, and give what comes out"),
-    b"PAR1": ("a Parquet file", SAVE),
+    b"PAR1": ("a Parquet file", ALONE),
 }
 TEXTS = {
     "version https://git-lfs": ("a pointer of Git LFS instead of the file", "fetch it by git lfs pull"),
     "<!doctype html": ("a web page, of a login or an error", "download the file again"),
     "<html": ("a web page, of a login or an error", "download the file again"),
-    "<?xml": ("an XML document", "download the file again, or " + SAVE),
+    "<?xml": ("an XML document", "download the file again, or " + ALONE),
 }
 
 
-def refusal(what: str, advice: str) -> ValueError:
+def refusal(what: str, advice: str) -> Unreadable:
     """The error of a file that is whole, and not read."""
-    return ValueError(f"expected weights, found {what}; convert it: {advice}.")
+    return Unreadable(f"{what}; convert it: {advice}")
 
 
-def foreign_file(head: bytes, tail: bytes, size: int) -> ValueError | None:
+def foreign_file(head: bytes, tail: bytes, size: int) -> Unreadable | None:
     """What a file is by its first and last bytes, where it is known and not read.
 
     Args:
@@ -78,7 +82,7 @@ def foreign_file(head: bytes, tail: bytes, size: int) -> ValueError | None:
         old = re.match(rb"(\./)?(sys_info|pickle|storages|tensors)\0", head)
         return refusal("a tar archive" + " of PyTorch 0.1" * bool(old), OLD_TAR if old else TAR)
     if head[4:8] == b"TFL3":
-        return refusal("a TensorFlow Lite model", "convert the model it was made of, and " + SAVE)
+        return refusal("a TensorFlow Lite model", "convert the model it was made of, and " + ALONE)
     if tail == struct.pack("<Q", 0xDB4775248B80FB57):
         return refusal("the index of a TensorFlow checkpoint", TENSORFLOW)
     # Protocol buffers have no signature: the first field is the version, of the file or of its schema.
@@ -92,7 +96,7 @@ def foreign_file(head: bytes, tail: bytes, size: int) -> ValueError | None:
     return None
 
 
-def foreign_text(head: bytes) -> ValueError | None:
+def foreign_text(head: bytes) -> Unreadable | None:
     """What a text is; `None` for what is none."""
     try:
         text = head.decode("utf-8", errors="strict" if len(head) < 1000 else "ignore").lstrip("\ufeff \t\r\n")
@@ -102,12 +106,12 @@ def foreign_text(head: bytes) -> ValueError | None:
         return None
     for beginning, (what, advice) in TEXTS.items():
         if text.lower().startswith(beginning):
-            return ValueError(f"expected weights, found {what}; {advice}.")
+            return Unreadable(f"{what}; {advice}")
     first = text.splitlines()[0][:40]
-    return ValueError(f"expected weights, found a text that begins {first!r}; give the file of weights.")
+    return Unreadable(f"a text that begins {first!r}; give the file of weights")
 
 
-def foreign_zip(names: Collection[str]) -> ValueError | None:
+def foreign_zip(names: Collection[str]) -> Unreadable | None:
     """What a zip archive is by the names of its members, where it is known and not read."""
     last = {name.rsplit("/", 1)[-1] for name in names}
     if "archive_format" in last or "serialized_exported_program.json" in last:
@@ -115,23 +119,46 @@ def foreign_zip(names: Collection[str]) -> ValueError | None:
     if "constants.pkl" in last:
         return refusal("TorchScript", TORCHSCRIPT)
     if "extern_modules" in last:
-        return refusal("a package of torch.package", "load it by torch.package, and " + SAVE)
+        return refusal("a package of torch.package", "load it by torch.package, and " + ALONE)
     if "model.weights.h5" in last:
         return refusal("a Keras model (.keras)", "unzip FILE model.weights.h5; " + HDF5)
     return None
 
 
-def foreign_folder(folder: Path) -> ValueError:
+def foreign_value(value: Any) -> Unreadable | None:
+    """What a file is by what it holds, where that is not the weights."""
+    if isinstance(value, Placeholder) and value.module.startswith("torch.distributed.checkpoint"):
+        return refusal("the index of torch.distributed.checkpoint", DCP)
+    if isinstance(value, dict) and "ds_version" in value:
+        module = value.get("module")
+        tensors = [v for v in module.values() if isinstance(v, torch.Tensor)] if isinstance(module, dict) else []
+        if not any(tensor.numel() for tensor in tensors):
+            return refusal("a DeepSpeed shard", ZERO)
+    return None
+
+
+def foreign_tensor(value: Any) -> str | None:
+    """Why a placeholder stands for a tensor, and what to do; `None` for anything that is no tensor."""
+    if not isinstance(value, Placeholder) or value.module not in ("torch._utils", "torch._tensor"):
+        return None
+    if "qtensor" in value.name or value.name.startswith("_rebuild_tensor"):
+        return "quantized; import the network from before it was quantized, or save tensor.dequantize()"
+    if "sparse" in value.name:
+        return "sparse; save tensor.to_dense()"
+    if "meta" in value.name:
+        return "empty, without values (device meta)"
+    return "of a class of its own; save a plain tensor"
+
+
+def foreign_folder(folder: Path) -> Unreadable:
     """What a folder is, where a file was expected."""
     names = {path.name for path in folder.iterdir()}
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
         return refusal("a folder of torch.distributed.checkpoint", DCP)
-    if any(re.fullmatch(r"(bf16_|fp16_)?zero_pp_rank_.*", name) for name in names) or any(
-        re.fullmatch(r"global_step\d+", name) for name in names
-    ):
+    if any(re.fullmatch(r"(bf16_|fp16_)?zero_pp_rank_.*|global_step\d+", name) for name in names):
         return refusal("a folder of DeepSpeed shards", ZERO)
     if "saved_model.pb" in names:
         return refusal("a TensorFlow SavedModel", TENSORFLOW)
     if names & {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}:
         return refusal("a checkpoint of Orbax", "restore it by orbax.checkpoint, and numpy.savez its arrays by name")
-    return ValueError(f"expected a file of weights, found a folder of {some_of(names) if names else 'nothing'}.")
+    return Unreadable(f"a folder of {some_of(names) if names else 'nothing'}; give the files in it")

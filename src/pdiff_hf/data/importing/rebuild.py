@@ -52,6 +52,13 @@ SLACK = 2**26
 KEY_BITS = 63
 
 
+ALONE = "save the state dict alone, as safetensors"
+
+
+class Unreadable(ValueError):
+    """What was found in a file that may be whole, and what to do; not that it is damaged."""
+
+
 class Budget:
     """What reading one file may cost, so that a small file cannot become a large one.
 
@@ -68,7 +75,7 @@ class Budget:
         """Count bytes that are made."""
         self.bytes -= number
         if self.bytes < 0:
-            raise ValueError("what it unfolds to is many times its own size")
+            raise Unreadable(f"what unfolds to many times the size of the file; {ALONE}")
 
 
 @dataclass(eq=False, repr=False, slots=True)

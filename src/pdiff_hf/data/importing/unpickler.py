@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .placeholder import Placeholder
-from .rebuild import REBUILD, Budget, UnbuiltArray, array, key, numpy_dtype
+from .rebuild import ALONE, REBUILD, Budget, UnbuiltArray, Unreadable, array, key, numpy_dtype
 
 # Of the result: deep enough for any checkpoint, and so that what walks through it may be recursive.
 DEPTH = 100
@@ -20,7 +20,7 @@ VALUES = {
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-NOTHING = {"PROTO", "FRAME"}
+NOTHING = {"PROTO", "FRAME", "STOP"}
 # A name or a call makes an object, and takes about as long as three other operations.
 COSTS = dict.fromkeys(("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "EMPTY_DICT"), 3)
 # Modules that Python 2 called otherwise.
@@ -55,27 +55,11 @@ def unpickle(
         Exception: any, where the bytes are no pickle; `ValueError` where it exceeds a bound.
     """
     machine = _Machine(budget, persistent_load, load_bytes)
-    operations = machine.operations
-    for opcode, argument, _ in pickletools.genops(stream):
-        name = opcode.name
-        budget.operations -= COSTS.get(name, 1)
-        if budget.operations < 0:
-            raise ValueError("more objects than a checkpoint has")
-        if name in VALUES:
-            if type(argument) is int and argument.bit_length() > INTEGER_BITS:
-                raise ValueError("an integer of thousands of digits")
-            machine.stack.append(argument)
-        elif name in CONSTANTS:
-            machine.stack.append(CONSTANTS[name])
-        elif name in operations:
-            operations[name](argument)
-        elif name == "STOP":
-            break
-        elif name not in NOTHING:
-            raise ValueError(f"the operation {name}")
-    if len(machine.stack) != 1:
-        raise ValueError("a pickle of several values")
-    value = machine.stack.pop()
+    try:
+        value = machine.run(stream)
+    finally:
+        # Its operations refer to the machine: what it has read would stay until garbage is collected.
+        machine.operations.clear()
     check_nesting(value)
     return value
 
@@ -95,8 +79,10 @@ def check_nesting(value: Any) -> None:
             if number in heights:
                 continue
             if number in opened:
-                raise ValueError("a container that holds itself")
+                raise Unreadable(f"a container that holds itself; {ALONE}")
             opened.add(number)
+            if len(opened) > DEPTH:
+                raise Unreadable(f"containers more than {DEPTH} deep; {ALONE}")
             stack.append((node, True))
             stack += [(part, False) for part in parts if isinstance(part, containers) and id(part) not in heights]
             continue
@@ -105,7 +91,7 @@ def check_nesting(value: Any) -> None:
         heights[number] = 1 + max((heights[part] for part in inner), default=0)
         sizes[number] = 1 + len(node) + sum(sizes[part] for part in inner)
         if heights[number] > DEPTH or sizes[number] > UNFOLDED:
-            raise ValueError("containers that are nested without end")
+            raise Unreadable(f"containers that are nested without end; {ALONE}")
 
 
 class _Machine:
@@ -136,7 +122,7 @@ class _Machine:
             **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self.put),
             "MEMOIZE": lambda _: self.put(len(self.memo)),
             **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), self.get),
-            "GLOBAL": lambda names: self.stack.append(self.named(*names.split(" ", 1))),
+            "GLOBAL": lambda names: self.stack.append(self.named(*names.partition(" ")[::2])),
             "STACK_GLOBAL": lambda _: self.stack.append(self.named(self.stack.pop(-2), self.stack.pop())),
             "REDUCE": lambda _: self.stack.append(self.call(self.stack.pop(-2), self.stack.pop())),
             "NEWOBJ": lambda _: self.stack.append(self.call(self.stack.pop(-2), self.stack.pop())),
@@ -146,6 +132,27 @@ class _Machine:
             "BUILD": self.build,
             "BINPERSID": self.persistent,
         }
+
+    def run(self, stream: BinaryIO) -> Any:
+        """Up to the end of one pickle."""
+        for opcode, argument, _ in pickletools.genops(stream):
+            name = opcode.name
+            self.budget.operations -= COSTS.get(name, 1)
+            if self.budget.operations < 0:
+                raise Unreadable(f"more objects than are read of a checkpoint; {ALONE}")
+            if name in VALUES:
+                if type(argument) is int and argument.bit_length() > INTEGER_BITS:
+                    raise ValueError("an integer of thousands of digits")
+                self.stack.append(argument)
+            elif name in CONSTANTS:
+                self.stack.append(CONSTANTS[name])
+            elif name in self.operations:
+                self.operations[name](argument)
+            elif name not in NOTHING:
+                raise ValueError(f"the operation {name}")
+        if len(self.stack) != 1:
+            raise ValueError("a pickle of several values")
+        return self.stack.pop()
 
     def operands(self) -> list:
         """What is on the stack since the last mark."""
@@ -197,6 +204,8 @@ class _Machine:
     def named(self, module: Any, name: Any) -> Placeholder:
         if type(module) is not str or type(name) is not str:
             raise ValueError("a class without a name")
+        if module.startswith("joblib."):
+            raise Unreadable("a file of joblib; convert it: numpy.savez(NEW, **joblib.load(FILE)), which executes it")
         return Placeholder(RENAMED.get(module, module), name)
 
     def call(self, function: Any, args: Any) -> Any:
@@ -222,7 +231,7 @@ class _Machine:
 
     def instance(self, names: str) -> None:
         args = tuple(self.operands())
-        self.stack.append(self.call(self.named(*names.split(" ", 1)), args))
+        self.stack.append(self.call(self.named(*names.partition(" ")[::2]), args))
 
     def object(self, _: None) -> None:
         function, *args = self.operands()

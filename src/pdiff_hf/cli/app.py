@@ -34,6 +34,7 @@ OTHER_NAMES = {
     "folder": "out",
     "keep_first_rest": "rest",
     "output_dir": "out",
+    "reestimate_batch_norm": "reestimate_bn",
     "trusted_imports": "trusted",
 }
 

@@ -93,7 +93,7 @@ def _choice_text(index: Mapping, row: int | None) -> str:
         return f"The best of {found['num_drawn']:,} networks by {name}{where}."
     if not found:
         return f"Its row was named; it was not chosen by its {name}."
-    value = metric.write(found["val_accuracy" if metric.is_accuracy else "val_score"][row])
+    value = f"{found['val_accuracy'][row]:.2%}" if metric.is_accuracy else metric.write(found["val_score"][row])
     return (
         f"It is number {row + 1} of {found['num_drawn']:,} networks by {name}{where}, where it has {value}; that is "
         "optimistic, as it was chosen there."

@@ -6,6 +6,7 @@ What a test needs beside is said in a comment before the block, which is not see
     <!-- test: given: NAME, NAME -->                what the reader has by then, see `GIVEN`
     <!-- test: run: --profile cpu-smoke -->         options behind every `pdiff run` of the block
     <!-- test: 300 -> 3 -->                         a text in another's place
+    <!-- test: file: NAME -->                       the block is a file of this name
 
 Several are separated by `;`. Lines that begin with `accelerate` start processes, which other tests do.
 """
@@ -65,7 +66,9 @@ class Session:
             return
         for name in filter(None, block.marks.get("given", "").split(", ")):
             GIVEN[name](self)
-        if block.language == "bash":
+        if "file" in block.marks:
+            Path(block.marks["file"]).write_text(block.text, encoding="utf-8")
+        elif block.language == "bash":
             for line in block.text.replace("\\\n", " ").splitlines():
                 self.command(line, block.marks)
         elif block.language == "yaml":
@@ -231,7 +234,48 @@ def images(session):
                 Image.fromarray(pixels).save(f"images/{split}/{name}/{index}.png")
 
 
+def perceptrons(session):
+    """Checkpoints of the network in `nets.py`, along one training."""
+    from pdiff_hf.own_code import load_object
+
+    mlp, examples = load_object("nets.py:mlp"), load_object("nets.py:examples")
+    torch.manual_seed(0)
+    model, (x, y) = mlp(), examples(0)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    os.mkdir("checkpoints")
+    for step in range(240):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        if step >= 120 and step % 10 == 0:
+            torch.save(model.state_dict(), f"checkpoints/step-{step}.pt")
+
+
+def nets_in_memory(session):
+    """A network of `nets.py`, and some that were trained on from it."""
+    from pdiff_hf.own_code import load_object
+
+    names = {name: load_object(f"nets.py:{name}") for name in ("mlp", "evaluate")}
+    states = [torch.load(path) for path in sorted(Path("checkpoints").glob("*.pt"))]
+    networks = [names["mlp"]() for _ in states]
+    for network, state in zip(networks, states, strict=True):
+        network.load_state_dict(state)
+    session.names |= {"model": networks[0], "networks": networks, "evaluate": names["evaluate"]}
+
+
 GIVEN = {
     function.__name__: function
-    for function in (demo, parts_of_demo, trainer, output, nets, own, lightning, partial, images)
+    for function in (
+        demo,
+        parts_of_demo,
+        trainer,
+        output,
+        nets,
+        own,
+        lightning,
+        partial,
+        images,
+        perceptrons,
+        nets_in_memory,
+    )
 }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .own_code import is_file_reference, load_object
+from .own_code import is_trusted, load_object, plain_reference
 from .trust import is_remembered
 from .wording import argument
 
@@ -121,14 +120,6 @@ def _without(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in names}
 
 
-def plain_reference(name: str) -> str:
-    """`"nets.py:factory"` for `"./nets.py:factory"`; the name of a module as it is."""
-    if not is_file_reference(name):
-        return name
-    path, _, factory = name.rpartition(":")
-    return f"{Path(path).as_posix()}:{factory}"
-
-
 def _factory(name: str, kwargs: Mapping[str, Any], trusted_imports: Sequence[str]) -> Callable[..., nn.Module]:
     name = plain_reference(name)
     module, _, factory = name.rpartition(":")
@@ -140,7 +131,7 @@ def _factory(name: str, kwargs: Mapping[str, Any], trusted_imports: Sequence[str
         if not callable(found := vars(networks).get(factory)):
             raise ValueError(f"base model: {OWN_FACTORIES} has no network {factory!r}.")
         return found
-    if not any(_covers(plain_reference(path), name) for path in trusted_imports) and not is_remembered(name, kwargs):
+    if not is_trusted(name, trusted_imports) and not is_remembered(name, kwargs):
         trust = argument("trusted_imports", f"[{name!r}]", name, "base_model.trusted_imports")
         raise ValueError(
             f"base model: {name!r} is not of {OWN_FACTORIES}, whose code alone is run unasked; "
@@ -153,12 +144,3 @@ def _factory(name: str, kwargs: Mapping[str, Any], trusted_imports: Sequence[str
     if not callable(found):
         raise ValueError(f"base model: expected a class or function {name!r}, found {type(found).__name__}.")
     return found
-
-
-def _covers(trusted: str, name: str) -> bool:
-    """Whether a trusted module, file or factory is the named factory, or holds it."""
-    module = name.rpartition(":")[0]
-    is_module = ":" not in trusted
-    return trusted in (name, module) or (
-        is_module and not is_file_reference(name) and module.startswith(trusted + ".")
-    )

@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,25 @@ EXPECTED = "FILE.py:NAME or package.module:NAME"
 def is_file_reference(reference: str) -> bool:
     """Whether a reference names a file of Python code rather than a module."""
     return reference.rpartition(":")[0].endswith(".py")
+
+
+def plain_reference(reference: str) -> str:
+    """`"nets.py:factory"` for `"./nets.py:factory"`; the name of a module as it is."""
+    if not is_file_reference(reference):
+        return reference
+    path, _, name = reference.rpartition(":")
+    return f"{Path(path).as_posix()}:{name}"
+
+
+def is_trusted(reference: str, trusted: Sequence[str]) -> bool:
+    """Whether a reference is among what may be run: by itself, by its file or module, or by a package around it."""
+    reference = plain_reference(reference)
+    source = reference.rpartition(":")[0]
+    return any(
+        path in (reference, source)
+        or (":" not in path and not is_file_reference(reference) and source.startswith(f"{path}."))
+        for path in map(plain_reference, trusted)
+    )
 
 
 def load_object(reference: str) -> Any:

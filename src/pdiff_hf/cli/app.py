@@ -34,6 +34,7 @@ OTHER_NAMES = {
     "folder": "out",
     "keep_first_rest": "rest",
     "output_dir": "out",
+    "reestimate_batch_norm": "reestimate_bn",
     "trusted_imports": "trusted",
 }
 
@@ -56,6 +57,14 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every s
 Trusted = Annotated[
     list[str] | None,
     typer.Option("--trust", metavar="MODULE[:FACTORY]", help="May be imported to build the dataset's base model."),
+]
+TaskSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="SPEC",
+        help="What networks are judged by: a data set (cifar10, a YAML file, JSON), or a function, FILE.py:NAME.",
+    ),
 ]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N.")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import AsJson, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
-from .checks import check_dataset, check_import
+from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
+from .checks import check_dataset, check_import, parse_given_task
 
 if TYPE_CHECKING:
     from ..base_model import BaseModel
@@ -57,6 +57,7 @@ def import_(
         str | None, typer.Option(metavar="all", help="All commits of hub: repositories that changed weights.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="One run that all rows belong to.")] = None,
+    task: TaskSpec = None,
     independent: Annotated[
         bool, typer.Option("--independent", help="Each file is a training run of its own.")
     ] = False,
@@ -72,10 +73,12 @@ def import_(
         raise ValueError(f"--revisions: expected 'all', found {revisions!r}.")
     arguments = _builder_arguments(base, kwargs, base_model_json)
     check_import(sources, revisions == "all", metrics_pattern, out)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.importing.importer import import_checkpoints
     from ..models.auto import AUTOENCODER, DENOISER
     from ..models.few_rows import MIN_ROWS, fit_to_rows
+    from ..runs.task_spec import task_describer
     from ..trust import remember
 
     base_model = _base_model(base, arguments, base_model_json, trusted or ())
@@ -94,6 +97,7 @@ def import_(
             all_revisions=revisions == "all",
             metrics_pattern=metrics_pattern,
             run=run,
+            describe_task=None if given_task is None else task_describer(given_task, line),
             independent=independent,
         )
     if base_model is not None and base_model.library == "import":
@@ -151,21 +155,25 @@ def _base_model(
 def inspect(
     dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and examples that are drawn.")] = 0,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
     check_dataset(dataset)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..evaluation.inspection.inspect_dataset import inspect_dataset
     from ..evaluation.inspection.tables import make_tables
-    from ..tasks.evaluators import make_gate_evaluator
+    from ..tasks.evaluators import make_gate_evaluator, open_task
 
     opened, evaluator = ParameterDataset(dataset, trusted_imports=trusted or ()), None
     try:
-        evaluator = make_gate_evaluator(opened)
+        evaluator = make_gate_evaluator(opened, open_task(opened, given_task))
     except ValueError as error:
+        if given_task is not None:
+            raise
         # All that needs no examples can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
     report = inspect_dataset(opened, evaluator, seed=seed)

@@ -15,6 +15,7 @@ from .app import (
     Seed,
     Seeds,
     Set,
+    TaskSpec,
     Trusted,
     app,
     command,
@@ -23,7 +24,7 @@ from .app import (
     print_json,
     quiet,
 )
-from .checks import check_dataset
+from .checks import check_dataset, parse_given_task
 
 if TYPE_CHECKING:
     from ..results.metrics import Metrics
@@ -166,6 +167,7 @@ def train(
     preset: Preset = None,
     profile: Profile = None,
     seed: Seed = None,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -174,7 +176,7 @@ def train(
     from ..runs.folder import TRAINED, open_run
     from ..runs.recipe import fit_recipe, load_training
 
-    folder = check_dataset(dataset)
+    folder, given_task = check_dataset(dataset), parse_given_task(task)
     loaded = load_training(folder or dataset, overrides or (), seed, preset, profile)
     if folder is not None and (known := num_rows(folder)) is not None:
         open_run(fit_recipe(loaded, known)[0], out, written=TRAINED)
@@ -185,7 +187,7 @@ def train(
     opened = ParameterDataset(dataset, trusted_imports=trusted or ())
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
-    report = train_stages(loaded, opened, out, line)
+    report = train_stages(loaded, opened, out, line, given_task)
     line(f"Next: {command('pdiff', 'generate', out / 'pipeline', '--out', out / 'generated')}")
     print_json(report, as_json)
 

@@ -180,4 +180,7 @@ def without_paths(task: Mapping[str, Any]) -> dict[str, Any]:
     for key in keys:
         if (folder := local_folder(kept[key])) is not None:
             kept[key] = folder.resolve().name
+    # `/home/me/nets.py:evaluate` is `nets.py:evaluate`.
+    if "function" in kept:
+        kept["function"] = Path(str(kept["function"])).name
     return kept

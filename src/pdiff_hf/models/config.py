@@ -126,6 +126,9 @@ class AutoencoderConfig(StageConfig):
     holdout_every: int = Field(10, ge=2, description="every n-th checkpoint is kept from training for the gate")
     min_explained_variance: float = Field(0.95, le=1)
     max_accuracy_drop: float = Field(0.002, ge=0, description="fraction, on the validation images")
+    max_score_drop: float = Field(
+        1.0, ge=0, description="of another metric than accuracy: in standard deviations of the originals' scores"
+    )
     allow_poor_reconstruction: bool = False
 
     @classmethod

@@ -27,7 +27,8 @@ from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.collect_runs import is_whole_network
-from ..tasks.evaluators import make_gate_evaluator, open_task
+from ..tasks.config import FunctionConfig, SplitConfig
+from ..tasks.evaluators import AnyTask, make_gate_evaluator, open_task
 from ..tasks.populations import describe_populations
 from ..tasks.probes import make_probes
 from ..tasks.runs_config import RunsConfig
@@ -215,7 +216,7 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
 
 
 def autoencoder_stage(
-    dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: Task | None
+    dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: AnyTask | None
 ) -> str:
     """Train the autoencoder, from its last checkpoint if there is one, and pass the gate.
 
@@ -247,10 +248,11 @@ def train_stages(
     dataset: ParameterDataset,
     folder: str | Path,
     report: Callable[[str], None] = lambda line: None,
+    given_task: SplitConfig | FunctionConfig | None = None,
 ) -> dict:
     """Both training stages on a recipe's parameter dataset, as [`run_recipe`]; returns the reconstruction report.
 
-    The parameter dataset may be in the folder.
+    The parameter dataset may be in the folder. The gate judges networks by its task, or by `given_task`.
     """
     recipe, lines = fit_recipe(recipe, len(dataset))
     run = open_run(recipe, folder, written=TRAINED)
@@ -260,7 +262,7 @@ def train_stages(
         dataset.base_model.carried_files()
     check_training(dataset.layout, dataset.order, recipe.autoencoder, recipe.diffusion)
     check_complete_stages(run, dataset)
-    task = open_task(dataset)
+    task = open_task(dataset, given_task)
     begin_run(recipe, run)
     for line in lines:
         report(line)

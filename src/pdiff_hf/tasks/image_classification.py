@@ -98,10 +98,11 @@ class ImageClassification(Task):
             self._labels[split] = torch.from_numpy(labels[name][index])
 
         # 3. What the configuration leaves open about the images
-        in_chans = config.in_chans or 3
+        network = _inputs_of(base_model)
+        in_chans = config.in_chans or network["in_chans"] or 3
         family = timm.get_pretrained_cfg(base_model.name) if base_model and base_model.library == "timm" else None
         defaults = resolve_data_config({"in_chans": in_chans}, pretrained_cfg=family.to_dict() if family else None)
-        image_size = config.image_size or (defaults["input_size"][-1] if family else None)
+        image_size = config.image_size or network["image_size"] or (defaults["input_size"][-1] if family else None)
         update: dict[str, Any] = {
             "in_chans": in_chans,
             "image_size": image_size or min(self._rows["train"][0][config.image_column].size),
@@ -159,6 +160,17 @@ class ImageClassification(Task):
             # Without one of its own, a loader draws from the global generator.
             generator=torch.Generator(),
         )
+
+
+def _inputs_of(base_model: BaseModel | None) -> dict[str, int | None]:
+    """Channels and pixels of the images of a network, `None` where its reference does not say it."""
+    known: dict[str, Any] = {}
+    if base_model is not None and base_model.library == "timm":
+        known = {"in_chans": base_model.kwargs.get("in_chans"), "image_size": base_model.kwargs.get("img_size")}
+    elif base_model is not None and base_model.library == "transformers":
+        config = base_model.kwargs["config"]
+        known = {"in_chans": config.get("num_channels"), "image_size": config.get("image_size")}
+    return {key: value if isinstance(value := known.get(key), int) else None for key in ("in_chans", "image_size")}
 
 
 def select_images(splits: datasets.DatasetDict, image_column: str, label_column: str) -> datasets.DatasetDict:

@@ -8,7 +8,8 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..models.config import AutoencoderConfig
-from .evaluators import open_task
+from .evaluators import AnyTask, open_task
+from .function import FunctionTask
 from .task import Task
 
 # Most inputs are near a training example: by this power of a uniform number they are mixed.
@@ -17,14 +18,21 @@ MIXING_POWER = 8
 NUM_FOR_SPREAD = 1000
 
 
-def make_probes(dataset: ParameterDataset, config: AutoencoderConfig, task: Task | None = None) -> ProbeSource | None:
+def make_probes(
+    dataset: ParameterDataset, config: AutoencoderConfig, task: AnyTask | None = None
+) -> ProbeSource | None:
     """Where the inputs of an autoencoder that compares functions come from; `None` of another, or without a task.
 
     Raises:
-        ValueError: the examples of the dataset's task are not where it says.
+        ValueError: the examples of the dataset's task are not where it says, or it has none.
     """
     if not config.compares_functions or (task := task or open_task(dataset)) is None:
         return None
+    if isinstance(task, FunctionTask):
+        raise ValueError(
+            f"expected a task with examples to compare what networks compute on them, found the function "
+            f"{task.config.function}; take an autoencoder of parameters, autoencoder.kind=pca, or name a data set."
+        )
     return ProbeSource(task, config.probe_mixing, config.probe_noise)
 
 

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ...base_model import WEIGHTS, BaseModel
 from ...files import atomic_folder, check_new, errors_of
 from ...identity import reference_difference
+from ...layout import ParameterLayout
 from ...wording import argument
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
@@ -44,6 +45,7 @@ def import_checkpoints(
     run: str | None = None,
     independent: bool = False,
     progress: bool = True,
+    describe_task: Callable[[BaseModel, ParameterLayout], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     r"""Writes a parameter dataset with one row for each checkpoint that it finds.
 
@@ -82,6 +84,9 @@ def import_checkpoints(
             Whether every checkpoint is the end of a training run of its own.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        describe_task (`Callable`, *optional*):
+            What networks are judged by, to be stored as `task`, by the base model with the first checkpoint's weights
+            and the layout. It is called before the others are read, and what it raises ends the import.
 
     Returns:
         `dict[str, Any]`: `num_checkpoints`, `num_parameters`, `runs`, `metrics`; `num_copies`, the rows that are
@@ -122,10 +127,11 @@ def import_checkpoints(
         _check_not_nan(state, first.where)
         stored = StoredRest(folder / WEIGHTS, layout)
         del state
+        task = None if describe_task is None else describe_task(base_model, layout)
 
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
-        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}) as recorder:
+        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}, task=task) as recorder:
             recorder.unordered_runs = {
                 checkpoint.run
                 for checkpoint in checkpoints

@@ -10,8 +10,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from ...base_model import BaseModel, split_reference
-from ...builders import plain_reference
 from ...files import errors_of, read_json
+from ...own_code import plain_reference
 from ...wording import argument
 
 

@@ -23,13 +23,14 @@ from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
 from ..reconstruction import poor_kinds
+from ..scores import NetworkEvaluator
 from ..similarity import gram_matrices
 from ..tensor_kinds import column_kinds
 from .actions import origin_of
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
-from .functional import functional_figures
+from .functional import functional_figures, score_figures
 from .geometry import linear_explained_by_kind, linear_explained_variance, nearest_distances, spectrum, thin_out
 
 SCHEMA = 1
@@ -111,7 +112,7 @@ def _equal(values: Mapping) -> list[list]:
 
 def inspect_dataset(
     dataset: ParameterDataset | str | Path,
-    evaluator: ParameterEvaluator | None = None,
+    evaluator: NetworkEvaluator | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> dict:
@@ -121,8 +122,8 @@ def inspect_dataset(
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
-        evaluator ([`ParameterEvaluator`], *optional*): On the validation examples; without it, barriers, the gain of
-            averaging and functional diversity are not measured.
+        evaluator ([`NetworkEvaluator`], *optional*): On the validation examples; without it, barriers, the gain of
+            averaging and functional diversity are not measured. Of another metric than accuracy, scores are.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
         seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
 
@@ -133,6 +134,10 @@ def inspect_dataset(
         ValueError: the folder is no parameter dataset, or is damaged.
     """
     begin = time.perf_counter()
+    # Of networks that only a score is known of, there are no predictions to compare.
+    scorer = None
+    if evaluator is not None and not evaluator.metric.is_accuracy:
+        scorer, evaluator = evaluator, None
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = ParameterDataset.of(dataset)
     layout, base_model = dataset.layout, dataset.base_model
@@ -154,7 +159,7 @@ def inspect_dataset(
         "num_parameters": layout.num_parameters,
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
-        "task": None if dataset.task is None else dataset.task.get("dataset"),
+        "task": None if dataset.task is None else dataset.task.get("dataset", dataset.task.get("function")),
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
         "runs": {
             name: {
@@ -165,7 +170,9 @@ def inspect_dataset(
             }
             for name in dict.fromkeys(names)
         },
-        **dict.fromkeys(("num_examined", "copies", "geometry", "families", "functional", "autoencoders", "gate")),
+        **dict.fromkeys(
+            ("num_examined", "copies", "geometry", "families", "functional", "score", "autoencoders", "gate")
+        ),
     }
     if len(kept) > 1:
         # 2. Copies; rows are named by their place in the dataset
@@ -211,6 +218,8 @@ def inspect_dataset(
         report["families"] = _families(dataset, vectors, ordered, evaluator, kept)
 
         # 5. What the networks do
+        if scorer is not None:
+            report["score"] = score_figures(vectors, scorer, seed)
         if evaluator is not None:
             report["functional"] = functional_figures(vectors, numbers, known, evaluator, seed)
 

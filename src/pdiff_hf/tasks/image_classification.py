@@ -21,6 +21,9 @@ from .sources import check_fingerprint, load_splits
 from .splits import Split, check_columns, class_labels, divide
 from .task import Task
 
+# Images of another dataset that are kept in memory.
+MAX_OTHERS = 10_000
+
 
 class ImageClassification(Task):
     """Images and labels in three disjoint splits.
@@ -79,14 +82,7 @@ class ImageClassification(Task):
         # 1. Rows and labels as they are stored
         stored = load_splits(config, self.noun)
         if config.image_column is None:
-            rows = stored[config.train_split]
-            found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
-            if len(found) != 1:
-                raise ValueError(
-                    f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it "
-                    "with task.image_column"
-                )
-            config = config.model_copy(update={"image_column": found[0]})
+            config = config.model_copy(update={"image_column": _image_column(stored[config.train_split])})
         check_columns(stored, {key: getattr(config, key) for key in ("image_column", "label_column")})
         stored = select_images(stored, config.image_column, config.label_column)
         labels, self.class_names = class_labels(stored, config.train_split, config.label_column)
@@ -120,6 +116,36 @@ class ImageClassification(Task):
             update[key] = tuple(values)
         self.config = config.model_copy(update=update)
 
+    def other_images(self, dataset: str, num: int = MAX_OTHERS) -> torch.Tensor:
+        """Up to `num` images of another dataset, `(N, C, H, W)`, drawn at random and prepared as those of the task.
+
+        Args:
+            dataset (`str`): Folder or Hub id; images of its split `train`, with or without labels.
+
+        Raises:
+            ValueError: there is no such dataset, or no one column of images in it.
+        """
+        update = dict.fromkeys(("config_name", "dataset_fingerprint", "image_column", "val_split", "test_split"))
+        update |= {"dataset": dataset, "train_split": "train", "test_size": 1}
+        config = self.config.model_copy(update=update)
+        rows = load_splits(config, self.noun)["train"]
+        rows, column = rows.select(np.random.default_rng(0).permutation(len(rows))[:num]), _image_column(rows)
+        mode = "L" if self.config.in_chans == 1 else "RGB"
+        transform = self._transform(is_training=False)
+        images = TransformedImages(
+            rows.cast_column(column, datasets.Image()), column, torch.zeros(len(rows)), mode, transform, None
+        )
+        return torch.stack([images[index][0] for index in range(len(images))])
+
+    def _transform(self, is_training: bool) -> Callable:
+        config = self.config
+        # The embedded digits are not normalised.
+        options = {"mean": config.mean or (0.0,), "std": config.std or (1.0,), "crop_pct": config.crop_pct or 1.0}
+        size = (config.in_chans, config.image_size, config.image_size)
+        return create_transform(
+            size, is_training=is_training, interpolation=config.interpolation or "bilinear", **options
+        )
+
     def _prepare(self, split: Split) -> torch.Tensor:
         return torch.cat([images for images, _ in self._load(split)])
 
@@ -144,12 +170,7 @@ class ImageClassification(Task):
         self, split: Split, indices: list[torch.Tensor] | None = None, seed: tuple[int, ...] | None = None
     ) -> torch.utils.data.DataLoader:
         """Batches of prepared images, in the order of the rows by default; augmented with a seed."""
-        config = self.config
-        transform = create_transform(
-            (config.in_chans, config.image_size, config.image_size),
-            is_training=seed is not None,
-            **{key: getattr(config, key) for key in ("interpolation", "mean", "std", "crop_pct")},
-        )
+        config, transform = self.config, self._transform(is_training=seed is not None)
         mode = "L" if config.in_chans == 1 else "RGB"
         images = TransformedImages(self._rows[split], config.image_column, self._labels[split], mode, transform, seed)
         batches = [index.tolist() for index in indices or torch.arange(len(images)).split(256)]
@@ -160,6 +181,17 @@ class ImageClassification(Task):
             # Without one of its own, a loader draws from the global generator.
             generator=torch.Generator(),
         )
+
+
+def _image_column(rows: datasets.Dataset) -> str:
+    """The one column of images; `ValueError` where there is none, or where there are several."""
+    found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it with "
+            "task.image_column"
+        )
+    return found[0]
 
 
 def _inputs_of(base_model: BaseModel | None) -> dict[str, int | None]:

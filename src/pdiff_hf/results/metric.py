@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from .records import Difference, Record
 from .text import MISSING, percent, points, quantity, signed_number
 
+# Whoever only reads a report would wait for it.
+if TYPE_CHECKING:
+    import torch
+
 ACCURACY = "accuracy"
 
-Values = TypeVar("Values", float, torch.Tensor)
+Values = TypeVar("Values", float, "torch.Tensor")
 
 
 class Metric(Record):

@@ -87,6 +87,7 @@ def test_typed_base_is_trusted_from_then_on(folder, pdiff):
     assert code == 0 and out.splitlines()[-1] == "Next: pdiff generate runs/a/pipeline --out runs/a/generated"
     code, out, _ = pdiff("generate", "runs/a/pipeline", "--out", "runs/a/generated", "--num-samples", "3")
     assert code == 0 and "model.load_state_dict(safetensors.torch.load_file('runs/a/generated/00000" in out
+    assert out.splitlines()[-1] == "Next: pdiff evaluate runs/a --task …"
     from safetensors.torch import load_file
 
     network = namespace["mlp"]()

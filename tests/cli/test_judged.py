@@ -181,6 +181,7 @@ def test_a_task_is_written_in_a_file_and_names_its_metric(pdiff, regression):
     code, out, err = imported(pdiff, "--task", "task.yaml")
     assert code == 0 and "negative_energy (lower is better)" in out, err
     code, out, err = pdiff("inspect", "ds")
+    out = " ".join(out.split())
     assert code == 0 and "negative_energy" in out and "lower is better" in out, err
     assert "not measured: a function gives a score" in out
 

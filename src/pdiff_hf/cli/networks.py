@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .app import AsJson, TaskSpec, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
+from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_generated, check_pipeline, parse_given_task
 
 
@@ -77,6 +77,8 @@ def generate(
         line(f"{num_samples} networks → {out}")
         file = str(min(out.glob("*.safetensors")))
         line(f"Load one: model.load_state_dict(safetensors.torch.load_file({file!r}))")
+        if judged := _how_to_judge(Path(pipeline), out):
+            line(f"Next: {judged}")
         return print_json(summary, as_json)
     found = read_json(out / "index.json")["choice"]
     metric = Metric.model_validate(found.get("metric", {}))
@@ -100,6 +102,25 @@ def generate(
     rest = "; pdiff evaluate reports on test examples." if metric.is_accuracy else ": they were chosen by it."
     line(f"Val {metric.name} of chosen networks is optimistic{rest}")
     print_json({**summary, "choice": found}, as_json)
+
+
+def _how_to_judge(pipeline: Path, out: Path) -> str | None:
+    """The command that evaluates the networks of a run whose dataset is here; without a task, with a place for one."""
+    from ..files import read_json
+    from ..strict_yaml import read_mapping
+
+    run, words = pipeline.parent, ["pdiff", "evaluate", pipeline.parent]
+    if (pipeline.name, out) != ("pipeline", run / "generated"):
+        return None
+    dataset = run / "dataset"
+    try:
+        if not dataset.is_dir():
+            dataset = Path(read_mapping(run / "recipe.yaml")["dataset"])
+            words += ["--dataset", dataset]
+        metadata = read_json(dataset / "stats.json")["metadata"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return command(*words) if metadata.get("task") else f"{command(*words)} --task …"
 
 
 @app.command()

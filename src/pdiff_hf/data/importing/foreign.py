@@ -30,8 +30,8 @@ TENSORFLOW = (
     "numpy.savez(NEW, **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})"
 )
 VECTOR = (
-    "name its parts by the network's ParameterLayout, "
-    "torch.save(layout.unflatten(torch.from_numpy(numpy.load(FILE))), NEW)"
+    "torch.nn.utils.vector_to_parameters(torch.from_numpy(numpy.load(FILE)), model.parameters()); "
+    "torch.save(model.state_dict(), NEW)"
 )
 TORCHSCRIPT = "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
 EXPORTED = "torch.save(torch.export.load(FILE).state_dict, NEW)"

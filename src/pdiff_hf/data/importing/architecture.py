@@ -124,6 +124,9 @@ class Architecture:
     def _file(self, value: Any, where: str) -> FileTensors:
         with errors_of(where):
             file = FileTensors.of(value, self._shapes)
+        if not file.tensors and file.unread:
+            name, what = next(iter(file.unread.items()))
+            raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it {what}.")
         if not file.tensors:
             found = repr(value) if isinstance(value, Placeholder) else "no tensor at all"
             found = "a tensor without a name" if isinstance(value, torch.Tensor) else found
@@ -153,7 +156,7 @@ class Architecture:
             tensor = state.get(name)
             if tensor is None:
                 if prefix + name in file.unread:
-                    return "kind", f"{name!r}: expected a dense one, found it sparse, quantized or empty"
+                    return "kind", f"{name!r}: expected a dense one, found it {file.unread[prefix + name]}"
                 if self._first_name[name] not in found and name not in self._counters:
                     problem = problem or ("missing", f"{name!r}: it is missing")
             elif tensor.shape != shape:

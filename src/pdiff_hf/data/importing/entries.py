@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...wrapped import COUNTER, plain_name
+from .foreign import foreign_tensor
 from .placeholder import Placeholder, state_of_module
 
 # Names of the weights that a script has averaged beside those that it trains.
@@ -26,12 +27,12 @@ class FileTensors:
     Args:
         tensors (`dict[str, torch.Tensor]`): By dotted name.
         owners (`dict[str, str]`): By dotted name, the dotted name of the mapping that holds the tensor.
-        unread (`frozenset[str]`): Dotted names of tensors that are sparse, quantized or of another kind of memory.
+        unread (`dict[str, str]`): By the dotted name of a tensor that is none of numbers in memory, what it is.
     """
 
     tensors: dict[str, torch.Tensor]
     owners: dict[str, str]
-    unread: frozenset[str] = frozenset()
+    unread: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, value: Any, expected: Collection[str]) -> FileTensors:
@@ -40,14 +41,14 @@ class FileTensors:
         `expected` are the names of the network: `module`, which wrappers give too, stays where it is one of theirs.
         """
         left_out = () if any("module" in name.split(".") for name in expected) else ("module",)
-        tensors, owners, unread = {}, {}, set()
+        tensors, owners, unread = {}, {}, {}
         for names, tensor in _walk(value, (), set()):
             name = _dotted(names, left_out)
             if isinstance(tensor, Placeholder):
-                unread.add(name)
+                unread[name] = foreign_tensor(tensor)
             elif names and names[-1].rpartition(".")[2] != COUNTER and name not in tensors:
                 tensors[name], owners[name] = tensor, _dotted(names[:-1], left_out)
-        return cls(tensors, owners, frozenset(unread))
+        return cls(tensors, owners, unread)
 
     def under(self, key: str) -> FileTensors:
         """Those whose names begin with `key`, without it; none where there are none."""
@@ -60,7 +61,7 @@ class FileTensors:
         return FileTensors(
             {name.removeprefix(prefix): tensor for name, tensor in found.items()},
             {name.removeprefix(prefix): self.owners[name] for name in found},
-            frozenset(name.removeprefix(prefix) for name in self.unread if name.startswith(prefix)),
+            {name.removeprefix(prefix): what for name, what in self.unread.items() if name.startswith(prefix)},
         )
 
     def prefixes(self, expected: Collection[str]) -> Counter[str]:
@@ -110,7 +111,7 @@ def _prefix(name: str) -> str:
 def _walk(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, Placeholder) and (state := state_of_module(value)) is not None:
         value = state
-    if isinstance(value, torch.Tensor) or (isinstance(value, Placeholder) and value.module == "torch._utils"):
+    if isinstance(value, torch.Tensor) or foreign_tensor(value):
         yield names, value
         return
     if isinstance(value, Mapping):

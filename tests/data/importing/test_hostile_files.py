@@ -313,7 +313,7 @@ def read_all(folder):
 def test_bombs_take_neither_long_nor_much_memory(tmp_path):
     for name, make in BOMBS.items():
         (tmp_path / name).write_bytes(make())
-    code = "import sys, pathlib, test_hostile; test_hostile.read_all(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, test_hostile_files; test_hostile_files.read_all(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, env=environment, timeout=300

@@ -1,5 +1,10 @@
+import io
+import itertools
 import json
+import zipfile
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_folders import (
@@ -14,6 +19,7 @@ from checkpoint_folders import (
     trained_part,
     write_config,
 )
+from torch import nn
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
@@ -281,6 +287,64 @@ def test_best_and_last_are_copies_and_take_nobodys_epoch(tmp_path):
     torch.save(network(7).state_dict(), folder / "best.pt")
     assert run_import(folder, tmp_path / "more")["num_checkpoints"] == 4
     torch.testing.assert_close(rebuilt(tmp_path / "more"), expected(0, 1, 2, 7))
+
+
+def test_output_of_timm_has_epochs_and_copies(tmp_path):
+    def make(model, seed):
+        values = {"epoch": seed, "arch": "test_resnet", "state_dict": model.state_dict(), "args": Namespace(lr=1)}
+        return values | {"state_dict_ema": network(seed + 9).state_dict(), "metric": np.float64(50.0)}
+
+    folder = save(tmp_path / "train" / "test_resnet-160", make, "checkpoint-{}.pth.tar", count=3)
+    for name in ("last", "model_best"):
+        torch.save(make(network(2), 2), folder / f"{name}.pth.tar")
+    (folder / "args.yaml").write_text("lr: 1")
+    (folder / "summary.csv").write_text("epoch,train_loss")
+    found = run_import(tmp_path / "train", tmp_path / "ds")
+    assert columns(tmp_path / "ds", "epoch") == [[0, 1, 2]]
+    assert found["notes"][1].startswith(
+        "Copies are left out: last.pth.tar of checkpoint-2.pth.tar, model_best.pth.tar of"
+    )
+
+
+def test_policies_in_archives_of_stable_baselines_are_read(tmp_path):
+    (tmp_path / "nets").mkdir()
+    for seed in range(3):
+        stream = io.BytesIO()
+        torch.save(prefixed(network(seed), "features_extractor."), stream)
+        with zipfile.ZipFile(tmp_path / "nets" / f"model_{seed}.zip", "w") as archive:
+            archive.writestr("policy.pth", stream.getvalue())
+            archive.writestr("policy.optimizer.pth", b"x")
+            archive.writestr("data", "{}")
+            archive.writestr("_stable_baselines3_version", "2.3.0")
+    run_import(tmp_path / "nets", tmp_path / "ds")
+    torch.testing.assert_close(rebuilt(tmp_path / "ds"), expected(0, 1, 2))
+
+
+def test_arrays_by_name_are_read(tmp_path):
+    (tmp_path / "nets").mkdir()
+    for seed in range(3):
+        arrays = {name: tensor.numpy() for name, tensor in network(seed).state_dict().items()}
+        np.savez(tmp_path / "nets" / f"{seed}.npz", **arrays)
+    run_import(tmp_path / "nets", tmp_path / "ds")
+    torch.testing.assert_close(rebuilt(tmp_path / "ds"), expected(0, 1, 2))
+
+
+def test_another_depth_is_another_architecture(tmp_path):
+    def perceptron(*widths):
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        return nn.Sequential(*itertools.chain(*([layer, nn.ReLU()] for layer in layers)))
+
+    for seed in range(2):
+        torch.save(perceptron(4, 3, 3, 3).state_dict(), tmp_path / f"{seed}.pt")
+    base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", in_features=4, hidden=[3], num_classes=3)
+    # Flatten comes first there.
+    for seed in range(2):
+        state = torch.load(tmp_path / f"{seed}.pt")
+        torch.save({f"{int(n[0]) + 1}{n[1:]}": t for n, t in state.items()}, tmp_path / f"{seed}.pt")
+    with pytest.raises(
+        ValueError, match=r"4 of 4 tensors fit .* '5.weight', which the network does not have; it belongs"
+    ):
+        run_import(tmp_path, tmp_path / "ds", base_model=base)
 
 
 def test_independent_files_are_runs_of_their_own(tmp_path):

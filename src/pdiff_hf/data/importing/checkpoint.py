@@ -19,6 +19,9 @@ SUFFIXES = re.compile(r"(\.(safetensors|pth|pt|bin|th|ckpt|model|tar|pkl|pickle|
 # What scripts call a checkpoint that they keep beside the numbered ones.
 ALIAS = re.compile(r"(?<![a-z])(best|last|latest|final|current)(?![a-z])", re.IGNORECASE)
 
+# timm's own training script calls the checkpoint of an epoch by its number alone.
+TIMM = re.compile(r"(?<![^/])checkpoint-([0-9]+)(?=\.pth\.tar$)")
+
 # Said in a name, a number has a meaning; alone it could be anything.
 LABELS = {
     "step": re.compile(r"(?<![a-z])(?:global[-_]?)?step[-_=]?([0-9]+)(?![.]?[0-9])", re.IGNORECASE),
@@ -135,7 +138,8 @@ def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
         run = sorted(group, key=lambda checkpoint: checkpoint.is_alias)
         numbered = [checkpoint for checkpoint in run if not checkpoint.is_alias] or run
         for key, label in LABELS.items():
-            found = [label.findall(_name(checkpoint)) for checkpoint in numbered]
+            names = [_name(replace(c, source=TIMM.sub(r"epoch_\1", c.source))) for c in numbered]
+            found = [label.findall(name) for name in names]
             unambiguous = all(len(numbers) == 1 and len(numbers[0]) <= 18 for numbers in found)
             if unambiguous and len({int(numbers[0]) for numbers in found}) == len(numbered):
                 numbered = [

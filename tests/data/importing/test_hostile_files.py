@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -294,22 +295,26 @@ BOMBS = {
 }
 
 
+def peak():
+    """Bytes that this program has had at most; those of the process it was started by do not count."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def read_all(folder):
     """Run in a process of its own: reads every file, and prints what was said and what it took."""
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     for name in BOMBS:
         start = time.process_time()
         try:
             said = str(state_of_module(read_archive(folder / name, "a.bin")))
         except ValueError as error:
             said = str(error)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(json.dumps([name, said, time.process_time() - start, grown / 2**20]))
+        print(json.dumps([name, said, time.process_time() - start, (peak() - before) / 1e9]))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux does")
 def test_bombs_take_neither_long_nor_much_memory(tmp_path):
     for name, make in BOMBS.items():
         (tmp_path / name).write_bytes(make())

@@ -12,6 +12,10 @@ import timm
 import torch
 from torch import nn
 
+from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.importing.importer import import_checkpoints
+
 CLASSES = 10
 PREFIXES = ("model.", "backbone.", "model._orig_mod.", "model.module.", "module._orig_mod.", "encoder.net.")
 SUFFIXES = (".pth.tar", ".th", ".ckpt", ".model", "")
@@ -84,3 +88,36 @@ def state_dict(model, _):
 def write_config(folder, values):
     """A `config.json`."""
     (folder / "config.json").write_text(json.dumps(values))
+
+
+BASE = BaseModel.timm("test_resnet", num_classes=CLASSES)
+INPUTS = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+
+
+def run_import(source, out, **options):
+    return import_checkpoints(source, out, **{"base_model": BASE, "progress": False, **options})
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval().float()(INPUTS)
+
+
+def rebuilt(folder):
+    """Logits of the networks that the rows of a dataset rebuild."""
+    dataset = ParameterDataset(folder)
+    found = []
+    for vector in dataset.vectors()[:]:
+        model = dataset.base_model.build()
+        model.load_state_dict({**model.state_dict(), **dataset.layout.unflatten(vector)}, strict=True)
+        found.append(logits(model))
+    return torch.stack(found)
+
+
+def columns(folder, *names):
+    table = ParameterDataset(folder).rows.with_format(None)
+    return [table[name][:] for name in names]
+
+
+def expected(*seeds):
+    return torch.stack([logits(network(seed)) for seed in seeds])

@@ -218,6 +218,8 @@ class Architecture:
     def _refuse(self, file: FileTensors, where: str) -> NoReturn:
         """Say how near the file comes to the network."""
         network, total, counts = self.base_model.name, len(self._shapes), file.prefixes(self._shapes)
+        if all(part.isdecimal() for name in file.tensors for part in name.split(".")):
+            raise ValueError(f"{where}: expected tensors by name, found a list of them; save model.state_dict().")
         if not counts:
             raise ValueError(
                 f"{where}: none of the {total} tensors of {network}, such as {next(iter(self._shapes))!r}, is in it; "
@@ -227,6 +229,7 @@ class Architecture:
         kind, problem = self._problem(file, prefix)
         shapes = {name: tuple(tensor.shape) for name, tensor in file.entry(prefix)[0].items()}
         told = told_arguments(self.base_model, self._model, shapes, asked=False) if self._model else {}
+        told = told if told and self._fits_with(told, file) else {}
         if found := nearest(self.base_model, shapes):
             advice = f". Names and shapes are those of timm:{found}"
         elif kind == "shape" and told:
@@ -241,6 +244,14 @@ class Architecture:
         raise ValueError(
             f"{where}: {num} of {total} tensors fit {network}; the first that does not is {problem}{advice}."
         )
+
+    def _fits_with(self, told: Mapping[str, int], file: FileTensors) -> bool:
+        """Whether the network of further arguments is in a file."""
+        try:
+            other = Architecture(with_arguments(self.base_model, told))
+        except ValueError:
+            return False
+        return bool(other._complete(file))
 
     def _num_fitting(self, file: FileTensors, prefix: str) -> int:
         state = file.entry(prefix)[0]

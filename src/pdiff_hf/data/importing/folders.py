@@ -92,7 +92,9 @@ def _places(folder: Path) -> list[Path]:
         return trainer
     files = [path for path in paths if not path.is_dir() and not BESIDE.search(path.name)]
     saved = [path for path in files if path.name in SAVED_MODELS or SHARD.fullmatch(path.name)]
-    weights = [path for path in files if path not in saved and is_weights(path)]
+    others = [path for path in files if path not in saved]
+    # What has the name of weights is enough: beside it, a pickle or an archive holds anything.
+    weights = [path for path in others if path.name.endswith(NAMED)] or [p for p in others if is_weights(p)]
     if saved and not weights:
         return [folder]
     if "adapter_config.json" in names:
@@ -104,9 +106,9 @@ def _places(folder: Path) -> list[Path]:
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a file has the name of weights, or begins as safetensors, archives of torch and numpy, or pickles do."""
-    if path.name.endswith(NAMED) or not path.is_file():
-        return path.name.endswith(NAMED)
+    """Whether a file begins as safetensors, archives of torch and numpy, or pickles do."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         start = file.read(9)
     is_pickle = len(start) > 2 and start[0] == 0x80 and start[1] in range(2, 6)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_generated, check_pipeline, parse_given_task
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_pdiff import PDiffPipeline
 
 
 @app.command()
@@ -75,8 +78,7 @@ def generate(
         generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     if choice is None:
         line(f"{num_samples} networks → {out}")
-        file = str(min(out.glob("*.safetensors")))
-        line(f"Load one: model.load_state_dict(safetensors.torch.load_file({file!r}))")
+        line(f"Load one: {_how_to_load(loaded, pipeline, min(out.glob('*.safetensors')))}")
         if judged := _how_to_judge(Path(pipeline), out):
             line(f"Next: {judged}")
         return print_json(summary, as_json)
@@ -102,6 +104,18 @@ def generate(
     rest = "; pdiff evaluate reports on test examples." if metric.is_accuracy else ": they were chosen by it."
     line(f"Val {metric.name} of chosen networks is optimistic{rest}")
     print_json({**summary, "choice": found}, as_json)
+
+
+def _how_to_load(loaded: PDiffPipeline, pipeline: str, file: Path) -> str:
+    """A line of Python that loads a generated network; where files hold a part of it, with the rest."""
+    from safetensors import safe_open
+
+    state = f"safetensors.torch.load_file({str(file)!r})"
+    if loaded.base_model is not None and loaded.base_model.weights is not None:
+        with safe_open(loaded.base_model.checked_weights(), framework="pt") as weights:
+            if not set(weights.keys()) <= {*loaded.layout.names}:
+                return f"model = PDiffPipeline.from_pretrained({pipeline!r}).build_model({state})"
+    return f"model.load_state_dict({state})"
 
 
 def _how_to_judge(pipeline: Path, out: Path) -> str | None:

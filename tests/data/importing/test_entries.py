@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from checkpoint_folders import (

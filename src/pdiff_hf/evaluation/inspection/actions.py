@@ -42,7 +42,7 @@ ACTIONS = {
         "one_run": "Import checkpoints of one run, or of runs that start at one network",
         "diverse": "Import the networks of independent runs",
         "base model": "pdiff import … --base …",
-        "task": "metadata.task in its stats.json",
+        "task": "pdiff import … --task …",
         "drop": "Import again without the files of the rows {rows}",
     },
     "recording": {
@@ -54,7 +54,7 @@ ACTIONS = {
         "one_run": "Record along one run, or runs that start at one network",
         "diverse": "Record the networks of independent runs",
         "base model": "the base_model of ParameterRecorder",
-        "task": "task in the metadata of ParameterRecorder",
+        "task": "the task of ParameterRecorder, or --task with the commands",
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
 }

@@ -20,6 +20,8 @@ from .placeholder import Placeholder
 
 # A state dict from before torch 0.4.1 has none, and torch's strict loading takes it.
 BATCH_COUNTER = "num_batches_tracked"
+# Share of the names that another network of the family has in common at least.
+MIN_ALIKE = 0.25
 # Left in state dicts by a profiler, beside the tensors of every module.
 PROFILED = ("total_ops", "total_params")
 
@@ -230,10 +232,10 @@ class Architecture:
         shapes = {name: tuple(tensor.shape) for name, tensor in file.entry(prefix)[0].items()}
         told = told_arguments(self.base_model, self._model, shapes, asked=False) if self._model else {}
         told = told if told and self._fits_with(told, file) else {}
-        if found := nearest(self.base_model, shapes):
-            advice = f". Names and shapes are those of timm:{found}"
-        elif kind == "shape" and told:
+        if kind == "shape" and told:
             advice = f". It is the same architecture with {', '.join(f'{n}={value}' for n, value in told.items())}"
+        elif counts[prefix] > MIN_ALIKE * total and (found := nearest(self.base_model, shapes)):
+            advice = f". Names and shapes are those of timm:{found}"
         elif kind == "missing":
             advice = (
                 f". Where files hold a part of the network, give one of the rest: {argument('rest', 'PATH', 'FILE')}"

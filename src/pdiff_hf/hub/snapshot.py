@@ -151,7 +151,13 @@ class Snapshot:
 def some_of(files: Iterable[str]) -> str:
     """The first few of some names, as errors name them."""
     names = sorted(files)
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "") or "no files"
+    return ", ".join(map(short_name, names[:4])) + (", …" if len(names) > 4 else "") or "no files"
+
+
+def short_name(name: str) -> str:
+    """A name from a file as it is printed: of 80 characters at most, and none that a terminal would obey."""
+    text = "".join(character if character.isprintable() else "?" for character in name[:81])
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def split_hub_id(source: str | Path) -> tuple[str, str | None] | None:

@@ -68,7 +68,7 @@ def test_two_networks_need_a_key(tmp_path):
         run_import(folder, tmp_path / "ds")
     run_import(folder, tmp_path / "ds", key="discriminator")
     torch.testing.assert_close(rebuilt(tmp_path / "ds"), expected(50, 51, 52))
-    with pytest.raises(ValueError, match="expected an entry 'decoder' with tensors, found 'generator' and 'discrim"):
+    with pytest.raises(ValueError, match="expected an entry 'decoder' with tensors, found discriminator, generator"):
         run_import(folder, tmp_path / "other", key="decoder")
 
 
@@ -81,6 +81,17 @@ def test_two_networks_in_one_state_dict_need_a_key(tmp_path):
         run_import(folder, tmp_path / "ds")
     run_import(folder, tmp_path / "ds", key="state_dict.critic")
     torch.testing.assert_close(rebuilt(tmp_path / "ds"), expected(50, 51, 52))
+
+
+def test_names_in_files_are_shown_short_and_printable(tmp_path):
+    long, escape = "x" * 10_000, "criterion.\x1b[31mred"
+    folder = save(tmp_path / "nets", lambda m, i: {**m.state_dict(), long: torch.ones(2), escape: torch.ones(2)})
+    [note] = run_import(folder, tmp_path / "ds")["notes"]
+    assert note.isprintable() and len(note) < 200 and "criterion.?[31mred" in note
+    folder = save(tmp_path / "other", lambda m, i: {**m.state_dict(), f"layer1.{long}\n": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"'layer1.x+…', which the network does not have") as caught:
+        run_import(folder, tmp_path / "none")
+    assert len(str(caught.value)) < 500
 
 
 def test_list_of_two_networks_needs_a_key(tmp_path):

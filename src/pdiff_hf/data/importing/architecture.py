@@ -9,7 +9,7 @@ import torch
 
 from ...base_model import BaseModel
 from ...files import errors_of
-from ...hub.snapshot import some_of
+from ...hub.snapshot import short_name, some_of
 from ...layout import ParameterLayout
 from ...wording import argument
 from ...wrapped import own_buffers, own_modules, own_state
@@ -128,7 +128,7 @@ class Architecture:
             file = FileTensors.of(value, self._shapes)
         if not file.tensors and file.unread:
             name, what = next(iter(file.unread.items()))
-            raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it {what}.")
+            raise ValueError(f"{where}: tensor {short_name(name)!r}: expected a dense one, found it {what}.")
         if not file.tensors:
             found = repr(value) if isinstance(value, Placeholder) else "no tensor at all"
             found = "a tensor without a name" if isinstance(value, torch.Tensor) else found
@@ -137,7 +137,7 @@ class Architecture:
             return file
         under = file.under(self._key)
         if not under.tensors:
-            found = listed([key for key in file.keys() if key] or [""])
+            found = some_of(key for key in file.keys() if key) if any(file.keys()) else "tensors alone"
             raise ValueError(f"{where}: expected an entry {self._key!r} with tensors, found {found}.")
         return under
 
@@ -168,7 +168,7 @@ class Architecture:
                 quantized = "; quantized networks cannot be imported" if tensor.dtype in QUANTIZED else ""
                 return "kind", f"{name!r}: expected {kind} values, found {tensor.dtype}{quantized}"
         if foreign := [name for name in state if name not in self._shapes and self._is_foreign(name, state[name])]:
-            return "foreign", f"{foreign[0]!r}, which the network does not have"
+            return "foreign", f"{short_name(foreign[0])!r}, which the network does not have"
         return problem
 
     def _is_foreign(self, name: str, tensor: torch.Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...hub.snapshot import short_name
 from ...wrapped import COUNTER, plain_name
 from .foreign import foreign_tensor
 from .placeholder import Placeholder, state_of_module
@@ -151,7 +152,8 @@ def choose(candidates: Mapping[str, Mapping[str, torch.Tensor]]) -> tuple[str, l
 
 def listed(prefixes: Sequence[str] | Mapping[str, Any]) -> str:
     """Entries by the keys that name them."""
-    return " and ".join(repr(prefix.removesuffix(".")) if prefix else "the file itself" for prefix in prefixes)
+    names = [repr(short_name(prefix.removesuffix("."))) if prefix else "the file itself" for prefix in prefixes]
+    return " and ".join(names[:4]) + (" and more" if len(names) > 4 else "")
 
 
 def _equal(state: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

@@ -134,7 +134,7 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     return [(key, _list(value)) for key, value in settings.items() if value not in (None, [], {})]
 
 
-def _bars(table: ReportTable) -> list[dict | None]:
+def _bars(table: ReportTable, higher_is_better: bool = True) -> list[dict | None]:
     """Places of the table's intervals on a common axis from 0 to 100, with zero at 50; empty without intervals.
 
     The axis holds three times the median reach of an interval, so that one hopeless group does not squeeze all others.
@@ -150,7 +150,7 @@ def _bars(table: ReportTable) -> list[dict | None]:
             continue
         center, low, high = (round(50 + 48 * max(-1.0, min(1.0, value / limit)), 2) for value in bar)
         outside = "" if abs(bar[0]) <= limit else "◂" if bar[0] < 0 else "▸"
-        tone = TONES[sign(bar[1:])]
+        tone = TONES[sign(bar[1:]) * (1 if higher_is_better else -1)]
         bars.append({"center": center, "low": low, "width": round(high - low, 2), "outside": outside, "tone": tone})
     return bars
 

@@ -1,10 +1,12 @@
+from contextlib import nullcontext
+
 import pytest
 
 from pdiff_hf import BaseModel
 from pdiff_hf.models.auto import AUTOENCODER
 from pdiff_hf.runs.recipe import GenerateConfig
 from pdiff_hf.runs.validation import parse_config, parse_section
-from pdiff_hf.wording import argument, typed_options
+from pdiff_hf.wording import argument, setting, typed_options
 
 TRUST = ("trusted_imports", "['nets:small']", "nets:small", "base_model.trusted_imports")
 
@@ -73,3 +75,18 @@ def test_commands_name_their_own_options(pdiff, tmp_path):
         assert code == 2 and expected in err
     # Nothing of it is left for Python.
     assert argument("scheduler") == "scheduler"
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "steps"),
+    [
+        (None, "dataset", "steps=5"),
+        # Of `pdiff evaluate`, which names a parameter dataset and no recipe.
+        ({"dataset": "--dataset", "seed": "--seed"}, "dataset", "steps=5"),
+        ({"overrides": "--set", "dataset": "--dataset"}, "--set task.dataset=…", '--set "autoencoder.steps=5"'),
+        ({"steps": "--max_train_steps", "dataset": "--dataset"}, "dataset", "--max_train_steps 5"),
+    ],
+)
+def test_a_key_of_a_recipe_is_named_as_one_only_where_there_is_a_recipe(options, task, steps):
+    with nullcontext() if options is None else typed_options(options):
+        assert (setting("task.dataset"), setting("autoencoder.steps", "5")) == (task, steps)

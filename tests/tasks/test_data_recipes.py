@@ -152,7 +152,7 @@ def test_wrong_column_and_missing_split_are_named_in_one_line(copy_of, name):
     assert f"'{label}'" in str(label_column.value)
     split = "test" if "validation" not in SCHEMAS[name][0] or name == "flowers102" else "validation"
     (folder / "data" / f"{split}-00000-of-00001.parquet").unlink()
-    with pytest.raises(ValueError, match=rf"expected split '{split}' in .*; set task.train_split") as missing:
+    with pytest.raises(ValueError, match=rf"expected split '{split}' in .*; give train_split") as missing:
         load(name, folder)
     assert not any("\n" in str(error.value) for error in (column, label_column, missing))
 

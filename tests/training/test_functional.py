@@ -138,7 +138,9 @@ def test_memory_bounds_the_pool():
     pool = objective._pool_of(0)
     taken = pool._functions.nbytes + sum(part.nbytes for part in pool._inputs)
     assert 2**19 < taken <= 2**20
-    with pytest.raises(ValueError, match=r"outputs of 20 networks on autoencoder.inputs_per_step=\d+ inputs"):
+    with pytest.raises(
+        ValueError, match=r"outputs of 20 networks on inputs_per_step=\d+ inputs.*give max_pool_mb=\d+ or more"
+    ):
         make_objective(inputs_per_step=1500, max_pool_mb=1)[1]._pool_of(0)
 
 

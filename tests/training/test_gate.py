@@ -7,6 +7,9 @@ from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.models.kinds import AutoencoderIdentityConfig, AutoencoderPCAConfig, AutoencoderPDiffConfig
 from pdiff_hf.results.metric import Metric
 from pdiff_hf.training.gate import PoorReconstructionError, check_reconstruction, measure_scores
+from pdiff_hf.wording import typed_options
+
+FLAGS = {"allow_poor_reconstruction": "--allow_poor", "steps": "--max_train_steps"}
 
 
 def refuse(config, train=0.5, num_train=1000):
@@ -14,14 +17,20 @@ def refuse(config, train=0.5, num_train=1000):
     with pytest.raises(PoorReconstructionError) as caught:
         check_reconstruction(report, config)
     text = str(caught.value)
-    assert "\n" not in text and "autoencoder.allow_poor_reconstruction=true" in text
+    assert "\n" not in text and "go on all the same: allow_poor_reconstruction=true." in text
+    with typed_options({"overrides": "--set"}), pytest.raises(PoorReconstructionError) as caught:
+        check_reconstruction(report, config)
+    typed = str(caught.value)
+    assert '--set "autoencoder.allow_poor_reconstruction=true".' in typed and " autoencoder." not in typed
+    with typed_options(FLAGS), pytest.raises(PoorReconstructionError, match=r"all the same: --allow_poor\.$"):
+        check_reconstruction(report, config)
     return text
 
 
 def test_what_needs_no_steps_is_not_told_to_take_more():
     text = refuse(AutoencoderPCAConfig())
     assert "steps" not in text and "kind=pca" not in text
-    assert "more latent values (autoencoder.latent_channels × latent_length, now 32 × 1)" in text
+    assert "more latent values (latent_channels × latent_length, now 32 × 1)" in text
 
 
 def test_no_more_latent_values_are_advised_than_checkpoints_tell_apart():
@@ -33,7 +42,7 @@ def test_no_more_latent_values_are_advised_than_checkpoints_tell_apart():
 def test_what_is_trained_is_told_of_steps_and_of_the_closed_form(preset):
     config = AutoencoderPDiffConfig(preset=preset)
     text = refuse(config)
-    assert f"more steps (autoencoder.steps, now {config.steps})" in text and "(autoencoder.kind=pca)" in text
+    assert f"more steps (steps, now {config.steps})" in text and "(kind=pca)" in text
 
 
 def test_what_has_no_latents_of_its_own_is_not_told_of_them():
@@ -79,5 +88,5 @@ def test_where_all_originals_are_worth_the_same_nothing_may_be_lost():
 
 
 def test_where_data_are_too_few_what_compares_functions_is_named():
-    assert "autoencoder.kind=functional" in refuse(AutoencoderPCAConfig(), train=1.0)
-    assert "autoencoder.kind=functional" not in refuse(AutoencoderPCAConfig())
+    assert "kind=functional" in refuse(AutoencoderPCAConfig(), train=1.0)
+    assert "kind=functional" not in refuse(AutoencoderPCAConfig())

@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 
 from ..identity import NetworkIdentity, shown
 from ..layout import ParameterLayout
-from ..wording import argument
+from ..wording import setting
 from .config import latent_arguments
 from .normalizer import BLOCK_VALUES, ParameterNormalizer
 
@@ -197,7 +197,7 @@ class ParameterAutoencoderMixin:
             raise ValueError(
                 f"latent value {int(constant.int().argmax())} is the same for all checkpoints, found "
                 f"{int(constant.sum())} such of {len(constant)}; take fewer latent values, {latent_arguments()}, or "
-                f"{argument('latent_whitening', 'null', 'null', 'autoencoder.latent_whitening')}."
+                f"{setting('autoencoder.latent_whitening', 'null')}."
             )
         stds, deviations = latents.flatten(1).double().std(0), self.latent_deviations
         kept = (stds if deviations is None else stds * deviations.double()) ** (1 - whitening)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from ..sections import load_class
-from ..wording import argument
+from ..wording import setting
 
 if TYPE_CHECKING:
     from typing import Self
@@ -30,7 +30,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 def latent_arguments() -> str:
     """What decides how many values latents have, for a message."""
-    return " × ".join(argument(name, key=f"autoencoder.{name}") for name in ("latent_channels", "latent_length"))
+    return " × ".join(setting(f"autoencoder.{name}") for name in ("latent_channels", "latent_length"))
 
 
 def too_few_rows(num_latents: int, num_rows: int, fewer: str | None = None) -> str:
@@ -39,7 +39,7 @@ def too_few_rows(num_latents: int, num_rows: int, fewer: str | None = None) -> s
     return (
         f"the Gaussian of {num_latents} latent values needs at least {num_latents + 1} checkpoints to train on, found "
         f"{num_rows} without those held out; take {fewer}, more checkpoints, or "
-        f"{argument('kind', 'unet_1d', 'unet_1d', 'diffusion.kind')}."
+        f"{setting('diffusion.kind', 'unet_1d')}."
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ..wording import setting
 from .precision import Float32Module, without_autocast
 
 # Functions whose standard deviation over the networks is a smaller part of their values than this are one function.
@@ -63,7 +64,7 @@ class FunctionEncoder(Float32Module):
         if (rank := int((values > values[0] * len(rows) * torch.finfo(values.dtype).eps).sum())) < num:
             raise ValueError(
                 f"expected functions that span {num} latent values, found {rank}; take no more of them "
-                "(autoencoder.latent_channels)."
+                f"({setting('autoencoder.latent_channels')})."
             )
         self.mean.copy_(mean)
         self.basis.copy_((vectors.T @ deviations) / values.sqrt()[:, None])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ..wording import setting
 from .config import PAPER_LATENTS, AutoencoderConfig, DiffusionConfig, OptimizationConfig
 
 if TYPE_CHECKING:
@@ -210,7 +211,9 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     @model_validator(mode="after")
     def _check_losses(self) -> AutoencoderFunctionalConfig:
         if not self.function_loss + self.task_loss + self.weight_loss:
-            raise ValueError("expected a loss with a weight above 0, found none; set autoencoder.function_loss=1")
+            raise ValueError(
+                f"expected a loss with a weight above 0, found none; give {setting('autoencoder.function_loss', '1')}"
+            )
         return self
 
     @classmethod

@@ -12,7 +12,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ..hub.snapshot import local_folder
-from ..wording import argument
+from ..wording import setting
 
 # Wang et al. 2024, arXiv 2402.13144, v3: a subset is trained on with a higher learning rate than the whole network.
 SUBSET_LEARNING_RATE = 3e-2
@@ -184,7 +184,7 @@ class SplitConfig(PydanticModel):
         if folder is not None and not folder.is_dir():
             raise ValueError(
                 f"expected a folder of {self.files}, found that {self.dataset} does not exist or is a file; correct "
-                f"{argument('task.dataset', key='task.dataset')}"
+                f"{setting('task.dataset')}"
             )
         return folder
 

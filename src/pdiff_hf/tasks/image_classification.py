@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
 from ..base_model import BaseModel
+from ..wording import setting
 from .config import ImageClassificationConfig
 from .sources import check_fingerprint, load_splits
 from .splits import Split, check_columns, class_labels, divide
@@ -111,7 +112,8 @@ class ImageClassification(Task):
                 values = defaults[key] if in_chans == 3 else (sum(defaults[key]) / len(defaults[key]),)
             if len(values) != in_chans:
                 raise ValueError(
-                    f"expected {in_chans} values in task.{key}, one a channel, found {values}; correct it"
+                    f"expected {in_chans} values in {key}, one a channel, found {values}; correct "
+                    f"{setting(f'task.{key}')}"
                 )
             update[key] = tuple(values)
         self.config = config.model_copy(update=update)
@@ -189,7 +191,7 @@ def _image_column(rows: datasets.Dataset) -> str:
     if len(found) != 1:
         raise ValueError(
             f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it with "
-            "task.image_column"
+            f"{setting('task.image_column')}"
         )
     return found[0]
 
@@ -214,7 +216,9 @@ def select_images(splits: datasets.DatasetDict, image_column: str, label_column:
     for name, rows in splits.items():
         feature = rows.features[image_column]
         if not _is_encoded(feature):
-            raise ValueError(f"expected images in column {image_column!r}, found {feature}; set task.image_column")
+            raise ValueError(
+                f"expected images in column {image_column!r}, found {feature}; give {setting('task.image_column')}"
+            )
         if not isinstance(feature, datasets.Image):
             splits[name] = rows.cast_column(image_column, datasets.Image())
     return splits.select_columns(list(dict.fromkeys((image_column, label_column))))

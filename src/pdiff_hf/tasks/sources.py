@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..hub.snapshot import local_folder
-from ..wording import argument
+from ..wording import setting
 from .config import SplitConfig
 
 # What a folder may hold beside images of their own, by the builder that reads it.
@@ -38,14 +38,18 @@ def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
     dataset, folder, kinds = config.dataset, config.source_folder(), config.files
     if folder is not None and config.config_name is not None:
         raise ValueError(
-            f"expected no task.config_name for the folder {dataset}, found {config.config_name!r}; name a sub-folder"
+            f"expected no config_name for the folder {dataset}, found {config.config_name!r}; name a "
+            f"sub-folder in {setting('task.dataset')}"
         )
     if len(set(config.named_splits)) < len(config.named_splits):
         raise ValueError(
             f"expected different train, val and test splits, found {config.named_splits}; they must be disjoint"
         )
     if config.test_split is None and config.test_size is None:
-        raise ValueError("expected task.test_split or task.test_size, found neither; set one of them")
+        raise ValueError(
+            f"expected test_split or test_size, found neither; give {setting('task.test_split')} or "
+            f"{setting('task.test_size')}"
+        )
     if folder is None and config.dataset_fingerprint is not None:
         raise ValueError(
             f"expected a folder {dataset!r} with the {noun}, which were not on the Hub, found none here; link a copy "
@@ -72,7 +76,7 @@ def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
         expected = f"{kinds} in it" if folder is not None else "a folder or a dataset on the Hub"
         raise ValueError(
             f"expected {expected}, found none under {dataset!r} ({str(error).splitlines()[0]}); correct "
-            f"{argument('task.dataset', key='task.dataset')}"
+            f"{setting('task.dataset')}"
         ) from error
     _check_names(config, stored)
     return datasets.DatasetDict({name: stored[name] for name in config.named_splits})
@@ -81,8 +85,9 @@ def load_splits(config: SplitConfig, noun: str) -> datasets.DatasetDict:
 def _check_names(config: SplitConfig, stored: Mapping) -> None:
     if missing := [name for name in config.named_splits if name not in stored]:
         raise ValueError(
-            f"expected split {missing[0]!r} in {config.dataset}, found {sorted(stored)}; set task.train_split and "
-            "task.test_split (null with task.test_size takes that many examples of the train split)"
+            f"expected split {missing[0]!r} in {config.dataset}, found {sorted(stored)}; give "
+            f"{setting('task.train_split')} and {setting('task.test_split')} (null with test_size takes that many "
+            "examples of the train split)"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.model_selection import train_test_split
 
+from ..wording import setting
 from .config import SplitConfig
 
 Split = Literal["train", "val", "test"]
@@ -22,7 +23,7 @@ def check_columns(splits: datasets.DatasetDict, columns: Mapping[str, str]) -> N
             expected = " and ".join(map(repr, columns.values()))
             raise ValueError(
                 f"expected columns {expected} in split {name!r}, found {rows.column_names}; name yours with "
-                f"{' and '.join(f'task.{key}' for key in columns)}"
+                f"{' and '.join(setting(f'task.{key}') for key in columns)}"
             )
 
 
@@ -41,7 +42,7 @@ def class_labels(splits: datasets.DatasetDict, train: str, column: str) -> tuple
         if not (values[name].type == values[train].type if is_text else pa.types.is_integer(values[name].type)):
             raise ValueError(
                 f"expected class numbers in column {column!r} of split {name!r}, found {rows.features[column]}; "
-                "convert them with Dataset.class_encode_column or name another task.label_column"
+                f"convert them with Dataset.class_encode_column or name another {setting('task.label_column')}"
             )
         if values[name].null_count:
             raise ValueError(
@@ -65,7 +66,7 @@ def class_labels(splits: datasets.DatasetDict, train: str, column: str) -> tuple
             value = values[name][int(wrong[0])].as_py()
             raise ValueError(
                 f"expected {expected} in column {column!r}, found {value!r} in row {wrong[0]} of split {name!r}; drop "
-                "such rows or name another split or task.label_column"
+                f"such rows or name another split or {setting('task.label_column')}"
             )
     return labels, names
 
@@ -109,7 +110,8 @@ def stratified_choice(indices: np.ndarray, labels: np.ndarray, size: int, seed: 
         rest, chosen = train_test_split(indices, test_size=size, stratify=labels[indices], random_state=seed)
     except ValueError as error:
         raise ValueError(
-            f"expected {key} that divides {len(indices)} examples with all {len(np.unique(labels[indices]))} classes "
-            f"on both sides, found {size} ({error}); change {key}"
+            f"expected {key.removeprefix('task.')} that divides {len(indices)} examples with all {len(np.unique(labels[indices]))} classes "
+            f"on both sides, found {size} ({error}); change "
+            f"{setting(key) if key.startswith('task.') else key}"
         ) from error
     return [np.sort(chosen), np.sort(rest)]

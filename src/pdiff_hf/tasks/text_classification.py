@@ -17,6 +17,7 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..base_model import BaseModel
+from ..wording import setting
 from .config import TextClassificationConfig
 from .sources import check_fingerprint, load_splits
 from .splits import Split, check_columns, class_labels, divide
@@ -81,7 +82,9 @@ class TextClassification(Task):
             network = AutoConfig.for_model(values.pop("model_type"), **values)
         name = config.tokenizer or getattr(network, "name_or_path", None)
         if not name:
-            raise ValueError("expected a tokenizer, found none that belongs to the base model; set task.tokenizer")
+            raise ValueError(
+                f"expected a tokenizer, found none that belongs to the base model; give {setting('task.tokenizer')}"
+            )
         if name == WORDS:
             self.tokenizer = make_word_tokenizer((text for column in pool_texts for text in column), config.vocab_size)
         else:
@@ -121,8 +124,8 @@ class TextClassification(Task):
             (wrong,) = np.nonzero([not isinstance(text, str) for text in texts])
             if len(wrong):
                 raise ValueError(
-                    f"expected texts in column {column!r}, found {texts[wrong[0]]!r} in row {wrong[0]}; set "
-                    "task.text_column, or drop such rows"
+                    f"expected texts in column {column!r}, found {texts[wrong[0]]!r} in row {wrong[0]}; give "
+                    f"{setting('task.text_column')}, or drop such rows"
                 )
             found.append(texts)
         return found
@@ -132,12 +135,12 @@ def _check_network(tokenizer: PreTrainedTokenizerBase, network: PretrainedConfig
     if network.pad_token_id != tokenizer.pad_token_id:
         raise ValueError(
             f"expected a base model that pads with the tokenizer's token {tokenizer.pad_token_id}, found "
-            f"{network.pad_token_id}; set pad_token_id in base_model.kwargs.config"
+            f"{network.pad_token_id}; set pad_token_id in kwargs.config of the base model"
         )
     if network.vocab_size < len(tokenizer):
         raise ValueError(
             f"expected a base model for the {len(tokenizer)} tokens of the tokenizer, found vocab_size "
-            f"{network.vocab_size}; change base_model.kwargs.config or task.vocab_size"
+            f"{network.vocab_size}; change kwargs.config of the base model or {setting('task.vocab_size')}"
         )
 
 
@@ -168,7 +171,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"expected a tokenizer in a folder or on the Hub, found none under {name!r} "
-            f"({str(error).splitlines()[0]}); correct task.tokenizer, or set it to words"
+            f"({str(error).splitlines()[0]}); correct {setting('task.tokenizer')}, or set it to words"
         ) from error
     if tokenizer.pad_token_id is None:
         raise ValueError(f"expected a tokenizer with a padding token, found none in {name!r}; name another one")

@@ -16,6 +16,7 @@ from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
 from ..machine import ThreadChoice
+from ..wording import setting
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, BaseTrainingConfig, CollectConfig
 from .task import MAX_CACHE_BYTES, Task
@@ -174,7 +175,8 @@ def train_selection(
                 continue
             if not math.isfinite(loss.item()):
                 raise ValueError(
-                    f"expected a finite loss, found {loss.item()} at step {step}; lower collect.learning_rate"
+                    f"expected a finite loss, found {loss.item()} at step {step}; lower "
+                    f"{setting('collect.learning_rate')}"
                 )
             yield step, step / len(indices), loss.item()
             if step == num_steps:

@@ -17,7 +17,7 @@ from ..identity import check_same_network
 from ..machine import one_writer, return_large_blocks
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
-from ..wording import argument
+from ..wording import setting
 from .batches import GlobalBatch
 from .checkpoints import writing
 from .functional import FunctionObjective, Probes, check_functional_inputs
@@ -68,7 +68,7 @@ def train_autoencoder(
     if len(heldout_rows) == 0:
         raise ValueError(
             f"the gate holds out every {config.holdout_every}th checkpoint, but there are only {len(vectors)}. "
-            f"Collect more checkpoints or lower {argument('holdout_every', key='autoencoder.holdout_every')}."
+            f"Collect more checkpoints or lower {setting('autoencoder.holdout_every')}."
         )
     train_vectors, heldout_vectors = take_rows(vectors, train_rows), take_rows(vectors, heldout_rows)
     if isinstance(train_vectors, torch.Tensor):

@@ -19,6 +19,7 @@ from ..models.autoencoder_functional import AutoencoderFunctional
 from ..models.functions import NetworkFunctions
 from ..models.kinds import AutoencoderFunctionalConfig
 from ..models.normalizer import BLOCK_VALUES
+from ..wording import setting
 from .batches import GlobalBatch
 
 # Of the loss of functions, the share of the cross-entropy to the target's probabilities.
@@ -191,9 +192,10 @@ class FunctionPool:
         num = int(min(config.pool_size, config.max_pool_mb * 2**20 // bytes_per_input)) // size * size
         if num < size:
             raise ValueError(
-                f"expected memory for the outputs of {len(vectors)} networks on autoencoder.inputs_per_step={size} "
-                f"inputs, found autoencoder.max_pool_mb={config.max_pool_mb}; give at least "
-                f"{-(-int(size * bytes_per_input) // 2**20)}, or take fewer inputs."
+                f"expected memory for the outputs of {len(vectors)} networks on inputs_per_step={size} inputs, found "
+                f"max_pool_mb={config.max_pool_mb}; give "
+                f"{setting('autoencoder.max_pool_mb', str(-(-int(size * bytes_per_input) // 2**20)))} or more, or "
+                f"fewer inputs ({setting('autoencoder.inputs_per_step')})."
             )
         self._labelled = None
         if config.task_loss:

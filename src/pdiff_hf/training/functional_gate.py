@@ -9,6 +9,7 @@ from ..evaluation.intervals import sample_mean_interval
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.autoencoder_functional import AutoencoderFunctional
 from ..models.config import AutoencoderConfig
+from ..wording import setting
 from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
 
 # Networks of which pairs are compared, the largest gain, and in how many halvings it is found.
@@ -143,10 +144,10 @@ def check_functions(report: dict, config: AutoencoderConfig) -> None:
         )
     if problems and not config.allow_poor_reconstruction:
         raise PoorReconstructionError(
-            f"the autoencoder {' and '.join(problems)}. Try more steps (autoencoder.steps, now {config.steps}), more "
-            f"checkpoints (now {report['num_train']} to train on), or fewer latent values "
-            f"(autoencoder.latent_channels, now {config.latent_channels}). To go on all the same: "
-            "autoencoder.allow_poor_reconstruction=true."
+            f"the autoencoder {' and '.join(problems)}. Try more steps ({setting('autoencoder.steps')}, now "
+            f"{config.steps}), more checkpoints (now {report['num_train']} to train on), or fewer latent values "
+            f"({setting('autoencoder.latent_channels')}, now {config.latent_channels}). To go on all the same: "
+            f"{setting('autoencoder.allow_poor_reconstruction', 'true')}."
         )
 
 

@@ -8,9 +8,10 @@ from ..evaluation.reconstruction import explained_variances, poor_kinds, shares_
 from ..evaluation.scores import NetworkEvaluator
 from ..models.auto import AUTOENCODERS
 from ..models.autoencoder_base import ParameterAutoencoderMixin
-from ..models.config import AutoencoderConfig
+from ..models.config import AutoencoderConfig, latent_arguments
 from ..results.metric import Metric
 from ..results.text import by_kind, percent
+from ..wording import setting
 
 # Training rows that are scored beside the held-out ones, for the spread of the originals' scores.
 MAX_SCORED_ROWS = 100
@@ -124,13 +125,13 @@ def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
         advice = (
             f"Of the training rows it explains more ({by_kind(found)}), so it lacks data: take more "
             "checkpoints, or those of one run; independently initialised networks are compared by what they compute: "
-            "autoencoder.kind=functional. pdiff inspect says more."
+            f"{setting('autoencoder.kind', 'functional')}. pdiff inspect says more."
         )
     else:
         advice = f"{_larger(config, report['num_train'])}."
     raise PoorReconstructionError(
         f"the autoencoder {' and '.join(problems)}. {advice} To go on all the same: "
-        "autoencoder.allow_poor_reconstruction=true."
+        f"{setting('autoencoder.allow_poor_reconstruction', 'true')}."
     )
 
 
@@ -138,16 +139,16 @@ def _larger(config: AutoencoderConfig, num_train: int) -> str:
     """What makes an autoencoder of this kind reconstruct better, by its section."""
     ways = []
     if config.optimization is not None:
-        ways.append(f"more steps (autoencoder.steps, now {config.optimization.steps})")
+        ways.append(f"more steps ({setting('autoencoder.steps')}, now {config.optimization.steps})")
     if not config.latents_grow:
         size = config.latent_channels * config.latent_length
         room = not config.has_components or size < num_train - 1
-        now = f"autoencoder.latent_channels × latent_length, now {config.latent_channels} × {config.latent_length}"
+        now = f"{latent_arguments()}, now {config.latent_channels} × {config.latent_length}"
         more = "" if room else f", of which {num_train} training checkpoints have no more"
         ways.append(f"{'more' if room else 'more checkpoints for more'} latent values ({now}{more})")
     if config.optimization is not None:
         kinds = {kind: section() for kind, section in AUTOENCODERS.items()}
         exact = [kind for kind, other in kinds.items() if other.has_components and other.optimization is None]
-        ways += [f"a closed form (autoencoder.kind={kind})" for kind in exact]
+        ways += [f"a closed form ({setting('autoencoder.kind', kind)})" for kind in exact]
     text = ", or ".join(ways) or "more checkpoints"
     return f"Try {text}"

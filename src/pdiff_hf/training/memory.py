@@ -6,6 +6,7 @@ import torch
 from diffusers import ModelMixin
 
 from ..machine import default_device, free_memory
+from ..wording import setting
 
 # Values of the training data that are there at the same time: the table, its rows as vectors, latents, batches.
 COPIES_OF_DATASET = 4
@@ -50,6 +51,6 @@ def check_unet_memory(unet: ModelMixin, batch_size: int, num_rows: int) -> None:
     if needed > free:
         raise ValueError(
             f"a denoiser of {unet.config.in_channels} × {unet.config.sample_size} values needs "
-            f"at least {needed / 2**30:.1f} GB with diffusion.train_batch_size={batch_size}, found {free / 2**30:.1f} "
-            "GB free; lower it, select fewer tensors, or use an autoencoder."
+            f"at least {needed / 2**30:.1f} GB with train_batch_size={batch_size}, found {free / 2**30:.1f} GB free; "
+            f"lower {setting('diffusion.train_batch_size')}, select fewer tensors, or use an autoencoder."
         )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..files import read_object
-from ..wording import argument
+from ..wording import setting
 
 KINDS = ("between", "block", "end", "run")
 # Rows on either side of a block, in units of its own size.
@@ -57,9 +57,9 @@ def hold_out(
     if len(train) == 0:
         runs_there = "1 run" if len(members) == 1 else f"{len(members)} runs"
         raise ValueError(
-            f"{argument('validate', kind, kind, 'diffusion.validate')} with a share of {share:g} leaves none of "
+            f"{setting('diffusion.validate', kind)} with a share of {share:g} leaves none of "
             f"{number} checkpoints in {runs_there} to train on; take more of them, a smaller "
-            f"{argument('validation_share', key='diffusion.validation_share')}, or other rows."
+            f"{setting('diffusion.validation_share')}, or other rows."
         )
     return torch.from_numpy(train), torch.from_numpy(kept)
 

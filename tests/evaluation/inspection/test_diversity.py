@@ -179,7 +179,7 @@ def test_independent_networks_are_trained_on_by_what_they_compute(zoo, evaluator
     assert f"{command} --set autoencoder.latent_channels={latents}" in entry["action"]
     assert "needs no alignment" in entry["action"] and "collect.kind" not in entry["action"]
     text = printed(report)
-    assert "Train on it with autoencoder.kind=functional" in text and f"{latents} latents" in text
+    assert "Train on it with --set autoencoder.kind=functional" in text and f"{latents} latents" in text
     # What the default autoencoder lacks is of no concern.
     assert "default latent" not in text and "Do not train" not in text
 

@@ -60,6 +60,9 @@ ACTIONS = {
 }
 
 
+FUNCTIONAL = "autoencoder.kind=functional"
+
+
 def origin_of(metadata: Mapping) -> str:
     """Who made a dataset with these metadata: a key of `ACTIONS`."""
     origin = next((name for name in ("collect", "import") if name in metadata), "recording")
@@ -78,7 +81,7 @@ def functional_settings(report: Mapping) -> list[str]:
     latents = diversity["latent_channels"] if diversity else None
     if latents is None or missing_for_functions(report):
         return []
-    return ["autoencoder.kind=functional", f"autoencoder.latent_channels={latents}"]
+    return [FUNCTIONAL, f"autoencoder.latent_channels={latents}"]
 
 
 def needs_functions(report: Mapping) -> bool:
@@ -96,7 +99,7 @@ def functional_action(report: Mapping) -> str:
     """How networks are compared by what they compute, which needs no common order; or what is missing for it."""
     if settings := functional_settings(report):
         return f"compare them by what they compute, which needs no alignment: {train_command(report, *settings)}"
-    way = "compare them by what they compute (autoencoder.kind=functional, which needs no alignment)"
+    way = f"compare them by what they compute, which needs no alignment ({train_command(report, FUNCTIONAL)})"
     if missing := missing_for_functions(report):
         named = " and ".join(f"a {what}" for what in missing)
         how = ", ".join(actions_for(report)[what] for what in missing)

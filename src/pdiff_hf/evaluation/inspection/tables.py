@@ -169,7 +169,7 @@ def _advice(report: Mapping) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     if needs_functions(report):
-        warning = "Train on it with autoencoder.kind=functional; the default autoencoder makes nothing of it."
+        warning = "Train on it with --set autoencoder.kind=functional; the default autoencoder makes nothing of it."
     elif report["gate"] is not None and report["gate"]["will_pass"] is False:
         warning = "The gate is likely to refuse it as it is."
     else:

@@ -144,7 +144,7 @@ def test_texts_of_the_hubs_schema(copy_of, name):
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_wrong_column_and_missing_split_are_named_in_one_line(copy_of, name):
     folder, key = copy_of(name), "image_column" if name in IMAGES else "text_column"
-    with pytest.raises(ValueError, match=rf"expected columns 'other' and .* name yours with task.{key}") as column:
+    with pytest.raises(ValueError, match=rf"expected columns 'other' and .* name yours with {key}") as column:
         load(name, folder, f"task.{key}=other")
     label = next(iter(SCHEMAS[name][2]))
     with pytest.raises(ValueError, match=r"expected columns .* and 'class' in split") as label_column:

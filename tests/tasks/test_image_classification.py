@@ -179,7 +179,7 @@ def test_images_too_large_for_memory_give_the_same_batches(folder, monkeypatch):
     [
         ({"test_split": "validation"}, r"expected split 'validation'.*found \['test', 'train'\].*test_split"),
         ({"test_split": "train"}, "must be disjoint"),
-        ({"test_split": None}, "task.test_split or task.test_size, found neither"),
+        ({"test_split": None}, "expected test_split or test_size, found neither; give test_split or test_size"),
         ({"image_column": "img"}, r"expected columns 'img' and 'label'.*found \['image', 'label'\].*image_column"),
         ({"image_column": "label", "label_column": "image"}, "expected images in column 'label'"),
         ({"label_column": "image"}, "expected class numbers in column 'image'"),

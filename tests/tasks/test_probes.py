@@ -49,7 +49,7 @@ def test_images_of_another_dataset_are_drawn_as_those_of_the_task(tmp_path):
 
 def test_images_that_are_not_there_are_refused(tmp_path):
     config = AutoencoderFunctionalConfig(probe_dataset=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"expected a folder of images .* correct autoencoder.probe_dataset"):
+    with pytest.raises(ValueError, match=r"expected a folder of images .* correct probe_dataset"):
         make_probes(None, config, digits())
 
 

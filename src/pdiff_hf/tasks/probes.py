@@ -8,6 +8,7 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..models.config import AutoencoderConfig
+from ..wording import setting
 from .evaluators import AnyTask, open_task
 from .function import FunctionTask
 from .image_classification import ImageClassification
@@ -41,7 +42,8 @@ def make_probes(
         try:
             others = task.other_images(config.probe_dataset)
         except ValueError as error:
-            raise ValueError(str(error).replace("task.dataset", "autoencoder.probe_dataset")) from error
+            wrong, right = setting("task.dataset"), setting("autoencoder.probe_dataset")
+            raise ValueError(str(error).replace(f"correct {wrong}", f"correct {right}")) from error
     return ProbeSource(task, config.probe_mixing, config.probe_noise, others, config.probe_dataset_share)
 
 

@@ -110,8 +110,8 @@ def stratified_choice(indices: np.ndarray, labels: np.ndarray, size: int, seed: 
         rest, chosen = train_test_split(indices, test_size=size, stratify=labels[indices], random_state=seed)
     except ValueError as error:
         raise ValueError(
-            f"expected {key.removeprefix('task.')} that divides {len(indices)} examples with all {len(np.unique(labels[indices]))} classes "
-            f"on both sides, found {size} ({error}); change "
+            f"expected {key.removeprefix('task.')} that divides {len(indices)} examples with all "
+            f"{len(np.unique(labels[indices]))} classes on both sides, found {size} ({error}); change "
             f"{setting(key) if key.startswith('task.') else key}"
         ) from error
     return [np.sort(chosen), np.sort(rest)]

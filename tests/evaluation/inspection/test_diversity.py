@@ -152,7 +152,7 @@ def test_one_function_in_many_orders_of_hidden_units_is_nothing_to_be_learnt(zoo
     assert report["functional"]["basins"] == "many"
     text = printed(report)
     assert "no functional diversity to be learnt" in text and "nothing to be learnt" in text
-    assert "--set autoencoder.kind=functional" not in text and "Do not train on this dataset as it is." in text
+    assert "--set autoencoder.kind=functional --set" not in text and "Do not train on this dataset as it is." in text
 
 
 def test_neighbours_on_a_path_hardly_differ(zoo, evaluator, tmp_path):

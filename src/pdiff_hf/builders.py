@@ -64,7 +64,8 @@ def build_network(
         try:
             return factory(**kwargs)
         except TypeError as error:
-            raise ValueError(f"base model: {name!r} does not take its arguments: {error}.") from error
+            given = argument("kwargs", "{…}", "'{…}'")
+            raise ValueError(f"base model: {name!r} does not take its arguments: {error}; give {given}.") from error
     return _BUILDERS[library](name, kwargs, pretrained)
 
 

@@ -56,8 +56,14 @@ class Architecture:
         self.base_model = base_model
         # Constructors of networks do not check what they are given.
         kinds = (TypeError, KeyError, RuntimeError, ImportError, ZeroDivisionError, AttributeError)
-        with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
+        try:
             self._model = base_model.build()
+        except (ValueError, *kinds) as error:
+            # Our own messages say it already.
+            if str(error).startswith("base model"):
+                raise
+            with errors_of(f"base model {base_model.name!r} cannot be built with its arguments", *kinds):
+                raise
         state = own_state(self._model)
         self.buffers = set(own_buffers(self._model))
         self._modules = {name for name, _ in own_modules(self._model)}
@@ -241,7 +247,9 @@ class Architecture:
                 f". Where files hold a part of the network, give one of the rest: {argument('rest', 'PATH', 'FILE')}"
             )
         else:
-            advice = "" if kind == "kind" else "; it belongs to another architecture"
+            given = argument("kwargs") if self.base_model.library == "import" and kind == "shape" else ""
+            advice = f"; it has other arguments ({given}), or" if given else ";"
+            advice = "" if kind == "kind" else f"{advice} it belongs to another architecture"
         num = self._num_fitting(file, prefix)
         raise ValueError(
             f"{where}: {num} of {total} tensors fit {network}; the first that does not is {problem}{advice}."

@@ -20,6 +20,15 @@ def _own_caches(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
 
 
+@pytest.fixture(autouse=True)
+def _own_trust(tmp_path_factory, monkeypatch):
+    """What a test types is not remembered for the next."""
+    from pdiff_hf import trust
+
+    file = tmp_path_factory.mktemp("trust") / "pdiff_hf" / "trusted.json"
+    monkeypatch.setattr(trust, "trusted_file", lambda: file)
+
+
 @pytest.fixture
 def pdiff(monkeypatch, capsys):
     """Runs the command line in this process: exit code, standard output and standard error."""

@@ -6,10 +6,12 @@ What a test needs beside is said in a comment before the block, which is not see
     <!-- test: given: NAME, NAME -->                what the reader has by then, see `GIVEN`
     <!-- test: run: --profile cpu-smoke -->         options behind every `pdiff run` of the block
     <!-- test: 300 -> 3 -->                         a text in another's place
+    <!-- test: file: NAME -->                       the block is a file of this name
 
 Several are separated by `;`. Lines that begin with `accelerate` start processes, which other tests do.
 """
 
+import argparse
 import os
 import re
 import runpy
@@ -64,7 +66,9 @@ class Session:
             return
         for name in filter(None, block.marks.get("given", "").split(", ")):
             GIVEN[name](self)
-        if block.language == "bash":
+        if "file" in block.marks:
+            Path(block.marks["file"]).write_text(block.text, encoding="utf-8")
+        elif block.language == "bash":
             for line in block.text.replace("\\\n", " ").splitlines():
                 self.command(line, block.marks)
         elif block.language == "yaml":
@@ -151,8 +155,60 @@ def output(session):
     Trainer(session.names["model"], session.names["args"], train_dataset=session.names["data"]).train()
 
 
+OWN_CLASS = """
+from torch import nn
+
+
+class MLP(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
+"""
+
+
+def own(session):
+    """Networks of a class of the reader's, and a step of its training."""
+    if Path("nets.py").exists():
+        return
+    Path("nets.py").write_text(OWN_CLASS, encoding="utf-8")
+    sys.path.insert(0, os.getcwd())
+    from nets import MLP
+
+    os.mkdir("mlps")
+    for index in range(12):
+        torch.manual_seed(index)
+        torch.save({"model": MLP(8).state_dict(), "epoch": 9}, f"mlps/net_{index}.pth")
+    session.names["train_step"] = lambda model: model[0].weight.data.add_(0.01)
+
+
+def lightning(session):
+    """What a `Trainer` of Lightning leaves behind."""
+    import timm
+
+    folder = Path("lightning_logs/version_0/checkpoints")
+    folder.mkdir(parents=True)
+    for epoch in range(3):
+        model = timm.create_model("test_resnet", num_classes=5)
+        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        values = {"state_dict": state, "epoch": epoch, "hyper_parameters": argparse.Namespace(lr=0.1)}
+        torch.save(values, folder / f"epoch={epoch}-step={100 * epoch}.ckpt")
+
+
+def partial(session):
+    """Checkpoints of two norms of a network, and the whole network."""
+    import timm
+
+    os.mkdir("p_data")
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    torch.save(state, "whole.pth")
+    for step in range(3):
+        norms = {name: torch.rand(tensor.shape) for name, tensor in state.items() if "layer4.0.bn" in name}
+        torch.save({n: t for n, t in norms.items() if n.endswith((".weight", ".bias"))}, f"p_data/p_data_{step}.pt")
+
+
 def nets(session):
     """Checkpoints of a ResNet-18 whose last norms were trained."""
+    if Path("nets").exists():
+        return
     import timm
     from safetensors.torch import save_file
 
@@ -178,4 +234,48 @@ def images(session):
                 Image.fromarray(pixels).save(f"images/{split}/{name}/{index}.png")
 
 
-GIVEN = {function.__name__: function for function in (demo, parts_of_demo, trainer, output, nets, images)}
+def perceptrons(session):
+    """Checkpoints of the network in `nets.py`, along one training."""
+    from pdiff_hf.own_code import load_object
+
+    mlp, examples = load_object("nets.py:mlp"), load_object("nets.py:examples")
+    torch.manual_seed(0)
+    model, (x, y) = mlp(), examples(0)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    os.mkdir("checkpoints")
+    for step in range(240):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        if step >= 120 and step % 10 == 0:
+            torch.save(model.state_dict(), f"checkpoints/step-{step}.pt")
+
+
+def nets_in_memory(session):
+    """A network of `nets.py`, and some that were trained on from it."""
+    from pdiff_hf.own_code import load_object
+
+    names = {name: load_object(f"nets.py:{name}") for name in ("mlp", "evaluate")}
+    states = [torch.load(path) for path in sorted(Path("checkpoints").glob("*.pt"))]
+    networks = [names["mlp"]() for _ in states]
+    for network, state in zip(networks, states, strict=True):
+        network.load_state_dict(state)
+    session.names |= {"model": networks[0], "networks": networks, "evaluate": names["evaluate"]}
+
+
+GIVEN = {
+    function.__name__: function
+    for function in (
+        demo,
+        parts_of_demo,
+        trainer,
+        output,
+        nets,
+        own,
+        lightning,
+        partial,
+        images,
+        perceptrons,
+        nets_in_memory,
+    )
+}

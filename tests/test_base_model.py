@@ -247,7 +247,7 @@ def test_imports_outside_of_the_allow_list_are_refused(name):
 
 
 def test_a_module_is_no_factory_however_trusted():
-    with pytest.raises(ValueError, match=r"expected a factory 'package\.module:name', found 'os'"):
+    with pytest.raises(ValueError, match=r"expected a factory 'package\.module:name' or 'file\.py:name', found 'os'"):
         BaseModel.imported("os").build(trusted_imports=["os"])
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from .builders import LIBRARIES, build_network, check_arguments
 from .files import atomic_write, errors_of, sha256_file
-from .wording import argument
 
 # A recipe or a folder is described by a reference: what builds the network and reads its weights is imported then.
 if TYPE_CHECKING:
@@ -21,21 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-LIBRARIES = ("timm", "transformers", "import")
 KEYS = ("library", "name", "kwargs", "weights", "sha256")
 HUB_KEYS = ("repo", "revision")
 WEIGHTS = "base/model.safetensors"
-
-# What files call the module `networks`. A reference may come from a downloaded file: no other function of this package
-# may be called with its arguments.
-OWN_FACTORIES = "pdiff_hf.tasks.networks"
-
-# Arguments by which a reference would name files outside of its own folder.
-FILE_ARGUMENTS = {
-    "timm": ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir"),
-    "transformers": ("backbone", "use_pretrained_backbone", "use_timm_backbone", "pretrained_cfg"),
-    "import": (),
-}
 
 
 @dataclass(frozen=True)
@@ -43,9 +30,10 @@ class BaseModel:
     """Reference to a full network: an architecture, and a weights file inside the folder `root` of an artefact.
 
     Args:
-        library (`str`): `"timm"`, `"transformers"` or `"import"`.
-        name (`str`): timm model name, transformers class name, or `"package.module:factory"`.
-        kwargs (`dict`): JSON-able arguments of the builder; for transformers `{"config": config.to_dict()}`.
+        library (`str`): `"timm"`, `"torchvision"`, `"transformers"`, `"diffusers"` or `"import"`.
+        name (`str`): Name of a model of timm or torchvision, of a class of transformers or diffusers, or
+            `"package.module:factory"` or `"path/file.py:factory"`.
+        kwargs (`dict`): JSON-able arguments of the builder; for transformers and diffusers `{"config": {…}}`.
         weights (`str`, *optional*): Path of a safetensors file relative to `root`, always inside it.
         sha256 (`str`, *optional*): Hash of the weights file.
         repo (`str`, *optional*): Model repository on the Hub that has the weights file, instead of the own folder.
@@ -90,19 +78,7 @@ class BaseModel:
         with errors_of(f"base model: arguments of {self.name!r} must be JSON-able", TypeError):
             # What a reference is compared with has been JSON once: tuples are lists, keys are strings.
             object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs)))
-        arguments = self.kwargs
-        if self.library == "transformers":
-            arguments = self.kwargs.get("config")
-            if not isinstance(arguments, dict) or "model_type" not in arguments:
-                raise ValueError("base model: transformers needs kwargs {'config': config.to_dict()}.")
-        for scope in (arguments, arguments.get("backbone_config") or {}):
-            for name in FILE_ARGUMENTS[self.library]:
-                if scope.get(name):
-                    raise ValueError(f"base model: {self.name!r} may not take {name!r}, which can name other files.")
-            # Attention whose name has a slash is code on the Hub.
-            attention = [str(scope.get(name)) for name in ("attn_implementation", "_attn_implementation")]
-            if self.library == "transformers" and any("/" in name for name in attention):
-                raise ValueError(f"base model: {self.name!r} may not take attention from the Hub, found {attention}.")
+        check_arguments(self.library, self.name, self.kwargs)
 
     @classmethod
     def timm(cls, name: str, **kwargs: Any) -> BaseModel:
@@ -116,7 +92,7 @@ class BaseModel:
 
     @classmethod
     def imported(cls, path: str, **kwargs: Any) -> BaseModel:
-        """A model made by calling `"package.module:factory"` with `kwargs`."""
+        """A model made by calling `"package.module:factory"` or `"file.py:factory"` with `kwargs`."""
         return cls("import", path, kwargs)
 
     def build(self, trusted_imports: Sequence[str] = ()) -> nn.Module:
@@ -128,63 +104,19 @@ class BaseModel:
             ValueError: the architecture is unknown or may not be imported, or the weights are missing, damaged, of
                 another hash or do not fit.
         """
-        if self.library == "timm":
-            # Here, because whoever only reads a reference would wait for these libraries.
-            import timm
-
-            if not timm.is_model(self.name):
-                raise ValueError(f"base model: timm {timm.__version__} has no model {self.name!r}.")
-            # Weights of our own replace the pretrained ones, which then need not be downloaded.
-            kwargs = self.kwargs if self.weights is None else {**self.kwargs, "pretrained": False}
-            model = timm.create_model(self.name, **kwargs)
-        elif self.library == "transformers":
-            import transformers
-
-            architecture = getattr(transformers, self.name, None)
-            if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
-                raise ValueError(f"base model: transformers {transformers.__version__} has no model {self.name!r}.")
-            config = transformers.AutoConfig.for_model(**self.kwargs["config"])
-            if not isinstance(config, architecture.config_class):
-                raise ValueError(
-                    f"base model: {self.name} expects a {architecture.config_class.__name__}, "
-                    f"found {type(config).__name__}."
-                )
-            model = architecture(config)
-        else:
-            factory = self._import_factory((*self.trusted_imports, *trusted_imports))
-            try:
-                model = factory(**self.kwargs)
-            except TypeError as error:
-                raise ValueError(f"base model: {self.name!r} does not take its arguments: {error}.") from error
+        model = build_network(
+            self.library,
+            self.name,
+            self.kwargs,
+            pretrained=self.weights is None,
+            trusted_imports=(*self.trusted_imports, *trusted_imports),
+        )
         from .weights import put_weights, whole_network
 
         model = whole_network(model, self.name)
         if self.weights is not None:
             put_weights(model, self.state_dict(), self.weights, self.name)
         return model.eval()
-
-    def _import_factory(self, trusted_imports: Sequence[str]) -> Callable[..., nn.Module]:
-        module, _, factory = self.name.partition(":")
-        trusted = any(
-            self.name == path or module == path or (":" not in path and module.startswith(path + "."))
-            for path in (OWN_FACTORIES, *trusted_imports)
-        )
-        if not factory:
-            raise ValueError(f"base model: expected a factory 'package.module:name', found {self.name!r}.")
-        if not trusted:
-            trust = argument("trusted_imports", f"[{self.name!r}]", self.name, "base_model.trusted_imports")
-            raise ValueError(
-                f"base model: {self.name!r} is not of {OWN_FACTORIES}, whose code alone is run unasked; "
-                f"if you trust its code, give {trust}."
-            )
-        try:
-            if module == OWN_FACTORIES:
-                from . import networks
-
-                return vars(networks)[factory]
-            return vars(importlib.import_module(module))[factory]
-        except (ImportError, KeyError) as error:
-            raise ValueError(f"base model: cannot import {self.name!r} ({error!r}).") from error
 
     @property
     def carried_weights(self) -> str | None:
@@ -303,7 +235,8 @@ def split_reference(text: str) -> tuple[str, str]:
     library, _, name = text.partition(":")
     if library not in LIBRARIES or not name:
         raise ValueError(
-            f"expected a base model timm:NAME, transformers:CLASS or import:package.module:factory, found {text!r}."
+            "expected a base model timm:NAME, torchvision:NAME, transformers:CLASS, diffusers:CLASS, "
+            f"import:package.module:factory or import:./file.py:factory, found {text!r}."
         )
     return library, name
 

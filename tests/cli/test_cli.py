@@ -207,7 +207,8 @@ def test_dataset_path_that_does_not_exist(pdiff, tmp_path):
 
 
 def test_fewer_checkpoints_than_the_latents_need(pdiff, tmp_path):
-    result = pdiff("train", make_dataset(tmp_path), "--out", tmp_path / "run")
+    latents = ["--set", "autoencoder.latent_channels=32"]
+    result = pdiff("train", make_dataset(tmp_path), "--out", tmp_path / "run", *latents)
     assert_one_line_error(result, "32 latent values need at least 33 training checkpoints, got")
 
 

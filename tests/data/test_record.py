@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data import shards
-from pdiff_hf.data.dataset import load_base_model, load_parameter_dataset
+from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder, ParameterRecorderCallback, finish_recording
 from pdiff_hf.data.vectors import dataset_vectors
 from pdiff_hf.data.writer import save_parameter_dataset
@@ -50,6 +50,18 @@ def test_recorded_rows_are_read_back_to_the_bit(tmp_path):
     assert {name: rows[name].tolist() for name in metrics} == {name: [v] * 3 for name, v in metrics.items()}
     stats = json.loads((tmp_path / "ds" / "stats.json").read_text())
     assert (stats["num_rows"], stats["runs"], stats["metadata"]) == (3, ["a"], {"task": {"x": 1}})
+
+
+def test_what_judges_networks_and_numbers_of_any_name_are_recorded(tmp_path):
+    task = {"kind": "function", "function": "nets.py:energy"}
+    with ParameterRecorder(LAYOUT, tmp_path / "ds", task=task, metadata={"note": "x"}) as recorder:
+        recorder.record(make_vectors(1)[0], step=0, energy=-13.6, val_mse=torch.tensor(2.5))
+    dataset = ParameterDataset(tmp_path / "ds")
+    assert dataset.task == task and dataset.metadata["note"] == "x"
+    assert {name: values.tolist() for name, values in dataset.metrics.items()} == {
+        "energy": [pytest.approx(-13.6)],
+        "val_mse": [2.5],
+    }
 
 
 def test_closed_folder_holds_no_leftovers(tmp_path):
@@ -375,11 +387,12 @@ def test_trainer_callback_records_every_second_step(tmp_path):
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    callback = ParameterRecorderCallback(recorder, every=2)
+    callback = ParameterRecorderCallback(recorder, every=2, metrics=lambda model: {"size": model.num_parameters()})
     Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
     dataset, layout = load_parameter_dataset(tmp_path / "ds")
     assert dataset[:]["step"].tolist() == [2, 4, 6, 8]
     assert dataset[:]["epoch"].tolist() == [0.5, 1, 1.5, 2]
+    assert dataset[:]["size"].tolist() == [model.num_parameters()] * 4
     vectors = dataset_vectors(dataset, layout)
     assert torch.equal(vectors[-1], layout.flatten(model))
     assert len({tuple(vector.tolist()) for vector in [start, *vectors]}) == 5

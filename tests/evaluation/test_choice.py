@@ -61,13 +61,13 @@ def test_what_is_reported_of_the_chosen_is_measured_on_all_images(drawn):
     evaluator, vectors, output = drawn
     selection = choose_networks(evaluator, vectors, top=5)
     assert torch.equal(selection.vectors, vectors[selection.rows])
-    assert torch.equal(selection.accuracy, output.accuracy[selection.rows])
+    assert torch.equal(selection.score, output.accuracy[selection.rows])
     # Sums of float32 in another order.
-    torch.testing.assert_close(selection.nll, output.nll[selection.rows], atol=1e-6, rtol=1e-5)
-    keys = list(zip((-selection.accuracy).tolist(), selection.nll.tolist(), strict=True))
+    torch.testing.assert_close(selection.ties, output.nll[selection.rows], atol=1e-6, rtol=1e-5)
+    keys = list(zip((-selection.score).tolist(), selection.ties.tolist(), strict=True))
     assert keys == sorted(keys)
     # There were ties.
-    assert len(set(selection.accuracy.tolist())) < 5
+    assert len(set(selection.score.tolist())) < 5
 
 
 @pytest.mark.parametrize("num", [1, 10, 50])
@@ -114,7 +114,7 @@ def test_networks_that_are_not_finite_are_dropped(num):
     selection = choose_networks(evaluator, vectors, top=num - 3 if num == 16 else 3)
     assert selection.num_dropped == 3
     assert not {best, (best + 1) % num, (best + 2) % num} & set(selection.rows.tolist())
-    assert selection.nll.isfinite().all()
+    assert selection.ties.isfinite().all()
 
 
 def test_infinite_values_behind_a_relu_take_no_place_in_a_rung():

@@ -34,7 +34,7 @@ def originals(layout):
 
 def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(layout, originals):
     generated = originals[:4] + 1
-    given = {"val_accuracy": lambda vectors: vectors[:, 0], "draw_latents": lambda num, _: originals[:num]}
+    given = {"val_worth": lambda vectors: vectors[:, 0], "draw_latents": lambda num, _: originals[:num]}
     groups, seconds = build_groups(originals, generated, layout, originals[:3], **given)
     assert {name: len(vectors) for name, vectors in groups.items()} == {
         "original": 6,
@@ -61,8 +61,8 @@ def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(la
 
 def test_soups_of_generated_networks_are_made_as_those_of_originals(layout, originals):
     generated = originals[:4] + torch.arange(4)[:, None]
-    groups, _ = build_groups(originals, generated, layout, val_accuracy=lambda vectors: -vectors[:, 0].abs())
-    as_originals, _ = build_groups(generated, originals, layout, val_accuracy=lambda vectors: -vectors[:, 0].abs())
+    groups, _ = build_groups(originals, generated, layout, val_worth=lambda vectors: -vectors[:, 0].abs())
+    as_originals, _ = build_groups(generated, originals, layout, val_worth=lambda vectors: -vectors[:, 0].abs())
     for name in ("uniform_soup", "greedy_soup"):
         assert torch.equal(groups[f"generated_{name}"], as_originals[name])
         assert not torch.equal(groups[f"generated_{name}"], groups[name])

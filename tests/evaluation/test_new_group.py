@@ -28,7 +28,7 @@ def result(monkeypatch):
 
 def test_it_is_made_and_evaluated_with_its_part_in_the_report(result):
     group = result.metrics.groups["shrunk"]
-    assert len(result.groups["shrunk"].test_accuracy) == group.n == 5
+    assert len(result.groups["shrunk"].test_score) == group.n == 5
     assert group.cost.seconds > 0
     assert result.iou_sizes["shrunk"] == 5 and "swag" not in result.iou_sizes
     assert set(result.metrics.ensembles) == {"generated", "original", "swag", "shrunk", "best_single"}

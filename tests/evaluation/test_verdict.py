@@ -40,7 +40,7 @@ def setting():
 
 def judge(setting, generated):
     layout, originals, _, val, test = setting
-    groups, _ = build_groups(originals, generated, layout, val_accuracy=val.accuracy)
+    groups, _ = build_groups(originals, generated, layout, val_worth=val.worth)
     metrics = evaluate_groups(groups, val, test).metrics
     return metrics.finding, metrics.verdict
 

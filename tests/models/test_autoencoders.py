@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
 
 from factories import LATENTS, make_autoencoder, make_layout, make_vectors
@@ -232,3 +233,24 @@ def test_weights_of_another_version_are_refused(tmp_path, cls):
     save_file({"old." + key if key == name else key: tensor for key, tensor in weights.items()}, file)
     with pytest.raises(ValueError, match="another version wrote it"):
         cls.from_pretrained(tmp_path)
+
+
+class OffloadedModel(ModelHook):
+    """As `enable_model_cpu_offload` has it: moves a model where it computes, before it does."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.calls += 1
+        return args, kwargs
+
+
+@torch.no_grad()
+def test_encode_and_decode_bring_an_offloaded_model_back(kind):
+    autoencoder = make_autoencoder(kind)
+    add_hook_to_module(autoencoder, hook := OffloadedModel())
+    latents = autoencoder.encode(make_vectors(2)).latents
+    assert hook.calls == 1
+    autoencoder.decode(latents)
+    assert hook.calls == 2

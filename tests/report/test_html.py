@@ -7,10 +7,11 @@ import pytest
 from pdiff_hf.evaluation.summary import aggregate_seeds
 from pdiff_hf.report.plots.networks import plot_accuracy_similarity
 from pdiff_hf.report.plots.style import COLORS
-from pdiff_hf.report.render import HEADLINES, make_html
+from pdiff_hf.report.render import HEADLINES, _bars, make_html
 from pdiff_hf.report.sections import make_sections
 from pdiff_hf.report.write import write_report, write_summary
 from pdiff_hf.results.metrics import Metrics
+from pdiff_hf.results.text import ReportTable
 from small_results import evaluate
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
@@ -185,6 +186,12 @@ def test_intervals_are_drawn_on_a_common_axis(result):
     # The second table of bars is that of the comparisons, in the same order.
     ours = widths[-len(result.metrics.to_dict()["comparisons"]) :][:2]
     assert ours[0] / ours[1] == pytest.approx(ratio[0] / ratio[1], rel=0.02)
+
+
+def test_bars_say_which_side_is_better():
+    table = ReportTable(("group",), [("a",), ("b",), ("c",)], "", [(1.0, 0.5, 1.5), (-1.0, -1.5, -0.5), (0.0, -1, 1)])
+    assert [bar["tone"] for bar in _bars(table)] == ["green", "vermillion", "muted"]
+    assert [bar["tone"] for bar in _bars(table, higher_is_better=False)] == ["vermillion", "green", "muted"]
 
 
 def test_old_and_small_results_are_written(result):

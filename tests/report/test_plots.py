@@ -198,7 +198,7 @@ def test_numbers_that_do_not_exist(result, tmp_path):
     unknown = torch.full((5,), math.nan)
     groups = {
         **result.groups,
-        "generated": dataclasses.replace(result.groups["generated"], test_accuracy=unknown, iou_max=unknown),
+        "generated": dataclasses.replace(result.groups["generated"], test_score=unknown, iou_max=unknown),
     }
     metrics["groups"]["generated"]["test_accuracy"]["mean"] = None
     metrics["groups"]["swag"]["similarity"]["iou_max_mean"] = None

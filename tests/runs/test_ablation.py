@@ -231,7 +231,7 @@ def test_collection_from_a_placed_base_model_is_the_ordinary_one_to_the_bit(coll
 def ablation(tmp_path_factory):
     """Five runs, one of which fails."""
     folder, launch = tmp_path_factory.mktemp("ablation") / "out", InThisProcess()
-    plan = plan_of("num_checkpoints=4,20", "sampling=vae", "optimizer=sgd")
+    plan = plan_of("num_checkpoints=2,20", "sampling=vae", "optimizer=sgd")
     lines = []
     with without_figures():
         execute(plan, folder, lines.append, launch)
@@ -252,7 +252,7 @@ def test_every_point_is_an_ordinary_run_and_what_is_shared_is_done_once(ablation
         assert yaml.safe_load((own / "recipe.yaml").read_text()) == point.recipes[None].model_dump(mode="json")
     weights = [
         (folder / "points" / name / "dataset" / "base" / "model.safetensors").read_bytes()
-        for name in ("base", "optimizer-sgd", "num_checkpoints-4")
+        for name in ("base", "optimizer-sgd", "num_checkpoints-2")
     ]
     assert weights[0] == weights[1] == weights[2]
     unets = [
@@ -266,10 +266,10 @@ def test_every_point_is_an_ordinary_run_and_what_is_shared_is_done_once(ablation
 
 def test_failed_point_is_a_row_with_its_reason(ablation):
     _, _, results, _, lines = ablation
-    failed = results["points"]["num_checkpoints-4"]
+    failed = results["points"]["num_checkpoints-2"]
     assert failed["status"] == "failed" and "holds out every 10th checkpoint" in failed["problem"]
-    assert any("num_checkpoints-4" in line and "holds out" in line for line in lines)
-    row = next(row for row in make_tables(results)[0].rows if row[0] == "4")
+    assert any("num_checkpoints-2" in line and "holds out" in line for line in lines)
+    row = next(row for row in make_tables(results)[0].rows if row[0] == "2")
     assert row[1] == "failed"
 
 
@@ -298,7 +298,7 @@ def test_files_hold_every_axis(ablation, tmp_path):
     }
     assert json.loads((tmp_path / "ablation.json").read_text()) == results
     text = (tmp_path / "ablation.md").read_text()
-    assert "| 40 (recipe) |" in text and "| 4 | failed |" in text and "- num_checkpoints-4: the gate" in text
+    assert "| 40 (recipe) |" in text and "| 2 | failed |" in text and "- num_checkpoints-2: the gate" in text
     assert make_terminal_table(results).row_count == 3 + 3 * 2 + 1
 
 
@@ -354,7 +354,7 @@ def test_complete_runs_are_skipped_and_failed_ones_tried_again(ablation):
 def test_folder_goes_on_with_further_axes_of_the_same_recipe_only(ablation):
     folder, _, _, _, _ = ablation
     axes = open_ablation(plan_of("sampling=vae", "timesteps=100"), folder)
-    assert axes["timesteps"] == ["100", "1000"] and axes["num_checkpoints"] == ["4", "20", "40"]
+    assert axes["timesteps"] == ["100", "1000"] and axes["num_checkpoints"] == ["2", "20", "40"]
     with pytest.raises(ValueError, match=r"another ablation: its recipe\.diffusion\.steps is 20, expected 21"):
         open_ablation(plan_of("sampling=vae", overrides=[*QUICK, "diffusion.steps=21"]), folder)
     with pytest.raises(ValueError, match=r"another ablation: its seeds is \[\], expected \[0, 1\]"):

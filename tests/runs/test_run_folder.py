@@ -161,7 +161,8 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
         (["base_model.kwargs.colour=red"], "colour"),
         (["base_model.name=os:getcwd"], "os"),
         (["collect.num_checkpoints=9"], "8 latent values need at least 9 training checkpoints, got 8"),
-        (["collect.num_checkpoints=5"], "at least 6 checkpoints"),
+        (["collect.num_checkpoints=5", "autoencoder.holdout_every=10"], "at least 6 checkpoints"),
+        (["collect.num_checkpoints=2"], "at least 3 checkpoints to learn from, found 2"),
         (
             [UNET, "autoencoder.latent_length=3", "autoencoder.latent_channels=2"],
             "latent_length must be divisible by 2",

@@ -1,8 +1,11 @@
+import pytest
 import torch
+from PIL import Image
 
+from pdiff_hf.models.kinds import AutoencoderFunctionalConfig
 from pdiff_hf.tasks.auto import load_task
 from pdiff_hf.tasks.config import ImageClassificationConfig
-from pdiff_hf.tasks.probes import ProbeSource
+from pdiff_hf.tasks.probes import ProbeSource, make_probes
 
 
 def digits():
@@ -26,6 +29,28 @@ def test_noise_is_in_units_of_the_spread_of_the_images():
     clean, noisy = (ProbeSource(task, noise=noise).draw(400, 0) for noise in (0.0, 0.5))
     spread = task.arrays("train")[0].std()
     assert torch.allclose((noisy - clean).std(), 0.5 * spread, rtol=0.05)
+
+
+def test_images_of_another_dataset_are_drawn_as_those_of_the_task(tmp_path):
+    # Without labels, in a size and mode of their own.
+    (tmp_path / "train").mkdir()
+    for index in range(30):
+        Image.new("RGB", (20, 16), (200 + index,) * 3).save(tmp_path / "train" / f"{index}.png")
+    task = digits()
+    others = task.other_images(str(tmp_path), 20)
+    assert others.shape == (20, 1, 8, 8)
+    assert len({round(255 * value) for value in others[:, 0, 0, 0].tolist()} & {*range(200, 230)}) == 20
+    probes = ProbeSource(task, mixing=0.0, noise=0.0, others=others, share=0.25).draw(400, 0)
+    # Those of one colour.
+    is_other = probes.flatten(1).std(1) < 1e-3
+    assert 0.18 < is_other.float().mean() < 0.32
+    assert distances(probes[~is_other], task).max() < 1e-3
+
+
+def test_images_that_are_not_there_are_refused(tmp_path):
+    config = AutoencoderFunctionalConfig(probe_dataset=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"expected a folder of images .* correct probe_dataset"):
+        make_probes(None, config, digits())
 
 
 def test_probes_depend_on_the_seed_alone():

@@ -116,7 +116,7 @@ def test_problems_with_the_tokenizer_are_named_in_one_line(folder, tmp_path):
     other = BaseModel.transformers(BertConfig(**TINY, pad_token_id=1), "BertForSequenceClassification")
     for base_model, values, message in (
         (BERT, {"tokenizer": str(tmp_path)}, "expected a tokenizer in a folder or on the Hub"),
-        (BERT, {"tokenizer": None}, "found none that belongs to the base model; give tokenizer$"),
+        (BERT, {"tokenizer": None}, "found none that belongs to the base model; give tokenizer"),
         (BERT, {"tokenizer": str(tmp_path / "unpadded")}, "expected a tokenizer with a padding token"),
         (small, {}, "expected a base model for the 31 tokens.* found vocab_size 10"),
         (other, {}, "pads with the tokenizer's token 0, found 1; set pad_token_id"),

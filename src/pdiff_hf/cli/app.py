@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +34,7 @@ OTHER_NAMES = {
     "folder": "out",
     "keep_first_rest": "rest",
     "output_dir": "out",
+    "reestimate_batch_norm": "reestimate_bn",
     "trusted_imports": "trusted",
 }
 
@@ -54,6 +57,14 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every s
 Trusted = Annotated[
     list[str] | None,
     typer.Option("--trust", metavar="MODULE[:FACTORY]", help="May be imported to build the dataset's base model."),
+]
+TaskSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="SPEC",
+        help="What networks are judged by: a data set (cifar10, a YAML file, JSON), or a function, FILE.py:NAME.",
+    ),
 ]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seeds", min=0, metavar="N N …", help="One run for each seed, in OUT/seed-N.")
@@ -96,6 +107,11 @@ def quiet() -> None:
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def command(*words: str | Path) -> str:
+    """A command as it is typed."""
+    return shlex.join(map(str, words))
 
 
 def line_printer(as_json: bool) -> Callable[[str], None]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..tasks.config import FunctionConfig, SplitConfig
 
 
 def check_dataset(source: str | Path) -> Path | None:
@@ -33,6 +37,15 @@ def check_generated(folder: Path) -> None:
     from ..files import check_artefact
 
     check_artefact(folder, "index.json", "generated networks")
+
+
+def parse_given_task(spec: str | None) -> SplitConfig | FunctionConfig | None:
+    """What `--task` names, `None` without it; `ValueError` for what is malformed."""
+    if spec is None:
+        return None
+    from ..runs.task_spec import parse_task
+
+    return parse_task(spec)
 
 
 def check_import(sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
-from .checks import check_dataset, check_import
+from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
+from .checks import check_dataset, check_import, parse_given_task
 
 if TYPE_CHECKING:
     from ..base_model import BaseModel
@@ -31,7 +31,10 @@ def import_(
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option(help="timm:NAME, transformers:CLASS or import:package.module:factory; config.json by default"),
+        typer.Option(
+            help="timm:NAME, torchvision:NAME, transformers:CLASS, diffusers:CLASS or import:./file.py:factory, whose "
+            "code is run; by default as a model's config.json says"
+        ),
     ] = None,
     kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of --base.")] = None,
     base_model_json: Annotated[
@@ -44,23 +47,39 @@ def import_(
         ),
     ] = None,
     rest: Annotated[
-        str | None, typer.Option(metavar="first", help="Keep the first checkpoint's rest where it differs.")
+        str | None,
+        typer.Option(
+            metavar="FILE|first",
+            help="A file of the whole network, for checkpoints of a part; or keep the first's rest where it differs.",
+        ),
     ] = None,
     revisions: Annotated[
         str | None, typer.Option(metavar="all", help="All commits of hub: repositories that changed weights.")
     ] = None,
     run: Annotated[str | None, typer.Option(help="One run that all rows belong to.")] = None,
+    task: TaskSpec = None,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Each file is a training run of its own.")
+    ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="ENTRY", help="The entry of the files that is the network, where several fit."),
+    ] = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a parameter dataset from checkpoints that exist already."""
-    for name, value, expected in (("--rest", rest, "first"), ("--revisions", revisions, "all")):
-        if value not in (None, expected):
-            raise ValueError(f"{name}: expected {expected!r}, found {value!r}.")
+    if revisions not in (None, "all"):
+        raise ValueError(f"--revisions: expected 'all', found {revisions!r}.")
     arguments = _builder_arguments(base, kwargs, base_model_json)
     check_import(sources, revisions == "all", metrics_pattern, out)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.importing.importer import import_checkpoints
+    from ..models.auto import AUTOENCODER, DENOISER
+    from ..models.few_rows import MIN_ROWS, fit_to_rows
+    from ..runs.task_spec import task_describer
+    from ..trust import remember
 
     base_model = _base_model(base, arguments, base_model_json, trusted or ())
     line = line_printer(as_json)
@@ -70,14 +89,30 @@ def import_(
             out,
             base_model=base_model,
             # One selector is not a list of globs.
-            select="all" if not select else select[0] if len(select) == 1 else select,
+            select=None if not select else select[0] if len(select) == 1 else select,
             buffers=buffers,
             keep_first_rest=rest == "first",
+            rest=None if rest == "first" else rest,
+            key=key,
             all_revisions=revisions == "all",
             metrics_pattern=metrics_pattern,
             run=run,
+            describe_task=None if given_task is None else task_describer(given_task, line),
+            independent=independent,
         )
+    if base_model is not None and base_model.library == "import":
+        remember(base_model.name, base_model.kwargs)
+    for note in summary["notes"]:
+        line(note)
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
+    _, _, lines = fit_to_rows(
+        AUTOENCODER.validate({}), DENOISER.validate({}), max(summary["num_checkpoints"], MIN_ROWS)
+    )
+    for text in lines:
+        line(text)
+    run_dir = out.parent if out.name == "dataset" else out.with_name(f"{out.name}-run")
+    line(f"Next: {command('pdiff', 'train', out, '--out', run_dir)}")
+    line(f"What stands in the way of it: {command('pdiff', 'inspect', out)}")
     print_json({"folder": str(out), **summary}, as_json)
 
 
@@ -107,33 +142,38 @@ def _base_model(
     base: str | None, arguments: dict[str, Any], base_model_json: Path | None, trusted: Sequence[str]
 ) -> BaseModel | None:
     """The reference that the options of `import` name."""
-    from ..data.importing.architecture import parse_base_model, read_base_model
+    from ..data.importing.references import parse_base_model, read_base_model
 
     if base is None and base_model_json is None:
         return None
     found = read_base_model(base_model_json) if base is None else parse_base_model(base, arguments)
-    return replace(found, trusted_imports=tuple(trusted))
+    # Whoever types the name of code runs it.
+    return replace(found, trusted_imports=(*trusted, *([found.name] if base is not None else [])))
 
 
 @app.command()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="A parameter dataset, or user/name[@revision] on the Hub.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the rows, pairs and examples that are drawn.")] = 0,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine a parameter dataset before training: what stands in the way, and what training will cost."""
     check_dataset(dataset)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..evaluation.inspection.inspect_dataset import inspect_dataset
     from ..evaluation.inspection.tables import make_tables
-    from ..tasks.evaluators import make_gate_evaluator
+    from ..tasks.evaluators import make_gate_evaluator, open_task
 
     opened, evaluator = ParameterDataset(dataset, trusted_imports=trusted or ()), None
     try:
-        evaluator = make_gate_evaluator(opened)
+        evaluator = make_gate_evaluator(opened, open_task(opened, given_task))
     except ValueError as error:
+        if given_task is not None:
+            raise
         # All that needs no examples can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
     report = inspect_dataset(opened, evaluator, seed=seed)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import AsJson, Trusted, app, console, line_printer, print_json, quiet, warnings_as_lines
-from .checks import check_dataset, check_generated, check_pipeline
+from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
+from .checks import check_dataset, check_generated, check_pipeline, parse_given_task
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_pdiff import PDiffPipeline
 
 
 @app.command()
@@ -34,11 +37,13 @@ def generate(
     dataset: Annotated[
         str | None, typer.Option(help="Parameter dataset whose examples are chosen on; beside PIPELINE by default.")
     ] = None,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate networks as safetensors files; with --choose, the best of them."""
-    given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset, "--trust": trusted}
+    given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset}
+    given |= {"--task": task, "--trust": trusted}
     if choose is None and (needless := [name for name, value in given.items() if value]):
         raise ValueError(f"{needless[0]} is for chosen networks; give --choose val too.")
     from ..files import check_new, read_json
@@ -56,39 +61,80 @@ def generate(
         if dataset is None and not beside.is_dir():
             raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
         check_dataset(dataset or beside)
+    given_task = parse_given_task(task)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..pipelines.sampling import load_pipeline
+    from ..results.metric import Metric
     from ..runs.generate import ChoiceConfig, generate_networks
 
     loaded, choice = load_pipeline(resolve_pipeline(pipeline)), None
     if choose is not None:
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
-        choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn)
+        choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn, given_task)
     line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
     with warnings_as_lines(line):
         generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
     if choice is None:
         line(f"{num_samples} networks → {out}")
+        line(f"Load one: {_how_to_load(loaded, pipeline, min(out.glob('*.safetensors')))}")
+        if judged := _how_to_judge(Path(pipeline), out):
+            line(f"Next: {judged}")
         return print_json(summary, as_json)
     found = read_json(out / "index.json")["choice"]
+    metric = Metric.model_validate(found.get("metric", {}))
+    on = f"on {found['num_val']} val examples" if metric.is_accuracy else f"by {metric.title}"
     line(
-        f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} chosen on "
-        f"{found['num_val']} val examples in {found['seconds']['select']:.1f} s → {out}"
+        f"{found['num_drawn']} networks drawn in {found['seconds']['draw']:.1f} s, {len(found['draws'])} chosen {on} "
+        f"in {found['seconds']['select']:.1f} s → {out}"
     )
     if found["num_dropped"]:
         line(f"Dropped, because not finite: {found['num_dropped']}.")
-    line(f"Val accuracy: {', '.join(f'{accuracy:.2%}' for accuracy in found['val_accuracy'])}.")
+    key = "val_accuracy" if metric.is_accuracy else "val_score"
+    write = "{:.2%}".format if metric.is_accuracy else metric.write
+    line(f"Val {metric.name}: {', '.join(map(write, found[key]))}.")
     if reestimate_bn:
         before = found["val_accuracy_before_batch_norm"]
         line(f"Before BatchNorm statistics were re-estimated: {', '.join(f'{accuracy:.2%}' for accuracy in before)}.")
     if soup:
-        difference = found["soup_val_accuracy"] - found["val_accuracy"][0]
+        difference = metric.worth(found[f"soup_{key}"] - found[key][0])
         than = "better than" if difference > 0 else "worse than" if difference < 0 else "equal to"
-        line(f"Their soup: {found['soup_val_accuracy']:.2%}, {than} the best single one.")
-    line("Val accuracy of chosen networks is optimistic; pdiff evaluate reports on test examples.")
+        line(f"Their soup: {write(found[f'soup_{key}'])}, {than} the best single one.")
+    rest = "; pdiff evaluate reports on test examples." if metric.is_accuracy else ": they were chosen by it."
+    line(f"Val {metric.name} of chosen networks is optimistic{rest}")
     print_json({**summary, "choice": found}, as_json)
+
+
+def _how_to_load(loaded: PDiffPipeline, pipeline: str, file: Path) -> str:
+    """A line of Python that loads a generated network; where files hold a part of it, with the rest."""
+    from safetensors import safe_open
+
+    state = f"safetensors.torch.load_file({str(file)!r})"
+    if loaded.base_model is not None and loaded.base_model.weights is not None:
+        with safe_open(loaded.base_model.checked_weights(), framework="pt") as weights:
+            if not set(weights.keys()) <= {*loaded.layout.names}:
+                return f"model = PDiffPipeline.from_pretrained({pipeline!r}).build_model({state})"
+    return f"model.load_state_dict({state})"
+
+
+def _how_to_judge(pipeline: Path, out: Path) -> str | None:
+    """The command that evaluates the networks of a run whose dataset is here; without a task, with a place for one."""
+    from ..files import read_json
+    from ..strict_yaml import read_mapping
+
+    run, words = pipeline.parent, ["pdiff", "evaluate", pipeline.parent]
+    if (pipeline.name, out) != ("pipeline", run / "generated"):
+        return None
+    dataset = run / "dataset"
+    try:
+        if not dataset.is_dir():
+            dataset = Path(read_mapping(run / "recipe.yaml")["dataset"])
+            words += ["--dataset", dataset]
+        metadata = read_json(dataset / "stats.json")["metadata"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return command(*words) if metadata.get("task") else f"{command(*words)} --task …"
 
 
 @app.command()
@@ -106,6 +152,7 @@ def evaluate(
     fine_tune: Annotated[
         bool, typer.Option("--fine-tune", help="Also fine-tune for as long as the run's generator took.")
     ] = False,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -121,18 +168,22 @@ def evaluate(
     check_pipeline(pipeline or run.path("diffusion"))
     check_generated(generated or run.path("generate"))
     check_report_folder(out or run.path("evaluate"))
+    given_task = parse_given_task(task)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..report.write import make_table
     from ..runs.evaluate import evaluate_run
+    from ..tasks.evaluators import require_task
 
     line = line_printer(as_json)
+    opened = ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ())
     with warnings_as_lines(line):
         metrics = evaluate_run(
             run,
             config,
-            ParameterDataset(dataset or run.path("collect"), trusted_imports=trusted or ()),
+            opened,
+            None if given_task is None else require_task(opened, given_task),
             pipeline_dir=None if pipeline is None else resolve_pipeline(pipeline),
             generated_dir=generated,
             output_dir=out,

@@ -8,8 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import AsJson, Preset, Profile, Seed, Seeds, Set, Trusted, app, console, line_printer, print_json, quiet
-from .checks import check_dataset
+from .app import (
+    AsJson,
+    Preset,
+    Profile,
+    Seed,
+    Seeds,
+    Set,
+    TaskSpec,
+    Trusted,
+    app,
+    command,
+    console,
+    line_printer,
+    print_json,
+    quiet,
+)
+from .checks import check_dataset, parse_given_task
 
 if TYPE_CHECKING:
     from ..results.metrics import Metrics
@@ -38,11 +53,12 @@ DEMO = {
 def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterator[tuple[Path, Metrics]]:
     """Carry out recipes in their folders, one after another, and give what each has found."""
     from ..runs.folder import open_run
+    from ..runs.recipe import fit_recipe
 
     # Another run in the last folder is noticed before the first has taken its time.
     for folder, recipe in runs.items():
         recipe.task.source_folder()
-        open_run(recipe, folder)
+        open_run(fit_recipe(recipe)[0], folder)
     quiet()
     from ..runs.stages import run_recipe
 
@@ -151,17 +167,19 @@ def train(
     preset: Preset = None,
     profile: Profile = None,
     seed: Seed = None,
+    task: TaskSpec = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
     """Train autoencoder and denoiser on a parameter dataset (keys autoencoder.* and diffusion.*)."""
+    from ..data.folder import num_rows
     from ..runs.folder import TRAINED, open_run
-    from ..runs.recipe import load_training
+    from ..runs.recipe import fit_recipe, load_training
 
-    folder = check_dataset(dataset)
+    folder, given_task = check_dataset(dataset), parse_given_task(task)
     loaded = load_training(folder or dataset, overrides or (), seed, preset, profile)
-    if folder is not None:
-        open_run(loaded, out, written=TRAINED)
+    if folder is not None and (known := num_rows(folder)) is not None:
+        open_run(fit_recipe(loaded, known)[0], out, written=TRAINED)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..runs.stages import train_stages
@@ -169,7 +187,8 @@ def train(
     opened = ParameterDataset(dataset, trusted_imports=trusted or ())
     loaded = load_training(opened.folder, overrides or (), seed, preset, profile)
     line = line_printer(as_json)
-    report = train_stages(loaded, opened, out, line)
+    report = train_stages(loaded, opened, out, line, given_task)
+    line(f"Next: {command('pdiff', 'generate', out / 'pipeline', '--out', out / 'generated')}")
     print_json(report, as_json)
 
 

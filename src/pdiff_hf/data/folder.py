@@ -38,6 +38,15 @@ def read_layout(path: str | Path) -> tuple[ParameterLayout, BaseModel | None]:
         return ParameterLayout.from_dict(values), BaseModel.from_dict(values["base_model"], root=path)
 
 
+def num_rows(path: str | Path) -> int | None:
+    """How many rows the dataset in a folder says that it has, `None` where that cannot be read."""
+    try:
+        found = read_json(Path(path) / "stats.json")["num_rows"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if type(found) is int else None
+
+
 def dataset_configs(path: str | Path) -> list[str]:
     """Names of the parameter datasets in a folder; the one that is not in a sub-folder is `"default"`."""
     folder = Path(path)

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from .rest import RestCheck
 from .scalars import to_integer
 from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
 from .writer import check_append, check_new_runs, drop_rows, finish_rows
+
+# Of rows with more bytes, Arrow gives back what it has freed.
+LARGE_ROW = 2**22
 
 # Open ones of this process by their folders, also those that nobody else knows any more.
 _recording: dict[str, ParameterRecorder] = {}
@@ -52,6 +55,9 @@ class ParameterRecorder:
             Seed of the run.
         metadata (`Mapping`, *optional*):
             JSON-able, goes into `stats.json`.
+        task (`Mapping`, *optional*):
+            What networks are judged by from then on, as JSON: the keys of a recipe's `task` section, or a function of
+            your own, `{"kind": "function", "function": "nets.py:evaluate"}`.
         resume_from (`int`, *optional*):
             Step of the checkpoint that the training goes on from, see [`~ParameterRecorder.resume`].
 
@@ -78,10 +84,12 @@ class ParameterRecorder:
         run: str = "run-0",
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        task: Mapping[str, Any] | None = None,
         resume_from: int | None = None,
     ):
         self.layout, self.output_dir, self.base_model = layout, Path(output_dir), base_model
-        self.run, self.seed, self.metadata = run, seed, metadata
+        self.run, self.seed = run, seed
+        self.metadata = metadata if task is None else {**(metadata or {}), "task": dict(task)}
         self.num_recorded = 0
         # Whose steps are numbers of rows, and say nothing of time.
         self.unordered_runs: set[str] = set()
@@ -183,6 +191,8 @@ class ParameterRecorder:
             raise ValueError(f"step {step}: expected the columns {self._schema.names}, found {table.schema.names}.")
         for batch in table.to_batches():
             self._append(batch.serialize())
+        if table.nbytes > LARGE_ROW:
+            pa.default_memory_pool().release_unused()
         self.num_recorded += 1
 
     def _open(self, schema: pa.Schema, step: int) -> None:
@@ -295,6 +305,7 @@ class ParameterRecorderCallback(TrainerCallback):
     Args:
         recorder ([`ParameterRecorder`]): Where to; of several processes, the main one records.
         every (`int`, *optional*, defaults to 1): Optimiser steps between checkpoints.
+        metrics (`Callable`, *optional*): Gives further columns of a checkpoint, numbers by name, by the network.
 
     Example:
     ```py
@@ -306,10 +317,15 @@ class ParameterRecorderCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, recorder: ParameterRecorder, every: int = 1):
+    def __init__(
+        self,
+        recorder: ParameterRecorder,
+        every: int = 1,
+        metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    ):
         if every < 1:
             raise ValueError(f"expected every >= 1, found {every}.")
-        self.recorder, self.every = recorder, every
+        self.recorder, self.every, self.metrics = recorder, every, metrics
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Go on with the run of a training that is resumed, else begin one; `ValueError` when the folder holds it."""
@@ -330,7 +346,8 @@ class ParameterRecorderCallback(TrainerCallback):
             # Of all processes, where each has a part.
             whole = gathered(model)
             if state.is_world_process_zero:
-                self.recorder.record(whole, step=state.global_step, epoch=state.epoch)
+                found = {} if self.metrics is None else self.metrics(model)
+                self.recorder.record(whole, step=state.global_step, epoch=state.epoch, **found)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Close the recorder."""

@@ -147,6 +147,9 @@ def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
                 if name != "epoch" and table.column(name).null_count:
                     raise ValueError(f"expected {name!r} in every row, found rows without.")
             yield table.cast(schema)
+            del table
+            # Arrow keeps what was freed; of large rows, that is many times one of them.
+            pa.default_memory_pool().release_unused()
 
 
 def read_shard(file: Path, layout: ParameterLayout) -> pa.Table:
@@ -199,6 +202,8 @@ def write_shard(rows: pa.Table | pa.RecordBatchReader, file: Path) -> None:
             table = pa.Table.from_batches(group)
             table = chunks.split_rows(table) if chunked else table
             writer.write_table(table, max(1, ROW_GROUP_BYTES * len(table) // max(1, table.nbytes)))
+            del table, group
+            pa.default_memory_pool().release_unused()
 
 
 def _take_bytes(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[Iterator[pa.RecordBatch]]:

@@ -31,19 +31,19 @@ def uniform_soup(originals: torch.Tensor) -> torch.Tensor:
     return originals.double().mean(0, keepdim=True).to(originals.dtype)
 
 
-def greedy_soup(originals: torch.Tensor, accuracy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """The mean of those originals `(K, D)` that do not lower its accuracy, tried from the best on, `(1, D)`.
+def greedy_soup(originals: torch.Tensor, worth: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The mean of those originals `(K, D)` that do not make it worse, tried from the best on, `(1, D)`.
 
     Source: Wortsman et al. 2022, arXiv 2203.05482, recipe 1.
 
-    `accuracy` gives the accuracies `(n,)` of networks `(n, D)` on the validation examples.
+    `worth` says of networks `(n, D)` what they are worth `(n,)` on the validation examples, such as their accuracies.
     """
-    accuracies = accuracy(originals)
-    order = accuracies.argsort(descending=True, stable=True)
-    total, size, best = originals[order[0]].double(), 1, accuracies[order[0]]
+    values = worth(originals)
+    order = values.argsort(descending=True, stable=True)
+    total, size, best = originals[order[0]].double(), 1, values[order[0]]
     for row in order[1:]:
         candidate = total + originals[row].double()
-        found = accuracy((candidate / (size + 1)).to(originals.dtype)[None])[0]
+        found = worth((candidate / (size + 1)).to(originals.dtype)[None])[0]
         if found >= best:
             total, size, best = candidate, size + 1, found
     return (total / size).to(originals.dtype)[None]

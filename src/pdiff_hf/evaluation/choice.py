@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from .evaluator import CHUNK_BYTES, ParameterEvaluator
+from .scores import NetworkEvaluator
 
 # Networks that are evaluated on all examples first, to find the examples on which networks differ.
 NUM_PILOTS = 12
@@ -32,8 +33,9 @@ class Choice:
     Args:
         rows (`torch.Tensor` of shape `(top,)`): Positions among the networks, the best first.
         vectors (`torch.Tensor` of shape `(top, D)`): The chosen networks.
-        accuracy (`torch.Tensor` of shape `(top,)`): On all examples. The best of many are lucky too: expect less.
-        nll (`torch.Tensor` of shape `(top,)`): On all examples, in nats.
+        score (`torch.Tensor` of shape `(top,)`): On all examples, such as accuracies. The best of many are lucky too:
+            expect worse.
+        ties (`torch.Tensor` of shape `(top,)`): What decides between equal scores: of accuracies the NLL, in nats.
         num_pilots (`int`): Networks that were evaluated on all examples for their order.
         rungs (`list[tuple[int, int]]`): Numbers of networks and of examples of every rung.
         num_dropped (`int`): Networks with values or outputs that are not finite.
@@ -41,23 +43,23 @@ class Choice:
 
     rows: torch.Tensor
     vectors: torch.Tensor
-    accuracy: torch.Tensor
-    nll: torch.Tensor
+    score: torch.Tensor
+    ties: torch.Tensor
     num_pilots: int
     rungs: list[tuple[int, int]]
     num_dropped: int
 
 
-def choose_networks(evaluator: ParameterEvaluator, vectors: Vectors, top: int = 1) -> Choice:
-    """Choose the networks with the best accuracy (ties: the lowest NLL) by successive halving.
+def choose_networks(evaluator: NetworkEvaluator, vectors: Vectors, top: int = 1) -> Choice:
+    """Choose the networks with the best score (of accuracies, ties: the lowest NLL) by successive halving.
 
     All networks are ranked on a few examples, the better ones on more, the last ones on all. Networks of one generator
     agree on most examples, which tell nothing about their rank; so the first examples are those on which some pilot
     networks differ most. Source: Jamieson & Talwalkar 2016, arXiv 1502.07943; the order of the examples is our own.
 
     Args:
-        evaluator ([`ParameterEvaluator`]): On the examples to choose on. Rungs take whole batches, so its batch size
-            should be about a twentieth of the examples.
+        evaluator ([`NetworkEvaluator`]): On the examples to choose on. Rungs take whole batches, so its batch size
+            should be about a twentieth of the examples. Where all come together there is one rung.
         vectors ([`Vectors`] of shape `(B, D)`): Networks, which need not fit into memory.
         top (`int`, *optional*, defaults to 1): Number of networks to choose.
 
@@ -67,7 +69,7 @@ def choose_networks(evaluator: ParameterEvaluator, vectors: Vectors, top: int = 
     if not 1 <= top <= len(vectors):
         raise ValueError(f"expected top from 1 to the number of networks, {len(vectors)}, found {top}.")
     rows = torch.arange(len(vectors))
-    rungs = make_rungs(len(vectors), len(evaluator.labels), evaluator.batch_size, top)
+    rungs = make_rungs(len(vectors), evaluator.num_examples, evaluator.batch_size, top)
     num_pilots = NUM_PILOTS if len(rungs) > 1 else 0
     if num_pilots:
         disputed = evaluator.reordered(_most_disputed_first(evaluator, vectors[rows[:num_pilots]]))
@@ -86,19 +88,14 @@ def choose_networks(evaluator: ParameterEvaluator, vectors: Vectors, top: int = 
     num_networks, num_images = rungs[-1]
     rows = rows[:num_networks]
     done.append((len(rows), num_images))
-    finalists = vectors[rows]
-    is_finite = finalists.isfinite().all(1)
-    num_dropped += int((~is_finite).sum())
-    rows, finalists = rows[is_finite], finalists[is_finite]
-    _check_enough(len(rows), top, num_dropped, len(vectors))
-    output = evaluator.predict(finalists)
-    order = _ranking(output.accuracy, output.nll)
+    worth, ties = _predict(evaluator, vectors, rows)
+    order = _ranking(worth, ties)
     num_dropped += len(rows) - len(order)
     _check_enough(len(order), top, num_dropped, len(vectors))
     order = order[:top]
-    return Choice(
-        rows[order], finalists[order], output.accuracy[order], output.nll[order], num_pilots, done, num_dropped
-    )
+    rows = rows[order]
+    score = evaluator.metric.worth(worth[order])
+    return Choice(rows, vectors[rows], score, ties[order], num_pilots, done, num_dropped)
 
 
 def _check_enough(num_left: int, top: int, num_dropped: int, num_networks: int) -> None:
@@ -130,14 +127,15 @@ def _most_disputed_first(evaluator: ParameterEvaluator, vectors: torch.Tensor) -
 
 
 def _predict(
-    evaluator: ParameterEvaluator, vectors: Vectors, rows: torch.Tensor, num_images: int
+    evaluator: NetworkEvaluator, vectors: Vectors, rows: torch.Tensor, *num_images: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Accuracy and NLL `(b,)` of some networks on the first examples; NLL is NaN where a network is not finite."""
+    """Worth of some networks `(b,)`, of so many examples if told, and what decides ties: NaN of one not finite."""
     outputs = []
     for part in rows.split(max(1, CHUNK_BYTES // (4 * evaluator.layout.num_parameters))):
         chunk = vectors[part]
-        output = evaluator.predict(chunk, num_images)
-        outputs.append((output.accuracy, output.nll.where(chunk.isfinite().all(1), torch.nan)))
+        output = evaluator.predict(chunk, *num_images)
+        worth, is_finite = evaluator.metric.worth(output.score), chunk.isfinite().all(1)
+        outputs.append((worth, output.ties.where(is_finite, torch.nan)))
     return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
 

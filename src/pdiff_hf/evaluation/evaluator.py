@@ -14,7 +14,9 @@ from torch import nn
 from ..forward import FullForward, SplitForward, input_dtype, split_if_exportable
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
+from ..results.metric import Metric
 from .outputs import EvaluatorOutput
+from .scores import NetworkEvaluator
 
 # Bins of the expected calibration error; torchmetrics' default.
 NUM_BINS = 15
@@ -32,7 +34,7 @@ def confidence_bins(confidences: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, NUM_BINS)
 
 
-class ParameterEvaluator:
+class ParameterEvaluator(NetworkEvaluator):
     """Evaluates networks that share a base model and differ in the tensors of a layout, computing only what changed.
 
     The part of the forward pass that does not depend on the layout's tensors runs once per image batch and its result
@@ -89,7 +91,7 @@ class ParameterEvaluator:
             found = {name: tuple(own.shape) for name, own in populations.items()}
             raise ValueError(f"expected labels {tuple(labels.shape)} of every population, found {found}")
         layout.check(model)
-        self.layout, self._identity = layout, identity
+        self.layout, self.metric, self._identity = layout, Metric(), identity
         self.populations = tuple(populations) if populations and len(populations) > 1 else ()
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
@@ -120,10 +122,6 @@ class ParameterEvaluator:
                 f"expected labels in [0, {self.num_classes}), the classes of the model, found [{lowest}, {highest}]"
             )
 
-    def identity_for(self, other: NetworkIdentity) -> NetworkIdentity:
-        """What is compared with `other`: of an evaluator that was not told its network, the layout alone."""
-        return self._identity or NetworkIdentity.of("the evaluator", self.layout, other.base_model)
-
     def _set_images(self, images: torch.Tensor, targets: torch.Tensor, max_cache_bytes: int) -> None:
         self.targets = targets
         self._batches = list(images.split(self.batch_size))
@@ -144,6 +142,11 @@ class ParameterEvaluator:
         return other
 
     @property
+    def num_examples(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
     def is_partial(self) -> bool:
         """Whether only the part that depends on the layout's tensors is computed for every network."""
         return isinstance(self._forward, SplitForward)
@@ -158,7 +161,7 @@ class ParameterEvaluator:
         Yields:
             `tuple[int, torch.Tensor]`: index of the chunk's first network, and its float32 logits `(b, N, classes)`.
         """
-        self._check(vectors)
+        self.check_vectors(vectors)
         for start, chunk in self._chunks(vectors, 4 * len(self.labels) * self.num_classes):
             yield start, torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
 
@@ -177,7 +180,7 @@ class ParameterEvaluator:
         Raises:
             ValueError: the vectors do not fit the layout, or there are fewer images.
         """
-        self._check(vectors)
+        self.check_vectors(vectors)
         if num_images is not None and not 1 <= num_images <= len(self.labels):
             raise ValueError(f"expected num_images from 1 to {len(self.labels)}, found {num_images}")
         keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
@@ -220,8 +223,8 @@ class ParameterEvaluator:
         return EvaluatorOutput(*map(torch.cat, zip(*outputs, strict=True)), weights=weights.cpu())
 
     def accuracy(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Fractions of right predictions `(B,)` of networks `(B, D)`."""
-        return self.predict(vectors).accuracy
+        """Fractions of right predictions `(B,)` of networks `(B, D)`, their scores."""
+        return self.score(vectors)
 
     def nll(self, vectors: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihoods `(B,)` of networks `(B, D)`, in nats."""
@@ -234,13 +237,6 @@ class ParameterEvaluator:
     def predictions(self, vectors: torch.Tensor) -> torch.Tensor:
         """Predicted classes `(B, N)` of networks `(B, D)`."""
         return self.predict(vectors).predictions
-
-    def _check(self, vectors: torch.Tensor) -> None:
-        if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.layout.num_parameters:
-            raise ValueError(
-                f"expected vectors (B, {self.layout.num_parameters}) with B >= 1, found {tuple(vectors.shape)}; a "
-                "vector holds exactly the tensors of the layout"
-            )
 
     def _chunks(self, vectors: torch.Tensor, bytes_per_network: int) -> Iterator[tuple[int, torch.Tensor]]:
         size = max(1, CHUNK_BYTES // (bytes_per_network + 4 * self.layout.num_parameters))

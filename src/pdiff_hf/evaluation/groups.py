@@ -37,8 +37,8 @@ class GroupInputs:
         generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline, for their own soups.
         num (`int`): Number of draws, that of the generated networks.
         generator (`torch.Generator`): Source of randomness, of this group alone.
-        val_accuracy (`Callable`, *optional*): Accuracies `(n,)` of networks `(n, D)` on the validation examples, for
-            greedy soups.
+        val_worth (`Callable`, *optional*): What networks `(n, D)` are worth `(n,)` on the validation examples, such as
+            their accuracies, for greedy soups.
         draw_latents (`Callable`, *optional*): Draws networks `(n, D)` by number and generator from the Gaussian of
             latents that the denoiser contains.
         noise_latents (`Callable`, *optional*): Draws networks `(n, D)` by number and generator out of noise around the
@@ -52,7 +52,7 @@ class GroupInputs:
     layout: ParameterLayout
     num: int
     generator: torch.Generator
-    val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None
+    val_worth: Callable[[torch.Tensor], torch.Tensor] | None = None
     draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
     noise_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
     aligned: torch.Tensor | None = None
@@ -115,14 +115,14 @@ GROUPS: dict[str, Group] = {
         "generated_average", "the uniform soup of generated networks", "vermillion", "$U$", counterpart="uniform_soup",
     ),
     "generated_greedy_soup": Group(
-        lambda given: given.val_accuracy and greedy_soup(given.generated, given.val_accuracy),
+        lambda given: given.val_worth and greedy_soup(given.generated, given.val_worth),
         "generated_average", "the greedy soup of generated networks", "vermillion", "$G$", counterpart="greedy_soup",
     ),
     "uniform_soup": Group(
         lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
     ),
     "greedy_soup": Group(
-        lambda given: given.val_accuracy and greedy_soup(given.originals, given.val_accuracy),
+        lambda given: given.val_worth and greedy_soup(given.originals, given.val_worth),
         "average", "the greedy soup of originals", "green", "P",
     ),
     "average_16": Group(
@@ -227,7 +227,7 @@ def build_groups(
     generated: torch.Tensor,
     layout: ParameterLayout,
     reconstructed: torch.Tensor | None = None,
-    val_accuracy: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    val_worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
     draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None,
     **inputs: Any,
@@ -235,7 +235,7 @@ def build_groups(
     """Make the groups of a report; baselines get as many draws as there are generated networks.
 
     Args:
-        originals, layout, val_accuracy, draw_latents, inputs: See [`GroupInputs`].
+        originals, layout, val_worth, draw_latents, inputs: See [`GroupInputs`].
         generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline.
         reconstructed (`torch.Tensor` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
         seed (`int`, *optional*, defaults to 0): Every baseline starts from this seed, so adding one changes no other.
@@ -251,9 +251,7 @@ def build_groups(
             continue
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        given = GroupInputs(
-            originals, generated, layout, len(generated), generator, val_accuracy, draw_latents, **inputs
-        )
+        given = GroupInputs(originals, generated, layout, len(generated), generator, val_worth, draw_latents, **inputs)
         networks = group.make(given)
         if networks is not None:
             groups[name], seconds[name] = networks, time.perf_counter() - start

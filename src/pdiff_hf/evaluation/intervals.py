@@ -1,4 +1,4 @@
-"""Intervals on accuracies, paired over the test examples.
+"""Intervals on accuracies and other scores, paired over the test examples.
 
 Networks that depend on each other, such as checkpoints of one run, count as fewer: `n_effective` independent ones.
 """
@@ -26,13 +26,13 @@ def exact_interval(num_right: float, num: float) -> list[float]:
     return [float(low), float(high)]
 
 
-def mean_interval(values: torch.Tensor, n_effective: float | None = None) -> list[float]:
-    """95 % interval of a group's mean, over the choice of test examples and of networks.
+def mean_interval(values: torch.Tensor, n_effective: float | None = None) -> list[float] | None:
+    """95 % interval of a group's mean, over the choice of test examples and of networks; `None` of a single value.
 
     Both variances add up; the quantile is Student's, of as many degrees of freedom as their sum has (Welch 1947).
 
     Args:
-        values (`torch.Tensor` of shape `(n, N)`): Whether network `i` is right on example `j`, or its loss there.
+        values (`torch.Tensor` of shape `(n, N)`): Whether network `i` is right on example `j`, or its score.
         n_effective (`float`, *optional*): How many independent networks they count as; all `n` by default.
     """
     return _interval(values.double().mean(0), _over_networks(values, n_effective))
@@ -43,12 +43,12 @@ def accuracy_difference(
     right_b: torch.Tensor,
     n_effective_a: float | None = None,
     n_effective_b: float | None = None,
-) -> dict[str, float | list[float]]:
-    """`difference` of the mean accuracies of two groups, a minus b, and its `ci95`, made as in [`mean_interval`].
+) -> dict[str, float | list[float] | None]:
+    """`difference` of the mean scores of two groups, a minus b, and its `ci95`, made as in [`mean_interval`].
 
-    The groups say by `(a, N)` and `(b, N)`, `bool`, which network is right on which example. Examples on which both do
-    equally well cancel, so the interval is narrower than the two intervals suggest. Networks of both are taken to be
-    independent of each other.
+    The groups say by `(a, N)` and `(b, N)` which network is right on which example, or its score there. Examples on
+    which both do equally well cancel, so the interval is narrower than the two intervals suggest. Networks of both are
+    taken to be independent of each other.
     """
     difference = right_a.double().mean(0) - right_b.double().mean(0)
     networks = (*_over_networks(right_a, n_effective_a), *_over_networks(right_b, n_effective_b))
@@ -97,9 +97,11 @@ def _over_networks(right: torch.Tensor, n_effective: float | None) -> tuple[tupl
     return ((_variance_of_mean(right.double().mean(1), n), n - 1),) if n > 1 else ()
 
 
-def _interval(per_example: torch.Tensor, networks: tuple[tuple[float, float], ...]) -> list[float]:
+def _interval(per_example: torch.Tensor, networks: tuple[tuple[float, float], ...]) -> list[float] | None:
     n, mean = len(per_example), per_example.mean().item()
     parts = (*(((_variance_of_mean(per_example, n), n - 1),) if n > 1 else ()), *networks)
+    if not parts:
+        return None
     total = sum(variance for variance, _ in parts)
     if total == 0:
         return [mean, mean]

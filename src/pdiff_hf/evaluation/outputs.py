@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from .scores import NetworkScores
+
 
 @dataclass
-class EvaluatorOutput:
+class EvaluatorOutput(NetworkScores):
     """What `B` networks do on `N` images.
 
     Where there are several populations, a network is judged by the labels of the one that it fits best.
@@ -48,13 +50,18 @@ class EvaluatorOutput:
 
     @property
     def accuracy(self) -> torch.Tensor:
-        """Fractions of right predictions `(B,)`."""
-        return self.scores.mean(1)
+        """Fractions of right predictions `(B,)`, the scores."""
+        return self.score
 
     @property
     def nll(self) -> torch.Tensor:
         """Mean negative log-likelihoods of the labels `(B,)`, in nats."""
         return self.losses.mean(1)
+
+    @property
+    def ties(self) -> torch.Tensor:
+        """Of networks that are equally accurate, the one with the lowest NLL is better."""
+        return self.nll
 
     def take(self, rows: torch.Tensor) -> EvaluatorOutput:
         """That of some of the networks."""

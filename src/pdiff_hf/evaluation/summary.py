@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..results.metric import Metric
 from ..results.metrics import SCHEMA, Metrics
 from ..results.records import (
     Cost,
@@ -29,6 +30,7 @@ CENTERS = (
     ("difference", "ci95"),
     ("difference", "difference_ci95"),
     ("test_accuracy", "test_ci95"),
+    ("test_score", "test_ci95"),
 )
 
 # These describe one run, or have no mean.
@@ -47,33 +49,34 @@ class GroupEvaluation:
     """What is known of the `n` networks of a group.
 
     Args:
-        val_accuracy, test_accuracy, test_nll, test_ece (`torch.Tensor` of shape `(n,)`): Metrics per network.
-        iou_max (`torch.Tensor` of shape `(n,)`): IoU of wrong predictions with the most similar original.
+        val_score, test_score (`torch.Tensor` of shape `(n,)`): Accuracies, or other scores, of every network.
+        test_nll, test_ece, iou_max (`torch.Tensor` of shape `(n,)`, *optional*): Of classifications, negative
+            log-likelihood, calibration error, and IoU of wrong predictions with the most similar original.
         l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
         l2_independent (`torch.Tensor` of shape `(m,)`, *optional*): Of originals only, the same to the nearest
             independent one, where there is one.
         cosine_nearest (`torch.Tensor` of shape `(n,)`): Largest cosine similarity to an original.
         l2_matched (`torch.Tensor` of shape `(n,)`, *optional*): `l2_nearest` after permutation matching.
-        selected (`int`): The network with the best validation accuracy (ties: the lowest validation NLL).
+        selected (`int`): The network with the best validation score (of accuracies, ties: the lowest validation NLL).
         n_effective (`float`): How many independent networks they count as.
-        accuracy_ci95 (`list[float]`): 95 % interval of the mean test accuracy.
-        difference_to_original ([`Difference`]): Mean test accuracy minus that of the originals.
+        score_ci95 (`list[float]`, *optional*): 95 % interval of the mean test score.
+        difference_to_original ([`Difference`]): Mean test score minus that of the originals.
 
     For originals, similarity is to the other originals (leave-one-out).
     """
 
-    val_accuracy: torch.Tensor
-    test_accuracy: torch.Tensor
-    test_nll: torch.Tensor
-    test_ece: torch.Tensor
-    iou_max: torch.Tensor
+    val_score: torch.Tensor
+    test_score: torch.Tensor
+    test_nll: torch.Tensor | None
+    test_ece: torch.Tensor | None
+    iou_max: torch.Tensor | None
     l2_nearest: torch.Tensor
     l2_independent: torch.Tensor | None
     cosine_nearest: torch.Tensor
     l2_matched: torch.Tensor | None
     selected: int
     n_effective: float
-    accuracy_ci95: list[float]
+    score_ci95: list[float] | None
     difference_to_original: Difference
 
 
@@ -82,9 +85,10 @@ def summarize_group(
     group: GroupEvaluation,
     original: GroupEvaluation,
     scores: torch.Tensor,
-    losses: torch.Tensor,
     *,
-    iou: torch.Tensor,
+    metric: Metric,
+    losses: torch.Tensor | None,
+    iou: torch.Tensor | None,
     spread: float | None,
     seconds: float | None,
 ) -> GroupMetrics:
@@ -93,17 +97,19 @@ def summarize_group(
     Args:
         group ([`GroupEvaluation`]): Its `n` networks.
         original ([`GroupEvaluation`]): The originals, which set the yardstick.
-        scores (`torch.Tensor` of shape `(n, N)`): What test examples add to a network's accuracy: 1 where it is right.
-        losses (`torch.Tensor` of shape `(n, N)`): Negative log-likelihoods of the test labels.
-        iou (`torch.Tensor` of shape `(n, n)`): IoU of wrong predictions within the group.
+        scores (`torch.Tensor` of shape `(n, N)`): What test examples add to a network's score: of the accuracy, 1
+            where it is right.
+        metric ([`Metric`]): What the scores are.
+        losses (`torch.Tensor` of shape `(n, N)`, *optional*): Negative log-likelihoods of the test labels.
+        iou (`torch.Tensor` of shape `(n, n)`, *optional*): IoU of wrong predictions within the group.
         spread (`float`, *optional*): Distance to the originals' mean, in units of the originals' own.
         seconds (`float`, *optional*): What making the networks took.
     """
-    n, num_examples = scores.shape
-    n_effective = group.n_effective
+    n, n_effective = len(scores), group.n_effective
     yardstick, usual = original.l2_independent.double().mean(), original.l2_nearest.double().mean()
     distances = group.l2_nearest.double()
-    performant = group.test_accuracy.double() >= original.test_accuracy.double().mean()
+    worth, usual_worth = (metric.worth(found.test_score.double()) for found in (group, original))
+    performant = worth >= usual_worth.mean()
     novel = {f"{m}x": distances > m * yardstick for m in NOVELTY_MULTIPLES}
     joint = {key: is_novel & performant for key, is_novel in novel.items()}
     similarity = {
@@ -114,23 +120,27 @@ def summarize_group(
         "l2_matched_mean": group.l2_matched,
     }
     similarity = {key: values for key, values in similarity.items() if values is not None}
-    within = (iou.double().sum() - iou.double().trace()) / (n * (n - 1)) if n > 1 else torch.tensor(torch.nan)
+    within = torch.tensor(torch.nan)
+    if n > 1 and iou is not None:
+        within = (iou.double().sum() - iou.double().trace()) / (n * (n - 1))
     difference = group.difference_to_original
+    gain = metric.worth(difference.difference)
+    mean = Mean(**_summary(group.test_score), ci95=group.score_ci95)
+    if metric.is_accuracy:
+        nll_ci95 = mean_interval(losses, n_effective) if losses.isfinite().all() else None
+        judged = {
+            "test_accuracy": mean,
+            "test_nll": Mean(**_summary(group.test_nll), ci95=nll_ci95),
+            "test_ece": Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece, n_effective)),
+        }
+    else:
+        judged = {"test_score": mean}
     return GroupMetrics(
         n=n,
         n_effective=n_effective,
-        test_accuracy=Mean(**_summary(group.test_accuracy), ci95=group.accuracy_ci95),
+        **judged,
         difference_to_original=difference,
-        test_nll=Mean(
-            **_summary(group.test_nll), ci95=mean_interval(losses, n_effective) if losses.isfinite().all() else None
-        ),
-        test_ece=Mean(**_summary(group.test_ece), ci95=sample_mean_interval(group.test_ece, n_effective)),
-        selected=Selected(
-            index=group.selected,
-            val_accuracy=group.val_accuracy[group.selected].item(),
-            test_accuracy=group.test_accuracy[group.selected].item(),
-            test_ci95=exact_interval(scores[group.selected].sum().item(), num_examples),
-        ),
+        selected=_selected(group, scores[group.selected], metric),
         similarity=Similarity(
             iou_mean=_finite(within),
             **{key: _finite(values.double().mean()) for key, values in similarity.items()},
@@ -151,9 +161,19 @@ def summarize_group(
                 joint={key: _share_interval(values, n_effective) for key, values in joint.items()},
             ),
         ),
-        cost=Cost(seconds=seconds, gain_per_second=difference.difference / seconds if seconds else None),
+        cost=Cost(seconds=seconds, gain_per_second=gain / seconds if seconds else None),
         **describe_group(name),
     )
+
+
+def _selected(group: GroupEvaluation, scores: torch.Tensor, metric: Metric) -> Selected:
+    """The selected network of a group, by its scores `(N,)`."""
+    row = group.selected
+    val, test = group.val_score[row].item(), group.test_score[row].item()
+    if metric.is_accuracy:
+        interval = exact_interval(scores.sum().item(), len(scores))
+        return Selected(index=row, val_accuracy=val, test_accuracy=test, test_ci95=interval)
+    return Selected(index=row, val_score=val, test_score=test, test_ci95=mean_interval(scores[None]))
 
 
 def _share(values: torch.Tensor) -> float:

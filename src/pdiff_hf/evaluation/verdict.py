@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..results.metrics import Metrics
 from ..results.population import Population
-from ..results.records import Difference
-from ..results.text import number, percent, points
+from ..results.text import number, percent
 
 RELATIONS = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}
 # Share of copies from which a generator is called a copying one.
@@ -58,14 +57,15 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
         )
 
     # 1. Against the originals, and against the average that decides: the one with the least in favour of the generator
-    gain = comparisons["original"].sign
+    metric = metrics.metric
+    gain = metric.sign(comparisons["original"])
     least = metrics.hardest_average()
-    over_average = comparisons[least].sign if least else gain
-    sentence = f"Generated networks are {RELATIONS[gain]} the originals ({_points(comparisons['original'])})"
+    over_average = metric.sign(comparisons[least]) if least else gain
+    sentence = f"Generated networks are {RELATIONS[gain]} the originals ({metric.describe(comparisons['original'])})"
     if least:
         # A single draw loses to an average of independent ones even where both have the same distribution.
         against = f"one network against an average, {RELATIONS[over_average]} {metrics.groups[least].description}"
-        sentence += f"{' and' if gain == over_average else ', but'}, {against} ({_points(comparisons[least])})"
+        sentence += f"{' and' if gain == over_average else ', but'}, {against} ({metric.describe(comparisons[least])})"
 
     # 2. What that is called
     is_averaged = group.spread is not None and group.spread <= AVERAGED_SPREAD
@@ -80,12 +80,12 @@ def make_verdict(metrics: Metrics) -> tuple[str, str]:
         finding = "no_gain"
 
     # 3. What else decides about their use
-    if soup := metrics.soup_comparisons.get("uniform_soup"):
-        relation = f"{RELATIONS[soup.sign]} that of the originals"
-        sentence += f"; average against average, their uniform soup is {relation} ({_points(soup)})"
+    if (soup := metrics.soup_comparisons.get("uniform_soup")) and soup.ci95 is not None:
+        relation = f"{RELATIONS[metric.sign(soup)]} that of the originals"
+        sentence += f"; average against average, their uniform soup is {relation} ({metric.describe(soup)})"
     for name, rival in metrics.rivals().items():
-        if rival.role == "rival" and comparisons[name].sign < 0:
-            sentence += f"; {rival.description} gives more ({_points(comparisons[name])} for generation)"
+        if rival.role == "rival" and metric.sign(comparisons[name]) < 0:
+            sentence += f"; {rival.description} gives more ({metric.describe(comparisons[name])} for generation)"
     novel, joint = (percent(share["1x"], digits=0) for share in (shares.novel, shares.joint))
     if shares.novel["1x"] < 0.5:
         sentence += f"; only {novel} of them are farther from every original than independent originals are"
@@ -123,13 +123,13 @@ def _judge_population(metrics: Metrics) -> tuple[str, str]:
         return "none", "One generated network is no population."
     # 1. What any generator is asked, and what those seen have as well
     difference, ensemble = found.accuracy_difference, found.ensemble_difference
-    relation = f"{RELATIONS[difference.sign]} held-out originals in accuracy ({_points(difference)})"
+    relation = f"{RELATIONS[difference.sign]} held-out originals in accuracy ({metrics.metric.describe(difference)})"
     sentence = f"{HEADS[finding]}: generated networks are {relation}"
     if found.disagreement_ratio is not None:
         ratio = number(found.disagreement_ratio, ".2f", found.ci95.disagreement_ratio)
         sentence += f", two of them disagree {ratio} times as often as two of these"
     if ensemble.difference is not None:
-        relation = f"{RELATIONS[ensemble.sign]} as many of these ({_points(ensemble)})"
+        relation = f"{RELATIONS[ensemble.sign]} as many of these ({metrics.metric.describe(ensemble)})"
         sentence += f", {found.ensemble_size:g} together are {relation}"
 
     # 2. What only new networks have
@@ -158,8 +158,3 @@ def _does_as_well(name: str, metrics: Metrics) -> bool:
     return theirs.copies <= ours.copies + AS_WELL_COPIES and all(
         None not in pair and pair[0] >= AS_WELL * pair[1] for pair in pairs
     )
-
-
-def _points(comparison: Difference) -> str:
-    low, high = map(points, comparison.ci95)
-    return f"{points(comparison.difference)} points, 95 % interval {low} to {high}"

@@ -151,13 +151,23 @@ class Snapshot:
 def some_of(files: Iterable[str]) -> str:
     """The first few of some names, as errors name them."""
     names = sorted(files)
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "") or "no files"
+    return ", ".join(map(short_name, names[:4])) + (", …" if len(names) > 4 else "") or "no files"
+
+
+def short_name(name: str) -> str:
+    """A name from a file as it is printed: of 80 characters at most, and none that a terminal would obey."""
+    text = "".join(character if character.isprintable() else "?" for character in name[:81])
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def split_hub_id(source: str | Path) -> tuple[str, str | None] | None:
-    """`user/name` and the revision of `user/name[@revision]`; `None` for a path that exists or another form."""
+    """`user/name` and the revision of `user/name[@revision]`; `None` for a path, and for another form.
+
+    What would lie in a folder that exists is a path: a mistyped one is not asked of the Hub.
+    """
     form = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?"
-    found = None if Path(source).exists() else re.fullmatch(form, str(source))
+    is_path = Path(source).exists() or ("/" in str(source) and Path(source).parent.is_dir())
+    found = None if is_path else re.fullmatch(form, str(source))
     return None if found is None else (found[1], found[2])
 
 
@@ -176,4 +186,7 @@ def without_paths(task: Mapping[str, Any]) -> dict[str, Any]:
     for key in keys:
         if (folder := local_folder(kept[key])) is not None:
             kept[key] = folder.resolve().name
+    # `/home/me/nets.py:evaluate` is `nets.py:evaluate`.
+    if "function" in kept:
+        kept["function"] = Path(str(kept["function"])).name
     return kept

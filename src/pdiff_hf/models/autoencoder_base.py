@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ..identity import NetworkIdentity, shown
 from ..layout import ParameterLayout
@@ -121,6 +122,7 @@ class ParameterAutoencoderMixin:
         """Pass a batch without values through the layers that are trained, whose outputs training keeps."""
         self._decode(self._encode(torch.empty(batch_size, self.vector_length, device=self.device)))
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> ParameterEncoderOutput | tuple[torch.Tensor]:
         """Encode raw vectors `(B, D)` to latents `(B, C, L)`."""
         self._check_vectors(x)
@@ -153,6 +155,7 @@ class ParameterAutoencoderMixin:
             rows = slice(start, min(start + size, len(vectors)))
             yield rows, slice(0, self.vector_length), self.decode(self.encode_rows(vectors[rows])).sample
 
+    @apply_forward_hook
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> ParameterDecoderOutput | tuple[torch.Tensor]:
         """Decode latents `(B, C, L)` to raw vectors `(B, D)` in float32."""
         if z.ndim != 3 or z.shape[1:] != self.latent_shape:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .autoencoder_base import ParameterAutoencoderMixin, ParameterEncoderOutput
@@ -128,6 +129,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         """Normalised parameters `(B, D)`, float32, of latents `(B, C·L)`: what is trained."""
         return self.decoder(latents)
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> ParameterEncoderOutput | tuple[torch.Tensor]:
         """Encode raw vectors `(B, D)` to latents `(B, C, L)`, by what these networks compute.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from ..sections import load_class
 from ..wording import setting
@@ -53,17 +53,30 @@ class StageConfig(BaseModel):
     builds: ClassVar[type | str]
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fast": {}, "paper": {}}
 
+    # Keys that were given, beside those that the preset fills in.
+    _given: frozenset[str] | None = PrivateAttr(None)
+
     kind: str
     preset: Literal["fast", "paper"] = Field("fast", description="paper: Wang et al. 2024, arXiv 2402.13144, v3")
     seed: int = 0
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
+    def _fill_from_preset(cls, values: Any, make: Callable[[Any], Self]) -> Self:
         # Whatever is wrong with the values is left to pydantic, which names it.
         if not isinstance(values, dict) or str(values.get("preset", "fast")) not in cls.PRESETS:
-            return values
-        return {**cls.PRESETS[values.get("preset", "fast")], **values}
+            return make(values)
+        section = make({**cls.PRESETS[values.get("preset", "fast")], **values})
+        section._given = frozenset(values)
+        return section
+
+    def __eq__(self, other: object) -> bool:
+        # Whether a value was given or filled in makes no difference to what is done.
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def is_open(self, key: str) -> bool:
+        """Whether nobody gave a key its value, which then may follow from the data."""
+        return self._given is not None and key not in self._given
 
     @classmethod
     def model_class(cls) -> type[ModelMixin]:
@@ -113,6 +126,9 @@ class AutoencoderConfig(StageConfig):
     holdout_every: int = Field(10, ge=2, description="every n-th checkpoint is kept from training for the gate")
     min_explained_variance: float = Field(0.95, le=1)
     max_accuracy_drop: float = Field(0.002, ge=0, description="fraction, on the validation images")
+    max_score_drop: float = Field(
+        1.0, ge=0, description="of another metric than accuracy: in standard deviations of the originals' scores"
+    )
     allow_poor_reconstruction: bool = False
 
     @classmethod
@@ -138,6 +154,11 @@ class AutoencoderConfig(StageConfig):
     def options(self, *keys: str) -> dict[str, Any]:
         """These keys as arguments of the model, without those whose default is the model's."""
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    @property
+    def num_latents(self) -> int:
+        """Latent values of a network, where their number is a setting."""
+        return self.latent_channels * getattr(self, "latent_length", 1)
 
     def fit_latents(self, denoiser: DiffusionConfig, num_train: int) -> Self:
         """This section with no more latent values than so many checkpoints can tell apart.

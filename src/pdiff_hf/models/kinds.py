@@ -182,6 +182,10 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     max_decoder_mb: int = Field(256, ge=1, description="memory of the decoder's weights; training takes four times")
     num_probes: int = Field(300, ge=2, description="inputs on which networks are compared to encode them")
     probe_mixing: float = Field(0.5, ge=0, le=0.5, description="largest share of a second example in an input")
+    probe_dataset: str | None = Field(
+        None, description="folder or Hub id of other images, without labels, that inputs are drawn from, too"
+    )
+    probe_dataset_share: float = Field(0.5, ge=0, le=1, description="of the inputs that are drawn from it")
     probe_noise: float = Field(
         0.15, ge=0, description="on inputs, in units of their spread; of texts, share of tokens"
     )

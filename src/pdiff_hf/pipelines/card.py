@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, one_line, template, write_card
 from ..results import card_lines
-from ..results.metrics import INTERVALS, METRICS_FILE, SEED_INTERVALS, Metrics, read_denoiser
+from ..results.metrics import METRICS_FILE, Metrics, read_denoiser
 from ..results.population_table import population_lines
 from ..results.records import Denoiser
 
@@ -21,7 +21,7 @@ TAGS = ["pdiff-hf", "neural-network-diffusion"]
 # Figures of a report and what they show; the first is shown at once.
 PLOTS = {
     "accuracy_similarity": "Test accuracy against similarity to the nearest original, one point per network",
-    "accuracy_histograms": "Histograms of the test accuracy of every group",
+    "accuracy_histograms": "Histograms of what the networks of every group are worth",
     "latent_pca": "Latents of originals, averages and generated networks, on two principal axes",
     "iou_matrix": "IoU of wrong predictions between networks",
     "ensembles": "Accuracy of ensembles by their size",
@@ -67,7 +67,7 @@ def write_pipeline_card(
         verdict=escape(metrics.verdict) if is_evaluated else None,
         results=card_lines.results_table(metrics) if is_evaluated else None,
         num_test=f"{metrics.num_test:,}" if is_evaluated else None,
-        intervals=INTERVALS if metrics.seeds is None else SEED_INTERVALS,
+        intervals=metrics.intervals,
         ensembles=card_lines.ensemble_line(metrics),
         first_plot=_plot(plots[0]) if plots else None,
         other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
@@ -112,6 +112,8 @@ def render_card(
         comparisons=card_lines.comparison_lines(metrics),
         novelty=card_lines.novelty_lines(metrics),
         population=population_lines(metrics),
+        metric=escape(metrics.metric.title),
+        is_accuracy=metrics.metric.is_accuracy,
         **options,
     )
     return f"{card.content}\n"

@@ -8,8 +8,8 @@ from ..base_model import BaseModel
 from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, escape, fold, hub_id, literal
 from ..layout import ParameterLayout
 from ..results.card_lines import build_arguments, generated_values, short_name, task_lines
+from ..results.metric import Metric
 from ..results.metrics import Metrics
-from ..results.text import percent
 from .card import render_card
 
 SNIPPETS = {
@@ -83,16 +83,20 @@ def make_generated_card(
 
 
 def _choice_text(index: Mapping, row: int | None) -> str:
-    found = index.get("choice")
+    found = index.get("choice") or {}
+    metric = Metric.parse(found.get("metric", {}), "index.json")
+    name = escape(metric.name)
+    where = f" on {found['num_val']:,} validation examples" if metric.is_accuracy and found else ""
     if row is None and not found:
         return "All networks are here; none was chosen."
     if row is None:
-        return f"The best of {found['num_drawn']:,} networks by accuracy on {found['num_val']:,} validation examples."
+        return f"The best of {found['num_drawn']:,} networks by {name}{where}."
     if not found:
-        return "Its row was named; it was not chosen by its accuracy."
+        return f"Its row was named; it was not chosen by its {name}."
+    value = f"{found['val_accuracy'][row]:.2%}" if metric.is_accuracy else metric.write(found["val_score"][row])
     return (
-        f"It is number {row + 1} of {found['num_drawn']:,} networks by accuracy on {found['num_val']:,} validation "
-        f"examples, where it has {found['val_accuracy'][row]:.2%}; that is optimistic, as it was chosen there."
+        f"It is number {row + 1} of {found['num_drawn']:,} networks by {name}{where}, where it has {value}; that is "
+        "optimistic, as it was chosen there."
     )
 
 
@@ -102,11 +106,11 @@ def _result_lines(metrics: Metrics, row: int | None) -> list[str]:
     lines = []
     if row is not None:
         chosen = metrics.generated.selected
-        own = percent(chosen.test_accuracy, chosen.test_ci95)
+        own = metrics.metric.write(chosen.score, chosen.test_ci95)
         lines.append(f"This network: {own}" if chosen.index == row else "This network alone: not reported")
     for name, text in (("generated", "generated networks"), ("original", "originals")):
         if name in metrics.groups:
             group = metrics.groups[name]
-            accuracy = percent(group.test_accuracy.mean, group.test_accuracy.ci95)
-            lines.append(f"Mean over {group.n:g} {text}: {accuracy}")
+            score = metrics.metric.write(group.score.mean, group.score.ci95)
+            lines.append(f"Mean over {group.n:g} {text}: {score}")
     return lines

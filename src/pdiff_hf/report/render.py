@@ -11,9 +11,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..evaluation.groups import find_group
+from ..results.metric import Metric
 from ..results.metrics import Metrics
-from ..results.text import ReportTable, Section, markdown_table, number, percent, points, sign
+from ..results.text import ReportTable, Section, markdown_table, number, percent, sign
 from .plots.style import COLORS, Plot
+from .sections import examples_text
 
 # What a finding is called in large type, and the colour of the page's head.
 HEADLINES = {
@@ -73,7 +75,7 @@ def _kicker(metrics: Metrics) -> str:
     if dataset := metrics.task.get("dataset"):
         # Of a folder the name is enough.
         parts.append(Path(dataset).name if Path(dataset).is_absolute() else dataset)
-    parts += [f"{metrics.num_parameters:,} generated parameters", f"{metrics.num_test:,} test examples"]
+    parts += [f"{metrics.num_parameters:,} generated parameters", examples_text(metrics)]
     parts += [] if metrics.seeds is None else [f"seeds {', '.join(map(str, metrics.seeds))}"]
     return " · ".join(parts)
 
@@ -82,16 +84,19 @@ def _tiles(metrics: Metrics) -> list[Tile]:
     if "generated" not in metrics.groups:
         return []
     group, comparisons = metrics.generated, metrics.comparisons
-    accuracy = group.test_accuracy
-    note = "" if accuracy.ci95 is None else f"95 % interval {_range(accuracy.ci95)}"
-    tiles = [Tile("Generated, mean accuracy", percent(accuracy.mean, unit=""), "%", note)]
+    metric, score = metrics.metric, group.score
+    # Accuracies have a unit of their own, which a tile writes smaller.
+    units = ("%", "points") if metric.is_accuracy else ("", "")
+    note = "" if score.ci95 is None else f"95 % interval {_score_range(score.ci95, metric)}"
+    note += "" if metric.is_accuracy else f"; {metric.direction}"
+    tiles = [Tile(f"Generated, mean {metric.name}", metric.write(score.mean).removesuffix(" %"), units[0], note)]
     against = {"original": "the originals"} if "original" in comparisons else {}
     if name := metrics.hardest_average():
         against[name] = metrics.groups[name].description
     for name, text in against.items():
-        low, high = map(points, comparisons[name].ci95)
-        note = f"95 % interval {low} to {high}; they reach {percent(metrics.groups[name].test_accuracy.mean)}"
-        tiles.append(Tile(f"Against {text}", points(comparisons[name].difference), "points", note))
+        low, high = map(metric.write_difference, comparisons[name].ci95)
+        note = f"95 % interval {low} to {high}; they reach {metric.write(metrics.groups[name].score.mean)}"
+        tiles.append(Tile(f"Against {text}", metric.write_difference(comparisons[name].difference), units[1], note))
     shares = group.novel_and_performant
     if found := metrics.population.get("generated"):
         if found.disagreement_ratio is not None:
@@ -108,13 +113,18 @@ def _tiles(metrics: Metrics) -> list[Tile]:
         note = "for training and drawing"
         for name, rival in metrics.rivals().items():
             if rival.role == "rival":
-                note += f"; {points(comparisons[name].difference)} points against {rival.description}"
+                difference = metric.write_difference(comparisons[name].difference)
+                note += f"; {difference} {units[1]}".rstrip() + f" against {rival.description}"
         tiles.append(Tile("Cost of the generator", f"{group.cost.seconds:.0f}", "s", note))
     return tiles
 
 
 def _range(interval: Sequence[float], digits: int = 2) -> str:
     return f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f} %"
+
+
+def _score_range(interval: Sequence[float], metric: Metric) -> str:
+    return _range(interval) if metric.is_accuracy else "–".join(map(metric.write, interval))
 
 
 def _settings(metrics: Metrics) -> list[tuple[str, str]]:
@@ -124,7 +134,7 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     return [(key, _list(value)) for key, value in settings.items() if value not in (None, [], {})]
 
 
-def _bars(table: ReportTable) -> list[dict | None]:
+def _bars(table: ReportTable, higher_is_better: bool = True) -> list[dict | None]:
     """Places of the table's intervals on a common axis from 0 to 100, with zero at 50; empty without intervals.
 
     The axis holds three times the median reach of an interval, so that one hopeless group does not squeeze all others.
@@ -140,7 +150,7 @@ def _bars(table: ReportTable) -> list[dict | None]:
             continue
         center, low, high = (round(50 + 48 * max(-1.0, min(1.0, value / limit)), 2) for value in bar)
         outside = "" if abs(bar[0]) <= limit else "◂" if bar[0] < 0 else "▸"
-        tone = TONES[sign(bar[1:])]
+        tone = TONES[sign(bar[1:]) * (1 if higher_is_better else -1)]
         bars.append({"center": center, "low": low, "width": round(high - low, 2), "outside": outside, "tone": tone})
     return bars
 

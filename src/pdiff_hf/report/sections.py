@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.metrics import INTERVALS, SEED_INTERVALS, Metrics
+from ..results.metrics import Metrics
 from ..results.population_table import POPULATION_COLUMNS, TEST_COLUMNS, population_table
 from ..results.records import SelectedDifference
 from ..results.tables import (
-    COMPARISON_COLUMNS,
     DISTRIBUTION_COLUMNS,
     ENSEMBLE_COLUMNS,
     HELD_OUT_COLUMNS,
+    comparison_columns,
     group_table,
     make_table,
 )
 from ..results.text import MISSING, ReportTable, Section, number, percent, reconstruction
+from .protocol import protocol
 
-PROTOCOL = (
-    "Three disjoint sets of examples: networks are trained on the first, anything chosen (the best network of a "
-    "group, the greedy soup) is chosen on the second, val, and everything reported is measured on the third, test.",
-    "Every group goes through the same evaluation. Baselines have as many draws as the generator; soups are one "
-    "network.",
-    "Originals are compared with the other originals, never with themselves.",
-    "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
-)
 # What a loss on held-out rows means, by what these are to those seen.
 HELD_OUT_KINDS = {
     "between": "rows between neighbours of one trajectory, which is interpolation; other runs where every row is one",
@@ -32,17 +25,17 @@ HELD_OUT_KINDS = {
     "end": "the last tenth of a run, which is drift: no generator of the past can know it, and nothing is asked",
     "run": "another run, the only one of these that is independent",
 }
-NO_FINE_TUNING = (
-    "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
-    "adds it."
-)
+
+
+def examples_text(metrics: Metrics) -> str:
+    """How many examples there are, or scores of each network."""
+    if metrics.metric.is_accuracy:
+        return f"{metrics.num_test:,} test examples"
+    return "one score for each network" if metrics.num_test == 1 else f"{metrics.num_test:,} scores for each network"
 
 
 def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
     """Make the sections of a report; what is not known by `metrics`, `reconstruction.json` or `plots` is left out."""
-    intervals = INTERVALS if metrics.seeds is None else SEED_INTERVALS
-    has_fine_tuning = metrics.generated.cost.seconds is None or "fine_tuned" in metrics.groups
-    left_out = [] if has_fine_tuning else [NO_FINE_TUNING]
     sections = [
         _groups(metrics),
         _population(metrics),
@@ -51,16 +44,12 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
         _denoiser(metrics),
         _comparisons(metrics),
         _ensembles(metrics),
-        Section(
-            "Calibration",
-            ["Means over the networks. ECE: expected calibration error with 15 equal bins; lower is better."],
-            tables=[group_table(metrics, ("nll", "ece"), "Calibration")],
-        ),
+        _calibration(metrics),
         _cost(metrics),
         _training(gate),
         Section("How they come out of noise", plots=["trajectory", "trajectory_plane"]),
         _seeds(metrics),
-        Section("How it was measured", [*PROTOCOL, *left_out, intervals], bullets=True),
+        Section("How it was measured", protocol(metrics), bullets=True),
     ]
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
@@ -69,9 +58,14 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
 
 def _groups(metrics: Metrics) -> Section:
     columns = ("difference", "accuracy", "selected", "std", "networks", "independent")
-    table = group_table(metrics, columns, "Test accuracy", bars="difference")
-    text = f"{metrics.num_parameters:,} generated parameters, {metrics.num_test:,} test examples. The best network "
-    text += "of a group is chosen on the val examples; everything is reported on the test examples."
+    metric = metrics.metric
+    table = group_table(metrics, columns, f"Test {metric.title}", bars="difference")
+    text = f"{metrics.num_parameters:,} generated parameters, {examples_text(metrics)}."
+    if metric.is_accuracy:
+        text += " The best network of a group is chosen on the val examples; everything is reported on the test "
+        text += "examples."
+    else:
+        text += f" Networks are judged by their {metric.name}: {metric.direction}."
     texts = [text]
     original = metrics.original
     if original.n_effective is not None and original.n_effective < original.n:
@@ -115,10 +109,13 @@ def _capital(name: str) -> str:
 
 def _novelty(metrics: Metrics) -> Section:
     yardstick = metrics.yardstick
-    text = [
-        "IoU of wrong predictions: 1 means the same mistakes. Within: between networks of a group. Nearest: the "
-        "original that is most alike."
-    ]
+    metric = metrics.metric
+    text = []
+    if metric.is_accuracy:
+        text.append(
+            "IoU of wrong predictions: 1 means the same mistakes. Within: between networks of a group. Nearest: the "
+            "original that is most alike."
+        )
     columns = ("iou_within", "iou_nearest", "l2_nearest", "yardsticks", "l2_matched", "cosine", "spread")
     tables = [group_table(metrics, columns, "Similarity", plain=("yardsticks",))]
     if yardstick is None:
@@ -127,9 +124,9 @@ def _novelty(metrics: Metrics) -> Section:
         text.append(
             f"The yardstick: an original is {yardstick:.4g} from the nearest independent one on average, one of "
             "another run or at least an autocorrelation time away. A network is novel at 2x when it is farther than "
-            "twice that from every original, and performant when its test accuracy is not below the originals' mean. "
-            "It is a copy when it is closer to an original than a third of what originals are from their nearest "
-            "other one."
+            f"twice that from every original, and performant when its test {metric.name} is {metric.not_worse} the "
+            "originals' mean. It is a copy when it is closer to an original than a third of what originals are from "
+            "their nearest other one."
         )
         columns = ("performant", "novel_all", "joint_all", "copies")
         tables.append(group_table(metrics, columns, "Shares of the networks"))
@@ -208,21 +205,22 @@ def _comparisons(metrics: Metrics) -> Section:
         return Section("")
     selected = metrics.selected_comparisons
     rows = [(name, (mean, selected.get(name, SelectedDifference()))) for name, mean in metrics.comparisons.items()]
-    columns = [column for column in COMPARISON_COLUMNS if any(column.cell(*row) != MISSING for _, row in rows)]
+    all_columns = comparison_columns(metrics.metric)
+    columns = [column for column in all_columns if any(column.cell(*row) != MISSING for _, row in rows)]
     text = [
-        "The generated networks against every other group, example by example: the mean of single networks, so "
+        "The generated networks against every other group, on the same examples: the mean of single networks, so "
         "against an average of originals it is one network against an average."
     ]
     if any(best.p_value is not None for _, (_, best) in rows):
         text[0] += " The best on val are compared by McNemar's exact test on the examples that only one gets right."
-    tables = [make_table("generated minus", columns, rows, "Differences", bars=COMPARISON_COLUMNS[0])]
+    tables = [make_table("generated minus", columns, rows, "Differences", bars=all_columns[0])]
     if metrics.soup_comparisons:
         text.append(
             "Average against average: the soups of generated networks against the same soups of originals."
             + (" Ensembles are compared with ensembles below." if metrics.ensembles else "")
         )
         pairs = [(name, (difference, SelectedDifference())) for name, difference in metrics.soup_comparisons.items()]
-        tables.append(make_table("soup of generated minus", COMPARISON_COLUMNS[:1], pairs, "Average against average"))
+        tables.append(make_table("soup of generated minus", all_columns[:1], pairs, "Average against average"))
     return Section("Generated against the others", text, tables=tables)
 
 
@@ -235,13 +233,21 @@ def _ensembles(metrics: Metrics) -> Section:
     return Section("Do they help each other? Ensembles", text, ["ensembles"], [table])
 
 
+def _calibration(metrics: Metrics) -> Section:
+    if not metrics.metric.is_accuracy:
+        return Section("")
+    text = ["Means over the networks. ECE: expected calibration error with 15 equal bins; lower is better."]
+    return Section("Calibration", text, tables=[group_table(metrics, ("nll", "ece"), "Calibration")])
+
+
 def _cost(metrics: Metrics) -> Section:
     tables, text = [], []
     table = group_table(metrics, ("seconds", "difference", "gain_per_second"), "Gain per second", known="seconds")
     if table.rows:
         text = [
-            "What making the networks of a group takes once the checkpoints are there, and the gain in mean accuracy "
-            "over the originals that this buys. For the generated ones: autoencoder, diffusion and drawing."
+            "What making the networks of a group takes once the checkpoints are there, and the gain in mean "
+            f"{metrics.metric.name} over the originals that this buys. For the generated ones: autoencoder, diffusion "
+            "and drawing."
         ]
         tables.append(table)
     if metrics.timings_s:
@@ -258,11 +264,12 @@ def _seeds(metrics: Metrics) -> Section:
     if metrics.seeds is None:
         return Section("")
     rows = [
-        (name, *(percent(value, unit="") for value in group.test_accuracy.per_seed or ()))
+        (name, *(metrics.metric.write(value).removesuffix(" %") for value in group.score.per_seed or ()))
         for name, group in metrics.groups.items()
     ]
     columns = ("group", *(f"seed {seed}" for seed in metrics.seeds))
-    return Section("Seed by seed", tables=[ReportTable(columns, rows, "Mean test accuracy, %")])
+    unit = ", %" if metrics.metric.is_accuracy else ""
+    return Section("Seed by seed", tables=[ReportTable(columns, rows, f"Mean test {metrics.metric.title}{unit}")])
 
 
 def _training(gate: Mapping | None) -> Section:

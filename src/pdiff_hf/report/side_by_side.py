@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from ..results.columns import Column, at, in_format, in_percent, in_whole_percent
 from ..results.metrics import Metrics
 from ..results.population import Population
-from ..results.tables import Column, at, in_format, in_percent, in_whole_percent
 
 # Groups, and how they are called here.
 SHOWN = {

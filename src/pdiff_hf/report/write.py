@@ -29,6 +29,8 @@ PACKAGES = ("pdiff-hf", "torch", "diffusers", "transformers", "accelerate", "dat
 # fits into 120 characters.
 NAME_WIDTH = 13
 TERMINAL_WIDTHS = {"networks": 3, "accuracy": 19, "difference": 23, "selected": 19, "iou_nearest": 7, "joint": 10}
+# Scores have more digits, and no predictions beside them.
+SCORE_WIDTHS = {"networks": 3, "accuracy": 23, "difference": 31, "selected": 23, "joint": 10}
 NARROW_HEADERS = {"networks": "n", "joint": "novel and\nperformant\n(%)"}
 
 
@@ -70,7 +72,7 @@ def write_report(
         plot_population(metrics),
         plot_accuracy_histograms(metrics, result.groups),
         plot_latent_pca(latents or {}),
-        plot_iou_matrix(result.iou, result.iou_sizes),
+        None if result.iou is None else plot_iou_matrix(result.iou, result.iou_sizes),
         plot_ensembles(metrics.ensembles),
         plot_loss_curves(logs or {}),
     ]
@@ -95,9 +97,10 @@ def make_table(metrics: Metrics) -> Table:
     options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
     lines = [line for line in (metrics.verdict, distribution_line(metrics)) if line]
     table = Table(caption="\n".join(lines), **options)
-    found = group_table(metrics, list(TERMINAL_WIDTHS), plain=("iou_nearest", "joint"), all_columns=True)
+    widths = TERMINAL_WIDTHS if metrics.metric.is_accuracy else SCORE_WIDTHS
+    found = group_table(metrics, list(widths), plain=("iou_nearest", "joint"), all_columns=True)
     table.add_column("group", no_wrap=True, min_width=NAME_WIDTH)
-    for header, (key, width) in zip(found.columns[1:], TERMINAL_WIDTHS.items(), strict=True):
+    for header, (key, width) in zip(found.columns[1:], widths.items(), strict=True):
         table.add_column(NARROW_HEADERS.get(key) or fold_header(header, width), justify="right", min_width=width)
     for name, *cells in found.rows:
         # Of a long name, the first word is on a line of its own.

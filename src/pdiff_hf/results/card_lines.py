@@ -10,11 +10,11 @@ from typing import Any
 import timm
 from huggingface_hub import EvalResult
 
-from ..base_model import OWN_FACTORIES
+from ..builders import OWN_FACTORIES
 from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, literal, make_table, one_line
 from .metrics import Metrics
 from .tables import group_table
-from .text import number, percent, points
+from .text import number, percent
 
 # Tensors that are named in the text.
 MAX_NAMES = 6
@@ -33,7 +33,8 @@ def novelty_lines(metrics: Metrics) -> list[str]:
     shares, similarity = group.novel_and_performant, group.similarity
     if shares.performant is not None:
         share = share_of(shares.performant, shares.ci95.performant)
-        lines.append(f"Performant, test accuracy not below the originals' mean: {share}")
+        metric = metrics.metric
+        lines.append(f"Performant, test {metric.name} {metric.not_worse} the originals' mean: {share}")
     for text, values, intervals in (
         ("Novel", shares.novel, shares.ci95.novel),
         ("Both novel and performant", shares.joint, shares.ci95.joint),
@@ -61,13 +62,15 @@ def comparison_lines(metrics: Metrics) -> list[str]:
     lines = []
     for name, group in metrics.rivals().items():
         mean, chosen = metrics.comparisons[name], metrics.selected_comparisons.get(name)
-        line = f"{escape(group.description or name)}: {points(mean.difference, mean.ci95)} points on average"
+        write = metrics.metric.write_difference
+        unit = "points" if metrics.metric.is_accuracy else f"in {escape(metrics.metric.name)}"
+        line = f"{escape(group.description or name)}: {write(mean.difference, mean.ci95)} {unit} on average"
         if chosen is not None:
-            line += f", {points(chosen.difference, chosen.ci95)} for those that are best on val"
+            line += f", {write(chosen.difference, chosen.ci95)} for those that are best on val"
             line += f" (McNemar's test: p = {chosen.p_value:.3f})" if chosen.p_value is not None else ""
         if soup := metrics.soup_comparisons.get(name):
             line += (
-                f"; average against average, the same soup of the generated ones: {points(soup.difference, soup.ci95)}"
+                f"; average against average, the same soup of the generated ones: {write(soup.difference, soup.ci95)}"
             )
         lines.append(line)
     return lines
@@ -85,7 +88,9 @@ def ensemble_line(metrics: Metrics) -> str | None:
 
 
 def task_lines(task: Mapping | None) -> list[str]:
-    """The examples of a task: dataset, splits, sizes, preprocessing."""
+    """The examples of a task: dataset, splits, sizes, preprocessing; or the function that scores networks."""
+    if (function := find(task, "function")) is not None:
+        return [f"Scored by a function, {code(str(function))}"]
     label, repo = task_dataset(task)
     if label is None:
         return []

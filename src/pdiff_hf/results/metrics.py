@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ..files import read_json, write_json
+from .metric import Metric
 from .population import Population
 from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
 
@@ -30,6 +31,15 @@ INTERVALS = (
     "or another checkpoint of the same runs, not another training of either. Checkpoints of one run depend on each "
     "other and count as fewer independent ones. Differences are paired on the same test examples, so they are surer "
     "than two separate intervals suggest."
+)
+
+SCORE_INTERVALS = (
+    "Intervals are 95 %: of a mean score, over networks, and over examples where each has a score of its own "
+    "(Student's t); of one network, over examples alone, and there is none of a single number; of a share, exact, "
+    "over networks; of distances and other similarities, Student's t over networks alone: originals are taken as they "
+    "are. Another network is another draw of the same generator or another checkpoint of the same runs, not another "
+    "training of either. Checkpoints of one run depend on each other and count as fewer independent ones. Differences "
+    "are paired on the same examples, so they are surer than two separate intervals suggest."
 )
 
 SEED_INTERVALS = (
@@ -57,6 +67,8 @@ class Metrics(Record):
     """Generated parameters D."""
     num_test: int | None = None
     """Test examples."""
+    metric: Metric = Metric()
+    """What networks are judged by; not written of accuracy."""
     groups: dict[str, GroupMetrics] = Field(default_factory=dict)
     """By name, in the order of the report."""
     comparisons: dict[str, Difference] = Field(default_factory=dict)
@@ -124,6 +136,13 @@ class Metrics(Record):
         write_json(path, self.to_dict())
 
     @property
+    def intervals(self) -> str:
+        """What the intervals are over, as sentences."""
+        if self.seeds is not None:
+            return SEED_INTERVALS
+        return INTERVALS if self.metric.is_accuracy else SCORE_INTERVALS
+
+    @property
     def original(self) -> GroupMetrics:
         """The originals; a group of which nothing is known when there are none."""
         return self.groups.get("original", GroupMetrics())
@@ -148,7 +167,9 @@ class Metrics(Record):
     def hardest_average(self) -> str | None:
         """The average of originals over which the generated networks gain least; `None` without averages."""
         averages = [name for name, group in self.rivals().items() if group.role == "average"]
-        least = {name: (self.comparisons[name].sign, self.comparisons[name].difference) for name in averages}
+        compared = {name: self.comparisons[name] for name in averages}
+        metric = self.metric
+        least = {name: (metric.sign(found), metric.worth(found.difference)) for name, found in compared.items()}
         return min(averages, key=least.__getitem__, default=None)
 
 

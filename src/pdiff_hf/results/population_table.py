@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .columns import Column, Value, at, in_format, in_percent, in_whole_percent
 from .metrics import Metrics
 from .population import Population
-from .tables import Column, Value, at, in_format, in_percent, in_whole_percent, make_table
+from .tables import make_table
 from .text import MISSING, ReportTable, percent, points
 
 # What a group is called beside held-out originals, in a table.

@@ -53,7 +53,7 @@ class Mean(Record):
 
 
 class Difference(Record):
-    """A difference of mean test accuracies."""
+    """A difference of mean test accuracies, or scores."""
 
     difference: float | None = None
     ci95: Interval | None = None
@@ -85,10 +85,18 @@ class Selected(Record):
     """Its row in the group."""
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    val_score: float | None = None
+    """In place of accuracies, where networks are judged by another metric."""
+    test_score: float | None = None
     test_ci95: Interval | None = None
-    """Of the test accuracy, exact."""
+    """Of the test accuracy, exact; of a score, over test examples."""
     per_seed: list[float | None] | None = None
     """The test accuracies of several seeds, one by one."""
+
+    @property
+    def score(self) -> float | None:
+        """The test accuracy, or that which stands in its place."""
+        return self.test_accuracy if self.test_score is None else self.test_score
 
 
 class SimilarityIntervals(Record):
@@ -139,7 +147,7 @@ class Shares(Record):
     """Shares of the networks of a group."""
 
     performant: float | None = None
-    """Test accuracy not below the originals' mean."""
+    """Test accuracy not below the originals' mean, or a score that is not worse."""
     novel: dict[str, float | None] = {}
     """Farther from every original than 1, 2, 4 yardsticks (`1x`, `2x`, `4x`)."""
     joint: dict[str, float | None] = {}
@@ -155,7 +163,7 @@ class Cost(Record):
     seconds: float | None = None
     """Of `generated`: all stages from the autoencoder on."""
     gain_per_second: float | None = None
-    """`difference_to_original` divided by them."""
+    """`difference_to_original` divided by them; of a score of which less is better, its negative."""
 
 
 class GroupMetrics(Record):
@@ -167,8 +175,10 @@ class GroupMetrics(Record):
     """How many independent networks they count as in the intervals: fewer where they are checkpoints of one run."""
     test_accuracy: Mean = Mean()
     """Fractions; the interval is over test examples and networks."""
+    test_score: Mean = Mean()
+    """In place of accuracy, NLL and ECE, where networks are judged by another metric."""
     difference_to_original: Difference = Difference()
-    """Mean test accuracy minus the originals'."""
+    """Mean test accuracy, or score, minus the originals'."""
     test_nll: Mean = Mean()
     """In nats; the interval is over test examples and networks."""
     test_ece: Mean = Mean()
@@ -190,6 +200,11 @@ class GroupMetrics(Record):
     """What its networks are, as a part of a sentence."""
     color: str | None = None
     """Of its marks in figures: a name of the report's palette."""
+
+    @property
+    def score(self) -> Mean:
+        """The test accuracy, or that which stands in its place."""
+        return self.test_accuracy if self.test_score.mean is None else self.test_score
 
 
 class Ensemble(Record):

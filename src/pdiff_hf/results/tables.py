@@ -1,92 +1,23 @@
-"""Tables of results, made of columns: name, where the number is, how it is written, and what it means."""
+"""Tables of results: their columns, also those of other metrics than accuracy, and the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
+from .columns import Column, Value, at, in_difference, in_format, in_percent, in_whole_percent
+from .metric import Metric
 from .metrics import Metrics
 from .records import GroupMetrics
-from .text import MISSING, ReportTable, number, percent, points, signed
-
-# A number, or several of a cell by what they belong to, and the interval of the first.
-Value = tuple[Any, Sequence[float] | None]
-Write = Callable[[Any, Sequence[float] | None], str]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Its header is the name and the unit, which says whether the numbers have intervals. `read` gives the value and its
-    interval, of what a row is about, and `write` makes text of both. `meaning` says what the number is.
-    """
-
-    name: str
-    unit: str
-    read: Callable[..., Value]
-    write: Write
-    meaning: str
-
-    @property
-    def header(self) -> str:
-        """Name and unit."""
-        return f"{self.name}, {self.unit}" if self.unit[:1] not in ("", "(") else f"{self.name} {self.unit}".strip()
-
-    @property
-    def plain(self) -> Column:
-        """The column without intervals, for tables that have little room."""
-        unit = self.unit.replace("(95 %)", "").strip()
-        return replace(self, unit=unit, read=lambda *row: (self.read(*row)[0], None))
-
-    def cell(self, *row: Any) -> str:
-        """The text of a cell."""
-        value, interval = self.read(*row)
-        return MISSING if value is None or value == {} else self.write(value, interval)
-
-    def bar(self, *row: Any) -> tuple[float, float, float] | None:
-        """A value and the ends of its interval, to be drawn."""
-        value, interval = self.read(*row)
-        return None if value is None or interval is None else (value, *interval)
-
-
-def at(value: str, interval: str | None = None, scale: float = 1) -> Callable[..., Value]:
-    """Read the first thing that a row is about, by paths of attributes and keys such as `similarity.iou_mean`."""
-
-    def follow(found: Any, path: str) -> Any:
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else getattr(found, key)
-        return found
-
-    def read(found: Any, *_: Any) -> Value:
-        number = follow(found, value)
-        return number if number is None or scale == 1 else scale * number, interval and follow(found, interval)
-
-    return read
-
-
-def in_format(fmt: str) -> Write:
-    """Write a number and its interval in a format such as `.3f`."""
-    return lambda value, interval: number(value, fmt, interval)
-
-
-in_percent: Write = partial(percent, unit="")
-in_whole_percent: Write = partial(percent, digits=0, unit="")
+from .text import MISSING, ReportTable, points, quantity, signed, signed_number
 
 
 def _shares(values: Mapping[str, float | None], interval: Sequence[float] | None) -> str:
     """Shares at several multiples, of which the first has the interval."""
     first, *others = values.values()
     return " / ".join([in_whole_percent(first, interval), *map(in_whole_percent, others)])
-
-
-def in_difference(value: float, interval: Sequence[float] | None) -> str:
-    """Write a difference with its sign: `−0.486 (−0.519 to −0.453)`."""
-    text = signed(value, ".3f")
-    return text if interval is None else f"{text} ({signed(interval[0], '.3f')} to {signed(interval[1], '.3f')})"
 
 
 def _seconds(value: float, _: Any) -> str:
@@ -121,8 +52,8 @@ def _cosine_distance(group: GroupMetrics, original: GroupMetrics) -> Value:
     return None if cosine is None else max(0.0, 1 - cosine), None
 
 
-_accuracy = at("test_accuracy.mean", "test_accuracy.ci95")
-_selected = at("selected.test_accuracy", "selected.test_ci95")
+_score = at("score.mean", "score.ci95")
+_selected = at("selected.score", "selected.test_ci95")
 _iou = at("similarity.iou_max_mean", "similarity.ci95.iou_max_mean")
 _l2 = at("similarity.l2_nearest_mean", "similarity.ci95.l2_nearest_mean")
 _matched = at("similarity.l2_matched_mean", "similarity.ci95.l2_matched_mean")
@@ -138,13 +69,13 @@ GROUP_COLUMNS: dict[str, Column] = {
         "Networks in the group."),
     "independent": Column("independent", "", at("n_effective"), _count,
         "How many independent networks they count as in intervals; checkpoints of one run depend on each other."),
-    "accuracy": Column("mean accuracy", "% (95 %)", _accuracy, in_percent,
+    "accuracy": Column("mean accuracy", "% (95 %)", _score, in_percent,
         "Mean test accuracy over the networks."),
     "difference": Column("minus originals", "points (95 %)", _difference, points,
         "Mean test accuracy minus that of the originals."),
     "selected": Column("best on val", "% (95 %)", _selected, in_percent,
         "Test accuracy of the network that is best on validation examples."),
-    "std": Column("std", "points", at("test_accuracy.std", scale=100), in_format(".2f"),
+    "std": Column("std", "points", at("score.std", scale=100), in_format(".2f"),
         "Standard deviation of the test accuracy over the networks."),
     "nll": Column("NLL", "(95 %)", _nll, in_format(".4f"),
         "Mean negative log-likelihood of the test labels, in nats."),
@@ -181,6 +112,21 @@ GROUP_COLUMNS: dict[str, Column] = {
     "gain_per_second": Column("points per second", "", at("cost.gain_per_second", scale=100), _rate,
         "Gain in mean test accuracy over the originals, divided by the seconds."),
 }
+# In their place where networks are judged by another metric, which is `{metric}`.
+SCORE_COLUMNS: dict[str, Column] = {
+    "accuracy": Column("mean {metric}", "(95 %)", _score, quantity,
+        "Mean {metric} of the networks."),
+    "difference": Column("minus originals", "(95 %)", _difference, signed_number,
+        "Mean {metric} minus that of the originals."),
+    "selected": Column("best", "(95 %)", _selected, quantity,
+        "The {metric} of the network that is best by what networks are chosen by."),
+    "std": Column("std", "", at("score.std"), in_format(".3g"),
+        "Standard deviation of the {metric} over the networks."),
+    "performant": replace(GROUP_COLUMNS["performant"],
+        meaning="Networks whose {metric} is not worse than the originals' mean."),
+    "gain_per_second": Column("gain per second", "", at("cost.gain_per_second"), _rate,
+        "How much better than the originals' the mean {metric} is, divided by the seconds."),
+}
 # With a row for every group that generated networks are compared with: the difference of the means, and of the best.
 COMPARISON_COLUMNS: tuple[Column, ...] = (
     Column("means", "points (95 %)", at("difference", "ci95"), points,
@@ -193,6 +139,13 @@ COMPARISON_COLUMNS: tuple[Column, ...] = (
         "Test examples on which the generated network alone is right."),
     Column("only the other right", "", lambda mean, best: (best.only_other, None), in_format("d"),
         "Test examples on which the other network alone is right."),
+)
+# In place of the first two.
+SCORE_COMPARISON_COLUMNS: tuple[Column, ...] = (
+    Column("means", "(95 %)", at("difference", "ci95"), signed_number,
+        "Mean {metric} of the generated networks minus that of the group."),
+    Column("best", "(95 %)", lambda mean, best: (best.difference, best.ci95), signed_number,
+        "The same for the best networks of both."),
 )
 # With a row for every group that is compared with originals not seen: what was found.
 DISTRIBUTION_COLUMNS: tuple[Column, ...] = (
@@ -230,6 +183,25 @@ ENSEMBLE_COLUMNS: tuple[Column, ...] = (
         "Their expected calibration error with 15 equal bins."),
 )
 # fmt: on
+
+
+def group_columns(names: Iterable[str], metric: Metric) -> dict[str, Column]:
+    """Columns of [`GROUP_COLUMNS`] by their names, as they are of a metric."""
+    if metric.is_accuracy:
+        return {name: GROUP_COLUMNS[name] for name in names}
+    return {name: _of_metric(SCORE_COLUMNS.get(name, GROUP_COLUMNS[name]), metric) for name in names}
+
+
+def comparison_columns(metric: Metric) -> tuple[Column, ...]:
+    """[`COMPARISON_COLUMNS`] as they are of a metric."""
+    if metric.is_accuracy:
+        return COMPARISON_COLUMNS
+    return tuple(_of_metric(column, metric) for column in SCORE_COMPARISON_COLUMNS)
+
+
+def _of_metric(column: Column, metric: Metric) -> Column:
+    texts = {key: getattr(column, key).replace("{metric}", metric.name) for key in ("name", "meaning")}
+    return replace(column, **texts)
 
 
 def group_column(group: str, key: str, **changes: str) -> Column:
@@ -292,10 +264,11 @@ def group_table(
     rows = [(name, (group, metrics.original)) for name, group in metrics.groups.items()]
     if known is not None:
         rows = [(name, row) for name, row in rows if GROUP_COLUMNS[known].cell(*row) != MISSING]
-    columns = [GROUP_COLUMNS[name].plain if name in plain else GROUP_COLUMNS[name] for name in names]
+    known_columns = group_columns(names, metrics.metric)
+    columns = [column.plain if name in plain else column for name, column in known_columns.items()]
     if not all_columns:
         columns = [column for column in columns if any(column.cell(*row) != MISSING for _, row in rows)]
-    return make_table("group", columns, rows, title, bars=bars and GROUP_COLUMNS[bars])
+    return make_table("group", columns, rows, title, bars=bars and known_columns[bars])
 
 
 def fold_header(header: str, width: int) -> str:

@@ -80,6 +80,11 @@ def reconstruction(gate: Mapping[str, Any]) -> str:
             text += f", and with each other they disagree {gate['disagreement_ratio']:.2f} times as often as originals"
     if "accuracy_drop" in gate:
         text += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
+    if "score_drop" in gate:
+        text += (
+            f"; reconstruction takes {gate['metric']['name']} from {gate['score_original']:.4g} to "
+            f"{gate['score_reconstructed']:.4g}, the originals' standard deviation being {gate['score_std']:.2g}"
+        )
     return f"{text}."
 
 
@@ -99,6 +104,20 @@ def number(value: float | None, fmt: str, interval: Sequence[float] | None = Non
 def signed(value: float, fmt: str) -> str:
     """A number with its sign, a real minus."""
     return format(value, f"+{fmt}").replace("-", "−")
+
+
+def quantity(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A number of any unit: `0.0123 (0.0119–0.0127)`, `−1.5 (−2 to 0.1)`."""
+    if value is None:
+        return MISSING
+    value, *ends = (format(found, ".4g").replace("-", "−") for found in (value, *(interval or ())))
+    return f"{value} ({(' to ' if '−' in ''.join(ends) else '–').join(ends)})" if ends else value
+
+
+def signed_number(value: float, interval: Sequence[float] | None = None) -> str:
+    """A difference of numbers of any unit: `−0.0123 (−0.02 to −0.004)`."""
+    text = signed(value, ".3g")
+    return text if interval is None else f"{text} ({signed(interval[0], '.3g')} to {signed(interval[1], '.3g')})"
 
 
 def sign(interval: Sequence[float] | None) -> int:

@@ -117,7 +117,7 @@ def read_recipe(
     facts = facts_of(values)
     _check_fit(values, facts, {axis: name for axis, name, _ in parts})
     values = {key: value for key, value in values.items() if key not in FACTS and key not in RULES}
-    return _resolve(values, facts)
+    return resolve(values, facts)
 
 
 def read_overlays(preset: str | None, profile: str | None) -> list[tuple[str, dict[str, Any]]]:
@@ -276,13 +276,13 @@ def _check_selection(values: Mapping[str, Any], facts: Mapping[str, Any], networ
         )
 
 
-def _resolve(value: Any, facts: Mapping[str, Any]) -> Any:
+def resolve(value: Any, facts: Mapping[str, Any]) -> Any:
     """Puts facts in the place of `${fact}`; items and keys without a fact are left out."""
     if isinstance(value, dict):
-        resolved = {key: _resolve(item, facts) for key, item in value.items()}
+        resolved = {key: resolve(item, facts) for key, item in value.items()}
         return {key: item for key, item in resolved.items() if item is not None or value[key] is None}
     if isinstance(value, list):
-        resolved_items = [(item, _resolve(item, facts)) for item in value]
+        resolved_items = [(item, resolve(item, facts)) for item in value]
         return [resolved for item, resolved in resolved_items if resolved is not None or item is None]
     match = _PLACEHOLDER.fullmatch(value) if isinstance(value, str) else None
     if match is None:

@@ -29,7 +29,7 @@ from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
-from ..tasks.evaluators import make_evaluator, require_task
+from ..tasks.evaluators import AnyTask, make_evaluator, make_val_and_test, require_task
 from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
@@ -46,16 +46,16 @@ def fine_tune_run(
     run: Run,
     dataset: ParameterDataset,
     config: EvaluateConfig,
-    task: Task,
+    task: AnyTask,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Fine-tune the last checkpoint that was seen for as long as the generator took, as a stage of the run, once.
 
-    Not without `config.fine_tune`, of several populations, or when it is not known how checkpoints were collected or
-    what the generator took.
+    Not without `config.fine_tune` or examples to train on, of several populations, or when it is not known how
+    checkpoints were collected or what the generator took.
     """
     how, seconds = fine_tuning_config(dataset.metadata), generator_seconds(run)
-    if not config.fine_tune or how is None or seconds is None:
+    if not config.fine_tune or not isinstance(task, Task) or how is None or seconds is None:
         return
     # Fine-tuned for the first time, later stages have made nothing of it yet, and stay.
     is_new = "fine_tune" not in run.stages
@@ -88,7 +88,7 @@ def evaluate_run(
     run: Run,
     config: EvaluateConfig,
     dataset: ParameterDataset | None = None,
-    task: Task | None = None,
+    task: AnyTask | None = None,
     *,
     pipeline_dir: Path | None = None,
     generated_dir: Path | None = None,
@@ -130,7 +130,7 @@ def _evaluate(
     run: Run,
     config: EvaluateConfig,
     dataset: ParameterDataset,
-    task: Task | None,
+    task: AnyTask | None,
     pipeline_dir: Path | None,
     generated_dir: Path | None,
     output_dir: Path,
@@ -154,10 +154,7 @@ def _evaluate(
     networks = Reestimated(model, dataset.layout, load_statistics(generated_dir))
     # Two evaluators share the memory for activations.
     options = {"batch_size": config.batch_size, "max_cache_bytes": config.max_cache_mb * 2**20 // 2}
-    val, test = (
-        make_evaluator(dataset, split, task, model=model, layout=networks.layout, **options)
-        for split in ("val", "test")
-    )
+    val, test = make_val_and_test(dataset, task, model=model, layout=networks.layout, **options)
     holdout_every = read_holdout_every(pipeline_dir)
     seen = take_seen(originals, holdout_every)
     draw_latents = partial(latent_gaussian, fitted_gaussian(pipeline_dir, autoencoder, seen), autoencoder)
@@ -169,7 +166,8 @@ def _evaluate(
         generated,
         autoencoder,
         draw_latents,
-        lambda vectors: val.accuracy(networks.extend(vectors)),
+        # What is chosen by the scores that are reported would be flattered.
+        None if test is val else lambda vectors: val.worth(networks.extend(vectors)),
         apart,
         permutations,
         config.seed,
@@ -217,7 +215,7 @@ def _report(
     output_dir: Path,
     start: float,
     *,
-    task: Task,
+    task: AnyTask,
     latents: Mapping[str, torch.Tensor],
     is_own: bool,
 ) -> None:
@@ -260,6 +258,11 @@ def trajectory_run(
         evaluator = make_evaluator(
             dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
         )
+        if not evaluator.metric.is_accuracy:
+            raise ValueError(
+                f"expected a task with labelled examples, on which accuracies are followed, found that networks of "
+                f"{dataset.folder} are judged by {evaluator.metric.name}; pdiff evaluate judges them."
+            )
         originals = dataset.vectors(rows=slice(None))
         memory = RunMemory.measure(originals, dataset.order, pipe.autoencoder.normalizer)
         found = trajectory(

@@ -101,8 +101,8 @@ def _describe(path: Path) -> dict[str, Any]:
 
     if (path / METRICS_FILE).is_file():
         metrics = Metrics.read(path / METRICS_FILE)
-        means = {name: round(group.test_accuracy.mean, 4) for name, group in metrics.groups.items()}
-        return {"kind": "report", "verdict": metrics.verdict, "test_accuracy": means}
+        means = {name: round(group.score.mean, 4) for name, group in metrics.groups.items()}
+        return {"kind": "report", "verdict": metrics.verdict, f"test_{metrics.metric.name}": means}
     if (path / "index.json").is_file():
         index = read_json(path / "index.json")
         files, _, base = (index.pop(key, None) for key in ("files", "rest", "base_model"))

@@ -16,7 +16,7 @@ from ..data.dataset import ParameterDataset
 from ..evaluation.baselines import uniform_soup
 from ..evaluation.batch_norm import BatchNormEstimator
 from ..evaluation.choice import choose_networks
-from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.scores import NetworkEvaluator
 from ..files import check_new
 from ..identity import OTHER_DATASET, check_same_network, shown
 from ..layout import ParameterLayout
@@ -25,7 +25,10 @@ from ..pipelines.network_folder import write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, Draws, batch_seed, draw_gaussian_latents, make_scheduler
 from ..tasks.auto import load_task
+from ..tasks.config import FunctionConfig, SplitConfig
 from ..tasks.evaluators import make_evaluator, require_task
+from ..tasks.function import FunctionTask
+from ..tasks.task import Task
 from ..wording import argument
 from .validation import check_split
 
@@ -45,6 +48,7 @@ class ChoiceConfig:
         soup (`bool`, *optional*, defaults to `False`): Also keep the uniform soup of them.
         reestimate_batch_norm (`bool`, *optional*, defaults to `False`): Re-estimate the BatchNorm statistics that
             depend on the generated tensors of the chosen networks, see [`BatchNormEstimator`].
+        task ([`SplitConfig`] or [`FunctionConfig`], *optional*): In place of the dataset's.
     """
 
     dataset: ParameterDataset
@@ -52,6 +56,7 @@ class ChoiceConfig:
     top: int = 1
     soup: bool = False
     reestimate_batch_norm: bool = False
+    task: SplitConfig | FunctionConfig | None = None
 
     def __post_init__(self):
         check_split(self.split)
@@ -165,9 +170,14 @@ class _Chooser:
         dataset = config.dataset
         begin = time.perf_counter()
         self._config, self._layout = config, layout
-        self._task, self._model = require_task(dataset), dataset.base_model.build()
+        self._task, self._model = require_task(dataset, config.task), dataset.base_model.build()
         self._evaluator = self._make_evaluator(layout)
         self._estimator = None
+        if config.reestimate_batch_norm and isinstance(self._task, FunctionTask):
+            raise ValueError(
+                f"{argument('reestimate_batch_norm')} takes training examples, of which the function "
+                f"{self._task.config.function} has none; leave it out."
+            )
         if config.reestimate_batch_norm:
             size = min(NUM_TRAIN_EXAMPLES, self._task.describe()["num_train"])
             train = load_task(self._task.config.model_copy(update={"train_size": size}), dataset.base_model)
@@ -175,17 +185,19 @@ class _Chooser:
             self._estimator = BatchNormEstimator(self._model, layout, images, device=self._evaluator.device)
         self.seconds = time.perf_counter() - begin
 
-    def _make_evaluator(self, layout: ParameterLayout) -> ParameterEvaluator:
-        # Rungs take whole batches, and the first is a twentieth of the examples.
-        batch_size = min(MAX_BATCH_SIZE, -(-len(self._task.arrays("val")[1]) // 20))
-        options = {"model": self._model, "layout": layout, "batch_size": batch_size}
+    def _make_evaluator(self, layout: ParameterLayout) -> NetworkEvaluator:
+        options = {"model": self._model, "layout": layout}
+        if isinstance(self._task, Task):
+            # Rungs take whole batches, and the first is a twentieth of the examples.
+            options["batch_size"] = min(MAX_BATCH_SIZE, -(-len(self._task.arrays("val")[1]) // 20))
         return make_evaluator(self._config.dataset, "val", self._task, **options)
 
     def choose(self, draws: Draws) -> tuple[list[dict], dict[str, dict], dict[str, Any]]:
         """State dicts of the chosen networks, further ones by file, and what `index.json` says of them."""
         config = self._config
         chosen = choose_networks(self._evaluator, draws, config.top)
-        vectors, names = chosen.vectors, ["val_accuracy", "val_nll"]
+        vectors, metric = chosen.vectors, self._evaluator.metric
+        names = ["val_accuracy", "val_nll"] if metric.is_accuracy else ["val_score"]
         if config.soup:
             vectors = torch.cat([vectors, uniform_soup(vectors)])
         output = self._evaluator.predict(vectors)
@@ -193,21 +205,23 @@ class _Chooser:
             "split": config.split,
             "num_drawn": len(draws),
             "num_dropped": chosen.num_dropped,
-            "num_val": len(self._evaluator.labels),
+            "num_val": self._evaluator.num_examples,
             "num_pilots": chosen.num_pilots,
             "rungs": [{"networks": networks, "images": images} for networks, images in chosen.rungs],
-            "criterion": "accuracy, ties by nll",
+            "criterion": "accuracy, ties by nll" if metric.is_accuracy else metric.title,
             "draws": chosen.rows.tolist(),
         }
+        if not metric.is_accuracy:
+            choice["metric"] = metric.model_dump()
         index: dict[str, Any] = {"choice": choice}
         states = [self._layout.unflatten(vector) for vector in vectors]
         if self._estimator is not None:
             index["batch_norm"] = self._estimator.names
-            choice["val_accuracy_before_batch_norm"] = output.accuracy[: config.top].tolist()
+            choice["val_accuracy_before_batch_norm"] = output.score[: config.top].tolist()
             extended = self._estimator.extend(vectors)
             states = [self._estimator.state_dict(vector) for vector in extended]
             output = self._make_evaluator(self._estimator.layout).predict(extended)
-        for name, values in zip(names, (output.accuracy, output.nll), strict=True):
+        for name, values in zip(names, (output.score, output.ties), strict=False):
             choice[name] = values[: config.top].tolist()
             if config.soup:
                 choice[f"soup_{name}"] = values[-1].item()

@@ -52,7 +52,7 @@ def make_groups(
     generated: torch.Tensor,
     autoencoder: ParameterAutoencoderMixin,
     draw_latents: Callable[[int, torch.Generator], torch.Tensor],
-    val_accuracy: Callable[[torch.Tensor], torch.Tensor],
+    val_worth: Callable[[torch.Tensor], torch.Tensor] | None,
     apart: tuple[torch.Tensor, torch.Tensor] | None,
     permutations: PermutationSpec | None,
     seed: int,
@@ -73,7 +73,7 @@ def make_groups(
     alignment = time.perf_counter() - begin
     rows = held_out[torch.linspace(0, len(held_out) - 1, min(len(held_out), len(generated))).round().long()]
     reconstructed = reconstruct(autoencoder, originals[rows])
-    inputs = (originals[seen], generated, autoencoder.layout, reconstructed, val_accuracy, seed, draw_latents)
+    inputs = (originals[seen], generated, autoencoder.layout, reconstructed, val_worth, seed, draw_latents)
     groups, seconds = build_groups(*inputs, **given)
     for name in seconds.keys() & {"matched_soup", "matched_gaussian"}:
         seconds[name] += alignment

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 
 from ..base_model import BaseModel
 from ..models.auto import AutoencoderSection, DiffusionSection
+from ..models.few_rows import fit_to_rows
 from ..sections import without_foreign_keys
 from ..strict_yaml import read_mapping
 from ..tasks.auto import TaskConfig
@@ -31,7 +32,7 @@ class BaseModelConfig(PydanticModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    library: Literal["timm", "transformers", "import"]
+    library: Literal["timm", "torchvision", "transformers", "import"]
     name: str
     kwargs: dict[str, Any] = {}
     pretrained: str | None = Field(
@@ -152,6 +153,9 @@ class Recipe(PydanticModel):
         return {**values, **shared, **collect}
 
 
+AnyRecipe = TypeVar("AnyRecipe", TrainingRecipe, Recipe)
+
+
 def load_recipe(
     source: str | Path,
     overrides: Sequence[str] = (),
@@ -196,6 +200,14 @@ def compose_recipe(
     values, written = read_recipe(source, overrides, preset, profile), read_written(source, overrides)
     kept = {name: section for name, section in written.items() if f"{name}.kind" not in (changes or {})}
     return without_foreign_keys(SECTIONS, values, kept)
+
+
+def fit_recipe(recipe: AnyRecipe, num_rows: int | None = None) -> tuple[AnyRecipe, list[str]]:
+    """A recipe as so many checkpoints need it, by default as many as it collects; see [`fit_to_rows`]."""
+    if num_rows is None:
+        num_rows = recipe.collect.rows_per_run * recipe.collect.runs
+    autoencoder, diffusion, lines = fit_to_rows(recipe.autoencoder, recipe.diffusion, num_rows)
+    return recipe.model_copy(update={"autoencoder": autoencoder, "diffusion": diffusion}), lines
 
 
 def load_training(

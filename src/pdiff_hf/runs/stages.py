@@ -27,7 +27,8 @@ from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.collect_runs import is_whole_network
-from ..tasks.evaluators import make_gate_evaluator, open_task
+from ..tasks.config import FunctionConfig, SplitConfig
+from ..tasks.evaluators import AnyTask, make_gate_evaluator, open_task
 from ..tasks.populations import describe_populations
 from ..tasks.probes import make_probes
 from ..tasks.runs_config import RunsConfig
@@ -40,7 +41,7 @@ from ..wording import argument
 from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
 from .generate import generate_networks
-from .recipe import GenerateConfig, Recipe, TrainingRecipe
+from .recipe import GenerateConfig, Recipe, TrainingRecipe, fit_recipe
 
 # Stages whose folders say which network they are of.
 MADE_OF_DATASET = ("autoencoder", "diffusion", "generate", "fine_tune")
@@ -61,11 +62,14 @@ def run_recipe(recipe: Recipe, folder: str | Path, report: Callable[[str], None]
     Raises:
         ValueError: bad input, another run in the folder, or an autoencoder that misses the gate.
     """
+    recipe, lines = fit_recipe(recipe)
     check_sampling(recipe.diffusion, recipe.generate)
     run = open_run(recipe, folder)
     task = load_task(recipe.task, recipe.base_model.reference())
     model = None if run.is_complete("collect") else prepare_base_model(recipe, task, run.path("collect"))
     begin_run(recipe, run)
+    for line in lines:
+        report(line)
     pipeline = run.path("diffusion")
 
     run.do("collect", lambda path: collect_stage(recipe, path, task, model), report)
@@ -140,7 +144,8 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
             f"{tuple(logits.shape[1:])} logits; give {fact} to a recipe composed of parts, or change "
             "base_model.kwargs."
         )
-    check_training(layout, planned_rows(recipe), recipe.autoencoder, recipe.diffusion)
+    fitted, _ = fit_recipe(recipe)
+    check_training(layout, planned_rows(recipe), fitted.autoencoder, fitted.diffusion)
     return model
 
 
@@ -211,7 +216,7 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
 
 
 def autoencoder_stage(
-    dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: Task | None
+    dataset: ParameterDataset, output_dir: Path, config: AutoencoderConfig, task: AnyTask | None
 ) -> str:
     """Train the autoencoder, from its last checkpoint if there is one, and pass the gate.
 
@@ -243,11 +248,13 @@ def train_stages(
     dataset: ParameterDataset,
     folder: str | Path,
     report: Callable[[str], None] = lambda line: None,
+    given_task: SplitConfig | FunctionConfig | None = None,
 ) -> dict:
     """Both training stages on a recipe's parameter dataset, as [`run_recipe`]; returns the reconstruction report.
 
-    The parameter dataset may be in the folder.
+    The parameter dataset may be in the folder. The gate judges networks by its task, or by `given_task`.
     """
+    recipe, lines = fit_recipe(recipe, len(dataset))
     run = open_run(recipe, folder, written=TRAINED)
     # Its rows and base weights are read, and so checked, before anything is written.
     dataset.vectors()
@@ -255,8 +262,10 @@ def train_stages(
         dataset.base_model.carried_files()
     check_training(dataset.layout, dataset.order, recipe.autoencoder, recipe.diffusion)
     check_complete_stages(run, dataset)
-    task = open_task(dataset)
+    task = open_task(dataset, given_task)
     begin_run(recipe, run)
+    for line in lines:
+        report(line)
     autoencoder = run.path("autoencoder")
     run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task), report)
     run.do("diffusion", lambda path: diffusion_stage(dataset, autoencoder, path, recipe.diffusion), report)

@@ -238,3 +238,14 @@ class TextClassificationConfig(SplitConfig):
     vocabulary_sha256: str | None = Field(
         None, description="of the tokens; recorded, and other ones are refused. null: not checked"
     )
+
+
+class FunctionConfig(PydanticModel):
+    """A task that is a function; what is `null` is taken from its attributes `metric` and `higher_is_better`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["function"] = "function"
+    function: str = Field(description="`FILE.py:NAME` or `package.module:NAME`")
+    metric: str | None = Field(None, min_length=1, description="null: the function's `metric`, else `score`")
+    higher_is_better: bool | None = Field(None, description="null: the function's `higher_is_better`, else true")

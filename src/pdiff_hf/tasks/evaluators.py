@@ -2,71 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
 from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.scores import NetworkEvaluator
 from ..files import errors_of
+from ..forward import forward_logits, input_dtype
+from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from ..machine import process_state
+from ..wording import argument
 from .auto import load_task
+from .config import FunctionConfig, SplitConfig
+from .function import FunctionTask
 from .populations import population_labels
 from .task import Task
 
+AnyTask = Task | FunctionTask
+"""What networks are judged by: labelled examples, or a function."""
 
-def open_task(dataset: ParameterDataset) -> Task | None:
-    """The task that a parameter dataset was collected on, or `None` when it names none.
+
+def load_any_task(
+    config: SplitConfig | FunctionConfig | Mapping[str, Any],
+    base_model: BaseModel | None = None,
+    trusted_imports: Sequence[str] = (),
+) -> AnyTask:
+    """The task of a configuration, validated or as JSON; functions that are not trusted are refused."""
+    if isinstance(config, FunctionConfig) or (isinstance(config, Mapping) and config.get("kind") == "function"):
+        return FunctionTask(config, trusted_imports)
+    return load_task(config, base_model)
+
+
+def load_given_task(given: SplitConfig | FunctionConfig, base_model: BaseModel | None) -> AnyTask:
+    """The task that a user has typed: a function of it is trusted."""
+    return load_any_task(given, base_model, [given.function] if isinstance(given, FunctionConfig) else ())
+
+
+def open_task(dataset: ParameterDataset, given: SplitConfig | FunctionConfig | None = None) -> AnyTask | None:
+    """The task that a parameter dataset names, or the one that is `given`; `None` when there is neither.
+
+    A function that is given is run; one that the dataset names has to be among its trusted imports.
 
     Raises:
-        ValueError: the examples are not where the dataset says.
+        ValueError: the examples are not where they should be, or the function cannot be loaded or is not trusted.
     """
+    if given is not None:
+        return load_given_task(given, dataset.base_model)
     if dataset.task is None:
         return None
     with errors_of(f"task of {dataset.folder / 'stats.json'}"):
-        return load_task(dataset.task, dataset.base_model)
+        trusted = () if dataset.base_model is None else dataset.base_model.trusted_imports
+        return load_any_task(dataset.task, dataset.base_model, trusted)
 
 
-def require_task(dataset: ParameterDataset) -> Task:
-    """As [`open_task`]; raises `ValueError` when the dataset names no task, or no base model to evaluate networks."""
-    if missing := [name for name in ("task", "base_model") if getattr(dataset, name) is None]:
+def require_task(dataset: ParameterDataset, given: SplitConfig | FunctionConfig | None = None) -> AnyTask:
+    """As [`open_task`]; raises `ValueError` when there is no task, or the dataset has no base model to evaluate."""
+    if dataset.base_model is None:
+        raise ValueError(f"{dataset.folder} names no base model; to evaluate networks, a dataset needs one.")
+    if (task := open_task(dataset, given)) is None:
         raise ValueError(
-            f"{dataset.folder} names no {missing[0].replace('_', ' ')}; to evaluate networks, a dataset needs a task "
-            "and a base model."
+            f"{dataset.folder} names no task; to evaluate networks, give {argument('task', '…', 'SPEC')}: the name of "
+            "a data set (pdiff recipes), or a function of yours that scores a network, nets.py:evaluate."
         )
-    return open_task(dataset)
+    return task
 
 
 def make_evaluator(
     dataset: ParameterDataset,
     split: str,
-    task: Task | None = None,
+    task: AnyTask | None = None,
     *,
     model: nn.Module | None = None,
     layout: ParameterLayout | None = None,
     **options: Any,
-) -> ParameterEvaluator:
+) -> NetworkEvaluator:
     """An evaluator of the dataset's networks, which shares them among the processes of `accelerate launch`.
 
     Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
-    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on. Of several
-    populations, a network is judged by the labels that it fits best.
+    `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on, which mean nothing
+    to a function. Of several populations, a network is judged by the labels that it fits best.
 
     Raises:
-        ValueError: see [`require_task`] and [`BaseModel.build`].
+        ValueError: see [`require_task`] and [`BaseModel.build`], or the network does not take the inputs.
     """
-    task = task or require_task(dataset)
-    state = process_state()
-    known = {"device": state.device, "accelerator": state, "identity": dataset.identity}
-    return ParameterEvaluator(
+    return judge_networks(
+        task or require_task(dataset),
+        split,
         model or dataset.base_model.build(),
         layout or dataset.layout,
-        *task.arrays(split),
-        populations=_told_apart(population_labels(task, dataset.metadata, split)),
-        **{**known, **options},
+        identity=dataset.identity,
+        metadata=dataset.metadata,
+        **options,
     )
+
+
+def judge_networks(
+    task: AnyTask,
+    split: str,
+    model: nn.Module,
+    layout: ParameterLayout,
+    *,
+    identity: NetworkIdentity | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> NetworkEvaluator:
+    """As [`make_evaluator`], of networks that are in no dataset; `metadata` may name populations."""
+    state = process_state()
+    if isinstance(task, FunctionTask):
+        return task.evaluator(split, model, layout, identity, state)
+    known = {"device": state.device, "accelerator": state, "identity": identity}
+    populations = _told_apart(population_labels(task, metadata or {}, split))
+    inputs, labels = task.arrays(split)
+    # Of half precision, a CPU may lack operations that the evaluator's device has.
+    tried = inputs[: 2 if input_dtype(model).itemsize > 2 else 0]
+    try:
+        if len(tried):
+            with torch.no_grad():
+                logits = forward_logits(model, tried)
+            if logits.ndim != 2:
+                raise TypeError(f"it gives {tuple(logits.shape)} for {len(tried)}, not logits of classes")
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        keys = "image_size or in_chans" if task.noun == "images" else "max_length or tokenizer"
+        raise ValueError(
+            f"task: expected a network that takes {task.noun} {tuple(inputs.shape[1:])}, found that it fails on them "
+            f"({str(error).splitlines()[0]}); change {keys} of the task, or judge it by a function of your own."
+        ) from error
+    return ParameterEvaluator(model, layout, inputs, labels, populations=populations, **{**known, **options})
+
+
+def make_val_and_test(
+    dataset: ParameterDataset, task: AnyTask, **options: Any
+) -> tuple[NetworkEvaluator, NetworkEvaluator]:
+    """Evaluators of what networks are chosen on and of what is reported; one for both where they are the same."""
+    val = make_evaluator(dataset, "val", task, **options)
+    return val, make_evaluator(dataset, "test", task, **options) if task.has_splits else val
 
 
 def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -77,7 +152,7 @@ def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {", ".join(same): labels[same[0]] for same in names.values()}
 
 
-def make_gate_evaluator(dataset: ParameterDataset, task: Task | None = None) -> ParameterEvaluator | None:
-    """What the gate measures accuracies with, on the validation examples; `None` where nobody knows how."""
+def make_gate_evaluator(dataset: ParameterDataset, task: AnyTask | None = None) -> NetworkEvaluator | None:
+    """What the gate judges networks with, on the validation examples; `None` where nobody knows how."""
     is_known = dataset.base_model is not None and (task or dataset.task) is not None
     return make_evaluator(dataset, "val", task) if is_known else None

@@ -22,6 +22,9 @@ from .sources import check_fingerprint, load_splits
 from .splits import Split, check_columns, class_labels, divide
 from .task import Task
 
+# Images of another dataset that are kept in memory.
+MAX_OTHERS = 10_000
+
 
 class ImageClassification(Task):
     """Images and labels in three disjoint splits.
@@ -80,14 +83,7 @@ class ImageClassification(Task):
         # 1. Rows and labels as they are stored
         stored = load_splits(config, self.noun)
         if config.image_column is None:
-            rows = stored[config.train_split]
-            found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
-            if len(found) != 1:
-                raise ValueError(
-                    f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it "
-                    f"with {setting('task.image_column')}"
-                )
-            config = config.model_copy(update={"image_column": found[0]})
+            config = config.model_copy(update={"image_column": _image_column(stored[config.train_split])})
         check_columns(stored, {key: getattr(config, key) for key in ("image_column", "label_column")})
         stored = select_images(stored, config.image_column, config.label_column)
         labels, self.class_names = class_labels(stored, config.train_split, config.label_column)
@@ -99,10 +95,11 @@ class ImageClassification(Task):
             self._labels[split] = torch.from_numpy(labels[name][index])
 
         # 3. What the configuration leaves open about the images
-        in_chans = config.in_chans or 3
+        network = _inputs_of(base_model)
+        in_chans = config.in_chans or network["in_chans"] or 3
         family = timm.get_pretrained_cfg(base_model.name) if base_model and base_model.library == "timm" else None
         defaults = resolve_data_config({"in_chans": in_chans}, pretrained_cfg=family.to_dict() if family else None)
-        image_size = config.image_size or (defaults["input_size"][-1] if family else None)
+        image_size = config.image_size or network["image_size"] or (defaults["input_size"][-1] if family else None)
         update: dict[str, Any] = {
             "in_chans": in_chans,
             "image_size": image_size or min(self._rows["train"][0][config.image_column].size),
@@ -120,6 +117,36 @@ class ImageClassification(Task):
                 )
             update[key] = tuple(values)
         self.config = config.model_copy(update=update)
+
+    def other_images(self, dataset: str, num: int = MAX_OTHERS) -> torch.Tensor:
+        """Up to `num` images of another dataset, `(N, C, H, W)`, drawn at random and prepared as those of the task.
+
+        Args:
+            dataset (`str`): Folder or Hub id; images of its split `train`, with or without labels.
+
+        Raises:
+            ValueError: there is no such dataset, or no one column of images in it.
+        """
+        update = dict.fromkeys(("config_name", "dataset_fingerprint", "image_column", "val_split", "test_split"))
+        update |= {"dataset": dataset, "train_split": "train", "test_size": 1}
+        config = self.config.model_copy(update=update)
+        rows = load_splits(config, self.noun)["train"]
+        rows, column = rows.select(np.random.default_rng(0).permutation(len(rows))[:num]), _image_column(rows)
+        mode = "L" if self.config.in_chans == 1 else "RGB"
+        transform = self._transform(is_training=False)
+        images = TransformedImages(
+            rows.cast_column(column, datasets.Image()), column, torch.zeros(len(rows)), mode, transform, None
+        )
+        return torch.stack([images[index][0] for index in range(len(images))])
+
+    def _transform(self, is_training: bool) -> Callable:
+        config = self.config
+        # The embedded digits are not normalised.
+        options = {"mean": config.mean or (0.0,), "std": config.std or (1.0,), "crop_pct": config.crop_pct or 1.0}
+        size = (config.in_chans, config.image_size, config.image_size)
+        return create_transform(
+            size, is_training=is_training, interpolation=config.interpolation or "bilinear", **options
+        )
 
     def _prepare(self, split: Split) -> torch.Tensor:
         return torch.cat([images for images, _ in self._load(split)])
@@ -145,12 +172,7 @@ class ImageClassification(Task):
         self, split: Split, indices: list[torch.Tensor] | None = None, seed: tuple[int, ...] | None = None
     ) -> torch.utils.data.DataLoader:
         """Batches of prepared images, in the order of the rows by default; augmented with a seed."""
-        config = self.config
-        transform = create_transform(
-            (config.in_chans, config.image_size, config.image_size),
-            is_training=seed is not None,
-            **{key: getattr(config, key) for key in ("interpolation", "mean", "std", "crop_pct")},
-        )
+        config, transform = self.config, self._transform(is_training=seed is not None)
         mode = "L" if config.in_chans == 1 else "RGB"
         images = TransformedImages(self._rows[split], config.image_column, self._labels[split], mode, transform, seed)
         batches = [index.tolist() for index in indices or torch.arange(len(images)).split(256)]
@@ -161,6 +183,28 @@ class ImageClassification(Task):
             # Without one of its own, a loader draws from the global generator.
             generator=torch.Generator(),
         )
+
+
+def _image_column(rows: datasets.Dataset) -> str:
+    """The one column of images; `ValueError` where there is none, or where there are several."""
+    found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it with "
+            f"{setting('task.image_column')}"
+        )
+    return found[0]
+
+
+def _inputs_of(base_model: BaseModel | None) -> dict[str, int | None]:
+    """Channels and pixels of the images of a network, `None` where its reference does not say it."""
+    known: dict[str, Any] = {}
+    if base_model is not None and base_model.library == "timm":
+        known = {"in_chans": base_model.kwargs.get("in_chans"), "image_size": base_model.kwargs.get("img_size")}
+    elif base_model is not None and base_model.library == "transformers":
+        config = base_model.kwargs["config"]
+        known = {"in_chans": config.get("num_channels"), "image_size": config.get("image_size")}
+    return {key: value if isinstance(value := known.get(key), int) else None for key in ("in_chans", "image_size")}
 
 
 def select_images(splits: datasets.DatasetDict, image_column: str, label_column: str) -> datasets.DatasetDict:

@@ -8,7 +8,10 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..models.config import AutoencoderConfig
-from .evaluators import open_task
+from ..wording import setting
+from .evaluators import AnyTask, open_task
+from .function import FunctionTask
+from .image_classification import ImageClassification
 from .task import Task
 
 # Most inputs are near a training example: by this power of a uniform number they are mixed.
@@ -17,15 +20,31 @@ MIXING_POWER = 8
 NUM_FOR_SPREAD = 1000
 
 
-def make_probes(dataset: ParameterDataset, config: AutoencoderConfig, task: Task | None = None) -> ProbeSource | None:
+def make_probes(
+    dataset: ParameterDataset, config: AutoencoderConfig, task: AnyTask | None = None
+) -> ProbeSource | None:
     """Where the inputs of an autoencoder that compares functions come from; `None` of another, or without a task.
 
     Raises:
-        ValueError: the examples of the dataset's task are not where it says.
+        ValueError: the examples of the dataset's task, or the other images, are not where it is said, or it has none.
     """
     if not config.compares_functions or (task := task or open_task(dataset)) is None:
         return None
-    return ProbeSource(task, config.probe_mixing, config.probe_noise)
+    if isinstance(task, FunctionTask):
+        raise ValueError(
+            f"expected a task with examples to compare what networks compute on them, found the function "
+            f"{task.config.function}; take an autoencoder of parameters, autoencoder.kind=pca, or name a data set."
+        )
+    others = None
+    if config.probe_dataset is not None:
+        if not isinstance(task, ImageClassification):
+            raise ValueError(f"expected a task of images for probe_dataset, found one of {task.noun}; leave it out.")
+        try:
+            others = task.other_images(config.probe_dataset)
+        except ValueError as error:
+            wrong, right = setting("task.dataset"), setting("autoencoder.probe_dataset")
+            raise ValueError(str(error).replace(f"correct {wrong}", f"correct {right}")) from error
+    return ProbeSource(task, config.probe_mixing, config.probe_noise, others, config.probe_dataset_share)
 
 
 @dataclass(frozen=True)
@@ -43,16 +62,25 @@ class ProbeSource:
         mixing (`float`, *optional*, defaults to 0.5): The largest share of the second example.
         noise (`float`, *optional*, defaults to 0.15): Of images the standard deviation, in units of that of their
             values; of texts the probability.
+        others (`torch.Tensor` of shape `(N, C, H, W)`, *optional*): Images of another dataset, prepared as those of
+            the task; they are drawn in place of training examples.
+        share (`float`, *optional*, defaults to 0.5): Of the inputs that `others` take.
     """
 
     task: Task
     mixing: float = 0.5
     noise: float = 0.15
+    others: torch.Tensor | None = None
+    share: float = 0.5
 
     def draw(self, num: int, seed: int) -> torch.Tensor:
         """Draw inputs `(num, …)`, always the same by a seed."""
         generator = torch.Generator().manual_seed(seed)
         first, second = self._examples(num, seed, generator), self._examples(num, seed + 1, generator)
+        if self.others is not None:
+            is_other = torch.rand(num, generator=generator) < self.share
+            drawn = torch.randint(len(self.others), (num,), generator=generator)
+            first = torch.where(is_other.view(num, 1, 1, 1), self.others[drawn], first)
         shares = self.mixing * torch.rand(num, generator=generator) ** MIXING_POWER
         if first.is_floating_point():
             shares = shares.view(num, *[1] * (first.ndim - 1))

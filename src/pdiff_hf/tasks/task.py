@@ -31,6 +31,8 @@ class Task(ABC):
     """
 
     noun: ClassVar[str]
+    # Examples to choose networks on are others than those of what is reported.
+    has_splits: ClassVar[bool] = True
     config: SplitConfig
     class_names: list[str]
 

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import StoredVectors, split_rows, take_rows
-from ..evaluation.evaluator import ParameterEvaluator
+from ..evaluation.scores import NetworkEvaluator
 from ..evaluation.tensor_kinds import column_kinds
 from ..files import replacing, write_json
 from ..identity import check_same_network
@@ -32,7 +32,7 @@ def train_autoencoder(
     dataset: ParameterDataset | str | Path,
     output_dir: str | Path,
     config: AutoencoderConfig,
-    evaluator: ParameterEvaluator | None = None,
+    evaluator: NetworkEvaluator | None = None,
     resume_from_checkpoint: str | None = None,
     accelerator: Accelerator | None = None,
     probes: Probes | None = None,
@@ -43,7 +43,7 @@ def train_autoencoder(
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
         output_dir (`str` or `Path`): Receives the model, its config and log, and `reconstruction.json`.
         config ([`AutoencoderConfig`]): Of a kind of `models.auto.AUTOENCODERS`: hyper-parameters and gate.
-        evaluator ([`ParameterEvaluator`], *optional*): On validation images, for the accuracy half of the gate.
+        evaluator ([`NetworkEvaluator`], *optional*): On validation examples, for the half of the gate that judges.
         resume_from_checkpoint (`str`, *optional*): A checkpoint folder or `"latest"`.
         accelerator ([`accelerate.Accelerator`], *optional*): Made from the config when absent.
         probes ([`Probes`], *optional*): Inputs of the networks; what compares functions needs them.

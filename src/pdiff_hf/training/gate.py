@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..evaluation.evaluator import ParameterEvaluator
 from ..evaluation.reconstruction import explained_variances, poor_kinds, shares_by_kind
+from ..evaluation.scores import NetworkEvaluator
 from ..models.auto import AUTOENCODERS
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig, latent_arguments
+from ..results.metric import Metric
 from ..results.text import by_kind, percent
 from ..wording import setting
 
+# Training rows that are scored beside the held-out ones, for the spread of the originals' scores.
+MAX_SCORED_ROWS = 100
 # Values of the networks that are evaluated at a time: 256 MB.
 MAX_EVALUATED_VALUES = 2**26
 
@@ -33,7 +36,7 @@ def measure_reconstruction(
     autoencoder: ParameterAutoencoderMixin,
     train_vectors: torch.Tensor,
     heldout_vectors: torch.Tensor,
-    evaluator: ParameterEvaluator | None = None,
+    evaluator: NetworkEvaluator | None = None,
     columns: torch.Tensor | None = None,
 ) -> dict:
     """Measure decode(encode(x)) on training and held-out raw rows, in bounded memory.
@@ -43,19 +46,50 @@ def measure_reconstruction(
 
     Returns:
         `dict`: the figures of [`explained_variances`], and with an evaluator, on validation examples,
-        `accuracy_original`, `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows).
+        `accuracy_original`, `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows); of
+        another metric what [`measure_scores`] gives.
     """
     report = {"num_train": len(train_vectors), "num_heldout": len(heldout_vectors)}
     report |= explained_variances(autoencoder, train_vectors, heldout_vectors, columns)
     if evaluator is not None:
         size = max(1, MAX_EVALUATED_VALUES // heldout_vectors.shape[1])
         parts = [heldout_vectors[start : start + size] for start in range(0, len(heldout_vectors), size)]
-        original = torch.cat([evaluator.accuracy(part) for part in parts])
-        decoded = torch.cat([evaluator.accuracy(reconstruct(autoencoder, part)) for part in parts])
+        original = torch.cat([evaluator.score(part) for part in parts])
+        decoded = torch.cat([evaluator.score(reconstruct(autoencoder, part)) for part in parts])
+        if not evaluator.metric.is_accuracy:
+            return report | measure_scores(original, decoded, train_vectors, evaluator)
         means = torch.stack([original, decoded]).mean(1).tolist()
         report["accuracy_original"], report["accuracy_reconstructed"] = means
         report["accuracy_drop"] = report["accuracy_original"] - report["accuracy_reconstructed"]
     return report
+
+
+def measure_scores(
+    original: torch.Tensor, decoded: torch.Tensor, train_vectors: torch.Tensor, evaluator: NetworkEvaluator
+) -> dict:
+    """What reconstruction costs in a score of any unit, in standard deviations of the originals' scores.
+
+    `original` and `decoded` `(H,)` are scores of held-out rows before and after; the standard deviation is that of
+    these rows and of up to `MAX_SCORED_ROWS` training rows, evenly spread.
+
+    Returns:
+        `dict`: `metric`, `score_original`, `score_reconstructed` (means over the held-out rows), `score_std`, and
+        `score_drop`, how much worse reconstructions are in standard deviations, below 0 where they are better; `None`
+        where all originals have one score, and these another.
+    """
+    rows = torch.linspace(0, len(train_vectors) - 1, min(MAX_SCORED_ROWS, len(train_vectors))).round().long()
+    size = max(1, MAX_EVALUATED_VALUES // train_vectors.shape[1])
+    scores = torch.cat([original, *(evaluator.score(train_vectors[part].cpu()) for part in rows.split(size))])
+    spread, metric = scores.double().std().item(), evaluator.metric
+    before, after = (values.double().mean().item() for values in (original, decoded))
+    worse = metric.worth(before) - metric.worth(after)
+    return {
+        "metric": metric.model_dump(),
+        "score_original": before,
+        "score_reconstructed": after,
+        "score_std": spread,
+        "score_drop": worse / spread if spread > 0 else None if worse > 0 else 0.0,
+    }
 
 
 def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
@@ -73,6 +107,14 @@ def check_reconstruction(report: dict, config: AutoencoderConfig) -> None:
         problems.append(
             f"loses {100 * report['accuracy_drop']:.2f} points of accuracy, expected at most "
             f"{100 * config.max_accuracy_drop:.2f}"
+        )
+    drop = report.get("score_drop", 0.0)
+    if drop is None or not drop <= config.max_score_drop:
+        metric = Metric.model_validate(report["metric"])
+        problems.append(
+            f"takes {metric.title} from {report['score_original']:.4g} to {report['score_reconstructed']:.4g}, "
+            f"expected at most {config.max_score_drop:g} standard deviations of the originals' "
+            f"({report['score_std']:.2g}) worse"
         )
     if not problems or config.allow_poor_reconstruction:
         return

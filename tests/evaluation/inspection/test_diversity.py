@@ -152,7 +152,7 @@ def test_one_function_in_many_orders_of_hidden_units_is_nothing_to_be_learnt(zoo
     assert report["functional"]["basins"] == "many"
     text = printed(report)
     assert "no functional diversity to be learnt" in text and "nothing to be learnt" in text
-    assert "--set autoencoder.kind=functional" not in text and "Do not train on this dataset as it is." in text
+    assert "--set autoencoder.kind=functional --set" not in text and "Do not train on this dataset as it is." in text
 
 
 def test_neighbours_on_a_path_hardly_differ(zoo, evaluator, tmp_path):
@@ -195,5 +195,5 @@ def test_independent_networks_are_trained_on_by_what_they_compute(zoo, evaluator
 def test_what_is_missing_for_it_is_said(zoo, tmp_path, missing, expected):
     report = inspect(tmp_path, zoo, None, **missing)
     [entry] = [entry for entry in report["advice"] if "independently trained" in entry["finding"]]
-    assert expected in entry["action"] and "autoencoder of kind functional" in entry["action"]
+    assert expected in entry["action"] and "autoencoder.kind=functional" in entry["action"]
     assert "not measured: no" in printed(report)

@@ -203,8 +203,8 @@ def test_the_families_are_named_by_rows_and_files_with_what_to_do(soup):
     [entry] = [entry for entry in report["advice"] if "families" in entry["finding"]]
     assert entry["severity"] == "warning"
     assert "rows 0-5 (ft00.pt … ft05.pt) and rows 6-11 (ft10.pt … ft15.pt)" in entry["finding"]
-    assert "autoencoder of kind functional" in entry["action"] and "--metrics-pattern" in entry["action"]
-    assert "name a task (metadata.task in its stats.json)" in entry["action"]
+    assert "autoencoder.kind=functional" in entry["action"] and "--metrics-pattern" in entry["action"]
+    assert "name a task (pdiff import … --task …)" in entry["action"]
 
 
 def test_families_in_different_basins_stop(soup, evaluator):
@@ -228,7 +228,10 @@ def test_advice_is_what_whoever_made_the_dataset_can_do(tmp_path, fine_tunes, or
     assert ("ParameterLayout" in actions) == (origin == "recording")
     assert f"pdiff train {tmp_path / 'ds'} --out … --set autoencoder.latent_channels=" in actions
     missing = {"collect": "layout.json, restore its stats", "runs": "layout.json, restore its stats"}
-    missing |= {"import": "pdiff import … --base …, metadata.task", "recording": "the base_model of ParameterRecorder"}
+    missing |= {
+        "import": "pdiff import … --base …, pdiff import … --task …",
+        "recording": "the base_model of ParameterRecorder",
+    }
     assert missing[origin] in actions
 
 

@@ -22,6 +22,7 @@ from pdiff_hf.evaluation.inspection.tables import make_tables
 from pdiff_hf.evaluation.tensor_kinds import column_kinds
 from pdiff_hf.layout import TensorSpec
 from pdiff_hf.models.autoencoder_pca import AutoencoderPCA
+from pdiff_hf.models.few_rows import fit_to_rows
 from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConditionConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.runs.stages import check_training
@@ -263,13 +264,22 @@ def test_rows_are_followed_in_the_order_of_their_steps(tmp_path, run_a):
 # Autoencoders
 
 
-def test_too_few_directions_for_the_default_latent_stop_with_a_latent_that_trains(tmp_path, run_a):
-    [entry] = [entry for entry in inspect(tmp_path, run_a)["advice"] if "default latent of 32" in entry["finding"]]
-    assert entry["severity"] == "stop" and "autoencoder.latent_channels=23 " in entry["action"]
-    denoiser, order = UNet1DConditionConfig(), RowOrder.of_runs(30)
-    check_training(LAYOUT, order, AutoencoderPCAConfig(latent_channels=23), denoiser)
+def test_few_checkpoints_are_given_the_latent_that_they_train(tmp_path, run_a):
+    report = inspect(tmp_path, run_a)
+    [entry] = [
+        entry for entry in report["advice"] if "30 checkpoints: 23 latent values instead of 32" in entry["finding"]
+    ]
+    assert entry["severity"] == "hint" and "or train all the same: pdiff train" in entry["action"]
+    fitted, denoiser, _ = fit_to_rows(AutoencoderPCAConfig(), UNet1DConditionConfig(), 30)
+    check_training(LAYOUT, RowOrder.of_runs(30), fitted, denoiser)
     with pytest.raises(ValueError, match="needs at least 25 checkpoints to train on, found 24"):
-        check_training(LAYOUT, order, AutoencoderPCAConfig(latent_channels=24), denoiser)
+        check_training(LAYOUT, RowOrder.of_runs(30), AutoencoderPCAConfig(latent_channels=24), denoiser)
+
+
+def test_copies_are_too_few_directions_for_the_latent(tmp_path, run_a):
+    report = inspect(tmp_path, run_a[:10].repeat(4, 1))
+    [entry] = [entry for entry in report["advice"] if "is too large" in entry["finding"]]
+    assert entry["severity"] == "stop" and "autoencoder.latent_channels=" in entry["action"]
 
 
 def test_what_the_gate_will_find_is_foretold(tmp_path, run_a):

@@ -14,6 +14,14 @@ RESERVED = ("parameters", "run", "seed", "state", "self", "loss", "accuracy")
 
 PERCENT = "_percent"
 
+SUFFIXES = re.compile(r"(\.(safetensors|pth|pt|bin|th|ckpt|model|tar|pkl|pickle|npz|zip|state))+$", re.IGNORECASE)
+
+# What scripts call a checkpoint that they keep beside the numbered ones.
+ALIAS = re.compile(r"(?<![a-z])(best|last|latest|final|current)(?![a-z])", re.IGNORECASE)
+
+# timm's own training script calls the checkpoint of an epoch by its number alone.
+TIMM = re.compile(r"(?<![^/])checkpoint-([0-9]+)(?=\.pth\.tar$)")
+
 # Said in a name, a number has a meaning; alone it could be anything.
 LABELS = {
     "step": re.compile(r"(?<![a-z])(?:global[-_]?)?step[-_=]?([0-9]+)(?![.]?[0-9])", re.IGNORECASE),
@@ -46,6 +54,16 @@ class Checkpoint:
     step: int | None = None
     epoch: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether its name says best, last or the like, and it may be a copy of another one."""
+        return self.step is None and self.epoch is None and bool(ALIAS.search(self.source.rpartition("/")[2]))
+
+
+def without_suffixes(name: str) -> str:
+    """The name of a file of weights without what only says its format."""
+    return SUFFIXES.sub("", name)
 
 
 def natural_key(name: str) -> list[str | int]:
@@ -111,19 +129,24 @@ def read_pattern(checkpoint: Checkpoint, pattern: re.Pattern) -> Checkpoint:
 
 
 def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Take step and epoch from names like `epoch_3` where all checkpoints of a run have one, each another."""
+    """Take step and epoch from names like `epoch_3` where all checkpoints of a run have one, each another.
+
+    Those that are called best, last and the like need none, and come at the end of their run.
+    """
     labelled: list[Checkpoint] = []
     for _, group in groupby(checkpoints, key=lambda checkpoint: checkpoint.run):
-        run = list(group)
+        run = sorted(group, key=lambda checkpoint: checkpoint.is_alias)
+        numbered = [checkpoint for checkpoint in run if not checkpoint.is_alias] or run
         for key, label in LABELS.items():
-            found = [label.findall(_name(checkpoint)) for checkpoint in run]
+            names = [_name(replace(c, source=TIMM.sub(r"epoch_\1", c.source))) for c in numbered]
+            found = [label.findall(name) for name in names]
             unambiguous = all(len(numbers) == 1 and len(numbers[0]) <= 18 for numbers in found)
-            if unambiguous and len({int(numbers[0]) for numbers in found}) == len(run):
-                run = [
+            if unambiguous and len({int(numbers[0]) for numbers in found}) == len(numbered):
+                numbered = [
                     checkpoint if vars(checkpoint)[key] is not None else replace(checkpoint, **{key: int(number)})
-                    for checkpoint, (number,) in zip(run, found, strict=True)
+                    for checkpoint, (number,) in zip(numbered, found, strict=True)
                 ]
-        labelled += run
+        labelled += numbered + run[len(numbered) :]
     return labelled
 
 
@@ -139,4 +162,4 @@ def metric_columns(checkpoints: Iterable[Checkpoint]) -> list[str]:
 
 def _name(checkpoint: Checkpoint) -> str:
     """Relative path without the suffix of the weights, or repository and revision."""
-    return re.sub(r"\.(safetensors|pth|pt|bin)$", "", checkpoint.source)
+    return without_suffixes(checkpoint.source)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from tqdm.auto import tqdm
 from ...base_model import WEIGHTS, BaseModel
 from ...files import atomic_folder, check_new, errors_of
 from ...identity import reference_difference
+from ...layout import ParameterLayout
 from ...wording import argument
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
-from .architecture import Architecture, read_config
+from .architecture import Architecture
 from .checkpoint import Checkpoint, compile_pattern, metric_columns, read_labels, read_pattern
 from .local import find_local
 from .names import split_sources
+from .references import read_config
 from .sources import find_remote
-from .state_dict import read_state_dict
+from .state_dict import read_values
 
 
 def import_checkpoints(
@@ -32,13 +35,17 @@ def import_checkpoints(
     output_dir: str | Path,
     *,
     base_model: BaseModel | None = None,
-    select: str | Sequence[str] = "all",
+    select: str | Sequence[str] | None = None,
     buffers: bool = False,
     keep_first_rest: bool = False,
+    rest: str | Path | None = None,
+    key: str | None = None,
     all_revisions: bool = False,
     metrics_pattern: str | None = None,
     run: str | None = None,
+    independent: bool = False,
     progress: bool = True,
+    describe_task: Callable[[BaseModel, ParameterLayout], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     r"""Writes a parameter dataset with one row for each checkpoint that it finds.
 
@@ -47,19 +54,25 @@ def import_checkpoints(
 
     Args:
         sources (`str`, `Path` or a sequence of them):
-            Files of weights (`.safetensors`, or state dicts in `.pth`, `.pt`, `.bin`); folders of such files; folders
-            of a saved model; output folders of a `transformers.Trainer`; `"hub:user/name"` and
-            `"hub:user/name@revision,…"`. Each folder or repository is a run, files together are one, in natural order.
+            Files of weights, by their content safetensors, archives of PyTorch or NumPy, or pickles; folders of such
+            files, or of folders of them; folders of a saved model; output folders of a `transformers.Trainer`;
+            `"hub:user/name"` and `"hub:user/name@revision,…"`. Each folder or repository is a run, files together are
+            one, in natural order.
         output_dir (`str` or `Path`):
             Folder of the parameter dataset, new or empty; it appears when it is complete.
         base_model ([`BaseModel`], *optional*):
-            The network; by default that of the first checkpoint's `config.json`. Its weights are not used.
-        select (`str` or `Sequence[str]`, *optional*, defaults to `"all"`):
-            As in [`ParameterLayout.from_model`].
+            The network; by default that of the first checkpoint's `config.json`. Its weights are not used. Arguments
+            that nobody gave are those that the first checkpoint's shapes tell, such as the number of classes.
+        select (`str` or `Sequence[str]`, *optional*):
+            As in [`ParameterLayout.from_model`]; by default all tensors, or with `rest` those that checkpoints hold.
         buffers (`bool`, *optional*, defaults to `False`):
             As in [`ParameterLayout.from_model`].
         keep_first_rest (`bool`, *optional*, defaults to `False`):
             Whether to go on when tensors that are not selected differ; rows then are not the trained networks.
+        rest (`str` or `Path`, *optional*):
+            File of the whole network, for checkpoints that hold the trained tensors only: what they lack is its.
+        key (`str`, *optional*):
+            Dotted name of the entry of the files that is the network; by default the one whose tensors fit.
         all_revisions (`bool`, *optional*, defaults to `False`):
             Whether to import all commits of repositories that changed weights.
         metrics_pattern (`str`, *optional*):
@@ -67,12 +80,18 @@ def import_checkpoints(
             that end in `_percent` are divided by 100. Example: `r"(?P<epoch>\d+)-acc(?P<val_accuracy>[\d.]+)"`.
         run (`str`, *optional*):
             Name of one run that all rows belong to.
+        independent (`bool`, *optional*, defaults to `False`):
+            Whether every checkpoint is the end of a training run of its own.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        describe_task (`Callable`, *optional*):
+            What networks are judged by, to be stored as `task`, by the base model with the first checkpoint's weights
+            and the layout. It is called before the others are read, and what it raises ends the import.
 
     Returns:
-        `dict[str, Any]`: `num_checkpoints`, `num_parameters`, `runs`, `metrics`, and `num_copies`, the rows that are
-        exact copies of an earlier one; they are kept, with a warning.
+        `dict[str, Any]`: `num_checkpoints`, `num_parameters`, `runs`, `metrics`; `num_copies`, the rows that are
+        exact copies of an earlier one, which are kept with a warning, except for those that are called best, last and
+        the like; and `notes`, what was decided about the files, a line each.
 
     Raises:
         ValueError: there are fewer than two checkpoints; one is missing, damaged, not finite or of another
@@ -80,57 +99,81 @@ def import_checkpoints(
     """
     output_dir = Path(output_dir)
     check_new(output_dir, "the dataset")
-    checkpoints = _find(sources, all_revisions, metrics_pattern, run)
+    checkpoints = _find(sources, all_revisions, metrics_pattern, run, independent)
     base_model = _base_model(checkpoints, base_model)
+    if rest is not None and not Path(rest).is_file():
+        raise ValueError(f"expected a file of the whole network at {rest}, found none.")
     columns = metric_columns(checkpoints)
     metadata = {
-        "select": select if isinstance(select, str) else list(select),
+        "select": select if select is None or isinstance(select, str) else list(select),
         "buffers": buffers,
         "keep_first_rest": keep_first_rest,
         "rows": [{"source": c.source, "revision": c.revision} for c in checkpoints],
     }
     with atomic_folder(output_dir) as folder:
         # 1. The first checkpoint says what is recorded, and what the rest of the network is
-        architecture, first = Architecture(base_model), checkpoints[0]
-        state = architecture.named(read_state_dict(first.files(), first.where), first.where)
-        base_model = base_model.save_weights(state, folder)
+        architecture, first = Architecture(base_model, key), checkpoints[0]
+        if rest is not None:
+            architecture.take_rest(read_values([Path(rest)], str(rest)), str(rest))
+        state = architecture.named(read_values(first.files(), first.where), first.where)
+        base_model = architecture.base_model.save_weights(state, folder)
+        if select is None:
+            # Of what they lack, there is nothing to learn.
+            select = "all" if rest is None else sorted(map(glob.escape, architecture.held))
+            if not buffers and _buffers_differ(state, architecture, checkpoints[1]):
+                buffers = True
+                architecture.note("Running statistics differ, too, and are selected.")
         layout = architecture.layout(state, select, buffers)
         _check_not_nan(state, first.where)
-        rest = StoredRest(folder / WEIGHTS, layout)
+        stored = StoredRest(folder / WEIGHTS, layout)
         del state
+        task = None if describe_task is None else describe_task(base_model, layout)
 
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
-        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}) as recorder:
+        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}, task=task) as recorder:
             recorder.unordered_runs = {
                 checkpoint.run
                 for checkpoint in checkpoints
                 # Commits are in the order in which they were made.
                 if checkpoint.step is None and checkpoint.epoch is None and not (all_revisions and checkpoint.revision)
             }
-            num_copies = _record(recorder, bar, architecture, columns, None if keep_first_rest else rest, first.where)
+            num_copies, aliases = _record(
+                recorder, bar, architecture, columns, None if keep_first_rest else stored, first.where
+            )
+    notes = architecture.notes
+    if aliases:
+        notes.append("Copies are left out: " + ", ".join(f"{name} of {other}" for name, other in aliases) + ".")
     if num_copies:
         warnings.warn(
             f"{num_copies} of {len(checkpoints)} checkpoints are exact copies of earlier ones; they are kept.",
             stacklevel=2,
         )
     return {
-        "num_checkpoints": len(checkpoints),
+        "num_checkpoints": len(checkpoints) - len(aliases),
         "num_parameters": layout.num_parameters,
         "runs": list(dict.fromkeys(checkpoint.run for checkpoint in checkpoints)),
         "metrics": columns,
         "num_copies": num_copies,
+        "notes": notes,
     }
 
 
 def _find(
-    sources: str | Path | Sequence[str | Path], all_revisions: bool, metrics_pattern: str | None, run: str | None
+    sources: str | Path | Sequence[str | Path],
+    all_revisions: bool,
+    metrics_pattern: str | None,
+    run: str | None,
+    independent: bool,
 ) -> list[Checkpoint]:
     pattern = None if metrics_pattern is None else compile_pattern(metrics_pattern)
+    if run is not None and independent:
+        raise ValueError(f"expected {argument('run')} or {argument('independent')}, found both.")
     local, remote = split_sources(sources, all_revisions)
-    found = find_local(local) if local else []
+    found = find_local(local, independent) if local else []
     for source in remote:
-        found += find_remote(source, all_revisions)
+        remote_found = find_remote(source, all_revisions)
+        found += [replace(c, run=c.source) for c in remote_found] if independent else remote_found
     if len(found) < 2:
         names = ", ".join(map(str, [*local, *remote]))
         raise ValueError(f"expected at least 2 checkpoints in {names or 'the sources'}, found {len(found)}.")
@@ -167,12 +210,16 @@ def _record(
     columns: Sequence[str],
     rest: StoredRest | None,
     first: str,
-) -> int:
-    """Record checkpoints whose other tensors are `rest`, that of `first`, if given; the number of exact copies."""
-    layout, vectors, counts = recorder.layout, set(), Counter()
+) -> tuple[int, list[tuple[str, str]]]:
+    """Record checkpoints whose other tensors are `rest`, that of `first`, if given.
+
+    Returns the number of exact copies, and the names of those that were left out, each with what it is a copy of.
+    """
+    layout, known, vectors, next_step = recorder.layout, {}, set(), Counter()
+    num_copies, aliases = 0, []
     for checkpoint in checkpoints:
         where = checkpoint.where
-        state = architecture.named(read_state_dict(checkpoint.files(), where), where)
+        state = architecture.named(read_values(checkpoint.files(), where), where)
         with errors_of(where):
             vector = layout.flatten(state)
             finite = vector.isfinite()
@@ -184,17 +231,31 @@ def _record(
         if rest is not None:
             _check_rest(state, rest, where, first, architecture.buffers)
         del state
-        vectors.add(hashlib.sha256(vector.numpy()).digest())
+        hashed = (checkpoint.run, hashlib.sha256(vector.numpy()).digest())
+        if hashed in known and checkpoint.is_alias:
+            aliases.append((checkpoint.source, known[hashed]))
+            continue
+        num_copies += hashed[1] in vectors
+        vectors.add(hashed[1])
+        known.setdefault(hashed, checkpoint.source)
         # One recording of all runs: closing one goes through all rows that are there.
         recorder.run = checkpoint.run
+        step = next_step[checkpoint.run] if checkpoint.step is None else checkpoint.step
         recorder.record(
             vector,
-            step=counts[checkpoint.run] if checkpoint.step is None else checkpoint.step,
+            step=step,
             epoch=checkpoint.epoch,
             **{column: checkpoint.metrics.get(column) for column in columns},
         )
-        counts[checkpoint.run] += 1
-    return counts.total() - len(vectors)
+        next_step[checkpoint.run] = step + 1
+    return num_copies, aliases
+
+
+def _buffers_differ(state: Mapping[str, torch.Tensor], architecture: Architecture, second: Checkpoint) -> bool:
+    """Whether buffers other than counters and indices are not the same in the first two checkpoints."""
+    other = architecture.named(read_values(second.files(), second.where), second.where)
+    floats = (name for name in architecture.buffers & state.keys() if state[name].is_floating_point())
+    return any(not torch.equal(state[name], other[name].to(state[name].dtype)) for name in floats)
 
 
 def _check_not_nan(state: Mapping[str, torch.Tensor], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: files of weights, saved models and outputs of `transformers.Trainer`."""
+"""Checkpoints on disk, with what their names and the files beside them say."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files import check_regular, read_json
-from ...hub.snapshot import some_of
-from .checkpoint import Checkpoint, check_number, natural_key
-from .state_dict import SUFFIXES, saved_model_files
-
-TRAINER = re.compile(r"checkpoint-([0-9]{1,18})")
+from .checkpoint import Checkpoint, check_number, natural_key, without_suffixes
+from .folders import TRAINER, find_runs, model_config
+from .state_dict import saved_model_files
 
 # JSON's, without `bool`, which is an `int`.
 NUMBERS = (int, float)
@@ -22,7 +20,7 @@ NUMBERS = (int, float)
 NO_METRICS = re.compile(r"eval_(runtime|model_preparation_time|jit_compilation_time|\w+_per_second|mem_\w+)")
 
 
-def find_local(sources: Sequence[str | Path]) -> list[Checkpoint]:
+def find_local(sources: Sequence[str | Path], independent: bool = False) -> list[Checkpoint]:
     """The checkpoints of the local sources of [`import_checkpoints`].
 
     Raises:
@@ -37,53 +35,34 @@ def find_local(sources: Sequence[str | Path]) -> list[Checkpoint]:
     # A run is a list of places, a place is a file or the folder of a saved model.
     files = [check_regular(path, "weights or a folder") for path in paths if not path.is_dir()]
     files.sort(key=lambda path: natural_key(str(path)))
-    runs = [(None, files)] if files else []
+    runs: list[tuple[Path | None, list[Path]]] = [(None, files)] if files else []
     for path in paths:
         if path.is_dir():
-            # `output/checkpoint-*`, as a shell expands it, is one run too.
-            owner = path.resolve().parent if TRAINER.fullmatch(path.name) else path.resolve()
-            runs.append((owner, _places(path)))
+            runs += find_runs(path)
     root = os.path.commonpath([place.resolve().parent for _, places in runs for place in places])
     top = os.path.commonpath([owner.parent for owner, _ in runs if owner] or [root])
     found = []
     for owner, places in runs:
         run = "run-0" if owner is None else owner.relative_to(top).as_posix()
-        found += [_checkpoint(place, place.resolve().relative_to(root).as_posix(), run) for place in places]
+        for place in places:
+            source = place.resolve().relative_to(root).as_posix()
+            found.append(_checkpoint(place, source, without_suffixes(source) if independent else run))
     return found
 
 
-def _places(folder: Path) -> list[Path]:
-    names = [path.name for path in folder.iterdir()]
-    trainer = [name for name in names if TRAINER.fullmatch(name) and (folder / name).is_dir()]
-    if trainer:
-        return [folder / name for name in sorted(trainer, key=natural_key)]
-    if "config.json" in names or any(name.endswith(".index.json") for name in names):
-        return [folder]
-    weights = [folder / name for name in sorted(names, key=natural_key) if name.endswith(SUFFIXES)]
-    if not weights:
-        raise ValueError(
-            f"{folder}: expected weights ({', '.join(SUFFIXES)}), checkpoint-* folders of a Trainer, or a saved "
-            f"model, found {some_of(names)}."
-        )
-    return weights
-
-
 def _checkpoint(place: Path, source: str, run: str) -> Checkpoint:
-    where = str(place)
     if not place.is_dir():
         check_regular(place, "weights")
-        if not place.name.endswith(SUFFIXES):
-            raise ValueError(f"{where}: expected weights in one of {', '.join(SUFFIXES)}, found another kind of file.")
-        return Checkpoint(where, source, lambda: [place], run)
+        return Checkpoint(str(place), source, lambda: [place], run, config=model_config(place.parent))
     names = {path.name for path in place.iterdir()}
-    weights = saved_model_files(names, lambda name: read_json(place / name), where)
+    weights = saved_model_files(names, lambda name: read_json(place / name), str(place))
     step, epoch, metrics = None, None, {}
     if match := TRAINER.fullmatch(place.name):
         step = int(match[1])
         if "trainer_state.json" in names:
             epoch, metrics = _trainer_state(place / "trainer_state.json", step)
     return Checkpoint(
-        where,
+        str(place),
         source,
         lambda: [place / name for name in weights],
         run,

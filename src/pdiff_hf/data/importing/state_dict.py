@@ -1,23 +1,16 @@
-"""State dicts from files that hold weights and nothing that has to be executed."""
+"""The files of a saved model, and what they hold."""
 
 from __future__ import annotations
 
-import re
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from reprlib import repr as shorten
+from typing import Any
 
 from ...hub.snapshot import some_of
 
-# Checkpoints are found without what reads them.
-if TYPE_CHECKING:
-    import torch
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-
-# Under one of these names training scripts keep the network beside optimiser, epoch and the like.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
+# Of the shards that an index names.
+SUFFIXES = (".safetensors", ".bin")
 
 # As `save_pretrained` and the Trainer name them, in the order in which they are looked for.
 SAVED_MODELS = (
@@ -25,6 +18,9 @@ SAVED_MODELS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
 )
 
 
@@ -56,72 +52,24 @@ def saved_model_files(names: Collection[str], read_index: Callable[[str], Any], 
     return shards
 
 
-def read_state_dict(files: Sequence[Path], where: str) -> dict[str, torch.Tensor]:
-    """Read a state dict from a file or from all shards of one, without executing anything.
+def read_values(files: Sequence[Path], where: str) -> Any:
+    """What a file holds, or the tensors of all shards of one, without executing anything; see [`read_archive`].
 
     Raises:
-        ValueError: a file is missing, truncated, or holds anything but one state dict; the file is named.
+        ValueError: a file is missing, damaged or of another kind, or a tensor is in two shards; the file is named.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    # Checkpoints are found without what reads them.
+    from .archive import read_archive
 
-    state: dict[str, torch.Tensor] = {}
+    if len(files) == 1:
+        return read_archive(files[0], where)
+    state: dict[str, Any] = {}
     for file in files:
-        name = where if len(files) == 1 else f"{where}: {file.name}"
-        if not file.is_file():
-            raise ValueError(f"{name}: expected a file of weights, found no such file.")
-        if file.suffix == ".safetensors":
-            try:
-                tensors = load_file(file)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{name} is no complete safetensors file ({error}); remove it, or copy it again."
-                ) from error
-        else:
-            tensors = _read_torch(file, name)
-        _check_state(tensors, name)
+        name = f"{where}: {file.name}"
+        tensors = read_archive(file, name)
+        if not isinstance(tensors, Mapping):
+            raise ValueError(f"{name}: expected a shard of a state dict, found {type(tensors).__name__}.")
         if twice := [tensor for tensor in tensors if tensor in state]:
-            raise ValueError(f"{name}: tensor {twice[0]!r} is in another shard too, expected it once.")
+            raise ValueError(f"{name}: tensor {shorten(twice[0])} is in another shard too, expected it once.")
         state.update(tensors)
     return state
-
-
-def _read_torch(file: Path, where: str) -> Any:
-    import torch
-
-    # Files from before torch 1.6 are no archives and cannot be mapped into memory.
-    archive = zipfile.is_zipfile(file)
-    try:
-        value = torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
-    except Exception as error:  # A damaged pickle raises whatever its bytes happen to mean.
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{where}: expected weights alone, found a pickle that executes {refused[1]}; save the state dict "
-                "alone, as safetensors."
-            ) from error
-        raise ValueError(
-            f"{where} is no complete PyTorch file of weights ({type(error).__name__}); remove it, or copy it again."
-        ) from error
-    if not isinstance(value, Mapping) or (value and all(isinstance(v, torch.Tensor) for v in value.values())):
-        return value
-    inner = [name for name in WRAPPERS if isinstance(value.get(name), Mapping)]
-    if len(inner) > 1:
-        raise ValueError(f"{where}: expected one state dict, found {inner[0]!r} and {inner[1]!r}; save one alone.")
-    return value[inner[0]] if inner else value
-
-
-def _check_state(state: Any, where: str) -> None:
-    import torch
-
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{where}: expected a state dict, found {type(state).__name__}; save model.state_dict().")
-    if not state:
-        raise ValueError(f"{where}: expected a state dict, found no tensor at all.")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(
-                f"{where}: expected a state dict of tensors, alone or under one of {', '.join(WRAPPERS)}; found "
-                f"{name!r} of type {type(tensor).__name__}."
-            )
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ValueError(f"{where}: tensor {name!r}: expected a dense one, found it sparse, quantized or empty.")

@@ -42,7 +42,7 @@ ACTIONS = {
         "one_run": "Import checkpoints of one run, or of runs that start at one network",
         "diverse": "Import the networks of independent runs",
         "base model": "pdiff import … --base …",
-        "task": "metadata.task in its stats.json",
+        "task": "pdiff import … --task …",
         "drop": "Import again without the files of the rows {rows}",
     },
     "recording": {
@@ -54,10 +54,13 @@ ACTIONS = {
         "one_run": "Record along one run, or runs that start at one network",
         "diverse": "Record the networks of independent runs",
         "base model": "the base_model of ParameterRecorder",
-        "task": "task in the metadata of ParameterRecorder",
+        "task": "the task of ParameterRecorder, or --task with the commands",
         "drop": "Drop the rows {rows} (dataset.select the others, save_parameter_dataset them)",
     },
 }
+
+
+FUNCTIONAL = "autoencoder.kind=functional"
 
 
 def origin_of(metadata: Mapping) -> str:
@@ -78,7 +81,7 @@ def functional_settings(report: Mapping) -> list[str]:
     latents = diversity["latent_channels"] if diversity else None
     if latents is None or missing_for_functions(report):
         return []
-    return ["autoencoder.kind=functional", f"autoencoder.latent_channels={latents}"]
+    return [FUNCTIONAL, f"autoencoder.latent_channels={latents}"]
 
 
 def needs_functions(report: Mapping) -> bool:
@@ -96,7 +99,7 @@ def functional_action(report: Mapping) -> str:
     """How networks are compared by what they compute, which needs no common order; or what is missing for it."""
     if settings := functional_settings(report):
         return f"compare them by what they compute, which needs no alignment: {train_command(report, *settings)}"
-    way = "compare them by what they compute (an autoencoder of kind functional, which needs no alignment)"
+    way = f"compare them by what they compute, which needs no alignment ({train_command(report, FUNCTIONAL)})"
     if missing := missing_for_functions(report):
         named = " and ".join(f"a {what}" for what in missing)
         how = ", ".join(actions_for(report)[what] for what in missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...models.auto import AUTOENCODER, DENOISER
+from ...models.few_rows import MIN_ROWS, fit_to_rows
 from ...results.text import by_kind
 from .actions import actions_for, functional_action, functional_settings, needs_functions, train_command
 from .families import MAX_RELATIVE_DISTANCE
@@ -186,24 +187,25 @@ def _diversity(report: Mapping):
 def _autoencoder(report: Mapping):
     """What the default autoencoder needs; where another one has to be taken, no more than that needs as well."""
     geometry, actions = report["geometry"], actions_for(report)
-    reconstruction, latents = geometry["reconstruction"], DEFAULTS.latent_channels * DEFAULTS.latent_length
-    most = min(DENOISER.validate({}).most_latents(reconstruction["num_train"]), geometry["rank"])
+    reconstruction, num_rows = geometry["reconstruction"], report["num_rows"]
+    if num_rows < MIN_ROWS:
+        yield "stop", f"{num_rows} checkpoints are too few to learn from, {MIN_ROWS} are the fewest.", actions["more"]
+        return
+    fitted, denoiser, lines = fit_to_rows(DEFAULTS, DENOISER.validate({}), num_rows)
+    latents = fitted.num_latents
+    most = min(denoiser.most_latents(reconstruction["num_train"]), geometry["rank"])
     if geometry["rank"] == 0:
         yield "stop", "All checkpoints are equal.", "Take checkpoints while the selected tensors are being trained."
         return
-    if not reconstruction["num_heldout"]:
-        yield (
-            "stop",
-            f"The gate holds out every {DEFAULTS.holdout_every}th checkpoint, and there are {report['num_rows']}.",
-            f"{actions['more']}, or hold out more of them: {train_command(report, 'autoencoder.holdout_every=…')}.",
-        )
+    if lines and not (needs_functions(report) and report["functional"]):
+        yield "hint", " ".join(lines), f"{actions['more']}, or train all the same: {train_command(report)}."
     if needs_functions(report):
         return
     gate = report["gate"]
     if most < latents:
-        channels = max(most, 0) // DEFAULTS.latent_length
+        channels = max(most, 0) // fitted.latent_length
         setting = train_command(report, f"autoencoder.latent_channels={channels}")
-        fewer = f", or take a smaller latent: {setting} ({channels} × {DEFAULTS.latent_length} values)"
+        fewer = f", or take a smaller latent: {setting} ({channels} × {fitted.latent_length} values)"
         yield (
             "stop",
             f"The default latent of {latents} values is too large: {reconstruction['num_train']} training checkpoints "

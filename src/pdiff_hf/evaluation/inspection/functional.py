@@ -9,6 +9,7 @@ import torch
 from ..baselines import averages, uniform_soup
 from ..evaluator import ParameterEvaluator
 from ..intervals import accuracy_difference
+from ..scores import NetworkEvaluator
 from .diversity import functional_diversity
 
 NUM_ORIGINALS = 100
@@ -52,6 +53,27 @@ def functional_figures(
     }
 
 
+def score_figures(vectors: torch.Tensor, evaluator: NetworkEvaluator, seed: int) -> dict:
+    """What raw rows `(K, D)` are worth by a metric of any unit, of which predictions are not known.
+
+    Returns:
+        `dict`: `metric` (`name`, `higher_is_better`), `num_originals` random rows, at most `NUM_ORIGINALS`, with the
+        `mean`, `std`, `min` and `max` of their scores, and the score of the `uniform_soup` of all rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sample = vectors[torch.randperm(len(vectors), generator=generator)[:NUM_ORIGINALS]]
+    scores = evaluator.score(sample).double()
+    return {
+        "metric": evaluator.metric.model_dump(),
+        "num_originals": len(sample),
+        "mean": scores.mean().item(),
+        "std": scores.std(correction=0).item(),
+        "min": scores.min().item(),
+        "max": scores.max().item(),
+        "uniform_soup": evaluator.score(_soup(vectors)).item(),
+    }
+
+
 def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, generator: torch.Generator) -> dict:
     """Accuracy of averages minus the mean accuracy of originals `(K, D)`, paired over the examples.
 
@@ -61,12 +83,19 @@ def gain_of_averaging(vectors: torch.Tensor, evaluator: ParameterEvaluator, gene
     """
     sample = vectors[torch.randperm(len(vectors), generator=generator)[:NUM_ORIGINALS]]
     right = evaluator.predict(sample).scores
-    soup = torch.cat([uniform_soup(b) for b in vectors.split(max(1, BLOCK_VALUES // len(vectors)), 1)], 1)
     result = {"num_originals": len(sample), "original_accuracy": right.double().mean().item()}
-    for name, networks in (("uniform_soup", soup), ("average_16", averages(vectors, NUM_AVERAGES, generator))):
+    for name, networks in (
+        ("uniform_soup", _soup(vectors)),
+        ("average_16", averages(vectors, NUM_AVERAGES, generator)),
+    ):
         own = evaluator.predict(networks).scores
         result[name] = {"accuracy": own.double().mean().item(), **accuracy_difference(own, right)}
     return result
+
+
+def _soup(vectors: torch.Tensor) -> torch.Tensor:
+    """The mean `(1, D)` of rows `(K, D)`, in little memory."""
+    return torch.cat([uniform_soup(b) for b in vectors.split(max(1, BLOCK_VALUES // len(vectors)), 1)], 1)
 
 
 def interpolation_barriers(

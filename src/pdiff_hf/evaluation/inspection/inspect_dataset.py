@@ -16,17 +16,21 @@ from ...data.order import RowOrder
 from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
+from ...models.auto import DENOISER
+from ...models.config import AutoencoderConfig
+from ...models.few_rows import MIN_HELD_OUT, MIN_ROWS, fit_to_rows
 from ...models.normalizer import ParameterNormalizer
 from ..autocorrelation import autocorrelation, autocorrelation_time
 from ..evaluator import ParameterEvaluator
 from ..reconstruction import poor_kinds
+from ..scores import NetworkEvaluator
 from ..similarity import gram_matrices
 from ..tensor_kinds import column_kinds
 from .actions import origin_of
 from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
-from .functional import functional_figures
+from .functional import functional_figures, score_figures
 from .geometry import linear_explained_by_kind, linear_explained_variance, nearest_distances, spectrum, thin_out
 
 SCHEMA = 1
@@ -108,7 +112,7 @@ def _equal(values: Mapping) -> list[list]:
 
 def inspect_dataset(
     dataset: ParameterDataset | str | Path,
-    evaluator: ParameterEvaluator | None = None,
+    evaluator: NetworkEvaluator | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> dict:
@@ -118,8 +122,8 @@ def inspect_dataset(
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
-        evaluator ([`ParameterEvaluator`], *optional*): On the validation examples; without it, barriers, the gain of
-            averaging and functional diversity are not measured.
+        evaluator ([`NetworkEvaluator`], *optional*): On the validation examples; without it, barriers, the gain of
+            averaging and functional diversity are not measured. Of another metric than accuracy, scores are.
         device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
         seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
 
@@ -130,6 +134,10 @@ def inspect_dataset(
         ValueError: the folder is no parameter dataset, or is damaged.
     """
     begin = time.perf_counter()
+    # Of networks that only a score is known of, there are no predictions to compare.
+    scorer = None
+    if evaluator is not None and not evaluator.metric.is_accuracy:
+        scorer, evaluator = evaluator, None
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = ParameterDataset.of(dataset)
     layout, base_model = dataset.layout, dataset.base_model
@@ -151,7 +159,7 @@ def inspect_dataset(
         "num_parameters": layout.num_parameters,
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
-        "task": None if dataset.task is None else dataset.task.get("dataset"),
+        "task": None if dataset.task is None else dataset.task.get("dataset", dataset.task.get("function")),
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
         "runs": {
             name: {
@@ -162,7 +170,9 @@ def inspect_dataset(
             }
             for name in dict.fromkeys(names)
         },
-        **dict.fromkeys(("num_examined", "copies", "geometry", "families", "functional", "autoencoders", "gate")),
+        **dict.fromkeys(
+            ("num_examined", "copies", "geometry", "families", "functional", "score", "autoencoders", "gate")
+        ),
     }
     if len(kept) > 1:
         # 2. Copies; rows are named by their place in the dataset
@@ -208,6 +218,8 @@ def inspect_dataset(
         report["families"] = _families(dataset, vectors, ordered, evaluator, kept)
 
         # 5. What the networks do
+        if scorer is not None:
+            report["score"] = score_figures(vectors, scorer, seed)
         if evaluator is not None:
             report["functional"] = functional_figures(vectors, numbers, known, evaluator, seed)
 
@@ -232,14 +244,23 @@ def _read(dataset: ParameterDataset) -> tuple[torch.Tensor, RowOrder]:
     return vectors, RowOrder.of_table(table, dataset.unordered_runs)
 
 
+def _section(num_rows: int) -> AutoencoderConfig:
+    """The default autoencoder as so many checkpoints need it."""
+    return DEFAULTS if num_rows < MIN_ROWS else fit_to_rows(DEFAULTS, DENOISER.validate({}), num_rows)[0]
+
+
 def _gate(grams: torch.Tensor) -> dict:
-    """What the default autoencoder's gate is likely to say, by the shares that principal components explain."""
-    latents, expected = DEFAULTS.latent_channels * DEFAULTS.latent_length, DEFAULTS.min_explained_variance
-    train, heldout = split_rows(grams.shape[1], DEFAULTS.holdout_every)
+    """What the default autoencoder's gate is likely to say, by the shares that principal components explain.
+
+    Of too few held-out rows it refuses nothing.
+    """
+    section = _section(grams.shape[1])
+    expected = section.min_explained_variance
+    train, heldout = split_rows(grams.shape[1], section.holdout_every)
     found = None
     if len(heldout) and len(train) > 1:
-        found = linear_explained_by_kind(grams, train, heldout, latents)
-    will_pass = None if found is None else not poor_kinds(found, expected)
+        found = linear_explained_by_kind(grams, train, heldout, section.num_latents)
+    will_pass = None if found is None or len(heldout) < MIN_HELD_OUT else not poor_kinds(found, expected)
     unknown = dict.fromkeys(("explained_variance", "explained_by_kind"))
     return {"min_explained_variance": expected, **(found or unknown), "will_pass": will_pass}
 
@@ -281,8 +302,9 @@ def _memory(gram: torch.Tensor) -> dict:
 
 def _reconstruction(gram: torch.Tensor, runs: torch.Tensor, seed: int) -> dict:
     """Variance that as many components as the default latent has values explain of rows they were not fitted to."""
-    latents = DEFAULTS.latent_channels * DEFAULTS.latent_length
-    train, heldout = split_rows(len(gram), DEFAULTS.holdout_every)
+    section = _section(len(gram))
+    latents = section.num_latents
+    train, heldout = split_rows(len(gram), section.holdout_every)
     figures = {"num_train": len(train), "num_heldout": len(heldout), "heldout": None, "left_out_run": None}
     if len(heldout) and len(train) > 1:
         figures["heldout"] = linear_explained_variance(gram, train, heldout, latents)

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ...results.metric import Metric
 from ...results.text import by_kind
 from .actions import missing_for_functions, needs_functions
 
@@ -73,6 +74,12 @@ def _figures(report: Mapping) -> Table:
         if distances[key] is not None
     ]
     table.add_row("nearest", f"L2 {', '.join(texts)}; norm {distances['median_norm']:.3g}")
+    if (score := report["score"]) is not None:
+        metric = Metric.model_validate(score["metric"])
+        ends = (metric.write(score[key]) for key in ("mean", "min", "max", "uniform_soup"))
+        table.add_row(metric.name, "{} ({} to {}), soup of all {}; ".format(*ends) + f"{metric.direction}")
+        table.add_row("diversity", "not measured: a function gives a score, and no predictions")
+        return table
     if functional is None:
         table.add_row("barrier", "not measured: no base model, or no examples")
         table.add_row("averaging", "not measured")

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from ...evaluation.groups import label
+from ...results.columns import Value
 from ...results.records import Ensemble, GroupMetrics
-from ...results.tables import GROUP_COLUMNS, Value
+from ...results.tables import GROUP_COLUMNS
 from ...results.text import number, percent
 from .style import Plot, color, legend, new_figure, style
 

@@ -103,47 +103,68 @@ def _draw_mean(
 
 
 def plot_accuracy_histograms(metrics: Metrics, groups: Mapping[str, GroupEvaluation]) -> Plot | None:
-    """Test accuracies of the networks of a few groups; `None` when there are none."""
-    accuracies = {name: groups[name].test_accuracy.double().numpy() for name in groups if is_shown(name, "histogram")}
-    accuracies = {name: values[np.isfinite(values)] for name, values in accuracies.items()}
-    accuracies = {name: 100 * values for name, values in accuracies.items() if len(values)}
-    if "original" not in accuracies:
+    """Test accuracies, or other scores, of the networks of a few groups; `None` when there are none."""
+    metric = metrics.metric
+    scores = {name: groups[name].test_score.double().numpy() for name in groups if is_shown(name, "histogram")}
+    scores = {name: values[np.isfinite(values)] for name, values in scores.items()}
+    scores = {name: values for name, values in scores.items() if len(values)}
+    if "original" not in scores:
         return None
-    # Bars hold whole numbers of examples and are centred on them.
-    example = 100 / metrics.num_test
-    lowest, highest = (f([f(values) for values in accuracies.values()]) for f in (np.min, np.max))
-    width = example * max(1, math.ceil((highest - lowest) / example / 40))
-    edges = lowest - example / 2 + width * np.arange(math.ceil((highest - lowest + example) / width) + 1)
-    reference = accuracies["original"].mean()
+    edges = _accuracy_edges(scores, metrics.num_test) if metric.is_accuracy else _score_edges(scores)
+    reference = scores["original"].mean()
+    beyond = {name: int(((values < edges[0]) | (values > edges[-1])).sum()) for name, values in scores.items()}
+    means = {name: metric.write(values.mean().item()) for name, values in scores.items()}
 
     def draw(narrow: bool) -> Figure:
-        height = (1.05 * len(accuracies) + 0.4) / len(accuracies)
-        figure, panels = new_figure(narrow, height, rows=len(accuracies), sharex=True)
-        for axes, (name, values) in zip(panels, accuracies.items(), strict=True):
+        height = (1.05 * len(scores) + 0.4) / len(scores)
+        figure, panels = new_figure(narrow, height, rows=len(scores), sharex=True)
+        scale = metric.scale
+        for axes, (name, values) in zip(panels, scores.items(), strict=True):
             face, _ = style(name)
-            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), color=face, alpha=0.85)
-            axes.axvline(reference, color=color("text"), linewidth=1.2, linestyle=(0, (3, 2)))
-            if name != "original":
-                axes.axvline(values.mean(), color=color("text"), linewidth=1.8)
-            axes.set_title(f"{label(name)}: mean {values.mean():.2f} %", loc="left", fontsize=9, color=color("text"))
+            shares = np.full(len(values), 100 / len(values))
+            axes.hist(scale * values, scale * edges, weights=shares, color=face, alpha=0.85)
+            axes.axvline(scale * reference, color=color("text"), linewidth=1.2, linestyle=(0, (3, 2)))
+            if name != "original" and edges[0] <= values.mean() <= edges[-1]:
+                axes.axvline(scale * values.mean(), color=color("text"), linewidth=1.8)
+            axes.set_title(f"{label(name)}: mean {means[name]}", loc="left", fontsize=9, color=color("text"))
             axes.yaxis.set_major_formatter("{x:.0f} %")
             axes.locator_params(axis="y", nbins=2)
             axes.grid(False, axis="x")
-        panels[-1].set_xlabel("Test accuracy of a network")
-        panels[-1].xaxis.set_major_formatter("{x:g} %")
+        panels[-1].set_xlabel(f"Test {metric.title} of a network")
+        panels[-1].xaxis.set_major_formatter("{x:g} %" if metric.is_accuracy else "{x:g}")
         panels[-1].locator_params(axis="x", nbins=5 if narrow else 9)
         return figure
 
-    title = f"The originals' mean is {reference:.2f} %"
-    if "generated" in accuracies:
-        share = metrics.generated.novel_and_performant.performant
-        title = f"{percent(share, digits=0)} of the generated networks reach the originals' mean of {reference:.2f} %"
+    title = f"The originals' mean is {means['original']}"
+    if "generated" in scores:
+        share = percent(metrics.generated.novel_and_performant.performant, digits=0)
+        title = f"{share} of the generated networks reach the originals' mean of {means['original']}"
+    ends = {name: [metric.write(end.item()) for end in (v.min(), v.max())] for name, v in scores.items()}
     alt = "; ".join(
-        f"{label(name)}: {values.min():.2f} to {values.max():.2f} %, mean {values.mean():.2f} %"
-        for name, values in accuracies.items()
+        f"{label(name)}: {low.removesuffix(' %')} to {high}, mean {means[name]}" for name, (low, high) in ends.items()
     )
-    note = "Share of the networks of a group by test accuracy. Solid: their mean; dashed: the originals'."
+    note = f"Share of the networks of a group by test {metric.title}. Solid: their mean; dashed: the originals'."
+    if outside := [f"{num} of {label(name)}" for name, num in beyond.items() if num]:
+        note += f" Beyond the edge: {', '.join(outside)}."
     return Plot("accuracy_histograms", title, f"Histograms. {alt}.", note, draw)
+
+
+def _accuracy_edges(accuracies: Mapping[str, np.ndarray], num_examples: int) -> np.ndarray:
+    """Edges of bars that hold whole numbers of examples and are centred on them."""
+    example = 1 / num_examples
+    lowest, highest = (f([f(values) for values in accuracies.values()]) for f in (np.min, np.max))
+    width = example * max(1, math.ceil((highest - lowest) / example / 40))
+    return lowest - example / 2 + width * np.arange(math.ceil((highest - lowest + example) / width) + 1)
+
+
+def _score_edges(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Edges of 40 bars around the originals and the generated networks: a hopeless group is beyond them."""
+    core = np.concatenate([scores[name] for name in ("original", "generated") if name in scores])
+    low, high = np.percentile(core, [2, 98])
+    margin = (high - low) or abs(high) or 1.0
+    everything = np.concatenate(list(scores.values()))
+    low, high = max(everything.min(), low - margin), min(everything.max(), high + margin)
+    return np.linspace(low, high if high > low else low + margin, 41)
 
 
 def _title(metrics: Metrics) -> str:
@@ -158,7 +179,7 @@ def _title(metrics: Metrics) -> str:
 
 
 def _networks(group: GroupEvaluation) -> tuple[np.ndarray, np.ndarray]:
-    x, y = group.iou_max.numpy(), 100 * group.test_accuracy.numpy()
+    x, y = group.iou_max.numpy(), 100 * group.test_score.numpy()
     is_known = np.isfinite(x) & np.isfinite(y)
     return x[is_known], y[is_known]
 

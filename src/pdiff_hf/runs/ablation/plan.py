@@ -18,7 +18,7 @@ from ...locks import LOCK_FILE
 from ...strict_yaml import read_mapping
 from ...wording import argument
 from ..folder import first_difference
-from ..recipe import Recipe, load_recipe
+from ..recipe import Recipe, fit_recipe, load_recipe
 from ..validation import parse_config
 from .axes import KIND_AXES, axis_changes, current_value
 
@@ -142,10 +142,17 @@ def make_plan(
         if any(point.values == values for point in points):
             continue
         changes, _ = _apply(load, overrides, varied, first_seed)
-        recipes = {seed: load(overrides, seed, changes=changes) for seed in (seeds or [None])}
+        recipes = {seed: _fitted(load(overrides, seed, changes=changes)) for seed in (seeds or [None])}
         points.append(Point(_name(varied, points), values, changes, recipes))
     options = {"overrides": list(overrides), "preset": preset, "profile": profile}
     return Plan(recipe, options, list(seeds), grid, ordered, base_values, points)
+
+
+def _fitted(recipe: Recipe) -> Recipe:
+    """As many checkpoints as it collects need it; the run of one that collects too few says so."""
+    with suppress(ValueError):
+        return fit_recipe(recipe)[0]
+    return recipe
 
 
 def open_ablation(plan: Plan, folder: str | Path) -> dict[str, list[str]]:

@@ -18,10 +18,11 @@ from ...report.plots.curves import plot_memorisation
 from ...report.plots.style import Plot
 from ...report.render import markdown_sections
 from ...report.write import PACKAGES
+from ...results.columns import Column, Value, at, in_format, in_percent
 from ...results.metrics import METRICS_FILE, Metrics
 from ...results.population_table import population_column
 from ...results.records import GroupMetrics
-from ...results.tables import Column, Value, at, fold_header, group_column, in_format, in_percent, make_table
+from ...results.tables import fold_header, group_column, make_table
 from ...results.text import ReportTable, Section
 from ..folder import GATE_FILE, Run
 from ..groups import GENERATOR_STAGES

@@ -1,0 +1,46 @@
+"""How the numbers of a report were measured, and what was left out."""
+
+from __future__ import annotations
+
+from ..results.metrics import Metrics
+
+SPLITS = (
+    "Three disjoint sets of examples: networks are trained on the first, anything chosen (the best network of a "
+    "group, the greedy soup) is chosen on the second, val, and everything reported is measured on the third, test."
+)
+# Of networks that a function judges, which knows two of these sets or none.
+FUNCTION_SPLITS = (
+    "Networks are scored by a function, {function}. Anything chosen (the best network of a group, the greedy soup) is "
+    "chosen by its scores of the split val, and everything reported is that of the split test."
+)
+NO_SPLITS = (
+    "Networks are scored by a function, {function}, which has no argument `split`: the best network of a group is "
+    "chosen by the scores that are reported, which flatters it, and greedy soups, which would be chosen so, are left "
+    "out."
+)
+PROTOCOL = (
+    "Every group goes through the same evaluation. Baselines have as many draws as the generator; soups are one "
+    "network.",
+    "Originals are compared with the other originals, never with themselves.",
+    "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
+)
+NO_PREDICTIONS = (
+    "Left out, as a score knows nothing of predictions: shared mistakes (IoU), calibration, ensembles, the comparison "
+    "of populations as functions, and fine-tuning."
+)
+NO_FINE_TUNING = (
+    "One baseline was left out: fine-tuning for as long as the generator took. `pdiff evaluate RUN --fine-tune` "
+    "adds it."
+)
+
+
+def protocol(metrics: Metrics) -> list[str]:
+    """Rules, what was left out and why, and what the intervals are over, a paragraph each."""
+    is_accuracy, left_out = metrics.metric.is_accuracy, []
+    if not is_accuracy:
+        left_out = [NO_PREDICTIONS]
+    elif metrics.generated.cost.seconds is not None and "fine_tuned" not in metrics.groups:
+        left_out = [NO_FINE_TUNING]
+    splits = SPLITS if is_accuracy else FUNCTION_SPLITS if metrics.task.get("has_splits") else NO_SPLITS
+    splits = splits.format(function=metrics.task.get("function", "of which no name is known"))
+    return [splits, *PROTOCOL, *left_out, metrics.intervals]

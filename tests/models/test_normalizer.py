@@ -82,3 +82,23 @@ def test_tensor_without_values_changes_nothing(mode):
 def test_one_checkpoint_is_refused():
     with pytest.raises(ValueError, match="at least 2 checkpoints, got 1"):
         ParameterNormalizer(12).fit(vectors(rows=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_stay_in_single_precision(dtype):
+    rows = 1000 + 0.01 * vectors()
+    normalizer = ParameterNormalizer(rows.shape[1])
+    normalizer.fit(rows)
+    expected = normalizer.denormalize(normalizer.normalize(rows))
+    normalizer.to(dtype)
+    assert normalizer.mean.dtype == normalizer.std.dtype == torch.float32
+    assert torch.equal(normalizer.denormalize(normalizer.normalize(rows)), expected)
+
+
+def test_statistics_of_columns_are_those_of_their_tensors():
+    layout = {"tensors": [{"offset": o, "shape": [n], "transform": "identity"} for o, n in ((0, 3), (3, 0), (3, 5))]}
+    normalizer = ParameterNormalizer(8, "per_tensor", layout)
+    normalizer.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    for start, width in ((0, 8), (1, 4), (3, 2), (4, 4), (0, 3)):
+        found, _ = normalizer._statistics(start, width)
+        assert found.tolist() == [1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0][start : start + width]

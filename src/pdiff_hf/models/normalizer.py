@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -44,6 +46,18 @@ class ParameterNormalizer(nn.Module):
         size = len(spans) if mode == "per_tensor" else num_parameters
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
+        # Where tensors begin and end, by device: made on the host at every call, an accelerator would wait for them. A
+        # buffer that is not saved would be without values in a model that diffusers loads.
+        self._bounds: dict[torch.device, torch.Tensor] = {}
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> ParameterNormalizer:
+        # In half precision, statistics would cost more than all that is computed with them.
+        kept = {"mean": self.mean, "std": self.std}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            if (found := getattr(self, name)).dtype != value.dtype:
+                setattr(self, name, value.to(found.device))
+        return self
 
     @torch.no_grad()
     def fit(self, vectors: torch.Tensor) -> None:
@@ -79,9 +93,12 @@ class ParameterNormalizer(nn.Module):
         mean, std = self.mean.float(), self.std.float()
         if self.mode == "per_parameter":
             return mean[start : start + width], std[start : start + width]
-        sizes = torch.tensor([max(0, min(e, start + width) - max(s, start)) for s, e in self.spans])
-        sizes = sizes.to(mean.device)
-        return mean.repeat_interleave(sizes), std.repeat_interleave(sizes)
+        if mean.device not in self._bounds:
+            self._bounds[mean.device] = torch.tensor(self.spans, device=mean.device).T
+        starts, ends = self._bounds[mean.device]
+        sizes = (ends.clamp_max(start + width) - starts.clamp_min(start)).clamp_min(0)
+        # With their sum given, nobody has to ask the device for it.
+        return tuple(values.repeat_interleave(sizes, output_size=width) for values in (mean, std))
 
     def transform(self, vectors: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Apply the layout's `log` to columns `start … start + n` of raw vectors, `(B, n)`, in float32."""

@@ -215,7 +215,7 @@ def test_offsets_are_from_the_network_with_the_least_validation_loss(dataset, tm
 
 def test_without_task_or_base_model_nobody_knows_what_networks_compute(tmp_path):
     save_parameter_dataset(make_vectors(), make_layout(), tmp_path / "bare")
-    with pytest.raises(ValueError, match=r"expected a base model in .*bare, .*take autoencoder.kind=pdiff"):
+    with pytest.raises(ValueError, match=r"expected a base model in .*bare, .*take kind=pdiff"):
         train_autoencoder(tmp_path / "bare", tmp_path / "out", config_of())
 
 

@@ -33,7 +33,8 @@ def make_probes(
     if isinstance(task, FunctionTask):
         raise ValueError(
             f"expected a task with examples to compare what networks compute on them, found the function "
-            f"{task.config.function}; take an autoencoder of parameters, autoencoder.kind=pca, or name a data set."
+            f"{task.config.function}; take an autoencoder of parameters, {setting('autoencoder.kind', 'pca')}, or "
+            "name a data set."
         )
     others = None
     if config.probe_dataset is not None:

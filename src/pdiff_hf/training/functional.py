@@ -56,7 +56,7 @@ def check_functional_inputs(
         missing = "base model" if dataset.base_model is None else "task"
         raise ValueError(
             f"expected a {missing} in {dataset.folder}, without which nobody knows what its networks compute, found "
-            "none; import or collect it with one, or take autoencoder.kind=pdiff."
+            f"none; import or collect it with one, or take {setting('autoencoder.kind', 'pdiff')}."
         )
     return dataset.base_model.build()
 

@@ -5,7 +5,12 @@ import torch
 
 from pdiff_hf import ParameterLayout
 from pdiff_hf.evaluation import similarity
-from pdiff_hf.evaluation.inspection.geometry import linear_explained_variance, nearest_distances, spectrum
+from pdiff_hf.evaluation.inspection.geometry import (
+    linear_explained_by_kind,
+    linear_explained_variance,
+    nearest_distances,
+    spectrum,
+)
 from pdiff_hf.evaluation.similarity import gram_matrix
 from pdiff_hf.layout import TensorSpec
 from pdiff_hf.models.normalizer import ParameterNormalizer
@@ -40,6 +45,23 @@ def test_float32_rows_have_their_planted_rank():
     normalizer = ParameterNormalizer(1000, "per_parameter")
     normalizer.fit(vectors)
     assert spectrum(gram_matrix(vectors, normalizer))["rank"] == 6
+
+
+def test_components_of_all_coordinates_explain_each_kind_as_the_projection_does():
+    rows = gaussian(30, 3) @ gaussian(3, 40, seed=1) + gaussian(30, 40, seed=2)
+    train, heldout = torch.arange(24), torch.arange(24, 30)
+    groups = torch.arange(40) % 3
+    deviations = rows - rows.mean(0)
+    grams = torch.stack([deviations[:, groups == kind] @ deviations[:, groups == kind].T for kind in range(3)])
+    mean = rows[train].mean(0)
+    basis = torch.linalg.svd(rows[train] - mean, full_matrices=False).Vh[:5]
+    total = rows[heldout] - mean
+    squares = [part.square().sum(0) for part in (total - total @ basis.T @ basis, total)]
+    found = linear_explained_by_kind(grams, train, heldout, 5)
+    shares = [1 - (squares[0][groups == kind].sum() / squares[1][groups == kind].sum()).item() for kind in range(3)]
+    assert list(found["explained_by_kind"].values()) == pytest.approx(shares, abs=1e-9)
+    assert found["explained_variance"] == pytest.approx(linear_explained_variance(grams.sum(0), train, heldout, 5))
+    assert linear_explained_by_kind(torch.zeros_like(grams), train, heldout, 5) is None
 
 
 def test_equal_rows_have_no_directions():

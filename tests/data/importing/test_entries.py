@@ -137,6 +137,24 @@ def test_partial_checkpoints_are_completed_by_a_file_of_the_rest(tmp_path):
         run_import(part, tmp_path / "other", rest=tmp_path / "none.pth")
 
 
+def test_part_of_another_width_is_refused_also_with_the_rest(tmp_path):
+    def make(_, seed):
+        part = trained_part(seed)
+        return {"net": {**part, "layer4.0.bn2.weight": torch.ones(7)}, "other": {"weight": torch.ones(3)}}
+
+    part = save(tmp_path / "nets", make)
+    torch.save(network(9).state_dict(), tmp_path / "rest.pth")
+    with pytest.raises(ValueError, match=r"'layer4.0.bn2.weight': expected shape \(\d+,\), found \(7,\)"):
+        run_import(part, tmp_path / "ds", rest=tmp_path / "rest.pth")
+    part = save(tmp_path / "keyed", lambda m, i: {"net": trained_part(i), "loss": trained_part(i + 1)})
+    run_import(part, tmp_path / "ds", rest=tmp_path / "rest.pth", key="loss")
+    name = "layer4.0.bn2.weight"
+    assert torch.equal(
+        ParameterDataset(tmp_path / "ds").layout.unflatten(ParameterDataset(tmp_path / "ds").vectors()[0])[name],
+        trained_part(1)[name],
+    )
+
+
 def test_another_network_of_the_family_is_named(tmp_path):
     torch.save(network(0).state_dict(), tmp_path / "a.pt")
     torch.save(network(1).state_dict(), tmp_path / "b.pt")

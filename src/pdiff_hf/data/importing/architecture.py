@@ -49,8 +49,10 @@ class Architecture:
 
     def take_rest(self, value: Any, where: str) -> None:
         """Let checkpoints lack tensors, which they then have from a file of the whole network; as [`named`]."""
+        # The entry is one of the checkpoints.
+        key, self._key = self._key, None
         self._rest, self._prefix = self.named(value, where), None
-        self.held.clear()
+        self._key, self.held = key, set()
 
     def _take(self, base_model: BaseModel) -> None:
         self.base_model = base_model
@@ -233,7 +235,8 @@ class Architecture:
                 f"{where}: none of the {total} tensors of {network}, such as {next(iter(self._shapes))!r}, is in it; "
                 f"it has {some_of(file.tensors)} and belongs to another architecture."
             )
-        prefix = max(counts, key=lambda prefix: (self._num_fitting(file, prefix), counts[prefix]))
+        wrong = [prefix for prefix in counts if self._problem(file, prefix)]
+        prefix = max(wrong, key=lambda prefix: (self._num_fitting(file, prefix), counts[prefix]))
         kind, problem = self._problem(file, prefix)
         shapes = {name: tuple(tensor.shape) for name, tensor in file.entry(prefix)[0].items()}
         told = told_arguments(self.base_model, self._model, shapes, asked=False) if self._model else {}

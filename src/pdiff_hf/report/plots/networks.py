@@ -73,7 +73,9 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
             handles[name] = Line2D([], [], color=face, **looks)
         texts = [f"{label(name)} {means[name][1]:.2f} %" for name in names]
         if narrow:
-            legend(figure, handles, texts, loc="outside lower center", ncols=2)
+            # Names with their numbers are long, and two columns have to fit a phone.
+            small = {"fontsize": 7, "columnspacing": 0.6, "handletextpad": 0.2, "borderpad": 0, "handlelength": 1.2}
+            legend(figure, handles, texts, loc="outside lower center", ncols=2, **small)
         else:
             legend(axes, handles, texts, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
         return figure

@@ -79,6 +79,8 @@ def test_typed_base_is_trusted_from_then_on(folder, pdiff):
         torch.manual_seed(index)
         torch.save(namespace["mlp"]().state_dict(), folder / "nets" / f"{index}.pt")
     base = ("--base", "import:./own_nets_of_trust.py:mlp")
+    code, out, _ = pdiff("import", "nets/0.pt", "nets/1.pt", "--out", "runs/two", *base)
+    assert code == 0 and out.splitlines()[-1] == "To be trained on, they are too few: 3 are the fewest."
     code, out, _ = pdiff("import", "nets", "--out", "runs/a/dataset", *base, "--independent")
     assert code == 0 and out.splitlines()[-2] == "Next: pdiff train runs/a/dataset --out runs/a"
     # Of an untrusted one, training refuses at its end, where the base model is built.

@@ -7,7 +7,7 @@ can make another call, or reach other code.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import json
 import sys
 from collections.abc import Mapping
@@ -26,7 +26,6 @@ def remember(name: str, kwargs: Mapping[str, Any]) -> None:
     if entry["file"] is None or entry in known:
         return
     try:
-        trusted_file().parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(trusted_file()) as temporary:
             temporary.write_text(json.dumps([*known, entry][-MAX_REMEMBERED:], indent=1), encoding="utf-8")
     except OSError:

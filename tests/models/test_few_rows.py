@@ -1,7 +1,8 @@
 import pytest
 
+from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.models.auto import AUTOENCODER, DENOISER
-from pdiff_hf.models.few_rows import fit_to_rows
+from pdiff_hf.models.few_rows import fit_to_rows, num_held_out
 
 
 def fit(num_rows, autoencoder=None, diffusion=None):
@@ -53,3 +54,9 @@ def test_what_was_given_stays():
 def test_fitted_twice_is_fitted_once():
     once = fit(12)
     assert fit_to_rows(*once[:2], 12) == (*once[:2], [])
+
+
+def test_rows_are_counted_as_they_are_split():
+    for num_rows in range(1, 40):
+        for every in range(2, 12):
+            assert num_held_out(num_rows, every) == len(split_rows(num_rows, every)[1])

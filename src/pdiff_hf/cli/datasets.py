@@ -105,14 +105,14 @@ def import_(
     for note in summary["notes"]:
         line(note)
     line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
-    _, _, lines = fit_to_rows(
-        AUTOENCODER.validate({}), DENOISER.validate({}), max(summary["num_checkpoints"], MIN_ROWS)
-    )
-    for text in lines:
-        line(text)
-    run_dir = out.parent if out.name == "dataset" else out.with_name(f"{out.name}-run")
-    line(f"Next: {command('pdiff', 'train', out, '--out', run_dir)}")
-    line(f"What stands in the way of it: {command('pdiff', 'inspect', out)}")
+    if summary["num_checkpoints"] < MIN_ROWS:
+        line(f"To be trained on, they are too few: {MIN_ROWS} are the fewest.")
+    else:
+        _, _, lines = fit_to_rows(AUTOENCODER.validate({}), DENOISER.validate({}), summary["num_checkpoints"])
+        run_dir = out.parent if out.name == "dataset" else out.with_name(f"{out.name}-run")
+        lines.append(f"Next: {command('pdiff', 'train', out, '--out', run_dir)}")
+        for text in [*lines, f"What stands in the way of it: {command('pdiff', 'inspect', out)}"]:
+            line(text)
     print_json({"folder": str(out), **summary}, as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +17,9 @@ from ...wrapped import own_state
 
 # The argument that says how many classes there are, where a library has one for all of its networks.
 CLASSES = {"timm": "num_classes", "torchvision": "num_classes", "transformers": "num_labels"}
+
+# A state dict from before torch 0.4.1 has none, and torch's strict loading takes it.
+BATCH_COUNTER = "num_batches_tracked"
 
 # Networks of a family that are looked through for one that fits, and the seconds for it.
 MAX_NEAREST, MAX_SECONDS = 100, 5.0
@@ -89,12 +92,15 @@ def nearest(base_model: BaseModel, found: Shapes) -> str | None:
             continue
         own = {name: tuple(tensor.shape) for name, tensor in own_state(model).items()}
         is_head = partial(_is_head, num_classes=model.num_classes)
-        counted = {n for n in own if not n.endswith("num_batches_tracked")}
-        if counted == {n for n in found if not n.endswith("num_batches_tracked")} and all(
-            own[n] == tuple(found[n]) or is_head(own[n], tuple(found[n])) for n in counted
+        if _without_counters(own) == _without_counters(found) and all(
+            own[n] == found[n] or is_head(own[n], found[n]) for n in _without_counters(own)
         ):
             return name
     return None
+
+
+def _without_counters(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.rpartition(".")[2] != BATCH_COUNTER}
 
 
 def _is_head(expected: tuple[int, ...], found: tuple[int, ...], num_classes: int) -> bool:

@@ -13,13 +13,11 @@ from ...hub.snapshot import short_name, some_of
 from ...layout import ParameterLayout
 from ...wording import argument
 from ...wrapped import own_buffers, own_modules, own_state
-from .adapt import nearest, told_arguments, with_arguments
+from .adapt import BATCH_COUNTER, nearest, told_arguments, with_arguments
 from .converted import QUANTIZED, convert
 from .entries import FileTensors, choose, listed
 from .placeholder import Placeholder
 
-# A state dict from before torch 0.4.1 has none, and torch's strict loading takes it.
-BATCH_COUNTER = "num_batches_tracked"
 # Share of the names that another network of the family has in common at least.
 MIN_ALIKE = 0.25
 # Left in state dicts by a profiler, beside the tensors of every module.

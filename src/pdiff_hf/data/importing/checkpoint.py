@@ -137,8 +137,8 @@ def read_labels(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     for _, group in groupby(checkpoints, key=lambda checkpoint: checkpoint.run):
         run = sorted(group, key=lambda checkpoint: checkpoint.is_alias)
         numbered = [checkpoint for checkpoint in run if not checkpoint.is_alias] or run
+        names = [_name(replace(c, source=TIMM.sub(r"epoch_\1", c.source))) for c in numbered]
         for key, label in LABELS.items():
-            names = [_name(replace(c, source=TIMM.sub(r"epoch_\1", c.source))) for c in numbered]
             found = [label.findall(name) for name in names]
             unambiguous = all(len(numbers) == 1 and len(numbers[0]) <= 18 for numbers in found)
             if unambiguous and len({int(numbers[0]) for numbers in found}) == len(numbered):

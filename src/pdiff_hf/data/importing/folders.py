@@ -84,10 +84,10 @@ def _places(folder: Path) -> list[Path]:
     paths = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: natural_key(p.name))
     names = [path.name for path in paths]
     if any(name.endswith(".distcp") for name in names):
-        raise ValueError(
-            f"{folder} is a distributed checkpoint; convert it: python -m torch.distributed.checkpoint.format_utils "
-            f"dcp_to_torch {folder} FILE.pt"
-        )
+        # Folders are looked through without what reads files.
+        from .foreign import foreign_folder
+
+        raise ValueError(f"{folder}: {foreign_folder(folder)}")
     if trainer := [path for path in paths if TRAINER.fullmatch(path.name) and path.is_dir()]:
         return trainer
     files = [path for path in paths if not path.is_dir() and not BESIDE.search(path.name)]

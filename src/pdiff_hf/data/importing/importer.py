@@ -192,14 +192,15 @@ def _base_model(checkpoints: Sequence[Checkpoint], given: BaseModel | None) -> B
             f"{first.where}: expected a config.json beside it, found none; name the base model, e.g. {network}."
         )
     base_model = read_config(first.config, first.where)
-    for checkpoint in checkpoints[1:]:
-        if checkpoint.config is not None:
-            difference = reference_difference(base_model, read_config(checkpoint.config, checkpoint.where))
-            if difference is not None:
-                raise ValueError(
-                    f"{checkpoint.where}: config.json is not that of {first.where}: {difference}; import networks of "
-                    f"one architecture, or give {argument('base_model')}."
-                )
+    # Files of one folder share its config.
+    others = {checkpoint.config: checkpoint.where for checkpoint in reversed(checkpoints)}
+    for config in [config for config in reversed(others) if config not in (None, first.config)]:
+        difference = reference_difference(base_model, read_config(config, others[config]))
+        if difference is not None:
+            raise ValueError(
+                f"{others[config]}: config.json is not that of {first.where}: {difference}; import networks of one "
+                f"architecture, or give {argument('base_model')}."
+            )
     return base_model
 
 
@@ -253,8 +254,10 @@ def _record(
 
 def _buffers_differ(state: Mapping[str, torch.Tensor], architecture: Architecture, second: Checkpoint) -> bool:
     """Whether buffers other than counters and indices are not the same in the first two checkpoints."""
+    floats = [name for name in architecture.buffers & state.keys() if state[name].is_floating_point()]
+    if not floats:
+        return False
     other = architecture.named(read_values(second.files(), second.where), second.where)
-    floats = (name for name in architecture.buffers & state.keys() if state[name].is_floating_point())
     return any(not torch.equal(state[name], other[name].to(state[name].dtype)) for name in floats)
 
 

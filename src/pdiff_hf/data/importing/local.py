@@ -41,19 +41,24 @@ def find_local(sources: Sequence[str | Path], independent: bool = False) -> list
             runs += find_runs(path)
     root = os.path.commonpath([place.resolve().parent for _, places in runs for place in places])
     top = os.path.commonpath([owner.parent for owner, _ in runs if owner] or [root])
+    files = [place for _, places in runs for place in places if not place.is_dir()]
+    configs = {folder: model_config(folder) for folder in {file.parent for file in files}}
     found = []
     for owner, places in runs:
         run = "run-0" if owner is None else owner.relative_to(top).as_posix()
         for place in places:
             source = place.resolve().relative_to(root).as_posix()
-            found.append(_checkpoint(place, source, without_suffixes(source) if independent else run))
+            name = without_suffixes(source) if independent else run
+            if place.is_dir():
+                found.append(_saved_model(place, source, name))
+            else:
+                check_regular(place, "weights")
+                config = configs[place.parent]
+                found.append(Checkpoint(str(place), source, lambda place=place: [place], name, config=config))
     return found
 
 
-def _checkpoint(place: Path, source: str, run: str) -> Checkpoint:
-    if not place.is_dir():
-        check_regular(place, "weights")
-        return Checkpoint(str(place), source, lambda: [place], run, config=model_config(place.parent))
+def _saved_model(place: Path, source: str, run: str) -> Checkpoint:
     names = {path.name for path in place.iterdir()}
     weights = saved_model_files(names, lambda name: read_json(place / name), str(place))
     step, epoch, metrics = None, None, {}

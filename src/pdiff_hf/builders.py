@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .own_code import is_trusted, load_object, plain_reference
-from .trust import is_remembered
+from .own_code import load_object, plain_reference
+from .trust import may_run
 from .wording import argument
 
 # Libraries are imported by whoever builds: reading a reference would wait for them.
@@ -132,7 +132,7 @@ def _factory(name: str, kwargs: Mapping[str, Any], trusted_imports: Sequence[str
         if not callable(found := vars(networks).get(factory)):
             raise ValueError(f"base model: {OWN_FACTORIES} has no network {factory!r}.")
         return found
-    if not is_trusted(name, trusted_imports) and not is_remembered(name, kwargs):
+    if not may_run(name, kwargs, trusted_imports):
         trust = argument("trusted_imports", f"[{name!r}]", name, "base_model.trusted_imports")
         raise ValueError(
             f"base model: {name!r} is not of {OWN_FACTORIES}, whose code alone is run unasked; "

@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib.machinery
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .files import atomic_write
-from .own_code import is_file_reference
+from .own_code import is_file_reference, is_trusted
 
 MAX_REMEMBERED = 1000
 
@@ -31,6 +31,11 @@ def remember(name: str, kwargs: Mapping[str, Any]) -> None:
     except OSError:
         # The home of a user may be read-only; the next command then asks.
         return
+
+
+def may_run(name: str, kwargs: Mapping[str, Any], trusted: Sequence[str]) -> bool:
+    """Whether a call may be made: by what is trusted in this command, see [`is_trusted`], or because it was typed."""
+    return is_trusted(name, trusted) or is_remembered(name, kwargs)
 
 
 def is_remembered(name: str, kwargs: Mapping[str, Any]) -> bool:

@@ -13,9 +13,9 @@ from ..evaluation.scores import ScoreEvaluator
 from ..hub.snapshot import without_paths
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
-from ..own_code import is_trusted, load_object
+from ..own_code import load_object
 from ..results.metric import ACCURACY, Metric
-from ..trust import is_remembered
+from ..trust import may_run
 from ..wording import argument
 from .config import FunctionConfig
 from .splits import Split
@@ -46,7 +46,7 @@ class FunctionTask:
     def __init__(self, config: FunctionConfig | Mapping[str, Any], trusted_imports: Sequence[str] = ()):
         config = FunctionConfig.model_validate(config)
         name = config.function
-        if not (is_trusted(name, trusted_imports) or is_remembered(name, {})):
+        if not may_run(name, {}, trusted_imports):
             trust = argument("trusted_imports", f"[{name!r}]", name)
             task = argument("task", repr(name), name)
             raise ValueError(

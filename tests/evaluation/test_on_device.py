@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_batch_norm import Branching, NotExportable, make_images, make_model, perturbed
 
 from factories import make_autoencoder, make_layout, make_network, make_pipeline, make_vectors
 from pdiff_hf.evaluation.batch_norm import BatchNormEstimator
@@ -14,7 +15,6 @@ from pdiff_hf.evaluation.similarity import gram_matrix, nearest_cosine, nearest_
 from pdiff_hf.evaluation.trajectory import PrincipalPlane, trajectory
 from pdiff_hf.layout import ParameterLayout
 from pretended_device import NAME
-from test_batch_norm import Branching, NotExportable, make_images, make_model, perturbed
 
 
 def evaluator(device):

@@ -74,7 +74,7 @@ class BatchNormEstimator:
 
     @torch.no_grad()
     def extend(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Append their statistics to networks `(B, D)`, which gives vectors `(B, E)` of `self.layout`, where they are."""
+        """Append their statistics to networks `(B, D)`, vectors `(B, E)` of `self.layout` where they are."""
         num_given = vectors.shape[1]
         extended = nn.functional.pad(vectors, (0, self.layout.num_parameters - num_given))
         for batch in self._batches:

@@ -15,6 +15,7 @@ from torch import nn
 from ..data.record import ParameterRecorder
 from ..data.writer import save_parameter_dataset
 from ..layout import ParameterLayout
+from ..wording import setting
 from ..wrapped import copy_network, own_parameters
 from .base_training import num_training_steps
 from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
@@ -78,10 +79,18 @@ class RunCollector(Collector):
             steps = train_selection(
                 self.task, network, self.layout, self.config, seed, first_epoch, prefix=self._prefix
             )
-            with ParameterRecorder(self.layout, folder, run=f"run-{run}", seed=seed) as recorder:
-                for step, epoch, loss in steps:
-                    recorder.record(network, step=step, epoch=epoch, loss=loss)
-                    advance(1)
+            try:
+                with ParameterRecorder(self.layout, folder, run=f"run-{run}", seed=seed) as recorder:
+                    for step, epoch, loss in steps:
+                        recorder.record(network, step=step, epoch=epoch, loss=loss)
+                        advance(1)
+            except ValueError as error:
+                if loss.isfinite():
+                    raise
+                raise ValueError(
+                    f"expected a finite loss, found {loss.item()} at step {step}; lower "
+                    f"{setting('collect.learning_rate')}"
+                ) from error
 
     def _base_models(self, runs: range) -> list[nn.Module]:
         """Where the runs start from: the base model, or from the second independent one on a model of its own."""
@@ -91,8 +100,9 @@ class RunCollector(Collector):
             device = next(self.model.parameters()).device
             own = [build_with_seed(self.build, seed).to(device) for seed in seeds]
 
-            def keep(place: int, step: int, tensors: Mapping[str, torch.Tensor], loss: float) -> None:
-                own[place].load_state_dict(tensors, strict=False)
+            def keep(places: Sequence[int], step: int, tensors: Mapping[str, torch.Tensor], losses: list) -> None:
+                for row, place in enumerate(places):
+                    own[place].load_state_dict({name: tensor[row] for name, tensor in tensors.items()}, strict=False)
 
             starts = [{**dict(network.named_parameters()), **dict(network.named_buffers())} for network in own]
             train_networks(self.task, copy_network(own[0]), starts, seeds, self.base_training, keep)
@@ -129,14 +139,17 @@ class ZooCollector(Collector):
         num_batches = len(self.task.batch_indices("train", self.base_training.train_batch_size))
         rows: dict[tuple[int, int], tuple[torch.Tensor, dict]] = {}
 
-        def keep(place: int, step: int, tensors: Mapping[str, torch.Tensor], loss: float) -> None:
-            if step not in wanted[place]:
-                return
-            columns = {"run": f"run-{runs[place]}", "seed": seeds[place], "step": step}
-            columns |= {"epoch": step / num_batches, "train_loss": loss}
-            columns |= {"population": dealt[place].name} if dealt[place] else {}
-            rows[place, step] = self.layout.flatten(tensors), columns
-            advance(1)
+        def keep(places: Sequence[int], step: int, tensors: Mapping[str, torch.Tensor], losses: list) -> None:
+            # From an accelerator, one copy of all networks.
+            stacked = torch.cat([tensors[name].reshape(len(places), -1) for name in self.layout.names], 1)
+            for place, vector, loss in zip(places, stacked.float().cpu(), losses, strict=True):
+                if step not in wanted[place]:
+                    continue
+                columns = {"run": f"run-{runs[place]}", "seed": seeds[place], "step": step}
+                columns |= {"epoch": step / num_batches, "train_loss": loss}
+                columns |= {"population": dealt[place].name} if dealt[place] else {}
+                rows[place, step] = vector, columns
+                advance(1)
 
         seeds = [self.base_training.seed + run for run in runs]
         train_networks(

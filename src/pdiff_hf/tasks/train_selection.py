@@ -15,7 +15,7 @@ from torch import nn
 from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout
-from ..machine import ThreadChoice
+from ..machine import ThreadChoice, default_device
 from ..wording import setting
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, BaseTrainingConfig, CollectConfig
@@ -112,7 +112,7 @@ def train_selection(
     first_epoch: int = 0,
     schedule: Callable[[int], float] | None = None,
     prefix: SharedPrefix | None = None,
-) -> Iterator[tuple[int, float, float]]:
+) -> Iterator[tuple[int, float, torch.Tensor]]:
     """Trains the tensors of a layout in place, everything else fixed, and stops at every checkpoint.
 
     The network is in eval mode, except for norm layers whose running statistics are in the layout: what is not
@@ -129,10 +129,11 @@ def train_selection(
             full forward by default.
 
     Yields:
-        `tuple[int, float, float]`: steps done, epochs done, and the loss of the last batch before its step.
+        `tuple[int, float, torch.Tensor]`: steps done, epochs done, and the loss `()` of the last batch before its
+        step; on an accelerator, nothing has waited for it.
 
     Raises:
-        ValueError: no selected tensor is a parameter, or the loss is no longer finite.
+        ValueError: no selected tensor is a parameter.
     """
     # 1. What is trained, and which norm layers follow the data
     parameters = own_parameters(network)
@@ -173,12 +174,7 @@ def train_selection(
             step += 1
             if not config.is_kept(step):
                 continue
-            if not math.isfinite(loss.item()):
-                raise ValueError(
-                    f"expected a finite loss, found {loss.item()} at step {step}; lower "
-                    f"{setting('collect.learning_rate')}"
-                )
-            yield step, step / len(indices), loss.item()
+            yield step, step / len(indices), loss.detach()
             if step == num_steps:
                 return
 
@@ -214,11 +210,11 @@ def fine_tune(
         `tuple[torch.Tensor, int]`: networks `(n, D)` with `1 <= n <= num`, and the number of steps.
 
     Raises:
-        ValueError: the loss is no longer finite, or the base model cannot be built.
+        ValueError: a network is no longer finite, or the base model cannot be built.
     """
     network = base_model.build()
     layout.load_into(network, vector)
-    network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    network.to(device or default_device())
     # One checkpoint a step, without an end: time decides.
     unending = {"every": 1, "burn_in": 0, "num_checkpoints": 2**62, "lr_scheduler": "constant"}
     steps = config.model_copy(update=unending)
@@ -237,6 +233,11 @@ def fine_tune(
         next(training)
         start = start or time.perf_counter()
         if progress() >= (len(networks) + 1) / num:
-            networks.append(layout.flatten(network).cpu())
+            networks.append(layout.flatten(network))
+            if not networks[-1].isfinite().all():
+                raise ValueError(
+                    f"expected finite parameters, found NaN or infinity at step {step}; lower "
+                    f"{setting('collect.learning_rate')}"
+                )
             if progress() == 1:
                 return torch.stack(networks), step

@@ -27,7 +27,7 @@ MAX_VALUES = 2**20
 # Of all their inputs in a batch; activations take several times as much.
 MAX_INPUT_BYTES = 2**28
 
-Keep = Callable[[int, int, Mapping[str, torch.Tensor], float], None]
+Keep = Callable[[Sequence[int], int, Mapping[str, torch.Tensor], list[float]], None]
 
 
 class _Logits(nn.Module):
@@ -76,9 +76,9 @@ def train_networks(
             `layout`.
         seeds (`Sequence[int]`): Of the order of every network's examples, in place of that of `config`.
         config ([`BaseTrainingConfig`]): Hyper-parameters.
-        keep (`Callable`): Is called with the place of a network, the step, its tensors by name, valid until it
-            returns, and the loss of the step's batch.
-        stops (`Collection[int]`, *optional*): Steps after which it is called for every network; the last by default.
+        keep (`Callable`): Is called with the places of R networks that were trained together, the step, their tensors
+            by name `(R, …)`, valid until it returns, and the losses of the step's batches.
+        stops (`Collection[int]`, *optional*): Steps after which it is called for all networks; the last by default.
         examples (`Sequence[TrainExamples]`, *optional*): Of every network; all with their own labels by default.
         layout ([`ParameterLayout`], *optional*): The tensors that are trained, where the rest of `network` is fixed,
             see [`ParameterLayout.freeze_rest`].
@@ -115,14 +115,14 @@ def train_networks(
                 return True
             if step not in stops and step % steps_per_epoch:
                 continue
-            for row, (place, loss) in enumerate(zip(places, losses.tolist(), strict=True)):
+            for place, loss in zip(places, values := losses.tolist(), strict=True):
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"expected a finite loss, found {loss} at step {step} of the network with seed "
                         f"{seeds[place]}; lower base_training.learning_rate"
                     )
-                if step in stops:
-                    keep(place, step, {name: tensor[row].detach() for name, tensor in tensors.items()}, loss)
+            if step in stops:
+                keep(places, step, {name: tensor.detach() for name, tensor in tensors.items()}, values)
 
     # Without a common prefix, the fixed rest would be computed for every network at once.
     is_stackable = (

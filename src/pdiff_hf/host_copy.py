@@ -1,4 +1,4 @@
-"""Copies of tensors from an accelerator to the host: few of them, and none that is waited for before it is needed."""
+"""Copies between the host and an accelerator: few of them, and none that is waited for before it is needed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import torch
 
 # Values that are put together on an accelerator for one copy, 1 GiB; a larger tensor is one of its own.
 BLOCK_VALUES = 2**28
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; on an accelerator it is queued behind the work there, and nobody waits for it."""
+    if tensor.device.type != "cpu" or device.type == "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def copy_values(tensors: Sequence[torch.Tensor], vector: torch.Tensor, non_blocking: bool = False) -> None:

@@ -39,3 +39,9 @@ def test_a_run_is_that_of_the_cpu(tiny_run, pretended, tmp_path):
 )
 def test_other_runs_reach_their_report(pretended, tmp_path, recipe):
     assert run_recipe(recipe(), tmp_path / "run").generated.n > 0
+
+
+def test_a_run_obeys_that_it_is_to_use_the_cpu(pretended, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert run_recipe(tiny_recipe(), tmp_path / "run").generated.n > 0
+    assert pretended.launches.total() == pretended.to_device.total() == 0

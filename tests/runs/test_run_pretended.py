@@ -59,7 +59,9 @@ def test_commands_on_a_run(pdiff, pretended, tiny_run_copy):
 
 
 def test_training_goes_on_from_a_checkpoint(pretended, tiny_run_copy, tmp_path):
-    config = tiny_recipe("autoencoder.checkpointing_steps=5", "autoencoder.steps=12").autoencoder
+    config = tiny_recipe(
+        "autoencoder.checkpointing_steps=5", "autoencoder.checkpoints_total_limit=2", "autoencoder.steps=12"
+    ).autoencoder
     dataset = tiny_run_copy / "dataset"
     train_autoencoder(dataset, tmp_path / "whole", config)
     shutil.copytree(tmp_path / "whole" / "checkpoint-5", tmp_path / "resumed" / "checkpoint-5")
@@ -69,3 +71,9 @@ def test_training_goes_on_from_a_checkpoint(pretended, tiny_run_copy, tmp_path):
     )
     for name, values in expected.items():
         assert torch.equal(found[name], values), name
+
+
+def test_a_run_obeys_that_it_is_to_use_the_cpu(pretended, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert run_recipe(tiny_recipe(), tmp_path / "run").generated.n > 0
+    assert pretended.launches.total() == pretended.to_device.total() == 0

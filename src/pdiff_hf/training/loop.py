@@ -190,7 +190,7 @@ class _Training:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, config: OptimizationConfig):
         self.accelerator, self.config = accelerator, config
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # FSDP replaces the parameters; the trained ones are put together in here.
         self.whole = copy.deepcopy(model).to(accelerator.device) if is_sharded(accelerator) else None

@@ -75,10 +75,21 @@ def peak_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or else in the memory of the machine."""
+    """Bytes that are free on an accelerator that tells, or else in the memory of the machine."""
+    return found[0] if (found := accelerator_memory(device)) else psutil.virtual_memory().available
+
+
+def accelerator_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free bytes and all bytes of an accelerator, `None` of a CPU and of one that does not tell."""
     import torch
 
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cpu":
+        return None
+    try:
+        return torch.get_device_module(device).mem_get_info(device)
+    # Of a kind of device that keeps no account.
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def return_large_blocks() -> None:

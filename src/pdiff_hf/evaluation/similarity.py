@@ -43,7 +43,7 @@ def nearest_distance(
     if excluded is not None:
         squares = squares.masked_fill(excluded.to(squares.device), float("inf"))
     if squares.shape[1] == 0:
-        return torch.full((len(a),), float("inf"))
+        return squares.new_full((len(a),), float("inf"), dtype=torch.float32)
     least, nearest = squares.min(1)
     pairs = zip(a, nearest, strict=True)
     distances = torch.stack([torch.linalg.vector_norm(row.double() - b[index]) for row, index in pairs]).float()
@@ -57,7 +57,7 @@ def nearest_cosine(a: torch.Tensor, b: torch.Tensor, exclude_self: bool = False)
     """
     _check_pair(a, b, exclude_self)
     if len(b) - exclude_self < 1:
-        return torch.full((len(a),), float("nan"))
+        return a.new_full((len(a),), float("nan"), dtype=torch.float32)
     products = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     squares_a, squares_b = products.new_zeros(len(a), 1), products.new_zeros(len(b))
     for block_a, block_b in column_blocks(a, b):
@@ -128,7 +128,8 @@ def gram_matrices(vectors: torch.Tensor, normalizer: ParameterNormalizer, groups
 
     `groups` `(D,)` is the group of each column; the sum over the groups is the matrix of all columns.
     """
-    grams = torch.zeros(int(groups.max()) + 1, len(vectors), len(vectors), dtype=torch.float64)
+    shape = (int(groups.max()) + 1, len(vectors), len(vectors))
+    grams = torch.zeros(shape, dtype=torch.float64, device=vectors.device)
     width = max(1, 2 * BLOCK_VALUES // len(vectors))
     for start in range(0, vectors.shape[1], width):
         block = normalizer.normalize(vectors[:, start : start + width], start).double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..machine import ThreadChoice, process_state
 from ..models.config import OptimizationConfig
 from ..wording import argument
-from .batches import GlobalBatch
+from .batches import GlobalBatch, upload
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
 from .interrupts import StopRequest, TrainingInterrupted
 from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
@@ -134,6 +134,22 @@ def run_steps(
         state["threads"] = threads.taken
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
+    def batches(step: int) -> Iterator[Sequence[torch.Tensor]]:
+        for micro_step in range(config.gradient_accumulation_steps):
+            batch = GlobalBatch(
+                num_rows,
+                config.train_batch_size,
+                step,
+                config.seed,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                device=accelerator.device,
+                micro_step=micro_step,
+                micro_steps=config.gradient_accumulation_steps,
+                start=rows,
+            )
+            yield upload(draw(batch), accelerator.device)
+
     # 2. Steps
     if choice is not None and 0 in choice.steps and 0 not in choice.curve:
         trained.consider(choice, 0)
@@ -146,9 +162,9 @@ def run_steps(
     ):
         for step in bar:
             with threads.step():
-                losses, norm, taken = trained.step(num_rows, step, rows, draw)
+                losses, norm = trained.step(batches(step))
             history.add(losses, norm)
-            rows += taken
+            rows += config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
 
             done = step + 1
             if choice is not None and done in choice.steps:

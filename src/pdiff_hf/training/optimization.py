@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,6 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from ..models.config import OptimizationConfig
-from .batches import GlobalBatch, upload
 from .checkpoints import is_sharded
 from .ema import ShardedEMA, whole_tensor
 from .graphs import GraphedUpdate
@@ -48,12 +47,13 @@ class Optimization:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = list(self.model.parameters())
-        # Neither processes that have to agree, nor a scale of the loss, nor several parts of a batch.
-        self.is_plain = self.model is model and accelerator.scaler is None and config.gradient_accumulation_steps == 1
-        self._update = self.update
-        # Autocast keeps weights that it has cast, which a graph would not cast again.
-        if self.is_plain and accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
-            self._update = GraphedUpdate(self.update, optimizer)
+        self._advance = self._accumulate
+        # No processes that have to agree, no scale of the loss, a batch in one part.
+        if self.model is model and accelerator.scaler is None and config.gradient_accumulation_steps == 1:
+            self._advance = self.update
+            # Autocast keeps weights that it has cast, which a graph would not cast again.
+            if accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
+                self._advance = GraphedUpdate(self.update, optimizer)
         self.ema = None
         if config.use_ema:
             average = {"decay": config.ema_decay, "use_ema_warmup": True, "power": 0.75, "foreach": True}
@@ -61,35 +61,17 @@ class Optimization:
             accelerator.register_for_checkpointing(self.ema)
         accelerator.register_for_checkpointing(self.lr_scheduler)
 
-    def step(
-        self, num_rows: int, step: int, start: int, draw: Callable[[GlobalBatch], Sequence[torch.Tensor]]
-    ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
-        """One optimiser step: losses of its batches, norm of the gradient, and rows of all processes that it took."""
-        accelerator, config, losses = self.accelerator, self.config, []
-        for micro_step in range(config.gradient_accumulation_steps):
-            batch = GlobalBatch(
-                num_rows,
-                config.train_batch_size,
-                step,
-                config.seed,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                device=accelerator.device,
-                micro_step=micro_step,
-                micro_steps=config.gradient_accumulation_steps,
-                start=start,
-            )
-            inputs = upload(draw(batch), accelerator.device)
-            if self.is_plain:
-                loss, norm = self._update(*inputs)
-            else:
-                loss, norm = self._accumulate(inputs)
+    def step(self, batches: Iterable[Sequence[torch.Tensor]]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """One optimiser step on all parts of a batch: their losses, and the norm of the gradient."""
+        losses = []
+        for inputs in batches:
+            loss, norm = self._advance(*inputs)
             losses.append(loss)
         self.lr_scheduler.step()
         if self.ema is not None:
             self.ema.step(self.parameters)
         # With fp16 an infinite gradient only lowers the scale of the loss.
-        return losses, norm if accelerator.scaler is None else torch.zeros_like(norm), batch.global_size
+        return losses, norm if self.accelerator.scaler is None else torch.zeros_like(norm)
 
     def update(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimiser step of a single process: its loss and the norm of its gradient. Nothing waits for values."""
@@ -103,7 +85,7 @@ class Optimization:
         optimizer.step()
         return loss.detach(), norm
 
-    def _accumulate(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _accumulate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One part of the batch of an optimiser step, the last of which does it and knows the norm of the gradient."""
         accelerator, norm = self.accelerator, None
         with accelerator.accumulate(self.model):

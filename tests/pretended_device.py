@@ -67,6 +67,7 @@ class Counts:
     def __init__(self):
         self.launches, self.waits, self.to_host, self.to_device = Counter(), Counter(), Counter(), Counter()
         self.operations: Counter[str] = Counter()
+        self.launched = 0
         self.mixed: list[str] = []
 
     def clear(self) -> None:
@@ -245,6 +246,7 @@ def _run(func, args, kwargs):
     if not _is_view(func) and func is not aten.detach.default and "empty" not in name:
         counts.launches[_place()] += 1
         counts.operations[name] += 1
+        counts.launched += 1
 
     inner = {id(tensor): tensor.inner for tensor in pretended}
     args, kwargs = pytree.tree_map(lambda leaf: inner.get(id(leaf), leaf), (args, kwargs))
@@ -303,13 +305,27 @@ class _Functions(TorchFunctionMode):
                 _Active.counts.waits[_place()] += 1
             if func in (torch.Tensor.tolist, torch.Tensor.untyped_storage, torch.Tensor.data_ptr):
                 return func(tensor.inner, *args[1:], **kwargs)
-        result = func(*args, **kwargs)
+        is_pinned = kwargs.get("pin_memory")
+        result = func(*args, **({**kwargs, "pin_memory": False} if is_pinned else kwargs))
         if func is aten.scaled_dot_product_attention.default:
             # As the program that was exported on the host knows it.
             return result.transpose(1, 2).contiguous().transpose(1, 2)
-        if kwargs.get("pin_memory"):
+        if is_pinned:
             _pinned.add(result.untyped_storage().data_ptr())
         return result
+
+
+class _Event:
+    """A place in the queue of the device: who waits for it when more is queued behind it, hardly waits."""
+
+    def __init__(self, device=None):
+        self._launched = None
+
+    def record(self, stream=None):
+        self._launched = _Active.counts.launched
+
+    def synchronize(self):
+        _Active.counts.waits[_place()] += self._launched == _Active.counts.launched
 
 
 class _Generator(torch.Generator):
@@ -395,6 +411,7 @@ def pretended_device() -> Iterator[Counts]:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, function in accelerator.items():
             patch.setattr(torch.accelerator, name, function, raising=False)
+        patch.setattr(torch, "Event", _Event)
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(torch.export, "export", _export(torch.export.export))
         patch.setattr(PartialState, "default_device", property(lambda self: device))

@@ -55,10 +55,13 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator if there is one, else the CPU; the CPU where `ACCELERATE_USE_CPU` says so."""
     # Here and below, because whoever only looks into a folder would wait for these libraries.
     import torch
+    from accelerate.utils import parse_flag_from_env
 
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.device("cpu")
     return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..data.dataset import ParameterDataset
-from ..data.vectors import StoredVectors, split_rows, take_rows
+from ..data.vectors import StoredVectors, load_onto, split_rows, take_rows
 from ..evaluation.scores import NetworkEvaluator
 from ..evaluation.tensor_kinds import column_kinds
 from ..files import replacing, write_json
@@ -72,8 +72,8 @@ def train_autoencoder(
             f"Collect more checkpoints or lower {setting('autoencoder.holdout_every')}."
         )
     train_vectors, heldout_vectors = take_rows(vectors, train_rows), take_rows(vectors, heldout_rows)
-    if isinstance(train_vectors, torch.Tensor):
-        train_vectors = train_vectors.to(accelerator.device)
+    # Read once where they fit; else every pass reads them.
+    train_vectors = load_onto(train_vectors, accelerator.device)
 
     # 1. Statistics of the data
     history, threads, what = [], None, {}

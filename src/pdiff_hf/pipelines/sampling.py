@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from ..data.dataset import ParameterDataset
 from ..files import check_artefact, errors_of, read_object
 from ..identity import OTHER_DATASET, check_same_network
-from ..machine import process_state
+from ..machine import default_device, process_state
 from ..models.auto import connect_network
 from ..wording import argument
 from .pipeline_pdiff import PDiffPipeline
@@ -86,4 +86,4 @@ def load_pipeline(folder: str | Path) -> PDiffPipeline:
             raise ValueError("expected the name of a pipeline in model_index.json, '_class_name', found none.")
         pipeline = PDiffPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(desc="generate", leave=False, disable=not process_state().is_main_process)
-    return pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return pipeline.to(default_device())

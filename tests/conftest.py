@@ -12,6 +12,34 @@ import pytest
 from filelock import FileLock
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that need an accelerator are skipped where there is none."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no accelerator"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("accelerator", marks=pytest.mark.gpu)])
+def device(request):
+    """The devices of this machine, one after the other."""
+    import torch
+
+    return torch.device("cpu") if request.param == "cpu" else torch.accelerator.current_accelerator()
+
+
+@pytest.fixture
+def pretended():
+    """Counts of an accelerator that is not there, see `pretended_device.py`."""
+    pretended_device = pytest.importorskip("pretended_device")
+    if not pretended_device.IS_SUPPORTED:
+        pytest.skip("this torch cannot register a device in Python, 2.11 and later can")
+    with pretended_device.pretended_device() as counts:
+        yield counts
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
     """Dataset caches of the tests go where pytest cleans up."""

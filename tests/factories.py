@@ -46,6 +46,19 @@ TINY_RUN = [
     "generate.num_inference_steps=5",
 ]
 
+# The same of a zoo, `digits-runs`.
+TINY_ZOO = [
+    *(option for option in TINY_RUN if not option.startswith(("collect.", "base_training.", "autoencoder."))),
+    "base_training.epochs=3",
+    "base_model.kwargs={hidden: [8, 8]}",
+    "collect.runs=12",
+    "autoencoder.kind=pca",
+    "autoencoder.latent_channels=2",
+    "autoencoder.holdout_every=3",
+    "autoencoder.allow_poor_reconstruction=true",
+    "evaluate.fine_tune=false",
+]
+
 
 @contextmanager
 def without_figures():

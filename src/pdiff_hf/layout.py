@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .files import errors_of
+from .host_copy import copy_values
 from .selection import DTYPES, check_values, select_tensors
 from .wrapped import fit_names, own_modules, own_parameters, own_state, plain_name
 
@@ -174,6 +175,11 @@ class ParameterLayout:
         """Raise `ValueError` naming the first tensor of `state` that is missing or has another shape or type."""
         self._own(state)
 
+    def tensors_of(self, state: nn.Module | Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors of a module or state dict in the order of the vector, after [`~ParameterLayout.check`]."""
+        tensors = self._own(state)
+        return [tensors[spec.name] for spec in self.tensors]
+
     def _own(self, state: nn.Module | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The tensors of a state by the network's own names, after [`~ParameterLayout.check`]."""
         tensors = own_state(state) if isinstance(state, nn.Module) else fit_names(state, self.names)
@@ -192,15 +198,13 @@ class ParameterLayout:
         return tensors
 
     def flatten(self, state: nn.Module | Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Copy the tensors of a module or state dict into a new float32 vector `(D,)` on the CPU.
+        """Copy the tensors of a module or state dict into a new float32 vector `(D,)` on the CPU, from a GPU at once.
 
         Raises:
             ValueError: `state` does not fit the layout.
         """
-        tensors = self._own(state)
         vector = torch.empty(self.num_parameters)
-        for spec in self.tensors:
-            vector[spec.offset : spec.offset + spec.numel] = tensors[spec.name].detach().reshape(-1)
+        copy_values(self.tensors_of(state), vector)
         return vector
 
     def unflatten(self, vectors: torch.Tensor) -> dict[str, torch.Tensor]:

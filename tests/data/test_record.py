@@ -336,7 +336,7 @@ def test_state_that_does_not_fit_is_named(tmp_path):
     recorder = ParameterRecorder(LAYOUT, tmp_path / "ds")
     with pytest.raises(ValueError, match=r"tensor '1\.weight'"):
         recorder.record(nn.Linear(2, 2), step=0)
-    with pytest.raises(ValueError, match="expected vectors of shape"):
+    with pytest.raises(ValueError, match="expected a vector of shape"):
         recorder.record(torch.zeros(D - 1), step=0)
     assert not (tmp_path / "ds").exists()
 

@@ -2,8 +2,9 @@ import torch
 
 import pdiff_hf.data.dataset as dataset_module
 from factories import make_dataset, make_vectors
+from pdiff_hf.data import vectors as vectors_module
 from pdiff_hf.data.dataset import ParameterDataset
-from pdiff_hf.data.vectors import StoredVectors, take_rows
+from pdiff_hf.data.vectors import StoredVectors, load_onto, take_rows
 from pdiff_hf.models.kinds import AutoencoderPDiffConfig
 from pdiff_hf.training.autoencoder import train_autoencoder
 
@@ -37,3 +38,32 @@ def test_training_on_stored_vectors_is_training_on_the_tensor(tmp_path, monkeypa
     assert streamed_report == report
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, streamed.state_dict()[name])
+
+
+def test_stored_vectors_are_loaded_once_onto_an_accelerator_that_has_room(tmp_path, pretended, monkeypatch):
+    monkeypatch.setattr(dataset_module, "MAX_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(vectors_module, "BLOCK_BYTES", 4 * 5 * make_vectors().shape[1])
+    stored, device = ParameterDataset(make_dataset(tmp_path)).vectors(), torch.device("pretend")
+    rows = torch.arange(0, len(stored), 2)
+    pretended.clear()
+    loaded = load_onto(take_rows(stored, rows), device)
+    assert loaded.device.type == "pretend" and torch.equal(loaded.cpu(), make_vectors()[rows])
+    assert pretended.to_device.total() == -(-len(rows) // 5)
+    assert pretended.waits.total() == 1, "of the copy that is compared"
+
+    monkeypatch.setattr(vectors_module, "free_memory", lambda device: 8 * len(rows) * stored.shape[1] - 1)
+    assert isinstance(load_onto(take_rows(stored, rows), device), StoredVectors)
+    assert stored[rows].is_pinned()
+
+
+def test_training_on_an_accelerator_takes_stored_vectors_as_it_takes_a_tensor(tmp_path, pretended, monkeypatch):
+    dataset = make_dataset(tmp_path)
+    options = {"latent_channels": 4, "latent_length": 2, "steps": 3, "lr_warmup_steps": 0}
+    config = AutoencoderPDiffConfig(**options, allow_poor_reconstruction=True)
+    whole, _ = train_autoencoder(dataset, tmp_path / "whole", config)
+    monkeypatch.setattr(dataset_module, "MAX_RESIDENT_BYTES", 0)
+    for name, memory in (("loaded", 2**40), ("streamed", 0)):
+        monkeypatch.setattr(vectors_module, "free_memory", lambda device, memory=memory: memory)
+        found, _ = train_autoencoder(dataset, tmp_path / name, config)
+        for key, tensor in whole.state_dict().items():
+            assert torch.equal(tensor.cpu(), found.state_dict()[key].cpu())

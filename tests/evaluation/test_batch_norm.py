@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pdiff_hf.evaluation.batch_norm import BatchNormEstimator, dependent_batch_norms
+from pdiff_hf.evaluation.batch_norm import STATISTICS, BatchNormEstimator, _BatchStatistics, dependent_batch_norms
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.layout import ParameterLayout
 
@@ -117,3 +117,25 @@ def test_nothing_to_re_estimate_is_bad_input():
     model = make_model(Branching)
     with pytest.raises(ValueError, match="BatchNorm layers whose statistics depend on the generated tensors"):
         BatchNormEstimator(model, ParameterLayout.from_model(model, "head.*"), make_images())
+
+
+def test_layers_are_found_where_cudnn_computes_them():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), FakeTensorMode(), torch.device("cuda"):
+        layer, images = nn.BatchNorm2d(4).eval(), torch.empty(8, 4, 5, 5)
+        statistics = {name: getattr(layer, name) for name in STATISTICS}
+        with Names(), _BatchStatistics(statistics) as seen:
+            assert layer(images).shape == images.shape
+    assert "aten::cudnn_batch_norm" in called or not torch.backends.cuda.is_built()
+    assert {name: [value.shape for value in values] for name, values in seen.statistics.items()} == {
+        name: [(4,)] for name in STATISTICS
+    }

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from factories import TINY_RUN
+from factories import TINY_ZOO
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.evaluation.permutations import find_permutations
@@ -20,17 +20,6 @@ from pdiff_hf.tasks.evaluators import make_evaluator, open_task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-TINY_ZOO = [
-    *(option for option in TINY_RUN if not option.startswith(("collect.", "base_training.", "autoencoder."))),
-    "base_training.epochs=3",
-    "base_model.kwargs={hidden: [8, 8]}",
-    "collect.runs=12",
-    "autoencoder.kind=pca",
-    "autoencoder.latent_channels=2",
-    "autoencoder.holdout_every=3",
-    "autoencoder.allow_poor_reconstruction=true",
-    "evaluate.fine_tune=false",
-]
 SEEN, HELD_OUT = split_rows(12, 3)
 
 

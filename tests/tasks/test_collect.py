@@ -248,7 +248,7 @@ def test_independent_runs_must_collect_every_tensor(task, model, tmp_path):
 @pytest.mark.parametrize("share", [True, False])
 def test_frozen_tensors_and_statistics_stay_to_the_bit(task, norm_net, share, monkeypatch):
     if not share:
-        monkeypatch.setattr("pdiff_hf.tasks.train_selection.MAX_CACHE_BYTES", 0)
+        monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", 0)
     layout = ParameterLayout.from_model(norm_net, "last_norms:1")
     vectors, after = walk(task, norm_net, layout)
     for name, tensor in norm_net.state_dict().items():
@@ -261,7 +261,7 @@ def test_shared_prefix_takes_the_steps_of_the_full_forward(task, norm_net, monke
     config = CollectConfig(num_checkpoints=5, train_batch_size=32)
     assert share_prefix(task, norm_net, layout, config) is not None
     shared, _ = walk(task, norm_net, layout)
-    monkeypatch.setattr("pdiff_hf.tasks.train_selection.MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", 0)
     assert share_prefix(task, norm_net, layout, config) is None
     full, _ = walk(task, norm_net, layout)
     # Float32 rounding of the gradients, which AdamW's normalisation may enlarge.

@@ -174,6 +174,33 @@ def test_images_too_large_for_memory_give_the_same_batches(folder, monkeypatch):
     assert not task._arrays
 
 
+def test_images_too_large_as_floats_are_kept_as_pixels_and_give_the_same_batches(folder, monkeypatch):
+    expected = [images for images, _ in make_task(folder).batches("train", 16)]
+    num_values = 54 * 3 * 8 * 8
+    monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", num_values)
+    task = make_task(folder)
+    examples = task.examples("train", "cpu")
+    assert examples.is_kept and task.keep("train", torch.device("cpu")).dtype == torch.uint8
+    # Decoded once.
+    task._rows["train"] = None
+    for _ in range(2):
+        found = [images for images, _ in task.batches("train", 16)]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", num_values - 1)
+    assert not make_task(folder).examples("train", "cpu").is_kept
+
+
+def test_images_too_large_for_the_machine_are_kept_on_an_accelerator(folder, pretended, monkeypatch):
+    expected = [images for images, _ in make_task(folder).batches("train", 16)]
+    monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("pdiff_hf.tasks.image_classification.BLOCK_IMAGES", 20)
+    task = make_task(folder)
+    examples = task.examples("train", "pretend")
+    assert examples.is_kept and not task._kept
+    found = [images.cpu() for _, images in examples.batches(16)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

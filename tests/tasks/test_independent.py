@@ -91,8 +91,9 @@ def trained_together(task, networks, seeds, config=CONFIG, **options):
     """States after the last step, and how many networks were computed together."""
     found, network = {}, copy.deepcopy(networks[0])
 
-    def keep(place, step, tensors, loss):
-        found[place] = {name: tensor.clone() for name, tensor in tensors.items()}
+    def keep(places, step, tensors, losses):
+        for row, place in enumerate(places):
+            found[place] = {name: tensor[row].clone() for name, tensor in tensors.items()}
 
     train_networks(task, network, [state_of(n) for n in networks], seeds, config, keep, **options)
     assert not network.training
@@ -145,8 +146,9 @@ def test_dropout_is_drawn_for_every_network_and_again_the_same(task, monkeypatch
 def test_stops_are_steps_on_the_way(task):
     seen, network = {}, mlp3()
 
-    def keep(place, step, tensors, loss):
-        seen[place, step] = (tensors["1.weight"].clone(), loss)
+    def keep(places, step, tensors, losses):
+        for row, place in enumerate(places):
+            seen[place, step] = (tensors["1.weight"][row].clone(), losses[row])
 
     starts = [state_of(n) for n in initialised(mlp3, (1, 2))]
     train_networks(task, network, starts, (1, 2), CONFIG, keep, stops={1, 5, 12})
@@ -183,8 +185,9 @@ def test_heads_on_cached_features_are_those_of_full_training(task, is_cached, mo
     starts = [{name: state_of(network)[name] for name in layout.names} for network in networks]
     found, config = {}, CollectConfig(select=["4.*"], num_checkpoints=12, every=1, train_batch_size=32)
 
-    def keep(place, step, tensors, loss):
-        found[place] = layout.flatten(tensors)
+    def keep(places, step, tensors, losses):
+        for row, place in enumerate(places):
+            found[place] = layout.flatten({name: tensor[row] for name, tensor in tensors.items()})
 
     prefix = share_prefix(task, base, layout, CONFIG) if is_cached else None
     train_networks(task, copy.deepcopy(base), starts, (3, 4, 7), CONFIG, keep, layout=layout, prefix=prefix)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..base_model import BaseModel
+from ..files import errors_of
+from ..host_copy import HostCopy
 from ..layout import ParameterLayout
 from ..locks import FolderLock, locked
 from ..os_errors import writing
@@ -29,6 +32,10 @@ from .writer import check_append, check_new_runs, drop_rows, finish_rows
 # Of rows with more bytes, Arrow gives back what it has freed.
 LARGE_ROW = 2**22
 
+# What travels with a checkpoint from an accelerator, as float32: values of these types, and no more of the rest.
+EXACT = (torch.float32, torch.float16, torch.bfloat16)
+MAX_REST_VALUES = 2**26
+
 # Open ones of this process by their folders, also those that nobody else knows any more.
 _recording: dict[str, ParameterRecorder] = {}
 
@@ -39,6 +46,9 @@ class ParameterRecorder:
     Nothing is written before the first checkpoint. Rows go to a stream on disk and are readable from then on, also
     after a crash; [`~ParameterRecorder.close`] turns the stream into Parquet. Several runs may be recorded one after
     the other into the same folder; what a run that was cut off has left there is kept.
+
+    From the second one on, a checkpoint on an accelerator is copied behind the training's work, which nobody waits
+    for, and written when the next one is recorded, or at [`~ParameterRecorder.flush`].
 
     Args:
         layout ([`ParameterLayout`]):
@@ -96,6 +106,8 @@ class ParameterRecorder:
         # The open recording, unbuffered: what has not been written is not to follow later.
         self._file: io.FileIO | None = None
         self._closed = False
+        # A checkpoint on its way from an accelerator: its row, and names and shapes of what was copied with it.
+        self._copy, self._pending = HostCopy(), None
         self._rest = None if base_model is None else RestCheck(layout, base_model)
         self._resume_from: int | None = None
         check_append(self.output_dir, layout, base_model, [])
@@ -162,33 +174,67 @@ class ParameterRecorder:
         Raises:
             ValueError: a value is NaN, infinite or no number, the state does not fit the layout, what the layout
                 leaves out is not the base model's, the metrics are others than those of the first checkpoint, the
-                folder holds the run already, or another recorder is writing to it.
+                folder holds the run already, or another recorder is writing to it. What is wrong with the values of a
+                checkpoint on an accelerator is said when it is written.
         """
         if self._closed:
             raise ValueError(f"run {self.run!r} is closed; record further checkpoints as another run.")
         if taken := metrics.keys() & {"parameters", "run", "seed"}:
             raise ValueError(f"step {step}: expected a metric with a name of its own, found {min(taken)!r}.")
         step = to_integer(step, "step")
-        vector = state if isinstance(state, torch.Tensor) else self.layout.flatten(state)
-        if self._rest is not None and not isinstance(state, torch.Tensor):
-            try:
-                self._rest.check(state)
-            except ValueError as error:
-                raise ValueError(f"step {step}: {error}") from error
         named = {"train_loss": loss, "val_accuracy": accuracy}
         row = {"run": self.run, "seed": self.seed, "step": step, "epoch": epoch}
         row |= {name: value for name, value in named.items() if value is not None} | metrics
-        table = rows_table(
-            vector.detach().float().cpu().numpy()[None],
-            self.layout,
-            {name: [value] for name, value in row.items()},
-            unit="step",
-            first=step,
-        )
+        rest: dict[str, torch.Tensor] = {}
+        if isinstance(state, torch.Tensor):
+            if state.shape != (self.layout.num_parameters,):
+                expected = (self.layout.num_parameters,)
+                raise ValueError(f"step {step}: expected a vector of shape {expected}, found {tuple(state.shape)}.")
+            tensors = [state]
+        else:
+            tensors = self.layout.tensors_of(state)
+            if self._rest is not None:
+                with errors_of(f"step {step}"):
+                    rest = self._check_rest(state)
+        # The copy of the checkpoint before ends where that of this one begins.
+        self.flush()
+        scalars = [name for name, value in row.items() if _travels(value) and value.numel() == 1]
+        is_on_its_way = self._copy.start([tensors, *([row[name]] for name in scalars), *([t] for t in rest.values())])
+        self._pending = row, scalars, {name: (tensor.shape, tensor.dtype) for name, tensor in rest.items()}
+        # The first one shows whether the folder can be written to.
+        if self._file is None or not is_on_its_way:
+            self.flush()
+
+    def _check_rest(self, state: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Compare the rest of a network, but for what is returned: tensors that travel with the checkpoint."""
+        due = self._rest.due(state)
+        rest = {name: tensor for name, tensor in due.items() if _travels(tensor)}
+        if sum(tensor.numel() for tensor in rest.values()) > MAX_REST_VALUES:
+            rest = {}
+        self._rest.compare({name: tensor for name, tensor in due.items() if name not in rest})
+        return rest
+
+    def flush(self) -> None:
+        """Write the last checkpoint, if it is still on its way from an accelerator.
+
+        Raises:
+            ValueError: as [`~ParameterRecorder.record`], of that checkpoint.
+        """
+        if self._pending is None:
+            return
+        (row, scalars, rest), self._pending = self._pending, None
+        vector, *others = self._copy.finish()
+        row |= zip(scalars, others, strict=False)
+        if rest:
+            copies = zip(rest.items(), others[len(scalars) :], strict=True)
+            with errors_of(f"step {row['step']}"):
+                self._rest.compare({name: copy.view(shape).to(dtype) for (name, (shape, dtype)), copy in copies})
+        columns = {name: [value] for name, value in row.items()}
+        table = rows_table(vector.numpy()[None], self.layout, columns, unit="step", first=row["step"])
         if self._file is None:
-            self._open(table.schema, step)
-        if table.schema.names != self._schema.names:
-            raise ValueError(f"step {step}: expected the columns {self._schema.names}, found {table.schema.names}.")
+            self._open(table.schema, row["step"])
+        if (found := table.schema.names) != (expected := self._schema.names):
+            raise ValueError(f"step {row['step']}: expected the columns {expected}, found {found}.")
         for batch in table.to_batches():
             self._append(batch.serialize())
         if table.nbytes > LARGE_ROW:
@@ -239,7 +285,9 @@ class ParameterRecorder:
             raise
 
     def abandon(self) -> None:
-        """Close without a last look at the network."""
+        """Close without a last look at the network, nor at a checkpoint that cannot be written any more."""
+        with suppress(ValueError, RuntimeError):
+            self.flush()
         self._finish()
         self._closed = True
 
@@ -262,14 +310,17 @@ class ParameterRecorder:
         """Turn an open stream into Parquet; `False` when there is none."""
         if self._file is None:
             return False
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        _recording.pop(os.path.realpath(self.output_dir), None)
         try:
-            finish_rows(self.output_dir, self.metadata, self.unordered_runs)
+            self.flush()
         finally:
-            self._held.release()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+            _recording.pop(os.path.realpath(self.output_dir), None)
+            try:
+                finish_rows(self.output_dir, self.metadata, self.unordered_runs)
+            finally:
+                self._held.release()
         return True
 
     def __enter__(self) -> ParameterRecorder:
@@ -281,6 +332,11 @@ class ParameterRecorder:
             # The error that ended the recording is the one to be seen.
             self.abandon()
         self.close()
+
+
+def _travels(value: object) -> bool:
+    """Whether something is a tensor on an accelerator whose values float32 holds."""
+    return isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta") and value.dtype in EXACT
 
 
 def finish_recording(path: str | Path) -> None:
@@ -348,6 +404,10 @@ class ParameterRecorderCallback(TrainerCallback):
             if state.is_world_process_zero:
                 found = {} if self.metrics is None else self.metrics(model)
                 self.recorder.record(whole, step=state.global_step, epoch=state.epoch, **found)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Write what was recorded, so that a training that goes on from this checkpoint finds it in the folder."""
+        self.recorder.flush()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Close the recorder."""

@@ -44,7 +44,7 @@ class StoredRest:
         # Open only now: the pages of an open file count as memory of the process.
         with safe_open(self._weights, framework="pt") as file:
             for name in sorted(self.names.intersection(names)):
-                expected, value = file.get_tensor(name), state[name].detach().cpu()
+                expected, value = file.get_tensor(name), state[name].detach()
                 if expected.dtype != value.dtype:
                     raise ValueError(
                         f"tensor {name!r}: expected dtype {expected.dtype}, found {value.dtype}; convert all to one "
@@ -55,7 +55,9 @@ class StoredRest:
                         f"tensor {name!r}: expected shape {tuple(expected.shape)}, found {tuple(value.shape)}; it "
                         "belongs to another architecture."
                     )
-                if (expected.is_floating_point() or expected.ndim) and not torch.equal(expected, value):
+                if not (expected.is_floating_point() or expected.ndim):
+                    continue
+                if not torch.equal(expected, value := value.cpu()):
                     found[name] = (
                         (expected.to(torch.complex128) - value.to(torch.complex128)).abs().nan_to_num().max().item()
                     )
@@ -96,9 +98,17 @@ class RestCheck:
         Raises:
             ValueError: the base model, with the tensors of the layout put in, is another network.
         """
+        self.compare(self.due(state))
+
+    def due(self, state: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint that have to be compared, now or as copies later, see [`~RestCheck.compare`].
+
+        Raises:
+            ValueError: names are missing, or there is nothing to compare with.
+        """
         if self._base_model.weights is None:
             self._check_without_weights(state)
-            return
+            return {}
         if self._stored is None:
             self._stored = StoredRest(self._base_model.checked_weights(), self._layout)
         is_module = isinstance(state, nn.Module)
@@ -108,10 +118,11 @@ class RestCheck:
         if is_full:
             self._check_names(tensors, is_module)
         rest = tensors.keys() - set(self._layout.names)
-        self._compare(tensors, [name for name in rest if is_full or not self._is_known(name, tensors[name])])
+        due = self._of_rest(tensors, [name for name in rest if is_full or not self._is_known(name, tensors[name])])
         self._count += 1
         self._model = weakref.ref(state) if is_module else None
         self._known = {name: _mark(tensors[name]) for name in rest if is_module and _is_frozen(tensors[name])}
+        return due
 
     def finish(self) -> None:
         """Compare once more what the last checkpoint was taken for unchanged in, as far as it is still there.
@@ -123,7 +134,7 @@ class RestCheck:
         # What was whole for a checkpoint may be in shards again.
         if model is not None and not is_sharded(model):
             tensors = own_state(model)
-            self._compare(tensors, [name for name in tensors if self._is_known(name, tensors[name])])
+            self.compare(self._of_rest(tensors, [name for name in tensors if self._is_known(name, tensors[name])]))
 
     def _is_known(self, name: str, tensor: torch.Tensor) -> bool:
         if name not in self._known or not _is_frozen(tensor):
@@ -131,15 +142,23 @@ class RestCheck:
         reference, *mark = self._known[name]
         return reference() is tensor and mark == [tensor.data_ptr(), tensor._version]
 
-    def _compare(self, tensors: Mapping[str, torch.Tensor], names: Collection[str]) -> None:
-        if not names:
-            return
-        # Another name of a tensor of the layout follows it.
-        own = {same_memory(tensors[name]) for name in self._layout.names}
-        names = [name for name in names if same_memory(tensors[name]) not in own]
-        differences = self._stored.differences(tensors, names)
+    def _of_rest(self, tensors: Mapping[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
+        """The tensors of these names that the file has, without other names of tensors of the layout."""
+        own = {same_memory(tensors[name]) for name in self._layout.names} if names else set()
+        stored = self._stored.names
+        return {name: tensors[name] for name in names if name in stored and same_memory(tensors[name]) not in own}
+
+    def compare(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Compare tensors of a checkpoint with the base model's.
+
+        Raises:
+            ValueError: one differs.
+        """
+        differences = self._stored.differences(tensors, tensors.keys()) if tensors else {}
         if not differences:
             return
+        # Whoever goes on is told again.
+        self._known = {}
         name, how = describe_differences(differences)
         if all(name.endswith(RUNNING_STATISTICS) for name in differences):
             advice = (

@@ -13,19 +13,22 @@ import torch
 from datasets import Dataset
 
 from ..layout import ParameterLayout
+from ..machine import default_device, free_memory
 from ..os_errors import writing
 from .shards import check_values, read_rows, vector_blocks
 
 # Datasets, and networks made of them, are kept in memory up to this size.
 MAX_RESIDENT_BYTES = 2**28
+# Others go to an accelerator in blocks of so many bytes.
+BLOCK_BYTES = 2**26
 
 
 class StoredVectors:
     """Float32 vectors `(K, D)` in a file, indexed as a tensor: by rows, `v[indices]`, or columns, `v[:, start:stop]`.
 
-    Only what an index asks for is read into memory; `v[rows, start:stop] = values` writes. Mapping the file would
-    count every page that was touched as memory of the process. Rows are kept as a list, so that a part of them is a
-    view.
+    Only what an index asks for is read into memory, pinned memory where there is an accelerator;
+    `v[rows, start:stop] = values` writes. Mapping the file would count every page that was touched as memory of the
+    process. Rows are kept as a list, so that a part of them is a view.
 
     Args:
         file: An open binary file of `K * D` values in row-major order, with a descriptor.
@@ -37,6 +40,7 @@ class StoredVectors:
 
     def __init__(self, file, num_columns: int, rows: torch.Tensor):
         self._file, self._rows = file, rows
+        self._pins = default_device().type != "cpu"
         self.shape = torch.Size((len(rows), num_columns))
 
     def __len__(self) -> int:
@@ -44,7 +48,7 @@ class StoredVectors:
 
     def __getitem__(self, index: torch.Tensor | slice | tuple[torch.Tensor | slice, slice]) -> torch.Tensor:
         numbers, start, stop = self._places(index)
-        found = torch.empty(len(numbers), stop - start)
+        found = torch.empty(len(numbers), stop - start, pin_memory=self._pins)
         for row, values in zip(numbers, found.numpy(), strict=True):
             left, position = memoryview(values).cast("B"), 4 * (row * self.shape[1] + start)
             while left:
@@ -108,6 +112,19 @@ def row_slices(num_rows: int, num_columns: int, num_values: int) -> Iterator[sli
     """Rows of so many columns, as many at a time as have no more than `num_values` values, at least one."""
     size = max(1, num_values // max(1, num_columns))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
+
+
+def load_onto(vectors: torch.Tensor | StoredVectors, device: torch.device) -> torch.Tensor | StoredVectors:
+    """Vectors on the device of a training; stored ones are loaded if they fit into half of an accelerator's memory."""
+    if isinstance(vectors, torch.Tensor):
+        return vectors.to(device)
+    num_rows, num_columns = vectors.shape
+    if device.type == "cpu" or 4 * num_rows * num_columns > free_memory(device) // 2:
+        return vectors
+    loaded, step = torch.empty(vectors.shape, device=device), max(1, BLOCK_BYTES // (4 * num_columns))
+    for start in range(0, num_rows, step):
+        loaded[start : start + step].copy_(vectors[start : start + step], non_blocking=True)
+    return loaded
 
 
 def store_vectors(files: Sequence[Path], layout: ParameterLayout) -> StoredVectors:

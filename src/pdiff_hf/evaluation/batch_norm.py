@@ -16,6 +16,12 @@ from ..layout import ParameterLayout, TensorSpec
 from ..wrapped import copy_network, own_state
 
 STATISTICS = ("running_mean", "running_var")
+# What `torch.nn.functional.batch_norm` calls, on the CPU, with cuDNN and with MIOpen: all take the same arguments.
+_BATCH_NORMS = {
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten.cudnn_batch_norm.default,
+    torch.ops.aten.miopen_batch_norm.default,
+}
 
 
 class BatchNormEstimator:
@@ -69,17 +75,17 @@ class BatchNormEstimator:
 
     @torch.no_grad()
     def extend(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Append their statistics to networks `(B, D)`, which gives vectors `(B, E)` of `self.layout`."""
-        extended = nn.functional.pad(vectors, (0, self.layout.num_parameters - vectors.shape[1]))
+        """Append their statistics to networks `(B, D)`, vectors `(B, E)` of `self.layout` where they are."""
+        num_given = vectors.shape[1]
+        extended = nn.functional.pad(vectors, (0, self.layout.num_parameters - num_given))
         for batch in self._batches:
             activations = self._forward.prefix(batch.to(self._device))
             for row in extended:
                 tensors = self.layout.unflatten(row.to(self._device))
                 with _BatchStatistics(tensors) as seen:
                     self._forward.tail(activations, tensors)
-                for spec in self._statistics:
-                    found = torch.stack(seen.statistics[spec.name]).mean(0)
-                    row[spec.offset : spec.offset + spec.numel] += found.cpu() / len(self._batches)
+                found = [torch.stack(seen.statistics[spec.name]).mean(0) for spec in self._statistics]
+                row[num_given:] += torch.cat(found).to(row.device) / len(self._batches)
         return extended
 
     def state_dict(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -179,7 +185,7 @@ class _BatchStatistics(TorchDispatchMode):
         self.statistics: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is not torch.ops.aten.native_batch_norm.default or id(args[3]) not in self._names:
+        if func not in _BATCH_NORMS or id(args[3]) not in self._names:
             return func(*args, **(kwargs or {}))
         x, weight, bias, running_mean, running_var, _, momentum, eps = args
         variance, mean = torch.var_mean(x.float(), [dim for dim in range(x.ndim) if dim != 1])

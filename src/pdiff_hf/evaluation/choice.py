@@ -134,7 +134,7 @@ def _predict(
     for part in rows.split(max(1, CHUNK_BYTES // (4 * evaluator.layout.num_parameters))):
         chunk = vectors[part]
         output = evaluator.predict(chunk, *num_images)
-        worth, is_finite = evaluator.metric.worth(output.score), chunk.isfinite().all(1)
+        worth, is_finite = evaluator.metric.worth(output.score), chunk.isfinite().all(1).cpu()
         outputs.append((worth, output.ties.where(is_finite, torch.nan)))
     return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 

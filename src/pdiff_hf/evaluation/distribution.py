@@ -119,7 +119,7 @@ def two_sample_accuracy(drawn: torch.Tensor, seen: torch.Tensor, unseen: torch.T
     """
     k = min(len(unseen), len(drawn) - 1, len(seen))
     among = distances(drawn, drawn)
-    among = among[~torch.eye(len(drawn), dtype=torch.bool)].view(len(drawn), -1)
+    among = among[~torch.eye(len(drawn), dtype=torch.bool, device=drawn.device)].view(len(drawn), -1)
     of_draws = _log_nearest(distances(drawn, seen), k) - _log_nearest(among, k)
     of_unseen = _log_nearest(distances(unseen, seen), k) - _log_nearest(distances(unseen, drawn), k)
     above = of_draws[:, None] - of_unseen
@@ -132,7 +132,8 @@ def _log_nearest(found: torch.Tensor, k: int) -> torch.Tensor:
     logs = found.sort(1).values.clamp(min=torch.finfo(found.dtype).tiny).log()
     # A distance is the smallest of those subsets whose others are among the larger ones.
     larger = torch.arange(found.shape[1] - 1, -1, -1)
-    return logs @ (_log_choose(larger, k - 1) - _log_choose(torch.tensor(found.shape[1]), k)).exp()
+    shares = (_log_choose(larger, k - 1) - _log_choose(torch.tensor(found.shape[1]), k)).exp()
+    return logs @ shares.to(logs.device)
 
 
 def _log_choose(n: torch.Tensor, k: int) -> torch.Tensor:
@@ -159,7 +160,7 @@ def mmd_p(
     across = torch.exp(-distances(pool, unseen).square() / (2 * width**2)).mean(1)
     labels = torch.rand(NUM_PERMUTATIONS + 1, 2 * num, generator=generator).argsort(1) < num
     labels[0] = torch.arange(2 * num) < num
-    labels = labels.double() / num
+    labels = labels.to(pool.device, torch.float64) / num
     # What the unseen rows have among themselves is the same for all.
     squares = ((labels @ within) * labels).sum(1) - 2 * labels @ across
     return (squares >= squares[0] - 1e-12).double().mean().item()
@@ -192,7 +193,7 @@ def nearest_train_ratio(
     rows = torch.randint(len(drawn), (NUM_BOOTSTRAPS, len(drawn)), generator=generator)
     totals = sums[rows].sum(1)
     ratios = totals[:, 0] / totals[:, 1].clamp(min=torch.finfo(totals.dtype).tiny)
-    interval = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    interval = ratios.quantile(ratios.new_tensor([0.025, 0.975])).tolist()
     return (sums[:, 0].sum() / sums[:, 1].sum()).item(), interval
 
 
@@ -209,7 +210,7 @@ def coverage(drawn: torch.Tensor, seen: torch.Tensor, unseen: torch.Tensor) -> f
 def median_distance(latents: torch.Tensor) -> float:
     """The median distance between two of the latents `(n, d)`, the width of the kernel; 1 where that is 0."""
     found = distances(latents, latents)
-    return found[~torch.eye(len(latents), dtype=torch.bool)].median().item() or 1.0
+    return found[~torch.eye(len(latents), dtype=torch.bool, device=latents.device)].median().item() or 1.0
 
 
 def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -77,8 +77,8 @@ def trajectory(
         """Nested lists `(P, B, …)` of the networks that latents `(P, B, C, L)` mean, few of them at a time."""
         columns: dict[str, list[torch.Tensor]] = {"accuracy": [], "distance": [], "distance_to_mean": [], "plane": []}
         for decoded in pipe.autoencoder.decode_rows(pipe.autoencoder.unscale_latents(latents.flatten(0, 1))):
-            networks = decoded.cpu()
-            columns["accuracy"].append(evaluator.accuracy(networks))
+            networks = decoded.to(originals.device)
+            columns["accuracy"].append(evaluator.accuracy(decoded))
             columns["distance"].append(nearest_distance(networks, originals) / yardstick)
             columns["distance_to_mean"].append(nearest_distance(networks, mean) / reach)
             columns["plane"].append(plane.project(networks))
@@ -172,7 +172,7 @@ class PrincipalPlane:
     """
 
     def __init__(self, vectors: torch.Tensor):
-        gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
         for block, _ in column_blocks(vectors, vectors):
             block = block - block.mean(0)
             gram += block @ block.T

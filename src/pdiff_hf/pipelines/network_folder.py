@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ..base_model import BaseModel
 from ..data.vectors import Vectors, empty_vectors
 from ..files import atomic_folder, check_new, errors_of, partial_folder, read_object, write_json
+from ..host_copy import host_copies
 from ..identity import NetworkIdentity, check_same_network, generated_identity
 from ..layout import ParameterLayout
 from ..machine import process_state
@@ -131,6 +132,5 @@ def _file_name(row: int) -> str:
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
     with writing(path):
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(host_copies(state), path, metadata={"format": "pt"})

@@ -189,7 +189,7 @@ class _Chooser:
         options = {"model": self._model, "layout": layout}
         if isinstance(self._task, Task):
             # Rungs take whole batches, and the first is a twentieth of the examples.
-            options["batch_size"] = min(MAX_BATCH_SIZE, -(-len(self._task.arrays("val")[1]) // 20))
+            options["batch_size"] = min(MAX_BATCH_SIZE, -(-len(self._task.labels("val")) // 20))
         return make_evaluator(self._config.dataset, "val", self._task, **options)
 
     def choose(self, draws: Draws) -> tuple[list[dict], dict[str, dict], dict[str, Any]]:

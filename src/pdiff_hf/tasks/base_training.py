@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..forward import forward_logits
+from ..host_copy import to_device
 from ..machine import ThreadChoice, default_device, process_state
 from .config import BaseTrainingConfig
 from .task import Task
@@ -53,19 +54,22 @@ def train_base_model(
     model.to(device).train()
     history, threads, steps = [], ThreadChoice(device), num_training_steps(task, config)
 
+    examples = task.examples("train", device)
+
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for epoch in range(config.epochs):
-            yield from task.batches("train", config.train_batch_size, config.seed, epoch)
+            yield from examples.batches(config.train_batch_size, config.seed, epoch)
 
-    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss_of(index: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        labels = examples.labels[index]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            logits = forward_logits(model, images.to(device))
+            logits = forward_logits(model, inputs)
         if logits.shape != (len(labels), task.num_classes):
             raise ValueError(
                 f"expected logits {(len(labels), task.num_classes)} from the base model, found "
                 f"{tuple(logits.shape)}; set num_classes of the base model to {task.num_classes}"
             )
-        return nn.functional.cross_entropy(logits.float(), labels.to(device))
+        return nn.functional.cross_entropy(logits.float(), labels)
 
     training = train_steps(task, model.parameters(), loss_of, batches(), config, device, threads)
     with tqdm(total=steps, desc="base training", disable=not progress, leave=False) as bar:
@@ -163,7 +167,7 @@ def train_base_model_once(
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, task: Task, split: str) -> float:
-    images, labels = task.arrays(split)
+    inputs, labels = task.arrays(split)
     device = next(model.parameters()).device
-    predicted = [forward_logits(model, batch.to(device)).argmax(-1).cpu() for batch in images.split(500)]
-    return (torch.cat(predicted) == labels).float().mean().item()
+    predicted = [forward_logits(model, to_device(batch, device)).argmax(-1) for batch in inputs.split(500)]
+    return (torch.cat(predicted) == labels.to(device)).float().mean().item()

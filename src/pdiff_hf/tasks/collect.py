@@ -29,6 +29,7 @@ from .runs_config import RunsConfig
 from .task import Task
 
 PLAN_FILE = "plan.json"
+RUNS_AT_ONCE = "runs_at_once"
 
 
 def check_collection(model: nn.Module, config: CollectionConfig, output_dir: str | Path) -> ParameterLayout:
@@ -111,18 +112,25 @@ def collect_checkpoints(
         metadata["populations"] = describe_populations(config, task.num_classes)
     if build is None:
         build = replace(base_model, weights=None, sha256=None, repo=None, revision=None).build
+    runs = COLLECTORS[type(config)](task, build, model, base_training, config, layout, seed)
+    file = folder / PLAN_FILE
     if state.is_main_process:
         base_model = base_model.save_weights(model, folder)
-        plan, file = {**metadata, "seed": seed, "base_model": base_model.to_dict()}, folder / PLAN_FILE
+        plan = {**metadata, "seed": seed, "base_model": base_model.to_dict()}
+        known = read_json(file) if file.is_file() else {}
+        number = known.pop(RUNS_AT_ONCE, None)
         # What was done for another plan is of no use.
-        if file.is_file() and read_json(file) != plan:
+        if known != plan:
             shutil.rmtree(folder / "runs", ignore_errors=True)
-        write_json(file, plan)
+            number = None
+        # An accelerator may have other free memory next time.
+        write_json(file, {**plan, RUNS_AT_ONCE: number or runs.runs_at_once(state.num_processes)})
     state.wait_for_everyone()
 
     # 1. Runs, a part at a time into folders that get their names when they are complete
-    runs = COLLECTORS[type(config)](task, build, model, base_training, config, layout, seed)
-    folders = {part: folder / "runs" / f"{part[0]:06d}" for part in runs.parts}
+    number = read_json(file)[RUNS_AT_ONCE]
+    parts = [range(first, min(first + number, config.runs)) for first in range(0, config.runs, number)]
+    folders = {part: folder / "runs" / f"{part[0]:06d}" for part in parts}
     missing = [part for part, path in folders.items() if not path.exists()]
     # No process completes a part before all have looked.
     state.wait_for_everyone()
@@ -163,7 +171,7 @@ def collect_checkpoints(
 
 def _own_labels(task: Task, metadata: Mapping[str, Any], split: str, columns: Mapping[str, list]) -> torch.Tensor:
     """The labels `(K, N)` of a split by which every row is judged, those of its population."""
-    labels = task.arrays(split)[1]
+    labels = task.labels(split)
     if "population" not in columns:
         return labels.expand(len(columns["run"]), -1)
     known = population_labels(task, metadata, split)

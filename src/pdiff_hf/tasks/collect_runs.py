@@ -15,9 +15,11 @@ from torch import nn
 from ..data.record import ParameterRecorder
 from ..data.writer import save_parameter_dataset
 from ..layout import ParameterLayout
+from ..wording import setting
 from ..wrapped import copy_network, own_parameters
 from .base_training import num_training_steps
 from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
+from .examples import Examples
 from .populations import TrainExamples, deal_populations, train_examples
 from .runs_config import PopulationConfig, RunsConfig
 from .task import Task
@@ -41,11 +43,17 @@ class Collector(ABC):
     seed: int
 
     @property
-    def parts(self) -> list[range]:
-        """The runs that are made together."""
-        runs, batch_bytes = self.config.runs, self.base_training.train_batch_size * self.task.bytes_per_example
-        size = networks_at_once(self.layout.num_parameters, batch_bytes) if self.is_stacked else 1
-        return [range(first, min(first + size, runs)) for first in range(0, runs, size)]
+    def device(self) -> torch.device:
+        """Where runs are trained."""
+        return next(self.model.parameters()).device
+
+    def runs_at_once(self, num_processes: int) -> int:
+        """How many runs are made together; on accelerators, all that fit, shared by the processes."""
+        if not self.is_stacked:
+            return 1
+        batch_bytes = self.base_training.train_batch_size * self.task.bytes_per_example
+        number = networks_at_once(self.layout.num_parameters, batch_bytes, self.device)
+        return number if self.device.type == "cpu" else min(number, -(-self.config.runs // num_processes))
 
     @property
     @abstractmethod
@@ -54,7 +62,7 @@ class Collector(ABC):
 
     @abstractmethod
     def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
-        """Write the rows of `runs`, one of `parts`, to a new folder, and report the number of new ones to `advance`.
+        """Write the rows of `runs` to a new folder, and report the number of new ones to `advance`.
 
         Raises:
             ValueError: a loss is no longer finite.
@@ -76,23 +84,38 @@ class RunCollector(Collector):
         for run, network in zip(runs, self._base_models(runs), strict=True):
             seed, first_epoch = self._order(run)
             steps = train_selection(
-                self.task, network, self.layout, self.config, seed, first_epoch, prefix=self._prefix
+                self.task,
+                network,
+                self.layout,
+                self.config,
+                seed,
+                first_epoch,
+                prefix=self._prefix,
+                examples=None if self._prefix else self._examples,
             )
-            with ParameterRecorder(self.layout, folder, run=f"run-{run}", seed=seed) as recorder:
-                for step, epoch, loss in steps:
-                    recorder.record(network, step=step, epoch=epoch, loss=loss)
-                    advance(1)
+            try:
+                with ParameterRecorder(self.layout, folder, run=f"run-{run}", seed=seed) as recorder:
+                    for step, epoch, loss in steps:
+                        recorder.record(network, step=step, epoch=epoch, loss=loss)
+                        advance(1)
+            except ValueError as error:
+                if loss.isfinite():
+                    raise
+                raise ValueError(
+                    f"expected a finite loss, found {loss.item()} at step {step}; lower "
+                    f"{setting('collect.learning_rate')}"
+                ) from error
 
     def _base_models(self, runs: range) -> list[nn.Module]:
         """Where the runs start from: the base model, or from the second independent one on a model of its own."""
         networks = [copy_network(self.model) for run in runs if run == 0 or not self.config.independent]
         seeds = [self.base_training.seed + run for run in runs[len(networks) :]]
         if seeds:
-            device = next(self.model.parameters()).device
-            own = [build_with_seed(self.build, seed).to(device) for seed in seeds]
+            own = [build_with_seed(self.build, seed).to(self.device) for seed in seeds]
 
-            def keep(place: int, step: int, tensors: Mapping[str, torch.Tensor], loss: float) -> None:
-                own[place].load_state_dict(tensors, strict=False)
+            def keep(places: Sequence[int], step: int, tensors: Mapping[str, torch.Tensor], losses: list) -> None:
+                for row, place in enumerate(places):
+                    own[place].load_state_dict({name: tensor[row] for name, tensor in tensors.items()}, strict=False)
 
             starts = [{**dict(network.named_parameters()), **dict(network.named_buffers())} for network in own]
             train_networks(self.task, copy_network(own[0]), starts, seeds, self.base_training, keep)
@@ -102,6 +125,11 @@ class RunCollector(Collector):
     def _order(self, run: int) -> tuple[int, int]:
         """Seed and first epoch of the order of a run's images."""
         return self.seed + run, self.base_training.epochs
+
+    @cached_property
+    def _examples(self) -> Examples:
+        """Those of every run."""
+        return self.task.examples("train", self.device)
 
     @cached_property
     def _prefix(self) -> SharedPrefix | None:
@@ -129,14 +157,17 @@ class ZooCollector(Collector):
         num_batches = len(self.task.batch_indices("train", self.base_training.train_batch_size))
         rows: dict[tuple[int, int], tuple[torch.Tensor, dict]] = {}
 
-        def keep(place: int, step: int, tensors: Mapping[str, torch.Tensor], loss: float) -> None:
-            if step not in wanted[place]:
-                return
-            columns = {"run": f"run-{runs[place]}", "seed": seeds[place], "step": step}
-            columns |= {"epoch": step / num_batches, "train_loss": loss}
-            columns |= {"population": dealt[place].name} if dealt[place] else {}
-            rows[place, step] = self.layout.flatten(tensors), columns
-            advance(1)
+        def keep(places: Sequence[int], step: int, tensors: Mapping[str, torch.Tensor], losses: list) -> None:
+            # From an accelerator, one copy of all networks.
+            stacked = torch.cat([tensors[name].reshape(len(places), -1) for name in self.layout.names], 1)
+            for place, vector, loss in zip(places, stacked.float().cpu(), losses, strict=True):
+                if step not in wanted[place]:
+                    continue
+                columns = {"run": f"run-{runs[place]}", "seed": seeds[place], "step": step}
+                columns |= {"epoch": step / num_batches, "train_loss": loss}
+                columns |= {"population": dealt[place].name} if dealt[place] else {}
+                rows[place, step] = vector, columns
+                advance(1)
 
         seeds = [self.base_training.seed + run for run in runs]
         train_networks(
@@ -169,10 +200,9 @@ class ZooCollector(Collector):
     def _start(self, seed: int, is_whole: bool) -> dict[str, torch.Tensor]:
         """Where a run begins: its own initialisation of what is trained."""
         network = build_with_seed(self.build, seed)
-        device = next(self.model.parameters()).device
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         names = tensors if is_whole else self.layout.names
-        return {name: tensors[name].detach().to(device) for name in names}
+        return {name: tensors[name].detach() for name in names}
 
     @cached_property
     def _examples(self) -> dict[str | None, TrainExamples]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import timm
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
 from ..base_model import BaseModel
+from ..host_copy import to_device
 from ..wording import setting
 from .config import ImageClassificationConfig
+from .images import AugmentedImages, ImageColumn, image_column, select_images
 from .sources import check_fingerprint, load_splits
 from .splits import Split, check_columns, class_labels, divide
-from .task import Task
+from .task import Task, cache_bytes
 
+# Images that are decoded at a time.
+BLOCK_IMAGES = 256
 # Images of another dataset that are kept in memory.
 MAX_OTHERS = 10_000
 
@@ -46,6 +47,8 @@ class ImageClassification(Task):
 
     def __init__(self, config: ImageClassificationConfig, base_model: BaseModel | None = None):
         super().__init__()
+        self._kept: dict[Split, torch.Tensor] = {}
+        self._scales: dict[torch.device, tuple[torch.Tensor, ...]] = {}
         if config.dataset == "digits":
             self._load_digits(config)
         else:
@@ -83,7 +86,7 @@ class ImageClassification(Task):
         # 1. Rows and labels as they are stored
         stored = load_splits(config, self.noun)
         if config.image_column is None:
-            config = config.model_copy(update={"image_column": _image_column(stored[config.train_split])})
+            config = config.model_copy(update={"image_column": image_column(stored[config.train_split])})
         check_columns(stored, {key: getattr(config, key) for key in ("image_column", "label_column")})
         stored = select_images(stored, config.image_column, config.label_column)
         labels, self.class_names = class_labels(stored, config.train_split, config.label_column)
@@ -131,69 +134,95 @@ class ImageClassification(Task):
         update |= {"dataset": dataset, "train_split": "train", "test_size": 1}
         config = self.config.model_copy(update=update)
         rows = load_splits(config, self.noun)["train"]
-        rows, column = rows.select(np.random.default_rng(0).permutation(len(rows))[:num]), _image_column(rows)
-        mode = "L" if self.config.in_chans == 1 else "RGB"
-        transform = self._transform(is_training=False)
-        images = TransformedImages(
-            rows.cast_column(column, datasets.Image()), column, torch.zeros(len(rows)), mode, transform, None
+        rows, column = rows.select(np.random.default_rng(0).permutation(len(rows))[:num]), image_column(rows)
+        return torch.cat(
+            [self.finish(block) for block in self._stored(rows.cast_column(column, datasets.Image()), column)]
         )
-        return torch.stack([images[index][0] for index in range(len(images))])
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.config.in_chans == 1 else "RGB"
 
     def _transform(self, is_training: bool) -> Callable:
+        """The transform of a PIL image: augmented and normalised, or for evaluation to pixels, uint8."""
         config = self.config
-        # The embedded digits are not normalised.
-        options = {"mean": config.mean or (0.0,), "std": config.std or (1.0,), "crop_pct": config.crop_pct or 1.0}
-        size = (config.in_chans, config.image_size, config.image_size)
         return create_transform(
-            size, is_training=is_training, interpolation=config.interpolation or "bilinear", **options
+            (config.in_chans, config.image_size, config.image_size),
+            is_training=is_training,
+            interpolation=config.interpolation or "bilinear",
+            crop_pct=config.crop_pct or 1.0,
+            normalize=is_training,
+            **self._mean_and_std,
         )
 
+    @property
+    def _mean_and_std(self) -> dict[str, tuple[float, ...]]:
+        # The embedded digits are not normalised.
+        return {"mean": self.config.mean or (0.0,), "std": self.config.std or (1.0,)}
+
+    def _stored(self, rows: datasets.Dataset, column: str) -> Iterator[torch.Tensor]:
+        """All images of a column as they are stored, block by block."""
+        blocks = torch.arange(len(rows)).split(BLOCK_IMAGES)
+        return ImageColumn(rows, column, self._mode).batches(self._transform(is_training=False), blocks)
+
+    def _pixels(self, split: Split) -> torch.Tensor | None:
+        """All images of a split as they are stored, kept in memory; `None` where they need too much."""
+        if split not in self._kept and self._num_bytes(split) <= cache_bytes(torch.device("cpu")):
+            self._kept[split] = torch.cat([*self._stored(self._rows[split], self.config.image_column)])
+        return self._kept.get(split)
+
+    def _num_bytes(self, split: Split) -> int:
+        """Memory of all images of a split as they are stored, one byte a value."""
+        return len(self.labels(split)) * self.bytes_per_example // 4
+
     def _prepare(self, split: Split) -> torch.Tensor:
-        return torch.cat([images for images, _ in self._load(split)])
+        if split in self._kept:
+            return self.finish(self._kept[split])
+        return torch.cat([self.finish(block) for block in self._stored(self._rows[split], self.config.image_column)])
 
-    def batches(
-        self,
-        split: Split = "train",
-        batch_size: int = 128,
-        seed: int = 0,
-        epoch: int = 0,
-        among: torch.Tensor | None = None,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """As [`Task.batches`], with any number of workers."""
-        indices = self.batch_indices(split, batch_size, seed, epoch, among)
+    def keep(self, split: Split, device: torch.device) -> torch.Tensor | None:
+        """As [`Task.keep`]: pixels, but for a training on the CPU finished images where they fit."""
         if split == "train" and self.is_augmented:
-            yield from self._load(split, indices, seed=(seed, epoch))
-        elif self.fits_in_memory(split):
-            yield from super().batches(split, batch_size, seed, epoch, among)
-        else:
-            yield from self._load(split, indices)
+            return None
+        is_finished = device.type == "cpu" and 4 * self._num_bytes(split) <= cache_bytes(device)
+        if is_finished or split not in self._rows:
+            return super().keep(split, device)
+        if self._num_bytes(split) > cache_bytes(device):
+            return None
+        if (pixels := self._pixels(split)) is not None:
+            return pixels.to(device)
+        # Too many for the memory of the machine.
+        shape = (len(self.labels(split)), self.config.in_chans, self.config.image_size, self.config.image_size)
+        kept, start = torch.empty(shape, dtype=torch.uint8, device=device), 0
+        for block in self._stored(self._rows[split], self.config.image_column):
+            kept[start : start + len(block)] = to_device(block, device)
+            start += len(block)
+        return kept
 
-    def _load(
-        self, split: Split, indices: list[torch.Tensor] | None = None, seed: tuple[int, ...] | None = None
-    ) -> torch.utils.data.DataLoader:
-        """Batches of prepared images, in the order of the rows by default; augmented with a seed."""
-        config, transform = self.config, self._transform(is_training=seed is not None)
-        mode = "L" if config.in_chans == 1 else "RGB"
-        images = TransformedImages(self._rows[split], config.image_column, self._labels[split], mode, transform, seed)
-        batches = [index.tolist() for index in indices or torch.arange(len(images)).split(256)]
-        return torch.utils.data.DataLoader(
-            images,
-            batch_sampler=batches,
-            num_workers=config.num_workers,
+    def finish(self, stored: torch.Tensor) -> torch.Tensor:
+        """Normalised images `(…, C, H, W)` of pixels, to the bit as timm's transform makes them one by one."""
+        if stored.dtype != torch.uint8:
+            return stored
+        if stored.device not in self._scales:
+            # A division by a number is a product with its reciprocal on some devices, and by a tensor on none.
+            scales = [(255.0,), *self._mean_and_std.values()]
+            self._scales[stored.device] = tuple(torch.tensor(v, device=stored.device)[:, None, None] for v in scales)
+        largest, mean, std = self._scales[stored.device]
+        return stored.float().div_(largest).sub_(mean).div_(std)
+
+    def load(self, split: Split, indices: Sequence[torch.Tensor], seed: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """As [`Task.load`]: decoded ahead by threads, or augmented by `num_workers` processes."""
+        images = ImageColumn(self._rows[split], self.config.image_column, self._mode)
+        if split != "train" or not self.is_augmented:
+            return images.batches(self._transform(is_training=False), indices)
+        loader = torch.utils.data.DataLoader(
+            AugmentedImages(images, self._transform(is_training=True), seed),
+            batch_sampler=[index.tolist() for index in indices],
+            num_workers=self.config.num_workers,
             # Without one of its own, a loader draws from the global generator.
             generator=torch.Generator(),
         )
-
-
-def _image_column(rows: datasets.Dataset) -> str:
-    """The one column of images; `ValueError` where there is none, or where there are several."""
-    found = [name for name, feature in rows.features.items() if _is_encoded(feature)]
-    if len(found) != 1:
-        raise ValueError(
-            f"expected one column with images, found {found or 'none'} among {rows.column_names}; name it with "
-            f"{setting('task.image_column')}"
-        )
-    return found[0]
+        return iter(loader)
 
 
 def _inputs_of(base_model: BaseModel | None) -> dict[str, int | None]:
@@ -205,64 +234,3 @@ def _inputs_of(base_model: BaseModel | None) -> dict[str, int | None]:
         config = base_model.kwargs["config"]
         known = {"in_chans": config.get("num_channels"), "image_size": config.get("image_size")}
     return {key: value if isinstance(value := known.get(key), int) else None for key in ("in_chans", "image_size")}
-
-
-def select_images(splits: datasets.DatasetDict, image_column: str, label_column: str) -> datasets.DatasetDict:
-    """Keeps the two columns of every split, images as `datasets.Image`.
-
-    Raises:
-        ValueError: the column holds something else.
-    """
-    for name, rows in splits.items():
-        feature = rows.features[image_column]
-        if not _is_encoded(feature):
-            raise ValueError(
-                f"expected images in column {image_column!r}, found {feature}; give {setting('task.image_column')}"
-            )
-        if not isinstance(feature, datasets.Image):
-            splits[name] = rows.cast_column(image_column, datasets.Image())
-    return splits.select_columns(list(dict.fromkeys((image_column, label_column))))
-
-
-def _is_encoded(feature: object) -> bool:
-    """Whether a column holds images, or bytes that may be images."""
-    is_binary = feature == datasets.Value("binary") or (isinstance(feature, dict) and "bytes" in feature)
-    return is_binary or isinstance(feature, datasets.Image)
-
-
-@dataclass
-class TransformedImages(torch.utils.data.Dataset):
-    """Images of a column, decoded in a PIL `mode` and transformed to `(C, H, W)`, with their labels.
-
-    With a `seed`, the randomness of an image depends on it and on the position only.
-    """
-
-    rows: datasets.Dataset
-    column: str
-    labels: torch.Tensor
-    mode: str
-    transform: Callable[[Image.Image], torch.Tensor]
-    seed: tuple[int, ...] | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        try:
-            image = self.rows[index][self.column].convert(self.mode)
-        except OSError as error:
-            raise ValueError(
-                f"expected an image in column {self.column!r}, found bytes in row {index} that cannot be decoded "
-                f"({error}); repair or drop the row"
-            ) from error
-        if self.seed is None:
-            return self.transform(image), self.labels[index]
-        # timm's transforms draw from two global generators, which are put back.
-        seed = int(np.random.SeedSequence([*self.seed, index]).generate_state(1)[0])
-        python_state = random.getstate()
-        with torch.random.fork_rng(devices=()):
-            random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            transformed = self.transform(image)
-        random.setstate(python_state)
-        return transformed, self.labels[index]

@@ -77,7 +77,7 @@ def train_examples(task: Task, population: PopulationConfig | None, batch_size: 
     Raises:
         ValueError: there are not enough examples for its `train_size`, or for a batch.
     """
-    labels = task.arrays("train")[1]
+    labels = task.labels("train")
     if population is None:
         return TrainExamples(labels)
     labels = torch.tensor(_class_labels(population, task.num_classes))[labels]
@@ -110,7 +110,7 @@ def population_labels(task: Task, metadata: Mapping[str, Any], split: Split) -> 
         `dict[str, torch.Tensor]`: by name `(N,)` int64, -1 for examples that the population does not have; empty for
         a dataset without populations.
     """
-    labels = task.arrays(split)[1]
+    labels = task.labels(split)
     return {
         name: torch.tensor(population["labels"])[labels]
         for name, population in metadata.get("populations", {}).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -11,11 +11,18 @@ import numpy as np
 import torch
 
 from ..hub.snapshot import without_paths
+from ..machine import free_memory
 from .config import SplitConfig
+from .examples import Examples
 from .splits import Split
 
-# Training inputs above this size are prepared again in every epoch; those for evaluation are always kept.
+# Of what a training keeps in the memory of the machine; those for evaluation are always kept.
 MAX_CACHE_BYTES = 2 * 2**30
+
+
+def cache_bytes(device: torch.device) -> int:
+    """How much a training may keep on a device: half of what is free on an accelerator."""
+    return MAX_CACHE_BYTES if device.type == "cpu" else free_memory(device) // 2
 
 
 class Task(ABC):
@@ -67,7 +74,29 @@ class Task(ABC):
         """
         if split not in self._arrays:
             self._arrays[split] = self._prepare(split)
-        return self._arrays[split], self._labels[split]
+        return self._arrays[split], self.labels(split)
+
+    def labels(self, split: Split) -> torch.Tensor:
+        """All labels `(N,)` of a split."""
+        return self._labels[split]
+
+    def examples(self, split: Split, device: torch.device | str) -> Examples:
+        """The examples of a split on the device of a training, which are freed with the object."""
+        return Examples(self, split, torch.device(device))
+
+    def keep(self, split: Split, device: torch.device) -> torch.Tensor | None:
+        """All inputs of a split on a device as they are stored; `None` where they need too much or always change."""
+        inputs, _ = self.arrays(split)
+        return inputs.to(device) if device.type == "cpu" or inputs.nbytes <= cache_bytes(device) else None
+
+    def finish(self, stored: torch.Tensor) -> torch.Tensor:
+        """Inputs of what is stored of them, on the same device."""
+        return stored
+
+    def load(self, split: Split, indices: Sequence[torch.Tensor], seed: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """What is stored of the inputs at the positions of every batch; `seed` is what augmentation draws by."""
+        inputs, _ = self.arrays(split)
+        return (inputs[index] for index in indices)
 
     def batch_indices(
         self,
@@ -98,13 +127,9 @@ class Task(ABC):
 
         Every `(seed, epoch)` has its own order, that of `batch_indices`, and augmentation, always the same.
         """
-        inputs, labels = self.arrays(split)
-        indices = self.batch_indices(split, batch_size, seed, epoch, among)
-        yield from ((inputs[index], labels[index]) for index in indices)
-
-    def fits_in_memory(self, split: Split) -> bool:
-        """Whether the prepared inputs of a split take no more than `MAX_CACHE_BYTES`."""
-        return len(self._labels[split]) * self.bytes_per_example <= MAX_CACHE_BYTES
+        examples = self.examples(split, "cpu")
+        batches = examples.batches(batch_size, seed, epoch, among)
+        yield from ((inputs, examples.labels[index]) for index, inputs in batches)
 
     def describe(self) -> dict[str, Any]:
         """Everything that is needed to prepare other inputs in the same way, as JSON; of folders only their names."""

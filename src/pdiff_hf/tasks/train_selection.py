@@ -14,12 +14,14 @@ from torch import nn
 
 from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
+from ..host_copy import to_device
 from ..layout import ParameterLayout
-from ..machine import ThreadChoice
+from ..machine import ThreadChoice, default_device
 from ..wording import setting
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, BaseTrainingConfig, CollectConfig
-from .task import MAX_CACHE_BYTES, Task
+from .examples import Examples
+from .task import Task, cache_bytes
 
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
@@ -36,11 +38,11 @@ class SharedPrefix:
     # Of n images each, with their labels (n,).
     activations: tuple[torch.Tensor, ...]
     labels: torch.Tensor
-    # Of every train image its place among the n, -1 without one, (N,).
+    # Of every train image its place among the n, -1 without one, (N,); on the device, as all of these.
     rows: torch.Tensor
 
     def logits(self, index: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `(B, classes)` and labels `(B,)` of the train images at positions `index` `(B,)`."""
+        """Logits `(B, classes)` and labels `(B,)` of the train images at positions `index` `(B,)` on the device."""
         rows = self.rows[index]
         return self.forward.tail(tuple(a[rows] for a in self.activations), tensors), self.labels[rows]
 
@@ -62,19 +64,22 @@ def share_prefix(
         data or images are augmented; also when the network cannot be cut or the activations need too much memory.
     """
     parameters = own_parameters(network)
-    is_whole = all(name in layout.names for name in parameters)
-    if is_whole or layout.followed_modules or task.is_augmented or not task.fits_in_memory("train"):
+    device, is_whole = next(iter(parameters.values())).device, all(name in layout.names for name in parameters)
+    if is_whole or layout.followed_modules or task.is_augmented:
         return None
-    images, labels = task.arrays("train")
-    batch_size = min(config.train_batch_size, len(images))
-    device = next(iter(parameters.values())).device
+    examples = task.examples("train", device)
+    if not examples.is_kept:
+        return None
+    labels = examples.labels
+    batch_size = min(config.train_batch_size, len(labels))
     full = FullForward(network, device)
-    forward = split_if_exportable(full, images[:batch_size].to(device), layout.names, "step")
+    first_inputs = examples.inputs(torch.arange(batch_size, device=device))
+    forward = split_if_exportable(full, first_inputs, layout.names, "step")
     if forward is full:
         return None
 
     # 1. The images that will be seen
-    needed = torch.ones(len(images), dtype=torch.bool)
+    needed = torch.ones(len(labels), dtype=torch.bool)
     if orders is not None:
         needed[:] = False
         for seed, first_epoch in orders:
@@ -86,21 +91,22 @@ def share_prefix(
             for index in itertools.islice(batches, config.num_steps):
                 needed[index] = True
     positions = needed.nonzero()[:, 0]
-    rows = torch.full((len(images),), -1)
+    rows = torch.full((len(labels),), -1)
     rows[positions] = torch.arange(len(positions))
+    positions, rows = positions.to(device), rows.to(device)
 
     # 2. Their activations
-    batches = []
+    batches, limit = [], cache_bytes(device)
     for start in range(0, len(positions), batch_size):
         # The exported graph knows one batch size only, so the last batch overlaps the one before.
         first = min(start, len(positions) - batch_size)
-        activations = forward.prefix(images[positions[first : first + batch_size]].to(device))
+        activations = forward.prefix(examples.inputs(positions[first : first + batch_size]))
         num_bytes = sum(tensor.nbytes for tensor in activations) * len(positions) / batch_size
-        if num_bytes > MAX_CACHE_BYTES or any(len(tensor) != batch_size for tensor in activations):
+        if num_bytes > limit or any(len(tensor) != batch_size for tensor in activations):
             return None
         batches.append([tensor[start - first :] for tensor in activations])
     activations = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-    return SharedPrefix(forward, activations, labels[positions].to(device), rows)
+    return SharedPrefix(forward, activations, labels[positions], rows)
 
 
 def train_selection(
@@ -112,7 +118,8 @@ def train_selection(
     first_epoch: int = 0,
     schedule: Callable[[int], float] | None = None,
     prefix: SharedPrefix | None = None,
-) -> Iterator[tuple[int, float, float]]:
+    examples: Examples | None = None,
+) -> Iterator[tuple[int, float, torch.Tensor]]:
     """Trains the tensors of a layout in place, everything else fixed, and stops at every checkpoint.
 
     The network is in eval mode, except for norm layers whose running statistics are in the layout: what is not
@@ -127,12 +134,14 @@ def train_selection(
         schedule (`Callable`, *optional*): Factor of the learning rate by step; that of the config by default.
         prefix ([`SharedPrefix`], *optional*): Of [`share_prefix`], for this network's frozen tensors; every step is a
             full forward by default.
+        examples ([`Examples`], *optional*): The train examples on this network's device, for several runs.
 
     Yields:
-        `tuple[int, float, float]`: steps done, epochs done, and the loss of the last batch before its step.
+        `tuple[int, float, torch.Tensor]`: steps done, epochs done, and the loss `()` of the last batch before its
+        step; on an accelerator, nothing has waited for it.
 
     Raises:
-        ValueError: no selected tensor is a parameter, or the loss is no longer finite.
+        ValueError: no selected tensor is a parameter.
     """
     # 1. What is trained, and which norm layers follow the data
     parameters = own_parameters(network)
@@ -152,15 +161,21 @@ def train_selection(
     # 2. Steps
     device = next(iter(trained.values())).device
     step, num_steps, threads = 0, config.num_steps, ThreadChoice(device)
+    if prefix is None and examples is None:
+        examples = task.examples("train", device)
     for epoch in itertools.count():
-        order = ("train", config.train_batch_size, seed, first_epoch + epoch)
-        indices = task.batch_indices(*order)
-        for batch in task.batches(*order) if prefix is None else indices:
+        order = (config.train_batch_size, seed, first_epoch + epoch)
+        indices = task.batch_indices("train", *order)
+        if prefix is None:
+            batches = examples.batches(*order)
+        else:
+            batches = ((index, None) for index in to_device(torch.stack(indices), device))
+        for index, inputs in batches:
             with threads.step():
                 if prefix is None:
-                    logits, labels = forward_logits(network, batch[0].to(device)), batch[1].to(device)
+                    logits, labels = forward_logits(network, inputs), examples.labels[index]
                 else:
-                    logits, labels = prefix.logits(batch, trained)
+                    logits, labels = prefix.logits(index, trained)
                 loss = nn.functional.cross_entropy(logits, labels)
                 optimizer.zero_grad()
                 loss.backward()
@@ -173,12 +188,7 @@ def train_selection(
             step += 1
             if not config.is_kept(step):
                 continue
-            if not math.isfinite(loss.item()):
-                raise ValueError(
-                    f"expected a finite loss, found {loss.item()} at step {step}; lower "
-                    f"{setting('collect.learning_rate')}"
-                )
-            yield step, step / len(indices), loss.item()
+            yield step, step / len(indices), loss.detach()
             if step == num_steps:
                 return
 
@@ -214,11 +224,11 @@ def fine_tune(
         `tuple[torch.Tensor, int]`: networks `(n, D)` with `1 <= n <= num`, and the number of steps.
 
     Raises:
-        ValueError: the loss is no longer finite, or the base model cannot be built.
+        ValueError: a network is no longer finite, or the base model cannot be built.
     """
     network = base_model.build()
     layout.load_into(network, vector)
-    network.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    network.to(device or default_device())
     # One checkpoint a step, without an end: time decides.
     unending = {"every": 1, "burn_in": 0, "num_checkpoints": 2**62, "lr_scheduler": "constant"}
     steps = config.model_copy(update=unending)
@@ -237,6 +247,11 @@ def fine_tune(
         next(training)
         start = start or time.perf_counter()
         if progress() >= (len(networks) + 1) / num:
-            networks.append(layout.flatten(network).cpu())
+            networks.append(layout.flatten(network))
+            if not networks[-1].isfinite().all():
+                raise ValueError(
+                    f"expected finite parameters, found NaN or infinity at step {step}; lower "
+                    f"{setting('collect.learning_rate')}"
+                )
             if progress() == 1:
                 return torch.stack(networks), step

@@ -13,21 +13,32 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from ..forward import forward_logits
+from ..host_copy import to_device
 from ..layout import ParameterLayout
+from ..machine import free_memory
 from .base_training import num_training_steps, train_steps
 from .config import BaseTrainingConfig
+from .examples import Examples
 from .populations import TrainExamples
 from .task import Task
 from .train_selection import SharedPrefix
 
-# More networks at once are no faster.
+# On a CPU, more networks at once are no faster.
 MAX_NETWORKS = 50
-# Parameters of all networks that are trained at once; larger ones keep the processor busy one at a time.
+# There, parameters of all networks that are trained at once; larger ones keep it busy one at a time.
 MAX_VALUES = 2**20
 # Of all their inputs in a batch; activations take several times as much.
 MAX_INPUT_BYTES = 2**28
 
-Keep = Callable[[int, int, Mapping[str, torch.Tensor], float], None]
+# On an accelerator, memory that is taken for granted: of a parameter itself, gradient, AdamW and its step, and of a
+# batch of inputs, activations and their gradients included. Where more is needed, networks are trained in halves.
+BYTES_PER_VALUE = 32
+INPUT_COPIES = 16
+
+# Positions of examples that are drawn ahead.
+ORDER_BYTES = 2**26
+
+Keep = Callable[[Sequence[int], int, Mapping[str, torch.Tensor], list[float]], None]
 
 
 class _Logits(nn.Module):
@@ -41,11 +52,14 @@ class _Logits(nn.Module):
         return forward_logits(self.model, images)
 
 
-def networks_at_once(num_values: int, batch_bytes: int = 0) -> int:
+def networks_at_once(num_values: int, batch_bytes: int = 0, device: torch.device | None = None) -> int:
     """How many networks are trained together, of so many trained values and bytes of inputs in a batch each.
 
-    It is the same on every machine and for any number of networks.
+    On an accelerator, as many as half of its free memory holds; on all CPUs the same number.
     """
+    if device is not None and device.type != "cpu":
+        num_bytes = BYTES_PER_VALUE * num_values + INPUT_COPIES * batch_bytes
+        return max(1, free_memory(device) // 2 // num_bytes)
     return max(1, min(MAX_NETWORKS, MAX_VALUES // num_values, MAX_INPUT_BYTES // max(1, batch_bytes)))
 
 
@@ -66,19 +80,19 @@ def train_networks(
 
     Their tensors are stacked, and one AdamW over stacked tensors is an AdamW for each network: the results are those
     of training one after another but for rounding, and for what dropout draws. Networks that cannot be computed
-    together (an operation without batching rule, not enough memory), and convolutions on a CPU, are trained one after
-    another.
+    together (an operation without batching rule), and convolutions on a CPU, are trained one after another, and in
+    halves those for which there is not enough memory.
 
     Args:
         task ([`Task`]): The examples.
         network (`nn.Module`): One of them, on the device where all are trained, in eval mode in the end.
         starts (`Sequence[Mapping]`): Of every network where it begins: all parameters and buffers by name, or those of
-            `layout`.
+            `layout`, on any device.
         seeds (`Sequence[int]`): Of the order of every network's examples, in place of that of `config`.
         config ([`BaseTrainingConfig`]): Hyper-parameters.
-        keep (`Callable`): Is called with the place of a network, the step, its tensors by name, valid until it
-            returns, and the loss of the step's batch.
-        stops (`Collection[int]`, *optional*): Steps after which it is called for every network; the last by default.
+        keep (`Callable`): Is called with the places of R networks that were trained together, the step, their tensors
+            by name `(R, …)`, valid until it returns, and the losses of the step's batches.
+        stops (`Collection[int]`, *optional*): Steps after which it is called for all networks; the last by default.
         examples (`Sequence[TrainExamples]`, *optional*): Of every network; all with their own labels by default.
         layout ([`ParameterLayout`], *optional*): The tensors that are trained, where the rest of `network` is fixed,
             see [`ParameterLayout.freeze_rest`].
@@ -87,50 +101,53 @@ def train_networks(
     Raises:
         ValueError: a loss is no longer finite.
     """
-    examples = examples or [TrainExamples(task.arrays("train")[1])] * len(starts)
+    examples = examples or [TrainExamples(task.labels("train"))] * len(starts)
     stops = {num_training_steps(task, config)} if stops is None else stops
     network.train() if layout is None else layout.freeze_rest(network)
+    device = next(network.parameters()).device
+    inputs = task.examples("train", device) if prefix is None else None
 
-    def train(places: Sequence[int]) -> bool:
-        """Train some of them together; `False`, with nothing kept, when they cannot be computed so."""
+    def train(places: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Train some of them together; with nothing kept, gives the parts of those that cannot be computed so."""
         own = [examples[place] for place in places]
         tensors = {name: torch.stack([starts[place][name].detach() for place in places]) for name in starts[0]}
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         for name, parameter in network.named_parameters():
             if name in tensors:
                 tensors[name].requires_grad_(parameter.requires_grad)
         losses_of = _losses(network, tensors, prefix, config.mixed_precision == "bf16")
-        device = next(network.parameters()).device
-        batches = _stacked_batches(task, [seeds[place] for place in places], own, config, device, prefix)
+        batches = _stacked_batches(task, inputs or prefix, [seeds[place] for place in places], own, config, device)
         set_seed(seeds[places[0]])
         training = train_steps(task, tensors.values(), losses_of, batches, config, device)
         steps_per_epoch = len(task.batch_indices("train", config.train_batch_size))
         for step in itertools.count(1):
             try:
                 losses = next(training, None)
-            except RuntimeError:  # an operation without batching rule, or not enough memory
+            except RuntimeError as error:
                 if step > 1 or len(places) == 1:
                     raise
-                return False
+                # An operation without batching rule, but for a lack of memory.
+                size = -(-len(places) // 2) if isinstance(error, torch.OutOfMemoryError) else 1
+                return [places[start : start + size] for start in range(0, len(places), size)]
             if losses is None:
-                return True
+                return []
             if step not in stops and step % steps_per_epoch:
                 continue
-            for row, (place, loss) in enumerate(zip(places, losses.tolist(), strict=True)):
+            for place, loss in zip(places, values := losses.tolist(), strict=True):
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"expected a finite loss, found {loss} at step {step} of the network with seed "
                         f"{seeds[place]}; lower base_training.learning_rate"
                     )
-                if step in stops:
-                    keep(place, step, {name: tensor[row].detach() for name, tensor in tensors.items()}, loss)
+            if step in stops:
+                keep(places, step, {name: tensor.detach() for name, tensor in tensors.items()}, values)
 
     # Without a common prefix, the fixed rest would be computed for every network at once.
-    is_stackable = (
-        len(starts) > 1 and (layout is None or prefix is not None) and _is_faster_stacked(network, starts[0])
-    )
-    if not (is_stackable and train(range(len(starts)))):
-        for place in range(len(starts)):
-            train([place])
+    is_stackable = (layout is None or prefix is not None) and _is_faster_stacked(network, starts[0])
+    places = range(len(starts))
+    waiting = [places] if is_stackable else [[place] for place in places]
+    while waiting:
+        waiting = [*train(waiting[0]), *waiting[1:]]
     network.eval()
 
 
@@ -166,31 +183,38 @@ def _losses(
 
 def _stacked_batches(
     task: Task,
+    inputs: Examples | SharedPrefix,
     seeds: Sequence[int],
     examples: Sequence[TrainExamples],
     config: BaseTrainingConfig,
     device: torch.device,
-    prefix: SharedPrefix | None,
 ) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
     """Batches of R networks without an end: inputs `(R, B, …)`, of the tail where there is a prefix, and labels."""
-    is_loaded = prefix is None and (task.is_augmented or not task.fits_in_memory("train"))
-    kept = () if is_loaded else (task.arrays("train")[0].to(device),) if prefix is None else prefix.activations
+    # Runs of a population share its labels.
+    distinct = list({id(own.labels): own.labels for own in examples}.values())
+    numbers = {id(labels): number for number, labels in enumerate(distinct)}
+    all_labels = torch.stack(distinct).to(device)
+    which = torch.tensor([numbers[id(own.labels)] for own in examples]).to(device)[:, None]
 
-    def of_run(seed: int, positions: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        for epoch in itertools.count():
-            order = ("train", config.train_batch_size, seed, epoch, positions)
-            indices = task.batch_indices(*order)
-            loaded = (images for images, _ in task.batches(*order)) if is_loaded else itertools.repeat(None)
-            yield from zip(indices, loaded, strict=False)
+    def orders(seed: int, own: TrainExamples) -> Iterator[tuple]:
+        return ((config.train_batch_size, seed, epoch, own.positions) for epoch in itertools.count())
 
-    labels = torch.stack([own.labels for own in examples])
-    runs = (of_run(seed, own.positions) for seed, own in zip(seeds, examples, strict=True))
-    for batches in zip(*runs, strict=True):
-        indices, loaded = zip(*batches, strict=True)
-        index = torch.stack(indices)
-        own_labels = labels.gather(1, index).to(device)
-        if is_loaded:
-            yield (torch.stack(loaded).to(device),), own_labels
-            continue
-        rows = (index if prefix is None else prefix.rows[index]).to(device)
-        yield tuple(tensor[rows] for tensor in kept), own_labels
+    runs = [orders(seed, own) for seed, own in zip(seeds, examples, strict=True)]
+    if isinstance(inputs, Examples) and not inputs.is_kept:
+        made = (itertools.chain.from_iterable(inputs.batches(*order) for order in run) for run in runs)
+        for batches in zip(*made, strict=True):
+            index, images = map(torch.stack, zip(*batches, strict=True))
+            yield (images,), all_labels[which, index]
+        return
+    runs = [itertools.chain.from_iterable(task.batch_indices("train", *order) for order in run) for run in runs]
+    # A copy to the device of as many as there are in an epoch.
+    num_steps = len(task.batch_indices("train", config.train_batch_size))
+    num_steps = max(1, min(num_steps, ORDER_BYTES // (8 * len(runs) * config.train_batch_size)))
+    while True:
+        ahead = torch.stack([torch.stack([*itertools.islice(run, num_steps)]) for run in runs], 1)
+        for index in to_device(ahead, device):
+            if isinstance(inputs, Examples):
+                own = (inputs.inputs(index),)
+            else:
+                own = tuple(tensor[inputs.rows[index]] for tensor in inputs.activations)
+            yield own, all_labels[which, index]

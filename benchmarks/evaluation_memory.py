@@ -43,7 +43,12 @@ def make_run(folder: Path, width: int, rows: int) -> Path:
         autoencoder={
             "dataset": folder / "dataset",
             "output_dir": folder / "autoencoder",
-            "config": {"kind": "pca", "allow_poor_reconstruction": True, "latent_channels": LATENTS, "holdout_every": 3},
+            "config": {
+                "kind": "pca",
+                "allow_poor_reconstruction": True,
+                "latent_channels": LATENTS,
+                "holdout_every": 3,
+            },
         },
         diffusion={
             "dataset": folder / "dataset",
@@ -77,7 +82,10 @@ def main() -> None:
         (f"all {len(metrics.groups)} groups", networks * network),
         ("peak of the evaluation", peak),
         ("imports", found["imports_gb"]),
-        (f"peak and imports, at D = {VIT_BASE:.3g} (at most {MOST_GB} GB)", found["imports_gb"] + peak / network * 4e-9 * VIT_BASE),
+        (
+            f"peak and imports, at D = {VIT_BASE:.3g} (at most {MOST_GB} GB)",
+            found["imports_gb"] + peak / network * 4e-9 * VIT_BASE,
+        ),
     ):
         table.add_row(name, f"{gigabytes:.2f}", f"{gigabytes / network:.1f}")
     console = Console()

@@ -65,6 +65,14 @@ def default_device() -> torch.device:
     return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
+def float64_device(device: torch.device | str) -> torch.device:
+    """The device, or the CPU for one that lacks float64."""
+    import torch
+
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def peak_memory() -> int:
     """Peak of this process's resident memory up to now, in bytes.
 
@@ -95,6 +103,14 @@ def accelerator_memory(device: torch.device) -> tuple[int, int] | None:
         return None
 
 
+def wait_for(device: torch.device) -> None:
+    """Let an accelerator finish what it was given, before a clock is read."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def return_large_blocks() -> None:
     """Let freed blocks of 4 MiB or more go back to the system, with glibc (`M_MMAP_THRESHOLD` in mallopt(3)).
 
@@ -112,11 +128,9 @@ def process_state() -> PartialState:
     Not an `Accelerator`, whose first one fixes the precision of all later ones of the program.
     """
     from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
 
     # Without this, Accelerate would take every process of a launch for one alone.
-    is_cpu = default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=is_cpu, timeout=TIMEOUT)
+    return PartialState(cpu=default_device().type == "cpu", timeout=TIMEOUT)
 
 
 def one_writer(argument: str, beside: bool = False) -> Callable[[Callable], Callable]:

@@ -30,7 +30,7 @@ class Optimization:
         loss_fn: Callable[..., torch.Tensor],
     ):
         self.accelerator, self.config, self.loss_fn = accelerator, config, loss_fn
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # FSDP replaces the parameters; the trained ones are put together in here.
         self.whole = copy.deepcopy(model).to(accelerator.device) if is_sharded(accelerator) else None

@@ -76,7 +76,7 @@ def share_of_matmul(folder: Path) -> tuple[float, float]:
     batch = GlobalBatch(len(vectors), config.train_batch_size, 0, 0)
 
     def gradients() -> None:
-        objective.loss(autoencoder, batch).backward()
+        objective.loss(autoencoder, *objective.draw(batch)).backward()
 
     def step() -> None:
         gradients()

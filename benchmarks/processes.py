@@ -48,18 +48,22 @@ def measure(arguments: argparse.Namespace) -> None:
             model = config.build((32, 1))
         begins = []
 
-        def loss_fn(model, batch, stage=stage, begins=begins):
+        def draw(batch, stage=stage, begins=begins):
             begins.append(time.perf_counter())
             if stage == "autoencoder":
-                noise = batch.normal(arguments.num_parameters), batch.normal(32, 1)
-                return model(rows[batch.indices], *noise, return_dict=False)[2]
-            clean, noise, timesteps = latents[batch.indices], batch.normal(32, 1), batch.integers(1000)
+                return rows[batch.indices], batch.normal(arguments.num_parameters), batch.normal(32, 1)
+            return latents[batch.indices], batch.normal(32, 1), batch.integers(1000)
+
+        def loss_fn(model, clean, noise, other, stage=stage):
+            if stage == "autoencoder":
+                return model(clean, noise, other, return_dict=False)[2]
+            timesteps = other
             predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, return_dict=False)[0]
             return (predicted - noise).square().mean()
 
         folder = Path(arguments.measure) / f"{stage}-{processes}"
         folder.mkdir(exist_ok=True)
-        _, history, _ = run_steps(accelerator, model, len(rows), loss_fn, config, folder, stage)
+        _, history, _ = run_steps(accelerator, model, len(rows), draw, loss_fn, config, folder, stage)
         rate = (len(begins) - 1 - WARM_UP) / (begins[-1] - begins[WARM_UP])
         result[stage] = {"steps_per_second": rate, "losses": [entry["loss"] for entry in history]}
     if accelerator.is_main_process:

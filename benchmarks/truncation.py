@@ -24,7 +24,7 @@ from rich.table import Table
 from pdiff_hf import PDiffPipeline
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
-from pdiff_hf.evaluation.similarity import spread, wrong_iou
+from pdiff_hf.evaluation.similarity import measure_nearness, wrong_iou
 from pdiff_hf.report.plots.style import color, new_figure
 from pdiff_hf.tasks.evaluators import make_evaluator
 
@@ -47,7 +47,8 @@ def measure(vectors: torch.Tensor, originals: torch.Tensor, evaluator: Parameter
     differ = torch.stack([(output.predictions != own).double().mean(1) for own in output.predictions])
     of_pairs = ~torch.eye(len(vectors), dtype=torch.bool)
     accuracy, disagreement = output.accuracy.double().mean().item(), differ[of_pairs].mean().item()
-    return Figures(100 * accuracy, spread(vectors, originals), iou[of_pairs].mean().item(), 100 * disagreement)
+    spread = measure_nearness(vectors, originals).spread
+    return Figures(100 * accuracy, spread, iou[of_pairs].mean().item(), 100 * disagreement)
 
 
 def measure_run(run: Path, num_samples: int, steps: int, seed: int) -> dict[str, Figures]:

@@ -18,11 +18,11 @@ def run(*arguments, **environment):
     return result.returncode, result.stdout + result.stderr
 
 
-def launch_two(*arguments):
-    """Run a script, or `-m module`, with its arguments in two gloo processes on the CPU."""
+def launch_two(*arguments, on_cpu=True):
+    """Run a script, or `-m module`, with its arguments in two processes: on the CPU over gloo, or on two cards."""
     accelerate = Path(sys.executable).with_name("accelerate")
     options = "launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    return run(accelerate, *options.split(), *arguments, ACCELERATE_USE_CPU="true")
+    return run(accelerate, *options.split(), *arguments, ACCELERATE_USE_CPU=str(on_cpu).lower())
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.passes.split_module import split_module
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .exported import export_forward
 from .wrapped import copy_network, unwrap
 
 # Parts of the graph, in the order in which they run.
@@ -23,7 +23,7 @@ def _batch_norm(x, weight, bias, mean, var, momentum, eps):
     return torch.ops.aten.native_batch_norm.default(x, weight, bias, mean, var, False, momentum, eps)
 
 
-def _differentiable_batch_norm(x, weight, bias, mean, var, momentum, eps):
+def _differentiable_batch_norm(x, weight, bias, mean, var, training, momentum, eps):
     """The same by products and sums, through which gradients reach the running statistics."""
     shape = (1, -1, *(1,) * (x.ndim - 2))
     factor = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
@@ -52,11 +52,6 @@ DECOMPOSITIONS = {
     torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
-}
-# For gradients.
-DIFFERENTIABLE = {
-    **DECOMPOSITIONS,
-    torch.ops.aten._native_batch_norm_legit_no_training.default: _differentiable_batch_norm,
 }
 
 
@@ -114,51 +109,47 @@ class SplitForward:
     """
 
     def __init__(self, full: FullForward, images: torch.Tensor, names: Collection[str], differentiable: bool = False):
-        table = DIFFERENTIABLE if differentiable else DECOMPOSITIONS
-        with torch.no_grad(), warnings.catch_warnings():
-            # Hooks that compute a weight before every forward pass assign it to their layer.
-            warnings.filterwarnings("ignore", "The tensor attribute .* was assigned during export")
-            # In-place operations, which would write into kept activations, go; nothing else is decomposed.
-            program = torch.export.export(full, (images,)).run_decompositions(table)
-        if [spec.kind for spec in program.graph_signature.output_specs] != [OutputKind.USER_OUTPUT]:
-            raise RuntimeError("the model writes to its own buffers in eval mode or returns more than logits")
+        exported = export_forward(full, images, DECOMPOSITIONS)
+        module = exported.at(len(images))
 
         # 1. What the placeholders are: the images, generated tensors (aliases of one are the same object) or values
-        state = dict(full.model.named_parameters(remove_duplicate=False))
-        state |= dict(full.model.named_buffers(remove_duplicate=False))
-        first_names = {id(state[name]): name for name in names}
+        state = dict(full.named_parameters(remove_duplicate=False)) | dict(full.named_buffers(remove_duplicate=False))
+        first_names = {id(state[f"model.{name}"]): name for name in names}
         generated: dict[str, str] = {}
         values: dict[str, torch.Tensor] = {}
-        for spec in program.graph_signature.input_specs:
-            tensor = state.get((spec.target or "").removeprefix("model."))
-            if spec.kind is InputKind.USER_INPUT:
-                images_name = spec.arg.name
+        for placeholder, target in exported.inputs.items():
+            tensor = state.get(target)
+            if target == "":
+                images_name = placeholder
             elif id(tensor) in first_names:
-                generated[spec.arg.name] = first_names[id(tensor)]
+                generated[placeholder] = first_names[id(tensor)]
             else:
-                values[spec.arg.name] = program.constants[spec.target] if tensor is None else tensor
+                values[placeholder] = exported.constants[target] if tensor is None else tensor
 
         # 2. The part of every node: the latest of its inputs' parts
         parts: dict[Node, int] = {}
-        for node in program.graph.nodes:
+        for node in module.graph.nodes:
             own = TAIL if node.name in generated else PREFIX if node.name == images_name else CONSTANT
             parts[node] = max([own, *(parts[source] for source in node.all_input_nodes)])
-        if parts[program.graph.output_node()] != TAIL:
+        if parts[module.graph.output_node()] != TAIL:
             raise UnusedTensorsError(
                 "expected logits that depend on the generated tensors, found that the model uses none of "
                 f"{sorted(names)}; select other tensors"
             )
-        calls = [node for node in program.graph.nodes if node.op == "call_function"]
+        calls = [node for node in module.graph.nodes if node.op == "call_function"]
         tail_calls = [node for node in calls if parts[node] == TAIL]
         self.num_nodes = len(calls)
         self.num_dependent_nodes = len(tail_calls)
         self.has_convolutions = any(node.target == torch.ops.aten.convolution.default for node in tail_calls)
         # Assertions, as of a tensor's type, have no value.
-        outputs = [value for node in tail_calls if isinstance(value := node.meta.get("val"), torch.Tensor)]
-        self.max_activation_bytes = max(output.numel() * output.element_size() for output in outputs)
+        self.max_activation_bytes = max(node.meta.get("bytes", 0) for node in tail_calls)
+        if differentiable:
+            for node in calls:
+                if node.target is torch.ops.aten.native_batch_norm.default:
+                    node.target = _differentiable_batch_norm
 
         # 3. Modules of the parts and what they take; the constant part runs here
-        graph = split_module(program.graph_module, None, parts.get)
+        graph = split_module(module, None, parts.get)
         calls = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
         self._call = {part: calls.get(f"submod_{part}") for part in (CONSTANT, PREFIX, TAIL)}
         self._module = {part: graph.get_submodule(node.target) for part, node in self._call.items() if node}

@@ -65,6 +65,14 @@ def default_device() -> torch.device:
     return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
+def float64_device(device: torch.device | str) -> torch.device:
+    """The device, or the CPU for one that lacks float64."""
+    import torch
+
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def peak_memory() -> int:
     """Peak of this process's resident memory up to now, in bytes.
 
@@ -78,10 +86,29 @@ def peak_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or else in the memory of the machine."""
+    """Bytes that are free on an accelerator that tells, or else in the memory of the machine."""
+    return found[0] if (found := accelerator_memory(device)) else psutil.virtual_memory().available
+
+
+def accelerator_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free bytes and all bytes of an accelerator, `None` of a CPU and of one that does not tell."""
     import torch
 
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cpu":
+        return None
+    try:
+        return torch.get_device_module(device).mem_get_info(device)
+    # Of a kind of device that keeps no account.
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def wait_for(device: torch.device) -> None:
+    """Let an accelerator finish what it was given, before a clock is read."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def return_large_blocks() -> None:
@@ -101,11 +128,9 @@ def process_state() -> PartialState:
     Not an `Accelerator`, whose first one fixes the precision of all later ones of the program.
     """
     from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
 
     # Without this, Accelerate would take every process of a launch for one alone.
-    is_cpu = default_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=is_cpu, timeout=TIMEOUT)
+    return PartialState(cpu=default_device().type == "cpu", timeout=TIMEOUT)
 
 
 def one_writer(argument: str, beside: bool = False) -> Callable[[Callable], Callable]:

@@ -1,20 +1,31 @@
 """What is given networks on an accelerator, the pretended one, gives what it gives on the CPU, where they are."""
 
+from functools import partial
+
 import pytest
 import torch
+from test_batch_norm import Branching, NotExportable, make_images, make_model, perturbed
 
 from factories import make_autoencoder, make_layout, make_network, make_pipeline, make_vectors
+from pdiff_hf.evaluation.baselines import (
+    averages,
+    gaussian,
+    interpolations,
+    noised_originals,
+    pca_gaussian,
+    swag,
+    uniform_soup,
+)
 from pdiff_hf.evaluation.batch_norm import BatchNormEstimator
 from pdiff_hf.evaluation.choice import choose_networks
 from pdiff_hf.evaluation.distribution import compare_distributions
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.matching import align, match, nearest_matched_distance
 from pdiff_hf.evaluation.permutations import permutation_spec
-from pdiff_hf.evaluation.similarity import gram_matrix, nearest_cosine, nearest_distance, spread, squared_distances
+from pdiff_hf.evaluation.similarity import gram_matrix, measure_nearness, nearest_distance, squared_distances
 from pdiff_hf.evaluation.trajectory import PrincipalPlane, trajectory
 from pdiff_hf.layout import ParameterLayout
 from pretended_device import NAME
-from test_batch_norm import Branching, NotExportable, make_images, make_model, perturbed
 
 
 def evaluator(device):
@@ -51,6 +62,10 @@ def of_distributions(device):
     return torch.tensor([[one.two_sample_accuracy, one.mmd_p, one.coverage] for one in found.values()]).to(device)
 
 
+def nearness(found, device):
+    return found.distance, found.cosine, torch.tensor(found.spread).to(device)
+
+
 MEASURED = {
     "choose_networks": chosen,
     "BatchNormEstimator": estimated(Branching),
@@ -64,15 +79,27 @@ MEASURED = {
 # Functions of two sets of networks.
 PAIRED = {
     "nearest_distance": nearest_distance,
-    "nearest_cosine": nearest_cosine,
+    "measure_nearness": lambda a, b: nearness(measure_nearness(a, b), a.device),
     "squared_distances": squared_distances,
-    "spread": lambda a, b: torch.tensor(spread(a, b)).to(a.device),
-    "gram_matrix": lambda a, b: gram_matrix(a, make_autoencoder().to(a.device).normalizer),
+    "gram_matrix": lambda a, b: gram_matrix(a, make_autoencoder().to(a.device).normalizer).to(a.device),
     "match": lambda a, b: match(a, b[0], permutation_spec(make_network(), make_layout())),
     "align": lambda a, b: align(a, b[0], permutation_spec(make_network(), make_layout())),
     "nearest_matched_distance": lambda a, b: nearest_matched_distance(
         a, b, permutation_spec(make_network(), make_layout())
     ),
+}
+DRAWN = {
+    "noised_originals": partial(noised_originals, sigma=0.1),
+    "averages": lambda originals, layout, num, generator: averages(originals, num, generator, 4),
+    "interpolations": lambda originals, layout, num, generator: interpolations(originals, num, generator),
+    "gaussian": gaussian,
+    "pca_gaussian": pca_gaussian,
+    "swag": partial(swag, rank=4),
+    "uniform_soup": lambda originals, *_: uniform_soup(originals),
+}
+MEASURED |= {
+    name: lambda device, draw=draw: draw(make_vectors().to(device), make_layout(), 5, torch.Generator().manual_seed(0))
+    for name, draw in DRAWN.items()
 }
 MEASURED |= {
     name: lambda device, function=function: function(make_vectors(6, 1).to(device), make_vectors().to(device))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pdiff_hf.evaluation import similarity
-from pdiff_hf.evaluation.similarity import nearest_cosine, nearest_distance, spread, wrong_iou
+from pdiff_hf.evaluation.similarity import measure_nearness, nearest_distance, wrong_iou
 
 
 def test_wrong_iou_follows_the_definition_for_every_pair():
@@ -67,16 +67,16 @@ def test_nearest_cosine_equals_cosine_similarity(block_values, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(4, 11, generator=generator), torch.randn(6, 11, generator=generator)
     expected = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
-    torch.testing.assert_close(nearest_cosine(a, b), expected.max(1).values)
+    torch.testing.assert_close(measure_nearness(a, b).cosine, expected.max(1).values)
     own = torch.nn.functional.cosine_similarity(a[:, None], a[None], dim=-1).fill_diagonal_(-1)
-    torch.testing.assert_close(nearest_cosine(a, a, exclude_self=True), own.max(1).values)
+    torch.testing.assert_close(measure_nearness(a, a, exclude_self=True).cosine, own.max(1).values)
 
 
 def test_nearest_cosine_of_vectors_without_direction_or_neighbour():
-    assert nearest_cosine(torch.zeros(1, 3), torch.ones(2, 3)).item() == 0
-    assert nearest_cosine(torch.ones(1, 3), torch.ones(1, 3), exclude_self=True).isnan().all()
+    assert measure_nearness(torch.zeros(1, 3), torch.ones(2, 3)).cosine.item() == 0
+    assert measure_nearness(torch.ones(1, 3), torch.ones(1, 3), exclude_self=True).cosine.isnan().all()
     with pytest.raises(ValueError, match="pass the set twice"):
-        nearest_cosine(torch.ones(2, 3), torch.ones(3, 3), exclude_self=True)
+        measure_nearness(torch.ones(2, 3), torch.ones(3, 3), exclude_self=True)
 
 
 @pytest.mark.parametrize("block_values", [70_000, similarity.BLOCK_VALUES])
@@ -84,14 +84,14 @@ def test_spread_of_averages_is_one_over_the_root_of_their_number(block_values, m
     monkeypatch.setattr(similarity, "BLOCK_VALUES", block_values)
     # Far from the origin, which plays no part.
     originals = 100 + torch.randn(64, 2000, generator=torch.Generator().manual_seed(0))
-    assert spread(originals, originals) == pytest.approx(1)
+    assert measure_nearness(originals, originals).spread == pytest.approx(1)
     averages = originals.reshape(4, 16, 2000).mean(1)
     # 1 / sqrt(16), less the degree of freedom that the mean takes; over 6000 values the error is about 1 %.
-    assert spread(averages, originals) == pytest.approx((3 / 63) ** 0.5, rel=0.03)
-    assert spread(originals.mean(0, keepdim=True), originals) == pytest.approx(0, abs=1e-5)
+    assert measure_nearness(averages, originals).spread == pytest.approx((3 / 63) ** 0.5, rel=0.03)
+    assert measure_nearness(originals.mean(0, keepdim=True), originals).spread == pytest.approx(0, abs=1e-5)
 
 
 def test_spread_without_a_yardstick_is_none():
     same = torch.randn(1, 5, generator=torch.Generator().manual_seed(0)).expand(7, 5)
-    assert spread(same, same) is None
-    assert spread(torch.full((1, 5), float("nan")), torch.eye(5)) is None
+    assert measure_nearness(same, same).spread is None
+    assert measure_nearness(torch.full((1, 5), float("nan")), torch.eye(5)).spread is None

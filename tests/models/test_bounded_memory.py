@@ -6,7 +6,7 @@ import torch
 from factories import make_autoencoder, make_vectors
 from pdiff_hf import AutoencoderPCA, AutoencoderPDiff
 
-MODULES = ("autoencoder_base", "autoencoder_pca", "autoencoder_pdiff", "normalizer")
+MODULES = ("autoencoder_base", "autoencoder_pca", "normalizer")
 
 
 @pytest.fixture

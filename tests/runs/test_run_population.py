@@ -69,7 +69,7 @@ def test_what_is_made_of_originals_is_made_of_those_seen(zoo):
         def draw(num, generator):
             return torch.zeros(num, rows.shape[1])
 
-        return make_groups(rows, vectors[:5], autoencoder, draw, lambda v: v.norm(dim=1), apart, spec, 0)[0]
+        return dict(make_groups(rows, vectors[:5], autoencoder, draw, lambda v: v.norm(dim=1), apart, spec, 0))
 
     first, second = (make(rows, (SEEN, HELD_OUT)) for rows in (vectors, other))
     changed = {name for name in first if not torch.equal(first[name], second[name])}

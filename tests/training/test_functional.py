@@ -46,6 +46,10 @@ def make_objective(**options):
     return autoencoder, FunctionObjective(autoencoder, functions, vectors, model, probes, config)
 
 
+def loss_of(objective, model, batch):
+    return objective.loss(model, *objective.draw(batch))
+
+
 class Written(torch.nn.Module):
     """Writes the same networks whatever the latents are."""
 
@@ -63,16 +67,16 @@ def test_a_network_that_is_the_target_has_the_least_function_loss():
     autoencoder, objective = make_objective(targets="seen", latent_noise=0.0)
     batch = GlobalBatch(20, 8, 0, 0)
     own = autoencoder.normalizer.normalize(make_vectors()[batch.indices])
-    least = objective.loss(Written(own), batch)
-    assert objective.loss(Written(own.roll(1, 0)), GlobalBatch(20, 8, 0, 0)) > least + 0.5
-    assert objective.loss(Written(own + 0.01 * torch.randn(own.shape)), GlobalBatch(20, 8, 0, 0)) > least
+    least = loss_of(objective, Written(own), batch)
+    assert loss_of(objective, Written(own.roll(1, 0)), GlobalBatch(20, 8, 0, 0)) > least + 0.5
+    assert loss_of(objective, Written(own + 0.01 * torch.randn(own.shape)), GlobalBatch(20, 8, 0, 0)) > least
 
 
 def test_latents_of_targets_are_those_of_the_networks():
     autoencoder, objective = make_objective(targets="seen", latent_noise=0.0)
     batch = GlobalBatch(20, 8, 0, 0)
     written = Written(autoencoder.normalizer.normalize(make_vectors()[batch.indices]))
-    objective.loss(written, batch)
+    loss_of(objective, written, batch)
     expected = autoencoder.encode(make_vectors()[batch.indices]).latents.flatten(1)
     assert torch.allclose(written.seen[0], expected, atol=1e-4)
 
@@ -88,10 +92,10 @@ def test_combinations_have_mean_and_covariance_of_the_networks():
 
 def test_a_step_sees_the_same_however_many_processes_share_it():
     autoencoder, objective = make_objective()
-    whole = objective.loss(autoencoder, GlobalBatch(20, 8, 3, 0))
-    parts = [objective.loss(autoencoder, GlobalBatch(20, 4, 3, 0, rank=rank, world_size=2)) for rank in (0, 1)]
+    whole = loss_of(objective, autoencoder, GlobalBatch(20, 8, 3, 0))
+    parts = [loss_of(objective, autoencoder, GlobalBatch(20, 4, 3, 0, rank=rank, world_size=2)) for rank in (0, 1)]
     assert whole.item() == pytest.approx((parts[0] + parts[1]).item() / 2, rel=1e-5)
-    parts = [objective.loss(autoencoder, GlobalBatch(20, 4, 3, 0, micro_step=m, micro_steps=2)) for m in (0, 1)]
+    parts = [loss_of(objective, autoencoder, GlobalBatch(20, 4, 3, 0, micro_step=m, micro_steps=2)) for m in (0, 1)]
     assert whole.item() == pytest.approx((parts[0] + parts[1]).item() / 2, rel=1e-5)
 
 
@@ -99,7 +103,7 @@ def test_the_task_loss_is_the_cross_entropy_of_labels_and_knows_no_target():
     autoencoder, objective = make_objective(function_loss=0.0, task_loss=2.0)
     written = autoencoder.normalizer.normalize(make_vectors()[:8])
     first, second = (
-        objective.loss(Written(vectors), GlobalBatch(20, 8, 0, 0)) for vectors in (written, written.flip(0))
+        loss_of(objective, Written(vectors), GlobalBatch(20, 8, 0, 0)) for vectors in (written, written.flip(0))
     )
     assert first.item() == pytest.approx(second.item(), rel=1e-5)
     activations, labels = objective._pool_of(0).draw_labelled(16, GlobalBatch(20, 8, 0, 0).shared_generator())
@@ -112,7 +116,7 @@ def test_the_weight_loss_is_the_distance_to_combined_parameters():
     autoencoder, objective = make_objective(function_loss=0.0, weight_loss=1.0, targets="combinations")
     batch = GlobalBatch(20, 8, 0, 0)
     target = objective._combine(batch) @ autoencoder.normalizer.normalize(make_vectors())
-    loss = objective.loss(Written(target + 0.5), GlobalBatch(20, 8, 0, 0))
+    loss = loss_of(objective, Written(target + 0.5), GlobalBatch(20, 8, 0, 0))
     assert loss.item() == pytest.approx(0.25, rel=1e-3)
 
 

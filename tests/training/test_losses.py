@@ -6,11 +6,11 @@ from diffusers import DDPMScheduler
 from pdiff_hf.models.config import PREDICTION_TYPES
 from pdiff_hf.models.gaussian import LatentGaussian
 from pdiff_hf.training.losses import (
+    TrainingTargets,
     compare_with_gaussians,
     denoising_losses,
     denoising_target,
     min_snr_weights,
-    stable_target,
 )
 
 SHAPE = (2, 2)
@@ -25,13 +25,11 @@ def make_rows(num=3, seed=0):
 
 
 def make_batch(rows, timestep, num, latent_noise, scheduler):
-    """Noisy latents of a training step, and what the row that each was made of would have it predict."""
+    """Clean latents of a training step, their noise and their timesteps."""
     generator = torch.Generator().manual_seed(0)
     clean = rows[torch.randint(len(rows), (num,), generator=generator)]
     clean = clean + latent_noise * torch.randn(clean.shape, generator=generator)
-    noise, timesteps = torch.randn(clean.shape, generator=generator), torch.full((num,), timestep)
-    noisy = scheduler.add_noise(clean, noise, timesteps)
-    return noisy, timesteps, denoising_target(clean, noise, timesteps, scheduler)
+    return clean, torch.randn(clean.shape, generator=generator), torch.full((num,), timestep)
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("epsilon", (0, 1)), ("sample", (1, 0)), ("v_prediction", (-0.6, 0.8))])
@@ -48,7 +46,8 @@ def test_target_is_what_the_scheduler_says(kind, weights):
 def test_stable_target_is_the_expectation_over_all_rows(prediction_type, latent_noise, timestep):
     """Row by row in float64: how likely each is, and the mean of what it may have been before the noise."""
     rows, scheduler = make_rows(), make_scheduler(prediction_type)
-    noisy, timesteps, _ = make_batch(rows, timestep, 6, latent_noise, scheduler)
+    batch = make_batch(rows, timestep, 6, latent_noise, scheduler)
+    noisy, found, _ = TrainingTargets(rows, scheduler, latent_noise, stable=True)(*batch)
     alpha = scheduler.alphas_cumprod[timestep].item()
     expected = []
     for x in noisy.double():
@@ -63,7 +62,6 @@ def test_stable_target_is_the_expectation_over_all_rows(prediction_type, latent_
         noise = (x - alpha**0.5 * clean) / (1 - alpha) ** 0.5
         velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
         expected.append({"sample": clean, "epsilon": noise, "v_prediction": velocity}[prediction_type])
-    found = stable_target(noisy, timesteps, rows, scheduler, latent_noise)
     # The noise is divided by 0.01 at first.
     torch.testing.assert_close(found, torch.stack(expected).float(), atol=2e-4 if timestep == 1 else 1e-5, rtol=1e-4)
 
@@ -75,8 +73,10 @@ def test_stable_target_has_the_gradient_of_the_single_one_on_average_and_a_small
 ):
     """The gradient of a linear layer: the mean over the batch of (prediction - target) ⊗ noisy latents."""
     rows, scheduler = make_rows(), make_scheduler(prediction_type)
-    noisy, timesteps, single = make_batch(rows, 500, 100_000, latent_noise, scheduler)
-    stable = stable_target(noisy, timesteps, rows, scheduler, latent_noise)
+    batch = make_batch(rows, 500, 100_000, latent_noise, scheduler)
+    (noisy, single, _), (_, stable, _) = (
+        TrainingTargets(rows, scheduler, latent_noise, stable=is_stable)(*batch) for is_stable in (False, True)
+    )
     inputs = torch.cat([noisy.flatten(1), torch.ones(len(noisy), 1)], 1).double()
     difference = (single - stable).flatten(1).double()[:, :, None] * inputs[:, None]
     errors = difference.std(0) / len(noisy) ** 0.5
@@ -88,8 +88,30 @@ def test_stable_target_has_the_gradient_of_the_single_one_on_average_and_a_small
 
 def test_stable_target_of_one_row_is_its_own():
     rows, scheduler = make_rows(1), make_scheduler()
-    noisy, timesteps, single = make_batch(rows, 500, 10, 0.0, scheduler)
-    torch.testing.assert_close(stable_target(noisy, timesteps, rows, scheduler, 0.0), single, atol=1e-5, rtol=1e-5)
+    clean, noise, timesteps = make_batch(rows, 500, 10, 0.0, scheduler)
+    _, stable, _ = TrainingTargets(rows, scheduler, 0.0, stable=True)(clean, noise, timesteps)
+    single = denoising_target(clean, noise, timesteps, scheduler)
+    torch.testing.assert_close(stable, single, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_noise_and_target_of_a_step_are_the_schedulers(prediction_type):
+    rows, scheduler = make_rows(), make_scheduler(prediction_type)
+    clean, noise = make_rows(5, seed=1), make_rows(5, seed=2)
+    timesteps = torch.tensor([0, 1, 500, 998, 999])
+    targets = TrainingTargets(rows, scheduler, 0.1, stable=False, snr_gamma=5.0)
+    noisy, target, weights = targets(clean, noise, timesteps)
+    torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
+    torch.testing.assert_close(target, denoising_target(clean, noise, timesteps, scheduler))
+    torch.testing.assert_close(weights, min_snr_weights(timesteps, scheduler, 5.0))
+
+
+def test_loss_is_weighted_where_weights_are_asked_for():
+    rows, predicted, target = make_rows(), make_rows(4, seed=1), make_rows(4, seed=2)
+    errors, weights = (predicted - target).square().flatten(1).mean(1), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for gamma, expected in ((None, errors.mean()), (5.0, (weights * errors).mean())):
+        targets = TrainingTargets(rows, make_scheduler(), 0.1, stable=True, snr_gamma=gamma)
+        torch.testing.assert_close(targets.loss(predicted, target, weights), expected)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

@@ -1,10 +1,10 @@
-"""Vectors of a parameter dataset for training: in memory when they fit, else in a scratch file, read as needed."""
+"""Vectors of many networks: in memory when they fit, else in a scratch file, read and written as needed."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..machine import default_device, free_memory
 from ..os_errors import writing
 from .shards import check_values, read_rows, vector_blocks
 
-# Datasets up to this size are kept in memory.
+# Datasets, and networks made of them, are kept in memory up to this size.
 MAX_RESIDENT_BYTES = 2**28
 # Others go to an accelerator in blocks of so many bytes.
 BLOCK_BYTES = 2**26
@@ -26,9 +26,9 @@ BLOCK_BYTES = 2**26
 class StoredVectors:
     """Float32 vectors `(K, D)` in a file, indexed as a tensor: by rows, `v[indices]`, or columns, `v[:, start:stop]`.
 
-    Only what an index asks for is read into memory, pinned memory where there is an accelerator. Mapping the file
-    would count every page that was touched as memory of the process. Rows are kept as a list, so that a part of them
-    is a view.
+    Only what an index asks for is read into memory, pinned memory where there is an accelerator;
+    `v[rows, start:stop] = values` writes. Mapping the file would count every page that was touched as memory of the
+    process. Rows are kept as a list, so that a part of them is a view.
 
     Args:
         file: An open binary file of `K * D` values in row-major order, with a descriptor.
@@ -36,7 +36,7 @@ class StoredVectors:
         rows (`torch.Tensor` of shape `(n,)`): Which rows of the file, in which order.
     """
 
-    device = torch.device("cpu")
+    device, dtype, ndim = torch.device("cpu"), torch.float32, 2
 
     def __init__(self, file, num_columns: int, rows: torch.Tensor):
         self._file, self._rows = file, rows
@@ -46,11 +46,9 @@ class StoredVectors:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: torch.Tensor | slice | tuple[slice, slice]) -> torch.Tensor:
-        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        start, stop, _ = columns.indices(self.shape[1])
-        numbers = self._rows[rows].tolist()
-        found = torch.empty(len(numbers), max(0, stop - start), pin_memory=self._pins)
+    def __getitem__(self, index: torch.Tensor | slice | tuple[torch.Tensor | slice, slice]) -> torch.Tensor:
+        numbers, start, stop = self._places(index)
+        found = torch.empty(len(numbers), stop - start, pin_memory=self._pins)
         for row, values in zip(numbers, found.numpy(), strict=True):
             left, position = memoryview(values).cast("B"), 4 * (row * self.shape[1] + start)
             while left:
@@ -60,14 +58,60 @@ class StoredVectors:
                 left, position = left[done:], position + done
         return found
 
+    def __setitem__(
+        self, index: torch.Tensor | slice | tuple[torch.Tensor | slice, slice], values: torch.Tensor
+    ) -> None:
+        numbers, start, stop = self._places(index)
+        values = values.to("cpu", torch.float32).expand(len(numbers), stop - start).contiguous().numpy()
+        with writing(tempfile.gettempdir()):
+            for row, own in zip(numbers, values, strict=True):
+                left, position = memoryview(own).cast("B"), 4 * (row * self.shape[1] + start)
+                while left:
+                    done = os.pwritev(self._file.fileno(), [left], position)
+                    left, position = left[done:], position + done
+
+    def _places(self, index: torch.Tensor | slice | tuple[torch.Tensor | slice, slice]) -> tuple[list[int], int, int]:
+        """Rows of the file, and the first column and the one behind the last."""
+        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
+        start, stop, _ = columns.indices(self.shape[1])
+        return self._rows[rows].tolist(), start, max(start, stop)
+
     def take(self, rows: torch.Tensor) -> StoredVectors:
         """Some of the rows, without reading them."""
         return StoredVectors(self._file, self.shape[1], self._rows[rows])
 
 
-def take_rows(vectors: torch.Tensor | StoredVectors, rows: torch.Tensor) -> torch.Tensor | StoredVectors:
+Vectors = torch.Tensor | StoredVectors
+"""Networks `(n, D)`, in memory or in a file."""
+
+
+def take_rows(vectors: Vectors, rows: torch.Tensor) -> Vectors:
     """Some rows of vectors; of stored ones, without reading them."""
-    return vectors.take(rows) if isinstance(vectors, StoredVectors) else vectors[rows]
+    return vectors[rows] if isinstance(vectors, torch.Tensor) else vectors.take(rows)
+
+
+def empty_vectors(num_rows: int, like: Vectors) -> Vectors:
+    """Room for so many networks as `like` `(K, D)`, which has to be written before it is read.
+
+    A tensor on its device; in the memory of the machine only up to `MAX_RESIDENT_BYTES` or of a single network, and
+    else a scratch file in the directory of temporary files (`TMPDIR`) that disappears with the object.
+    """
+    num_columns = like.shape[1]
+    if like.device.type == "cpu" and num_rows > 1 and 4 * num_rows * num_columns > MAX_RESIDENT_BYTES:
+        return StoredVectors(tempfile.TemporaryFile(buffering=0), num_columns, torch.arange(num_rows))
+    return torch.empty(num_rows, num_columns, dtype=like.dtype, device=like.device)
+
+
+def column_slices(num_rows: int, num_columns: int, num_values: int) -> Iterator[slice]:
+    """Columns of so many rows, as many at a time as have no more than `num_values` values."""
+    width = max(1, num_values // max(1, num_rows))
+    return (slice(start, min(start + width, num_columns)) for start in range(0, num_columns, width))
+
+
+def row_slices(num_rows: int, num_columns: int, num_values: int) -> Iterator[slice]:
+    """Rows of so many columns, as many at a time as have no more than `num_values` values, at least one."""
+    size = max(1, num_values // max(1, num_columns))
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def load_onto(vectors: torch.Tensor | StoredVectors, device: torch.device) -> torch.Tensor | StoredVectors:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.order import RowOrder
+from ..data.vectors import Vectors, take_rows
 from ..models.normalizer import ParameterNormalizer
 from .similarity import gram_matrix, nearest_distance
 
@@ -58,7 +59,7 @@ class RunMemory:
     times: torch.Tensor
 
     @classmethod
-    def measure(cls, vectors: torch.Tensor, order: RowOrder, normalizer: ParameterNormalizer) -> RunMemory:
+    def measure(cls, vectors: Vectors, order: RowOrder, normalizer: ParameterNormalizer) -> RunMemory:
         """Measure it on raw rows `(K, D)`, in the units of a fitted normaliser, as `pdiff inspect` does."""
         runs, places, times = torch.zeros(len(vectors)).long(), torch.zeros(len(vectors)).long(), []
         for number, (name, found) in enumerate(order.by_run().items()):
@@ -68,7 +69,9 @@ class RunMemory:
                 times.append(math.nan)
             else:
                 every = -(-len(rows) // MAX_ROWS)
-                time = autocorrelation_time(autocorrelation(gram_matrix(vectors[rows[::every]], normalizer)))
+                time = autocorrelation_time(
+                    autocorrelation(gram_matrix(take_rows(vectors, rows[::every]), normalizer))
+                )
                 times.append(every * time)
         return cls(runs, places, torch.tensor(times, dtype=torch.float64))
 
@@ -106,10 +109,12 @@ class RunMemory:
         return (self.runs[:, None] == self.runs) & (lags < apart[self.runs][:, None])
 
 
-def independent_distance(vectors: torch.Tensor, memory: RunMemory) -> torch.Tensor:
+def independent_distance(
+    vectors: Vectors, memory: RunMemory, device: torch.device | str | None = None
+) -> torch.Tensor:
     """Euclidean distance from rows `(K, D)` to the nearest independent row, in parameter units.
 
     Of shape `(m,)`: half-way along a single run shorter than twice its time, a row has none and is left out.
     """
-    distances = nearest_distance(vectors, vectors, excluded=memory.dependent())
+    distances = nearest_distance(vectors, vectors, excluded=memory.dependent(), device=device)
     return distances[distances.isfinite()]

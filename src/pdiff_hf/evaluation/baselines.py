@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ..data.vectors import Vectors, column_slices, empty_vectors, row_slices
 from ..layout import ParameterLayout
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 # Deviations that SWAG's low-rank part is made of; Source: Maddox et al. 2019, arXiv 1902.02476, §5.
 SWAG_RANK = 20
+
+# Values of a block of originals, or of the networks made of them, that is in memory at a time: 64 MB, and some copies.
+BLOCK_VALUES = 2**24
 
 
 class LatentSampler(Protocol):
@@ -23,15 +28,18 @@ class LatentSampler(Protocol):
         """Draw them with a generator of the CPU."""
 
 
-def uniform_soup(originals: torch.Tensor) -> torch.Tensor:
+def uniform_soup(originals: Vectors) -> torch.Tensor:
     """The mean of all originals `(K, D)` as one network `(1, D)`.
 
     Source: Wortsman et al. 2022, arXiv 2203.05482.
     """
-    return originals.double().mean(0, keepdim=True).to(originals.dtype)
+    soup = torch.empty(1, originals.shape[1], dtype=originals.dtype, device=originals.device)
+    for columns in column_slices(*originals.shape, BLOCK_VALUES):
+        soup[:, columns] = originals[:, columns].double().mean(0, keepdim=True)
+    return soup
 
 
-def greedy_soup(originals: torch.Tensor, worth: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def greedy_soup(originals: Vectors, worth: Callable[[Vectors], torch.Tensor]) -> torch.Tensor:
     """The mean of those originals `(K, D)` that do not make it worse, tried from the best on, `(1, D)`.
 
     Source: Wortsman et al. 2022, arXiv 2203.05482, recipe 1.
@@ -39,70 +47,90 @@ def greedy_soup(originals: torch.Tensor, worth: Callable[[torch.Tensor], torch.T
     `worth` says of networks `(n, D)` what they are worth `(n,)` on the validation examples, such as their accuracies.
     """
     values = worth(originals)
-    order = values.argsort(descending=True, stable=True)
-    total, size, best = originals[order[0]].double(), 1, values[order[0]]
+    order = values.argsort(descending=True, stable=True).tolist()
+    total, size, best = originals[order[0] : order[0] + 1].double(), 1, values[order[0]]
     for row in order[1:]:
-        candidate = total + originals[row].double()
-        found = worth((candidate / (size + 1)).to(originals.dtype)[None])[0]
+        candidate = total + originals[row : row + 1]
+        found = worth((candidate / (size + 1)).to(originals.dtype))[0]
         if found >= best:
             total, size, best = candidate, size + 1, found
-    return (total / size).to(originals.dtype)[None]
+    return (total / size).to(originals.dtype)
 
 
 def noised_originals(
-    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator, sigma: float
-) -> torch.Tensor:
+    originals: Vectors, layout: ParameterLayout, num: int, generator: torch.Generator, sigma: float
+) -> Vectors:
     """Originals, drawn with replacement, with noise of `sigma` times each tensor's own standard deviation, `(num, D)`.
 
     Source: Wang et al. 2024, arXiv 2402.13144, §4. Tensors with the `log` transform get the noise on their
     logarithm, so variances stay positive.
     """
-    rows = torch.randint(len(originals), (num,), generator=generator)
-    networks = _log_tensors(originals[rows], layout, torch.log)
+    drawn = torch.randint(len(originals), (num,), generator=generator)
+    networks = empty_vectors(num, originals)
     for spec in (spec for spec in layout.tensors if spec.numel):
-        values = networks[:, spec.offset : spec.offset + spec.numel]
-        scale = sigma * values.std(1, correction=0, keepdim=True)
-        values += scale * torch.randn(values.shape, generator=generator)
-    return _log_tensors(networks, layout, torch.exp)
+        columns = slice(spec.offset, spec.offset + spec.numel)
+        noise = _Normals(num * spec.numel, generator)
+        for rows in row_slices(num, spec.numel, BLOCK_VALUES):
+            values = _log_tensors(originals[drawn[rows].to(originals.device), columns], layout, torch.log, columns)
+            scale = sigma * values.std(1, correction=0, keepdim=True)
+            values = values + scale * noise.take(*values.shape).to(values)
+            networks[rows, columns] = _log_tensors(values, layout, torch.exp, columns)
+    return networks
 
 
-def averages(originals: torch.Tensor, num: int, generator: torch.Generator, size: int = 16) -> torch.Tensor:
+def averages(originals: Vectors, num: int, generator: torch.Generator, size: int = 16) -> Vectors:
     """Means of `size` different random originals each (all of them when there are fewer), `(num, D)`.
 
     Source: Zeng et al. 2025, arXiv 2506.07998, which finds them as good as p-diff's networks.
     """
     size = min(size, len(originals))
-    rows = [torch.randperm(len(originals), generator=generator)[:size] for _ in range(num)]
-    return torch.stack([uniform_soup(originals[row])[0] for row in rows])
+    drawn = [torch.randperm(len(originals), generator=generator)[:size] for _ in range(num)]
+    drawn = [rows.to(originals.device) for rows in drawn]
+    networks = empty_vectors(num, originals)
+    for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
+        block = originals[:, columns].double()
+        networks[:, columns] = torch.stack([block[rows].mean(0) for rows in drawn]).to(originals.dtype)
+    return networks
 
 
-def interpolations(originals: torch.Tensor, num: int, generator: torch.Generator) -> torch.Tensor:
+def interpolations(originals: Vectors, num: int, generator: torch.Generator) -> Vectors:
     """Points between two different random originals each, uniform on the segment, `(num, D)`."""
     if len(originals) < 2:
         return originals[:1].repeat(num, 1)
     pairs = torch.stack([torch.randperm(len(originals), generator=generator)[:2] for _ in range(num)])
-    return torch.lerp(originals[pairs[:, 0]], originals[pairs[:, 1]], torch.rand(num, 1, generator=generator))
+    first, second = pairs.T.to(originals.device)
+    weights = torch.rand(num, 1, generator=generator).to(originals.device)
+    networks = empty_vectors(num, originals)
+    for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
+        block = originals[:, columns]
+        networks[:, columns] = torch.lerp(block[first], block[second], weights)
+    return networks
 
 
-def gaussian(originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator) -> torch.Tensor:
+def gaussian(originals: Vectors, layout: ParameterLayout, num: int, generator: torch.Generator) -> Vectors:
     """Draws `(num, D)` from a Gaussian fitted to every coordinate alone; `log` tensors are fitted in log space.
 
     Source: Zeng et al. 2025, arXiv 2506.07998.
     """
-    values = _log_tensors(originals, layout, torch.log)
-    noise = torch.randn(num, originals.shape[1], generator=generator)
-    return _log_tensors(values.mean(0) + noise * values.std(0, correction=0), layout, torch.exp)
+    mean, std = _moments(originals, layout)
+    networks, noise = empty_vectors(num, originals), _Normals(num * originals.shape[1], generator)
+    for rows, columns in _in_memory_order(num, originals.shape[1]):
+        values = mean[columns] + noise.take(*_size(rows, columns)).to(mean) * std[columns]
+        networks[rows, columns] = _log_tensors(values, layout, torch.exp, columns)
+    return networks
 
 
-def pca_gaussian(
-    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator
-) -> torch.Tensor:
+def pca_gaussian(originals: Vectors, layout: ParameterLayout, num: int, generator: torch.Generator) -> Vectors:
     """Draws `(num, D)` from the Gaussian with the mean and the covariance of all weights, in all principal components.
 
     `log` tensors are fitted in log space.
     """
-    fitted = GaussianOfRows(_log_tensors(originals, layout, torch.log)[..., None])
-    return _log_tensors(fitted.sample(num, generator)[..., 0], layout, torch.exp)
+    weights = torch.randn(num, len(originals), generator=generator)
+    networks = empty_vectors(num, originals)
+    for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
+        fitted = GaussianOfRows(_log_tensors(originals[:, columns], layout, torch.log, columns)[..., None])
+        networks[:, columns] = _log_tensors(fitted.combine(weights)[..., 0], layout, torch.exp, columns)
+    return networks
 
 
 class GaussianOfRows:
@@ -114,27 +142,29 @@ class GaussianOfRows:
 
     def sample(self, num: int, generator: torch.Generator) -> torch.Tensor:
         """Draw latents `(num, C, L)`: combinations of the rows' deviations from their mean, with normal weights."""
-        weights = torch.randn(num, len(self._deviations), generator=generator)
+        return self.combine(torch.randn(num, len(self._deviations), generator=generator))
+
+    def combine(self, weights: torch.Tensor) -> torch.Tensor:
+        """Latents `(num, C, L)` with weights `(num, K)` of the rows."""
         return self._mean + torch.einsum("nk,kcl->ncl", weights.to(self._deviations), self._deviations)
 
 
 @torch.no_grad()
 def latent_gaussian(
     gaussian: LatentSampler, autoencoder: ParameterAutoencoderMixin, num: int, generator: torch.Generator
-) -> torch.Tensor:
+) -> Vectors:
     """Draws `(num, D)` from a Gaussian of scaled latents, decoded by the autoencoder."""
-    latents = autoencoder.unscale_latents(gaussian.sample(num, generator).to(autoencoder.device))
-    return torch.cat([block.cpu() for block in autoencoder.decode_rows(latents)])
+    return _decode(autoencoder, autoencoder.unscale_latents(gaussian.sample(num, generator).to(autoencoder.device)))
 
 
 @torch.no_grad()
 def noised_latents(
-    originals: torch.Tensor,
+    originals: Vectors,
     autoencoder: ParameterAutoencoderMixin,
     num: int,
     generator: torch.Generator,
     sigma: float = 0.3,
-) -> torch.Tensor:
+) -> Vectors:
     """Latents of originals, drawn with replacement, with noise of `sigma` times each value's own standard deviation.
 
     Decoded by the autoencoder, `(num, D)`: near copies, where an autoencoder is good.
@@ -142,37 +172,94 @@ def noised_latents(
     latents = autoencoder.encode_rows(originals)
     drawn = latents[torch.randint(len(latents), (num,), generator=generator).to(latents.device)]
     noise = torch.randn(drawn.shape, generator=generator).to(latents)
-    return torch.cat([block.cpu() for block in autoencoder.decode_rows(drawn + sigma * latents.std(0) * noise)])
+    return _decode(autoencoder, drawn + sigma * latents.std(0) * noise)
+
+
+def _decode(autoencoder: ParameterAutoencoderMixin, latents: torch.Tensor) -> Vectors:
+    """Networks `(num, D)` of latents `(num, C, L)`, in the memory of the machine or in a file."""
+    networks, start = empty_vectors(len(latents), torch.empty(0, autoencoder.vector_length)), 0
+    for block in autoencoder.decode_rows(latents):
+        networks[start : start + len(block)] = block.cpu()
+        start += len(block)
+    return networks
 
 
 def swag(
-    originals: torch.Tensor, layout: ParameterLayout, num: int, generator: torch.Generator, rank: int = SWAG_RANK
-) -> torch.Tensor:
+    originals: Vectors, layout: ParameterLayout, num: int, generator: torch.Generator, rank: int = SWAG_RANK
+) -> Vectors:
     """Draws `(num, D)` from SWAG's Gaussian: half of the covariance diagonal, half of low rank.
 
     `mean + std * z1 / sqrt(2) + deviations.T @ z2 / sqrt(2 * (rank - 1))`, where the deviations are those of the last
     `rank` originals from the running mean at their time; the originals are taken in their order. `log` tensors are
     fitted in log space. Source: Maddox et al. 2019, arXiv 1902.02476, §3.2.
     """
-    values = _log_tensors(originals, layout, torch.log)
-    rank = min(rank, len(values))
-    total = values[: len(values) - rank].double().sum(0)
-    deviations = torch.empty(rank, values.shape[1], dtype=values.dtype)
-    for index, row in enumerate(range(len(values) - rank, len(values))):
-        total += values[row]
-        deviations[index] = values[row] - total / (row + 1)
-    mean, std = values.mean(0), values.std(0, correction=0)
-    diagonal = std * torch.randn(num, values.shape[1], generator=generator) / 2**0.5
-    weights = torch.randn(num, rank, generator=generator).to(values.dtype)
-    low_rank = weights @ deviations / (2 * max(1, rank - 1)) ** 0.5
-    return _log_tensors(mean + diagonal + low_rank, layout, torch.exp)
+    rank = min(rank, len(originals))
+    mean, std = _moments(originals, layout)
+    networks, noise = empty_vectors(num, originals), _Normals(num * originals.shape[1], generator)
+    for rows, columns in _in_memory_order(num, originals.shape[1]):
+        diagonal = std[columns] * noise.take(*_size(rows, columns)).to(std) / 2**0.5
+        networks[rows, columns] = mean[columns] + diagonal
+    weights = torch.randn(num, rank, generator=generator).to(mean)
+    first = len(originals) - rank
+    for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
+        values = _log_tensors(originals[:, columns], layout, torch.log, columns)
+        total, deviations = values[:first].double().sum(0), torch.empty_like(values[first:])
+        for index, row in enumerate(range(first, len(values))):
+            total += values[row]
+            deviations[index] = values[row] - total / (row + 1)
+        low_rank = weights @ deviations / (2 * max(1, rank - 1)) ** 0.5
+        networks[:, columns] = _log_tensors(networks[:, columns] + low_rank, layout, torch.exp, columns)
+    return networks
 
 
-def _log_tensors(vectors: torch.Tensor, layout: ParameterLayout, function) -> torch.Tensor:
-    """`function` applied to the tensors that have the `log` transform, on a copy."""
-    vectors = vectors.clone()
+def _moments(originals: Vectors, layout: ParameterLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation `(D,)` of every coordinate, of `log` tensors those of the logarithm."""
+    mean, std = torch.empty(2, originals.shape[1], dtype=originals.dtype, device=originals.device)
+    for columns in column_slices(*originals.shape, BLOCK_VALUES):
+        values = _log_tensors(originals[:, columns], layout, torch.log, columns)
+        mean[columns], std[columns] = values.mean(0), values.std(0, correction=0)
+    return mean, std
+
+
+def _log_tensors(values: torch.Tensor, layout: ParameterLayout, function: Callable, columns: slice) -> torch.Tensor:
+    """`function` applied to what some columns `(n, w)` have of tensors with the `log` transform, on a copy."""
+    values = values.clone()
     for spec in layout.tensors:
         if spec.transform == "log":
-            own = slice(spec.offset, spec.offset + spec.numel)
-            vectors[:, own] = function(vectors[:, own])
-    return vectors
+            start, stop = spec.offset - columns.start, spec.offset + spec.numel - columns.start
+            own = slice(max(0, start), max(0, stop))
+            values[:, own] = function(values[:, own])
+    return values
+
+
+def _in_memory_order(num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of blocks of bounded size, one after another as the values of networks lie in memory."""
+    for rows in row_slices(num_rows, num_columns, BLOCK_VALUES):
+        for columns in column_slices(rows.stop - rows.start, num_columns, BLOCK_VALUES):
+            yield rows, columns
+
+
+def _size(rows: slice, columns: slice) -> tuple[int, int]:
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+class _Normals:
+    """The normal numbers of `torch.randn(num, generator=generator)`, of which only some are in memory."""
+
+    # PyTorch makes float32 numbers of so many uniform ones together, and the last of them from the end.
+    GROUP = 16
+
+    def __init__(self, num: int, generator: torch.Generator):
+        self._left, self._generator, self._drawn = num, generator, torch.empty(0)
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """The next ones, in this shape."""
+        num = math.prod(shape)
+        if (missing := num - len(self._drawn)) > 0:
+            size = -(-missing // self.GROUP) * self.GROUP
+            size = self._left if self._left - size < self.GROUP else size
+            self._left -= size
+            own = torch.randn(size, generator=self._generator)
+            self._drawn = torch.cat([self._drawn, own]) if len(self._drawn) else own
+        found, self._drawn = self._drawn[:num], self._drawn[num:]
+        return found.view(shape)

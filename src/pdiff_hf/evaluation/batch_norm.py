@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..data.vectors import Vectors, take_rows
 from ..forward import FullForward, forward_logits, split_if_exportable
 from ..layout import ParameterLayout, TensorSpec
 from ..wrapped import copy_network, own_state
@@ -74,7 +75,7 @@ class BatchNormEstimator:
 
     @torch.no_grad()
     def extend(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Append their statistics to networks `(B, D)`, which gives vectors `(B, E)` of `self.layout`, where they are."""
+        """Append their statistics to networks `(B, D)`, vectors `(B, E)` of `self.layout` where they are."""
         num_given = vectors.shape[1]
         extended = nn.functional.pad(vectors, (0, self.layout.num_parameters - num_given))
         for batch in self._batches:
@@ -108,14 +109,31 @@ class Reestimated:
         self._own = torch.cat([values.flatten(1) for values in own.values()], 1) if own else None
         self._rest = self.layout.flatten(model)[layout.num_parameters :]
 
-    def extend(self, vectors: torch.Tensor, name: str = "") -> torch.Tensor:
+    def extend(self, vectors: Vectors, name: str = "") -> Vectors | ExtendedVectors:
         """Vectors `(n, E)` of the extended layout; the group `generated` has its own statistics."""
+        if not self._rest.numel():
+            return vectors
         own = self._own if name == "generated" and self._own is not None else self._rest.expand(len(vectors), -1)
-        return torch.cat([vectors, own], 1)
+        return ExtendedVectors(vectors, own)
 
-    def extend_groups(self, groups: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All groups of networks in the extended layout."""
-        return {name: self.extend(vectors, name) for name, vectors in groups.items()}
+
+class ExtendedVectors:
+    """Vectors `(n, D)` with further columns `(n, F)` behind theirs, indexed by rows, which are put together then."""
+
+    def __init__(self, vectors: Vectors, further: torch.Tensor):
+        self._vectors, self._further = vectors, further
+        self.shape, self.ndim = torch.Size((len(vectors), vectors.shape[1] + further.shape[1])), 2
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        own = self._vectors[rows]
+        return torch.cat([own, self._further[rows].to(own)], 1)
+
+    def take(self, rows: torch.Tensor) -> ExtendedVectors:
+        """Some of the rows."""
+        return ExtendedVectors(take_rows(self._vectors, rows), self._further[rows])
 
 
 def extended_layout(layout: ParameterLayout, model: nn.Module, names: Iterable[str]) -> ParameterLayout:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from ..data.vectors import Vectors, take_rows
 from .evaluator import NUM_BINS, ParameterEvaluator, confidence_bins
 from .intervals import Z95
 
@@ -16,15 +17,8 @@ METRICS = {"accuracy": 1.0, "nll": math.inf, "ece": 1.0}
 NUM_RESAMPLES = 500
 
 
-def evaluate_ensembles(
-    groups: Mapping[str, torch.Tensor],
-    evaluator: ParameterEvaluator,
-    best_single: torch.Tensor | None = None,
-    sizes: Sequence[int] = (1, 2, 5, 10),
-    repeats: int = 5,
-    seed: int = 0,
-) -> dict[str, dict[str, dict[str, dict]]]:
-    """Evaluate ensembles of M networks of every group, which average their members' probabilities.
+class EnsembleEvaluator:
+    """Evaluates ensembles of M networks of a group, which average their members' probabilities.
 
     Every repeat draws networks at random without replacement, and the ensemble of size M holds the first M of them.
     The draws of different repeats are disjoint when the group has enough networks, else independent of each other.
@@ -37,50 +31,74 @@ def evaluate_ensembles(
     lower end of its interval is lowered by that bias, as the resamples show it.
 
     Args:
-        groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name.
         evaluator ([`ParameterEvaluator`]): On the test examples.
-        best_single (`torch.Tensor` of shape `(D,)`, *optional*): One chosen network to compare with; a group of one.
         sizes (`Sequence[int]`, *optional*, defaults to `(1, 2, 5, 10)`): Numbers M of networks; those above `n` are
             left out.
         repeats (`int`, *optional*, defaults to 5): Ensembles of every size; 1 for a group of one network.
         seed (`int`, *optional*, defaults to 0): Every group's draws start from it, so adding a group changes no other.
 
-    Returns:
-        `dict`: by group name (and `best_single`), and by M as a string: `accuracy`, `nll` (nats) and `ece` (15 bins),
-        each with `mean` and `ci95`, `None` where a value is not finite. Averages that are NaN count as wrong.
-
     Raises:
-        ValueError: a size or `repeats` is not positive, or a group does not fit the layout.
+        ValueError: a size or `repeats` is not positive.
     """
-    if repeats < 1 or min(sizes, default=0) < 1:
-        raise ValueError(f"expected positive sizes and repeats, found sizes {list(sizes)} and {repeats} repeats")
-    if best_single is not None:
-        groups = {**groups, "best_single": best_single[None]}
-    labels = evaluator.labels.cpu()
-    image_weights = _resample(len(labels), len(labels), torch.Generator().manual_seed(seed))
-    results: dict[str, dict[str, dict[str, dict]]] = {}
-    for name, vectors in groups.items():
-        group_sizes = sorted({size for size in sizes if size <= len(vectors)})
-        results[name] = {}
-        if not group_sizes:
-            continue
-        generator = torch.Generator().manual_seed(seed)
-        draws = _draw(len(vectors), group_sizes[-1], 1 if len(vectors) == 1 else repeats, generator)
+
+    def __init__(
+        self, evaluator: ParameterEvaluator, sizes: Sequence[int] = (1, 2, 5, 10), repeats: int = 5, seed: int = 0
+    ):
+        if repeats < 1 or min(sizes, default=0) < 1:
+            raise ValueError(f"expected positive sizes and repeats, found sizes {list(sizes)} and {repeats} repeats")
+        self._evaluator, self._sizes, self._repeats, self._seed = evaluator, sizes, repeats, seed
+        self._labels = evaluator.labels.cpu()
+        num = len(self._labels)
+        self._image_weights = _resample(num, num, torch.Generator().manual_seed(seed))
+
+    def evaluate(self, vectors: Vectors) -> dict[str, dict[str, dict]]:
+        """Ensembles of networks `(n, D)`.
+
+        Returns:
+            `dict`: by M as a string: `accuracy`, `nll` (nats) and `ece` (15 bins), each with `mean` and `ci95`, `None`
+            where a value is not finite. Averages that are NaN count as wrong.
+
+        Raises:
+            ValueError: the networks do not fit the layout.
+        """
+        sizes = sorted({size for size in self._sizes if size <= len(vectors)})
+        if not sizes:
+            return {}
+        generator = torch.Generator().manual_seed(self._seed)
+        draws = _draw(len(vectors), sizes[-1], 1 if len(vectors) == 1 else self._repeats, generator)
         repeat_weights = _resample(len(draws), max(1, len(draws) - 1), generator)
-        values: dict[int, list[torch.Tensor]] = {size: [] for size in group_sizes}
-        resampled: dict[int, list[torch.Tensor]] = {size: [] for size in group_sizes}
-        for size, log_probabilities in _ensembles(vectors, draws, evaluator, group_sizes):
-            own, resamples = _metrics(log_probabilities, labels, image_weights)
+        values: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
+        resampled: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
+        for size, log_probabilities in _ensembles(vectors, draws, self._evaluator, sizes):
+            own, resamples = _metrics(log_probabilities, self._labels, self._image_weights)
             values[size].append(own)
             resampled[size].append(resamples)
-        for size in group_sizes:
+        result = {}
+        for size in sizes:
             means = torch.stack(values[size]).mean(0)
             resamples = (torch.stack(resampled[size], 1) * repeat_weights[..., None]).sum(1)
-            results[name][str(size)] = {
+            result[str(size)] = {
                 metric: _with_interval(metric, mean.item(), column)
                 for metric, mean, column in zip(METRICS, means, resamples.unbind(1), strict=True)
             }
-    return results
+        return result
+
+
+def evaluate_ensembles(
+    groups: Mapping[str, Vectors],
+    evaluator: ParameterEvaluator,
+    best_single: torch.Tensor | None = None,
+    sizes: Sequence[int] = (1, 2, 5, 10),
+    repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, dict]]]:
+    """What [`EnsembleEvaluator`], whose arguments these are, finds of groups of networks `(n, D)`, by name.
+
+    `best_single` `(D,)` is one chosen network to compare with, a group of one.
+    """
+    ensembles = EnsembleEvaluator(evaluator, sizes, repeats, seed)
+    found = {name: ensembles.evaluate(vectors) for name, vectors in groups.items()}
+    return found if best_single is None else {**found, "best_single": ensembles.evaluate(best_single[None])}
 
 
 def _draw(n: int, size: int, repeats: int, generator: torch.Generator) -> torch.Tensor:
@@ -97,10 +115,10 @@ def _resample(n: int, num_drawn: int, generator: torch.Generator) -> torch.Tenso
 
 
 def _ensembles(
-    vectors: torch.Tensor, draws: torch.Tensor, evaluator: ParameterEvaluator, sizes: Sequence[int]
+    vectors: Vectors, draws: torch.Tensor, evaluator: ParameterEvaluator, sizes: Sequence[int]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Sizes and log probabilities `(N, classes)` of all ensembles, of which one is in memory at a time."""
-    for start, logits in evaluator.logits(vectors[draws.flatten()]):
+    for start, logits in evaluator.logits(take_rows(vectors, draws.flatten())):
         for index, network in enumerate(logits, start):
             size = index % draws.shape[1] + 1
             log_probabilities = network.log_softmax(-1)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from ..data.vectors import Vectors
 from ..results.metric import Metric
 from ..results.metrics import SCHEMA, Metrics
 from ..results.records import Difference, SelectedDifference
 from .autocorrelation import RunMemory, independent_distance
-from .ensembles import evaluate_ensembles
-from .groups import count_independent, find_group, is_shown
+from .ensembles import EnsembleEvaluator
+from .groups import Groups, count_independent, find_group, is_shown
 from .intervals import accuracy_difference, mean_interval, paired_comparison
 from .matching import nearest_matched_distance
 from .outputs import EvaluatorOutput
 from .permutations import PermutationSpec
 from .population import choose_inputs, measure_populations
 from .scores import NetworkEvaluator, NetworkScores
-from .similarity import nearest_cosine, nearest_distance, spread, wrong_iou
+from .similarity import Nearness, measure_nearness, wrong_iou
 from .summary import GroupEvaluation, summarize_group
 from .verdict import make_verdict
 
@@ -44,19 +45,20 @@ class EvaluationResult:
 
 
 def evaluate_groups(
-    groups: Mapping[str, torch.Tensor],
+    groups: Mapping[str, Vectors],
     val: NetworkEvaluator,
     test: NetworkEvaluator,
     *,
     memory: RunMemory | None = None,
     permutations: PermutationSpec | None = None,
     seconds: Mapping[str, float] | None = None,
-    networks: Mapping[str, torch.Tensor] | None = None,
+    extend: Callable[[Vectors, str], Vectors] | None = None,
     n_effective: Mapping[str, float] | None = None,
     apart: tuple[torch.Tensor, torch.Tensor] | None = None,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> EvaluationResult:
-    """Evaluate groups of networks under one protocol.
+    """Evaluate groups of networks under one protocol, one group after another.
 
     *Novel*: L2 distance to the nearest original above the yardstick, the mean distance of an original to the nearest
     independent one (and 2 and 4 times that). *Copied*: that distance below a third of the mean distance of an original
@@ -67,64 +69,78 @@ def evaluate_groups(
     judged by another metric than accuracy.
 
     Args:
-        groups (`Mapping[str, torch.Tensor]`): Networks `(n, D)` by group name; `original` is required.
+        groups (`Mapping[str, Vectors]`): Networks `(n, D)` by group name, such as [`Groups`], which makes each when it
+            is its turn; `original` is required.
         val, test ([`NetworkEvaluator`]): On the examples that networks are chosen on, and on those of all that is
             reported; one and the same where nobody tells these apart.
         memory ([`RunMemory`], *optional*): Which originals are independent of which; all by default.
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
-        seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took.
-        networks (`Mapping[str, torch.Tensor]`, *optional*): The same networks `(n, E)` in the evaluators' layout,
-            where it has more tensors than count for distances; `groups` by default.
+        seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took; read when all are made.
+        extend (`Callable`, *optional*): Gives of a group's networks `(n, D)` and its name the same networks `(n, E)`
+            in the evaluators' layout, where it has more tensors than count for distances.
         n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of other groups count as
             in intervals over networks; see [`count_independent`] for what is not given.
         apart (`tuple[torch.Tensor, torch.Tensor]`, *optional*): Rows of `original` that were seen and that were held
             out, of [`unseen_runs`]: then all groups are compared with the latter as populations.
         seed (`int`, *optional*, defaults to 0): Of the ensembles' draws and of the bootstrap.
+        device (`torch.device` or `str`, *optional*): Where distances are computed, where the networks are by default.
 
     Raises:
         ValueError: no group `original`, or a group that does not fit the layout.
     """
     if "original" not in groups:
         raise ValueError(f"expected a group 'original' to compare with, found {sorted(groups)}")
-    networks = groups if networks is None else networks
-    metric = test.metric
-    on_val = {name: val.predict(vectors) for name, vectors in networks.items()}
-    inputs, options = None, {}
-    if apart is not None and metric.is_accuracy:
-        num_networks = sum(map(len, networks.values()))
-        inputs = choose_inputs(test.num_examples, test.num_classes, num_networks, seed)
-        options = {"keep": inputs}
-    on_test = on_val
-    if test is not val or inputs is not None:
-        on_test = {name: test.predict(vectors, **options) for name, vectors in networks.items()}
-    scores = {name: output.scores for name, output in on_test.items()}
-    wrong = {name: output.wrong for name, output in on_test.items()} if metric.is_accuracy else {}
-    originals = groups["original"]
+    metric, originals = test.metric, groups["original"]
     memory = RunMemory.independent(len(originals)) if memory is None else memory
     if len(memory) != len(originals):
         raise ValueError(f"expected the memory of {len(originals)} originals, found that of {len(memory)} rows.")
+    inputs, options = None, {}
+    if apart is not None and metric.is_accuracy:
+        num_networks = groups.num_networks if isinstance(groups, Groups) else sum(map(len, groups.values()))
+        inputs = choose_inputs(test.num_examples, test.num_classes, num_networks, seed)
+        options = {"keep": inputs}
+    # Networks of several populations, which have other labels, are no ensemble.
+    has_ensembles = metric.is_accuracy and not test.populations
+    of_ensembles = EnsembleEvaluator(test, seed=seed) if has_ensembles else None
+    ensembles: dict[str, dict] = {}
 
-    # 1. Numbers of every network, and what they come to. Of independent networks matching takes long, and as functions
-    # all are compared anyway
-    matched = groups if apart is None else MATCHED_GROUPS
-    spreads = {name: spread(vectors, originals) for name, vectors in groups.items()}
+    # 1. Every group, of which no other may have room in memory. Of independent networks matching takes long, and as
+    # functions all are compared anyway
+    matched_groups = groups if apart is None else MATCHED_GROUPS
+    on_val, on_test, nearness, matched = {}, {}, {}, {}
+    for name, vectors in groups.items():
+        is_original = name == "original"
+        networks = vectors if extend is None else extend(vectors, name)
+        on_val[name] = on_test[name] = val.predict(networks)
+        if test is not val or inputs is not None:
+            on_test[name] = test.predict(networks, **options)
+        nearness[name] = measure_nearness(vectors, originals, is_original, device)
+        if permutations is not None and name in matched_groups:
+            matched[name] = nearest_matched_distance(vectors, originals, permutations, is_original)
+        if has_ensembles and is_shown(name, "ensembles"):
+            ensembles[name] = of_ensembles.evaluate(networks)
+        del vectors, networks
+    scores = {name: output.scores for name, output in on_test.items()}
+    wrong = {name: output.wrong for name, output in on_test.items()} if metric.is_accuracy else {}
+
+    # 2. What the numbers of all networks come to
     known = {"original": memory.count_independent(), **(n_effective or {})}
-    counts = count_independent({name: len(vectors) for name, vectors in groups.items()}, spreads, known)
+    sizes = {name: len(output) for name, output in scores.items()}
+    counts = count_independent(sizes, {name: found.spread for name, found in nearness.items()}, known)
     selected = {name: _select(output, metric) for name, output in on_val.items()}
     evaluations = {
         name: _evaluate_group(
             name,
-            vectors,
-            originals,
             on_val,
             on_test,
-            memory,
-            permutations if name in matched else None,
+            nearness[name],
+            independent_distance(originals, memory, device) if name == "original" else None,
+            matched.get(name),
             counts,
             selected[name],
         )
-        for name, vectors in groups.items()
+        for name in scores
     }
     summaries = {
         name: summarize_group(
@@ -135,20 +151,18 @@ def evaluate_groups(
             metric=metric,
             losses=on_test[name].losses if metric.is_accuracy else None,
             iou=wrong_iou(wrong[name], wrong[name]) if metric.is_accuracy else None,
-            spread=spreads[name],
+            spread=nearness[name].spread,
             seconds=(seconds or {}).get(name),
         )
         for name, group in evaluations.items()
     }
 
-    # 2. Groups against each other. Generated networks come first among the ensembles
-    ensembles = {}
-    # Networks of several populations, which have other labels, are no ensemble.
-    if metric.is_accuracy and not test.populations:
-        shown = (name for name in groups if is_shown(name, "ensembles"))
-        averaged = {name: networks[name] for name in sorted(shown, key=lambda name: name != "generated")}
+    # 3. Groups against each other. Generated networks come first among the ensembles
+    if has_ensembles:
+        ensembles = {name: ensembles[name] for name in sorted(ensembles, key=lambda name: name != "generated")}
         best = _best_single(on_val, selected)
-        ensembles = evaluate_ensembles(averaged, test, best_single=networks[best][selected[best]], seed=seed)
+        networks = groups[best] if extend is None else extend(groups[best], best)
+        ensembles["best_single"] = of_ensembles.evaluate(networks[selected[best] : selected[best] + 1])
     metrics = Metrics(
         version=SCHEMA,
         num_parameters=originals.shape[1],
@@ -173,10 +187,10 @@ def evaluate_groups(
             metrics.soup_comparisons[other] = Difference(**accuracy_difference(scores[name], scores[other]))
     metrics.finding, metrics.verdict = make_verdict(metrics)
 
-    # 3. For the matrix of similarities
+    # 4. For the matrix of similarities
     if not metric.is_accuracy:
         return EvaluationResult(evaluations, metrics, None, {})
-    shown = {name: _spread_rows(len(groups[name])) for name in groups if is_shown(name, "matrix")}
+    shown = {name: _spread_rows(size) for name, size in sizes.items() if is_shown(name, "matrix")}
     mistakes = torch.cat([wrong[name][rows] for name, rows in shown.items()])
     iou_sizes = {name: len(rows) for name, rows in shown.items()}
     return EvaluationResult(evaluations, metrics, wrong_iou(mistakes, mistakes), iou_sizes)
@@ -184,27 +198,22 @@ def evaluate_groups(
 
 def _evaluate_group(
     name: str,
-    vectors: torch.Tensor,
-    originals: torch.Tensor,
     on_val: Mapping[str, NetworkScores],
     on_test: Mapping[str, NetworkScores],
-    memory: RunMemory,
-    permutations: PermutationSpec | None,
+    nearness: Nearness,
+    independent: torch.Tensor | None,
+    matched: torch.Tensor | None,
     counts: Mapping[str, float],
     selected: int,
 ) -> GroupEvaluation:
-    is_original = name == "original"
     scores, scores_original = on_test[name].scores, on_test["original"].scores
-    matched = None
-    if permutations is not None:
-        matched = nearest_matched_distance(vectors, originals, permutations, exclude_self=is_original)
     return GroupEvaluation(
         val_score=on_val[name].score,
         test_score=on_test[name].score,
-        **_of_predictions(on_test[name], on_test["original"], is_original),
-        l2_nearest=nearest_distance(vectors, originals, exclude_self=is_original),
-        l2_independent=independent_distance(vectors, memory) if is_original else None,
-        cosine_nearest=nearest_cosine(vectors, originals, exclude_self=is_original),
+        **_of_predictions(on_test[name], on_test["original"], name == "original"),
+        l2_nearest=nearness.distance,
+        l2_independent=independent,
+        cosine_nearest=nearness.cosine,
         l2_matched=matched,
         selected=selected,
         n_effective=counts[name],

@@ -11,17 +11,21 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..data.vectors import Vectors
 from ..forward import FullForward, SplitForward, input_dtype, split_if_exportable
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
+from ..machine import free_memory, wait_for
 from ..results.metric import Metric
 from .outputs import EvaluatorOutput
 from .scores import NetworkEvaluator
 
 # Bins of the expected calibration error; torchmetrics' default.
 NUM_BINS = 15
-# Memory of the results of one chunk of networks, and of the largest activation of networks computed at once.
+# Memory of the results of one chunk of networks, and of the largest activation of networks computed at once; on an
+# accelerator, where fewer launches pay, a share of what is free at the beginning, when that is more.
 CHUNK_BYTES = 2**28
+MAX_SHARE_OF_ACCELERATOR = 1 / 16
 # The fastest of so many runs counts; another program's load makes single ones slow.
 TIMING_REPEATS = 5
 # Below this many networks in a chunk the self-timing costs more than it gains.
@@ -95,6 +99,9 @@ class ParameterEvaluator(NetworkEvaluator):
         self.populations = tuple(populations) if populations and len(populations) > 1 else ()
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
+        self._chunk_bytes = CHUNK_BYTES
+        if self.device.type != "cpu":
+            self._chunk_bytes = max(CHUNK_BYTES, int(MAX_SHARE_OF_ACCELERATOR * free_memory(self.device)))
         targets = torch.stack(list(populations.values())) if populations else labels[None]
         self._set_images(images.to(self.device), targets.to(self.device, torch.int64), max_cache_bytes)
         self.labels = labels.to(self.device, torch.int64)
@@ -152,27 +159,28 @@ class ParameterEvaluator(NetworkEvaluator):
         return isinstance(self._forward, SplitForward)
 
     @torch.no_grad()
-    def logits(self, vectors: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    def logits(self, vectors: Vectors) -> Iterator[tuple[int, torch.Tensor]]:
         """Logits of networks, streamed over chunks of networks.
 
         Args:
-            vectors (`torch.Tensor` of shape `(B, D)`): Raw parameter values.
+            vectors (`torch.Tensor` or [`StoredVectors`] of shape `(B, D)`): Raw parameter values.
 
         Yields:
             `tuple[int, torch.Tensor]`: index of the chunk's first network, and its float32 logits `(b, N, classes)`.
         """
         self.check_vectors(vectors)
-        for start, chunk in self._chunks(vectors, 4 * len(self.labels) * self.num_classes):
+        num_bytes = 4 * len(self.labels) * self.num_classes
+        for start, chunk in self._chunks(vectors, num_bytes, 0, len(vectors)):
             yield start, torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
 
     @torch.no_grad()
     def predict(
-        self, vectors: torch.Tensor, num_images: int | None = None, keep: torch.Tensor | None = None
+        self, vectors: Vectors, num_images: int | None = None, keep: torch.Tensor | None = None
     ) -> EvaluatorOutput:
         """Accuracy, NLL, ECE and predictions of networks in one pass.
 
         Args:
-            vectors (`torch.Tensor` of shape `(B, D)`): Raw parameter values.
+            vectors (`torch.Tensor` or [`StoredVectors`] of shape `(B, D)`): Raw parameter values.
             num_images (`int`, *optional*): Evaluate on the first so many images; whole batches of them are computed.
             keep (`torch.Tensor` of shape `(n,)`, `int64`, *optional*): Images, in ascending order, of which the logits
                 are kept; none by default.
@@ -185,15 +193,13 @@ class ParameterEvaluator(NetworkEvaluator):
             raise ValueError(f"expected num_images from 1 to {len(self.labels)}, found {num_images}")
         keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
         targets = self.targets[:, :num_images]
-        if self._accelerator is not None:
-            vectors = vectors.tensor_split(self._accelerator.num_processes)[self._accelerator.process_index]
         # Of examples that a population does not have, nothing counts, so that means over all are means over its own.
         weights = (targets >= 0).float()
         weights /= weights.mean(1, keepdim=True).clamp(min=1 / targets.shape[1])
         outputs = []
         # Per network: predictions and losses, logits that are kept, and a batch of logits and of two temporaries.
         num_bytes = (8 + 4 * len(targets)) * targets.shape[1] + 4 * (len(keep) + 3 * self._sizes[0]) * self.num_classes
-        for _, chunk in self._chunks(vectors, num_bytes):
+        for _, chunk in self._chunks(vectors, num_bytes, *self.own_rows(vectors)):
             gaps = torch.zeros(len(targets), len(chunk), NUM_BINS + 1, device=self.device)
             predictions, losses, kept = [], [], []
             for images, logits in self._chunk_logits(chunk, num_images):
@@ -222,26 +228,28 @@ class ParameterEvaluator(NetworkEvaluator):
             outputs = gather_object(outputs)
         return EvaluatorOutput(*map(torch.cat, zip(*outputs, strict=True)), weights=weights.cpu())
 
-    def accuracy(self, vectors: torch.Tensor) -> torch.Tensor:
+    def accuracy(self, vectors: Vectors) -> torch.Tensor:
         """Fractions of right predictions `(B,)` of networks `(B, D)`, their scores."""
         return self.score(vectors)
 
-    def nll(self, vectors: torch.Tensor) -> torch.Tensor:
+    def nll(self, vectors: Vectors) -> torch.Tensor:
         """Mean negative log-likelihoods `(B,)` of networks `(B, D)`, in nats."""
         return self.predict(vectors).nll
 
-    def ece(self, vectors: torch.Tensor) -> torch.Tensor:
+    def ece(self, vectors: Vectors) -> torch.Tensor:
         """Expected calibration errors `(B,)` of networks `(B, D)`, 15 bins."""
         return self.predict(vectors).ece
 
-    def predictions(self, vectors: torch.Tensor) -> torch.Tensor:
+    def predictions(self, vectors: Vectors) -> torch.Tensor:
         """Predicted classes `(B, N)` of networks `(B, D)`."""
         return self.predict(vectors).predictions
 
-    def _chunks(self, vectors: torch.Tensor, bytes_per_network: int) -> Iterator[tuple[int, torch.Tensor]]:
-        size = max(1, CHUNK_BYTES // (bytes_per_network + 4 * self.layout.num_parameters))
-        for start in range(0, len(vectors), size):
-            yield start, vectors[start : start + size]
+    def _chunks(
+        self, vectors: Vectors, bytes_per_network: int, first: int, stop: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        size = max(1, self._chunk_bytes // (bytes_per_network + 4 * self.layout.num_parameters))
+        for start in range(first, stop, size):
+            yield start, vectors[start : min(start + size, stop)]
 
     def _activations(self, index: int) -> tuple[torch.Tensor, ...]:
         """Output of the prefix for image batch `index`, kept as long as there is room."""
@@ -291,15 +299,14 @@ class ParameterEvaluator(NetworkEvaluator):
             return 1
         best, best_seconds = 1, float("inf")
         at_once = 1
-        limit = min(num_networks, max(1, CHUNK_BYTES // self._forward.max_activation_bytes))
+        limit = min(num_networks, max(1, self._chunk_bytes // self._forward.max_activation_bytes))
         while at_once <= limit:
             try:
                 seconds = []
                 for _ in range(TIMING_REPEATS):
                     begin = time.perf_counter()
                     self._tail(activations, tensors, at_once, at_once)
-                    if self.device.type == "cuda":
-                        torch.cuda.synchronize(self.device)
+                    wait_for(self.device)
                     seconds.append((time.perf_counter() - begin) / at_once)
             except RuntimeError:  # an operation without batching rule, or not enough memory
                 break

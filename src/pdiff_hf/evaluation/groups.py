@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from ..data.vectors import Vectors
 from ..layout import ParameterLayout
 from .baselines import (
     averages,
@@ -29,12 +30,12 @@ EVERYWHERE: tuple[Place, ...] = (*SINGLY, "histogram", "ensembles")
 
 @dataclass(frozen=True)
 class GroupInputs:
-    """What baselines are made of.
+    """What baselines are made of. Networks are tensors, or [`StoredVectors`] where they are large.
 
     Args:
-        originals (`torch.Tensor` of shape `(K, D)`): Rows of the parameter dataset, in the order of the training run.
+        originals (`Vectors` of shape `(K, D)`): Rows of the parameter dataset, in the order of the training run.
         layout ([`ParameterLayout`]): Which slice of a vector is which tensor.
-        generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline, for their own soups.
+        generated (`Vectors` of shape `(G, D)`): Networks out of the pipeline, for their own soups.
         num (`int`): Number of draws, that of the generated networks.
         generator (`torch.Generator`): Source of randomness, of this group alone.
         val_worth (`Callable`, *optional*): What networks `(n, D)` are worth `(n,)` on the validation examples, such as
@@ -43,19 +44,19 @@ class GroupInputs:
             latents that the denoiser contains.
         noise_latents (`Callable`, *optional*): Draws networks `(n, D)` by number and generator out of noise around the
             latents of originals.
-        aligned (`torch.Tensor` of shape `(K, D)`, *optional*): The originals after weight matching.
+        aligned (`Vectors` of shape `(K, D)`, *optional*): The originals after weight matching.
         is_zoo (`bool`, *optional*, defaults to `False`): The originals are independent networks, not a trajectory.
     """
 
-    originals: torch.Tensor
-    generated: torch.Tensor
+    originals: Vectors
+    generated: Vectors
     layout: ParameterLayout
     num: int
     generator: torch.Generator
-    val_worth: Callable[[torch.Tensor], torch.Tensor] | None = None
-    draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
-    noise_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None
-    aligned: torch.Tensor | None = None
+    val_worth: Callable[[Vectors], torch.Tensor] | None = None
+    draw_latents: Callable[[int, torch.Generator], Vectors] | None = None
+    noise_latents: Callable[[int, torch.Generator], Vectors] | None = None
+    aligned: Vectors | None = None
     is_zoo: bool = False
 
 
@@ -64,8 +65,8 @@ class Group:
     """An entry of [`GROUPS`].
 
     Args:
-        make (`Callable`, *optional*): Makes the networks `(n, D)` out of [`GroupInputs`], or `None` when they lack
-            something; without it, the networks are handed in.
+        make (`Callable`, *optional*): Makes the networks `(n, D)` out of [`GroupInputs`]; without it, the networks are
+            handed in.
         role (`str`, *optional*, defaults to `"baseline"`): What it is to the generator: `original` and `generated`
             are themselves; an `average` of originals, or another `rival`, has to be beaten and is always in view; a
             `generated_average` is made of generated networks.
@@ -79,9 +80,11 @@ class Group:
         made_of_single_originals (`bool`, *optional*, defaults to `False`): Its networks are single originals that
             were changed, and depend on each other as these do.
         counterpart (`str`, *optional*): Of a `generated_average`, the same average of originals.
+        needs (`str`, *optional*): What is not in all [`GroupInputs`], and without which there is no such group.
+        is_single (`bool`, *optional*, defaults to `False`): It is made as one network, others as `num`.
     """
 
-    make: Callable[[GroupInputs], torch.Tensor | None] | None = None
+    make: Callable[[GroupInputs], Vectors] | None = None
     role: Literal["original", "generated", "average", "rival", "generated_average", "baseline"] = "baseline"
     description: str = ""
     color: str = "ink"
@@ -90,14 +93,16 @@ class Group:
     label: str | None = None
     made_of_single_originals: bool = False
     counterpart: str | None = None
+    needs: str | None = None
+    is_single: bool = False
 
 
-def _draws(function: Callable, **options) -> Callable[[GroupInputs], torch.Tensor]:
+def _draws(function: Callable, **options) -> Callable[[GroupInputs], Vectors]:
     """What makes draws of originals by a layout."""
     return lambda given: function(given.originals, given.layout, given.num, given.generator, **options)
 
 
-def _mixtures(function: Callable) -> Callable[[GroupInputs], torch.Tensor]:
+def _mixtures(function: Callable) -> Callable[[GroupInputs], Vectors]:
     """What mixes originals without knowing their layout."""
     return lambda given: function(given.originals, given.num, given.generator)
 
@@ -113,17 +118,20 @@ GROUPS: dict[str, Group] = {
     "generated_uniform_soup": Group(
         lambda given: uniform_soup(given.generated),
         "generated_average", "the uniform soup of generated networks", "vermillion", "$U$", counterpart="uniform_soup",
+        is_single=True,
     ),
     "generated_greedy_soup": Group(
-        lambda given: given.val_worth and greedy_soup(given.generated, given.val_worth),
+        lambda given: greedy_soup(given.generated, given.val_worth),
         "generated_average", "the greedy soup of generated networks", "vermillion", "$G$", counterpart="greedy_soup",
+        needs="val_worth", is_single=True,
     ),
     "uniform_soup": Group(
-        lambda given: uniform_soup(given.originals), "average", "the uniform soup of all originals", "green", "*"
+        lambda given: uniform_soup(given.originals),
+        "average", "the uniform soup of all originals", "green", "*", is_single=True,
     ),
     "greedy_soup": Group(
-        lambda given: given.val_worth and greedy_soup(given.originals, given.val_worth),
-        "average", "the greedy soup of originals", "green", "P",
+        lambda given: greedy_soup(given.originals, given.val_worth),
+        "average", "the greedy soup of originals", "green", "P", needs="val_worth", is_single=True,
     ),
     "average_16": Group(
         _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
@@ -139,26 +147,26 @@ GROUPS: dict[str, Group] = {
     "gaussian": Group(_draws(gaussian), "baseline", "a Gaussian for every coordinate", "orange", "h"),
     "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "the Gaussian of all weights", "orange", "p"),
     "gaussian_latents": Group(
-        lambda given: given.draw_latents and given.draw_latents(given.num, given.generator),
-        "baseline", "the Gaussian of the denoiser's latents", "orange", "$L$",
+        lambda given: given.draw_latents(given.num, given.generator),
+        "baseline", "the Gaussian of the denoiser's latents", "orange", "$L$", needs="draw_latents",
     ),
     "noise_latents": Group(
-        lambda given: given.noise_latents and given.noise_latents(given.num, given.generator),
+        lambda given: given.noise_latents(given.num, given.generator),
         "baseline", "noise around the latents of originals", "purple", "$N$", made_of_single_originals=True,
+        needs="noise_latents",
     ),
     "noise_one": Group(
-        lambda given: noised_originals(given.originals[:1], given.layout, given.num, given.generator, sigma=0.05)
-        if given.is_zoo else None,
-        "baseline", "one original with 5 % noise", "purple", "$1$",
+        lambda given: noised_originals(given.originals[:1], given.layout, given.num, given.generator, sigma=0.05),
+        "baseline", "one original with 5 % noise", "purple", "$1$", needs="is_zoo",
     ),
     "matched_soup": Group(
-        lambda given: None if given.aligned is None else uniform_soup(given.aligned),
-        "average", "the uniform soup of all originals after weight matching", "green", "$M$",
+        lambda given: uniform_soup(given.aligned),
+        "average", "the uniform soup of all originals after weight matching", "green", "$M$", needs="aligned",
+        is_single=True,
     ),
     "matched_gaussian": Group(
-        lambda given: None if given.aligned is None
-        else pca_gaussian(given.aligned, given.layout, given.num, given.generator),
-        "baseline", "the Gaussian of all weights after weight matching", "orange", "$m$",
+        lambda given: pca_gaussian(given.aligned, given.layout, given.num, given.generator),
+        "baseline", "the Gaussian of all weights after weight matching", "orange", "$m$", needs="aligned",
     ),
     "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
     "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
@@ -222,37 +230,94 @@ def count_independent(
     return counts
 
 
-def build_groups(
-    originals: torch.Tensor,
-    generated: torch.Tensor,
-    layout: ParameterLayout,
-    reconstructed: torch.Tensor | None = None,
-    val_worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    seed: int = 0,
-    draw_latents: Callable[[int, torch.Generator], torch.Tensor] | None = None,
-    **inputs: Any,
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Make the groups of a report; baselines get as many draws as there are generated networks.
+class Groups(Mapping[str, Vectors]):
+    """Networks `(n, D)` by group name, in the order of the report.
+
+    Baselines are made when they are asked for, anew every time: of large networks there is no room for those of all
+    groups at once. Each starts from the seed, so that the same networks come out, and adding one changes no other.
 
     Args:
-        originals, layout, val_worth, draw_latents, inputs: See [`GroupInputs`].
-        generated (`torch.Tensor` of shape `(G, D)`): Networks out of the pipeline.
-        reconstructed (`torch.Tensor` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
-        seed (`int`, *optional*, defaults to 0): Every baseline starts from this seed, so adding one changes no other.
+        originals, generated, layout, inputs: See [`GroupInputs`]; baselines get as many draws as there are generated
+            networks.
+        reconstructed (`Vectors` of shape `(R, D)`, *optional*): Originals that went through the autoencoder.
+        seed (`int`, *optional*, defaults to 0): Of every baseline.
+        before (`Mapping[str, float | None]`, *optional*): Seconds that what a baseline is made of has cost, `None`
+            where nobody knows.
+
+    Attributes:
+        seconds (`dict[str, float]`): What the networks of a group took, those of baselines once they are made.
+    """
+
+    def __init__(
+        self,
+        originals: Vectors,
+        generated: Vectors,
+        layout: ParameterLayout,
+        reconstructed: Vectors | None = None,
+        seed: int = 0,
+        before: Mapping[str, float | None] | None = None,
+        **inputs: Any,
+    ):
+        given = {"original": originals, "reconstructed": reconstructed, "generated": generated}
+        self._given = {name: vectors for name, vectors in given.items() if vectors is not None}
+        self._seed, self._before = seed, before or {}
+        generator = torch.Generator()
+        self._inputs = GroupInputs(originals, generated, layout, len(generated), generator, **inputs)
+        known = {key for key, value in vars(self._inputs).items() if value is not None and value is not False}
+        made = [name for name, group in GROUPS.items() if group.make and group.needs in {None, *known}]
+        self._names = [*self._given, *made]
+        self.seconds: dict[str, float] = {}
+
+    def give(self, name: str, networks: Vectors) -> None:
+        """Add the networks of another group, or put them in the place of those that are there."""
+        self._given[name] = networks
+        self._names = list(dict.fromkeys([*self._names, name]))
+
+    def __getitem__(self, name: str) -> Vectors:
+        if name in self._given:
+            return self._given[name]
+        if name not in self._names:
+            raise KeyError(name)
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(self._seed)
+        networks = GROUPS[name].make(replace(self._inputs, generator=generator))
+        if (before := self._before.get(name, 0.0)) is not None:
+            self.seconds.setdefault(name, before + time.perf_counter() - start)
+        return networks
+
+    def __contains__(self, name: object) -> bool:
+        # Without making it.
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def num_networks(self) -> int:
+        """Of all groups together."""
+        made = [GROUPS[name] for name in self._names if name not in self._given]
+        return sum(map(len, self._given.values())) + sum(1 if g.is_single else self._inputs.num for g in made)
+
+
+def build_groups(
+    originals: Vectors,
+    generated: Vectors,
+    layout: ParameterLayout,
+    reconstructed: Vectors | None = None,
+    val_worth: Callable[[Vectors], torch.Tensor] | None = None,
+    seed: int = 0,
+    draw_latents: Callable[[int, torch.Generator], Vectors] | None = None,
+    **inputs: Any,
+) -> tuple[dict[str, Vectors], dict[str, float]]:
+    """Make all of [`Groups`] at once, of networks that have room in memory; arguments are its.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], dict[str, float]]`: networks by group name, `original`, `reconstructed` (if
-        given), `generated` and every baseline; and the seconds that making each baseline took.
+        `tuple[dict[str, Vectors], dict[str, float]]`: networks by group name, `original`, `reconstructed` (if given),
+        `generated` and every baseline; and the seconds that making each baseline took.
     """
-    groups = {"original": originals, "reconstructed": reconstructed, "generated": generated}
-    seconds = {}
-    for name, group in GROUPS.items():
-        if group.make is None:
-            continue
-        start = time.perf_counter()
-        generator = torch.Generator().manual_seed(seed)
-        given = GroupInputs(originals, generated, layout, len(generated), generator, val_worth, draw_latents, **inputs)
-        networks = group.make(given)
-        if networks is not None:
-            groups[name], seconds[name] = networks, time.perf_counter() - start
-    return {name: vectors for name, vectors in groups.items() if vectors is not None}, seconds
+    inputs |= {"val_worth": val_worth, "draw_latents": draw_latents}
+    groups = Groups(originals, generated, layout, reconstructed, seed, **inputs)
+    return dict(groups), groups.seconds

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from ..data.vectors import Vectors, column_slices, empty_vectors
 from .permutations import PermutationSpec, PermutedTensor
 from .similarity import nearest_distance, squared_distances
 
@@ -19,13 +20,15 @@ MAX_ALIGNMENT_ROUNDS = 200
 
 # Float64 values of the networks that are matched at once, 2 MB: more would leave the processor's caches.
 CHUNK_VALUES = 2**18
+# Values of all networks at a time, of which the mean is taken.
+MEAN_VALUES = 2**24
 # Originals that a network is matched with: so many of the nearest as they are, and of the nearest in a common order.
 NUM_CANDIDATES = 5
 # Descent ends by itself, after about 3 rounds; every round is an improvement.
 MAX_ROUNDS = 100
 
 
-def match(vectors: torch.Tensor, reference: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
+def match(vectors: Vectors, reference: torch.Tensor, spec: PermutationSpec) -> Vectors:
     """Permute the hidden units of networks `(A, D)` so that they come close to a reference `(D,)`.
 
     Weight matching by coordinate descent: from the order as it is, the units of one layer after the other get the
@@ -33,34 +36,36 @@ def match(vectors: torch.Tensor, reference: torch.Tensor, spec: PermutationSpec)
     al. 2023, arXiv 2209.04836, §3.2.
 
     Returns:
-        `torch.Tensor` of shape `(A, D)`: networks that compute the same, none farther from the reference than before;
-        those with values that are not finite stay as they are.
+        `Vectors` of shape `(A, D)`: networks that compute the same, none farther from the reference than before; those
+        with values that are not finite stay as they are.
 
     Raises:
         ValueError: vectors of another length than the specification's.
     """
-    pairs = _pair_chunks(vectors, reference.expand_as(vectors), spec)
-    return torch.cat([_descend(*pair, spec).to(vectors.dtype) for pair in pairs])
+    matched = empty_vectors(len(vectors), vectors)
+    for rows, *pair in _pairs_with(vectors, reference, spec):
+        matched[rows] = _descend(*pair, spec).to(vectors.dtype)
+    return matched
 
 
-def align(vectors: torch.Tensor, reference: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
+def align(vectors: Vectors, reference: torch.Tensor, spec: PermutationSpec) -> Vectors:
     """Match networks with one reference as [`match`] does, without an influence of the order in which their units are.
 
     Before the descent, one layer after the other is ordered by what its units get from the layer before, which undoes
     any permutation of the reference.
     """
-    chunks = []
-    for chunk, references in _pair_chunks(vectors, reference.expand_as(vectors), spec):
+    aligned = empty_vectors(len(vectors), vectors)
+    for rows, chunk, references in _pairs_with(vectors, reference, spec):
         for layer in range(spec.num_layers):
             incoming = [tensor for tensor in spec.tensors if tensor.output == layer]
             order = _best_order(_products(chunk, references, layer, incoming))
             _permute(chunk, order, layer, spec)
-        chunks.append(_descend(chunk, references, spec).to(vectors.dtype))
-    return torch.cat(chunks)
+        aligned[rows] = _descend(chunk, references, spec).to(vectors.dtype)
+    return aligned
 
 
 def nearest_matched_distance(
-    a: torch.Tensor, b: torch.Tensor, spec: PermutationSpec, exclude_self: bool = False
+    a: Vectors, b: Vectors, spec: PermutationSpec, exclude_self: bool = False
 ) -> torch.Tensor:
     """Euclidean distance from every row of `a` to the nearest row of `b` after permutation matching.
 
@@ -77,25 +82,37 @@ def nearest_matched_distance(
     num = min(NUM_CANDIDATES, len(b) - exclude_self)
     if num < 1:
         return nearest
-    frames = ((a, b), (align(a, b[0], spec), align(b, b[0], spec)))
-    for left, right in frames:
-        candidates = squared_distances(left, right, exclude_self).topk(num, largest=False).indices
-        pairs = _pair_chunks(left.repeat_interleave(num, 0), right[candidates.flatten()], spec)
+    first = b[:1][0]
+    for left, right in ((a, b), (align(a, first, spec), align(b, first, spec))):
+        candidates = squared_distances(left, right, exclude_self).topk(num, largest=False).indices.flatten()
+        rows = torch.arange(len(left), device=candidates.device).repeat_interleave(num)
+        pairs = _pairs(left, right, rows, candidates, spec)
         distances = torch.cat([(_descend(*pair, spec) - pair[1]).norm(dim=1) for pair in pairs])
         nearest = torch.minimum(nearest, distances.view(-1, num).min(1).values.float())
     return nearest
 
 
-def _pair_chunks(
-    vectors: torch.Tensor, references: torch.Tensor, spec: PermutationSpec
+def _pairs(
+    left: Vectors, right: Vectors, rows: torch.Tensor, others: torch.Tensor, spec: PermutationSpec
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some rows of both in float64, as many at a time as fit into `CHUNK_VALUES`."""
-    if vectors.ndim != 2 or vectors.shape[1] != spec.num_parameters:
-        raise ValueError(f"expected vectors (A, {spec.num_parameters}), found {tuple(vectors.shape)}")
+    """Some rows of the left and others of the right in float64, as many at a time as fit into `CHUNK_VALUES`."""
+    if left.ndim != 2 or left.shape[1] != spec.num_parameters:
+        raise ValueError(f"expected vectors (A, {spec.num_parameters}), found {tuple(left.shape)}")
     size = max(1, CHUNK_VALUES // spec.num_parameters)
-    for chunk, reference in zip(vectors.split(size), references.split(size), strict=True):
-        # A copy, which callers may permute in place.
-        yield chunk.to(torch.float64, copy=True), reference.double()
+    for own, other in zip(rows.split(size), others.split(size), strict=True):
+        yield left[own].double(), right[other].double()
+
+
+def _pairs_with(
+    vectors: Vectors, reference: torch.Tensor, spec: PermutationSpec
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Rows, and [`_pairs`] of them with one reference `(D,)`."""
+    rows = torch.arange(len(vectors), device=vectors.device)
+    pairs = _pairs(vectors, reference[None], rows, torch.zeros_like(rows), spec)
+    start = 0
+    for own, references in pairs:
+        yield rows[start : start + len(own)], own, references
+        start += len(own)
 
 
 def _descend(vectors: torch.Tensor, references: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
@@ -163,7 +180,7 @@ def _permute(vectors: torch.Tensor, order: torch.Tensor, layer: int, spec: Permu
             view.copy_(view.gather(2, order[:, None, :, None].expand_as(view)))
 
 
-def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> torch.Tensor:
+def align_networks(vectors: Vectors, spec: PermutationSpec) -> Vectors:
     """Permute the hidden units of networks so that they come close to each other, without changing what they compute.
 
     All are matched with the first one, then with the mean of all, until no unit changes its place. Matching by
@@ -172,15 +189,16 @@ def align_networks(vectors: torch.Tensor, spec: PermutationSpec) -> torch.Tensor
     the same way; another order of any other network changes nothing.
 
     Returns:
-        `torch.Tensor`: vectors `(K, D)`, each with the values of its row in another order.
+        `Vectors`: networks `(K, D)`, each with the values of its row in another order.
 
     Raises:
         ValueError: vectors of another length than the specification's.
     """
-    aligned = align(vectors, vectors[0], spec)
+    aligned = align(vectors, vectors[:1][0], spec)
+    blocks = [*column_slices(*vectors.shape, MEAN_VALUES)]
     for _ in range(MAX_ALIGNMENT_ROUNDS):
-        moved = match(aligned, aligned.double().mean(0), spec)
-        if torch.equal(moved, aligned):
+        moved = match(aligned, torch.cat([aligned[:, columns].double().mean(0) for columns in blocks]), spec)
+        if all(torch.equal(moved[:, columns], aligned[:, columns]) for columns in blocks):
             break
         aligned = moved
     return aligned

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..data.vectors import Vectors
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from ..own_code import errors_of_code
@@ -56,16 +57,17 @@ class NetworkEvaluator(ABC):
     num_examples: int
     batch_size: int
     _identity: NetworkIdentity | None = None
+    _accelerator: Accelerator | None = None
 
     @abstractmethod
-    def predict(self, vectors: torch.Tensor) -> NetworkScores:
+    def predict(self, vectors: Vectors) -> NetworkScores:
         """Judge networks `(B, D)` of raw parameter values."""
 
-    def score(self, vectors: torch.Tensor) -> torch.Tensor:
+    def score(self, vectors: Vectors) -> torch.Tensor:
         """Scores `(B,)` of networks `(B, D)`, in the metric's unit."""
         return self.predict(vectors).score
 
-    def worth(self, vectors: torch.Tensor) -> torch.Tensor:
+    def worth(self, vectors: Vectors) -> torch.Tensor:
         """Scores `(B,)` of which more is always better, see [`Metric.worth`]."""
         return self.metric.worth(self.score(vectors))
 
@@ -73,7 +75,15 @@ class NetworkEvaluator(ABC):
         """What is compared with `other`: of an evaluator that was not told its network, the layout alone."""
         return self._identity or NetworkIdentity.of("the evaluator", self.layout, other.base_model)
 
-    def check_vectors(self, vectors: torch.Tensor) -> None:
+    def own_rows(self, vectors: Vectors) -> tuple[int, int]:
+        """The first of the networks `(B, D)` that this process judges, and the one behind the last."""
+        if self._accelerator is None:
+            return 0, len(vectors)
+        rows = torch.arange(len(vectors)).tensor_split(self._accelerator.num_processes)
+        before = sum(map(len, rows[: self._accelerator.process_index]))
+        return before, before + len(rows[self._accelerator.process_index])
+
+    def check_vectors(self, vectors: Vectors) -> None:
         """Raise `ValueError` for vectors that do not fit the layout."""
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.layout.num_parameters:
             raise ValueError(
@@ -133,7 +143,7 @@ class ScoreEvaluator(NetworkEvaluator):
         self._arguments, self._accelerator, self._identity = arguments or {}, accelerator, identity
         self.num_examples = self.batch_size = len(self._call(copy.deepcopy(model)))
 
-    def predict(self, vectors: torch.Tensor) -> ScoreOutput:
+    def predict(self, vectors: Vectors) -> ScoreOutput:
         """Judge networks `(B, D)` of raw parameter values, one after another.
 
         Raises:
@@ -141,10 +151,10 @@ class ScoreEvaluator(NetworkEvaluator):
                 finite scores.
         """
         self.check_vectors(vectors)
-        if self._accelerator is not None:
-            vectors = vectors.tensor_split(self._accelerator.num_processes)[self._accelerator.process_index]
-        values = torch.full((len(vectors), self.num_examples), torch.nan, dtype=torch.float64)
-        for row, vector in enumerate(vectors):
+        start, stop = self.own_rows(vectors)
+        values = torch.full((stop - start, self.num_examples), torch.nan, dtype=torch.float64)
+        for row in range(stop - start):
+            vector = vectors[start + row : start + row + 1][0]
             if not vector.isfinite().all():
                 continue
             network = copy.deepcopy(self._model)

@@ -19,6 +19,7 @@ from .kinds import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import ModelMixin
 
     from ..base_model import BaseModel
@@ -47,13 +48,13 @@ def own_classes() -> dict[str, type[ModelMixin]]:
     return {cls.__name__: cls for cls in classes if cls.__module__.partition(".")[0] == package}
 
 
-def load_autoencoder(folder: str | Path) -> ParameterAutoencoderMixin:
+def load_autoencoder(folder: str | Path, device: torch.device | str = "cpu") -> ParameterAutoencoderMixin:
     """Load whichever autoencoder a local folder holds, in eval mode; see [`connect_network`] for those that encode.
 
     Raises:
         ValueError: the folder holds no autoencoder of the table, or its weights are damaged.
     """
-    return _load(folder, AUTOENCODERS)
+    return _load(folder, AUTOENCODERS).to(device)
 
 
 def connect_network(autoencoder: ParameterAutoencoderMixin, base_model: BaseModel | None) -> None:

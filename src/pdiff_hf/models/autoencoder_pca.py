@@ -10,7 +10,7 @@ from torch import nn
 
 from .autoencoder_base import ParameterAutoencoderMixin
 from .config import latent_arguments
-from .normalizer import BLOCK_VALUES, ParameterNormalizer
+from .normalizer import BLOCK_VALUES, ParameterNormalizer, block_values
 from .precision import without_autocast
 
 # Above it, all eigenvectors of a symmetric matrix take minutes.
@@ -140,7 +140,7 @@ class PrincipalComponents(nn.Module):
 
     @property
     def _width(self) -> int:
-        return max(1, BLOCK_VALUES // len(self.deviations))
+        return max(1, block_values(self.basis.device) // len(self.deviations))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from .autoencoder_base import ParameterAutoencoderMixin, ParameterAutoencoderOutput
 from .autoencoder_pca import PrincipalComponents
 from .kinds import PRESETS
-from .normalizer import BLOCK_VALUES
+from .normalizer import block_values
 from .patches import PatchConv1d, PatchConvTranspose1d
 
 ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
@@ -166,7 +166,7 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             loss_only (`bool`, *optional*, defaults to `False`): Leave `sample` out, which takes memory of twice the
                 batch, and return the loss alone.
         """
-        rows = max(1, BLOCK_VALUES // self.vector_length)
+        rows = max(1, block_values(sample.device) // self.vector_length)
         if loss_only and rows < len(sample) and self.config.norm == "none":
             return self._loss_in_chunks(rows, sample, input_noise, latent_noise)
         # 1. Normalise
@@ -189,7 +189,8 @@ class AutoencoderPDiff(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         losses = []
         for start in range(0, size, rows):
             chunk = [None if tensor is None else tensor[start : start + rows] for tensor in tensors]
-            loss = checkpoint(partial(self.forward, loss_only=True), *chunk, use_reentrant=False)
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            loss = checkpoint(partial(self.forward, loss_only=True), *chunk, **options)
             losses.append(loss * len(chunk[0]) / size)
         return torch.stack(losses).sum()
 

@@ -84,19 +84,23 @@ class LatentGaussian(Float32Module):
         shape, x, log_snr = x.shape, x.float().flatten(1), self._log_snr(timestep)[:, None]
         alpha, rest = log_snr.sigmoid(), (-log_snr).sigmoid()
         signal, sigma = alpha.sqrt(), rest.sqrt()
-        total = alpha * self.variances + rest
-        gain, of_mean = {
-            "epsilon": (sigma / total, 0.0),
-            "v_prediction": (signal * sigma * (1 - self.variances) / total, -sigma),
-            "sample": (signal * self.variances / total, 1.0),
-        }[self.prediction_type]
+        total = torch.addcmul(rest, alpha, self.variances)
+        gain = {"epsilon": sigma, "v_prediction": signal * sigma, "sample": signal}[self.prediction_type] / total
+        if self.prediction_type != "epsilon":
+            gain = gain * (1 - self.variances if self.prediction_type == "v_prediction" else self.variances)
         with without_autocast(x.device):
-            filtered = (((x - signal * self.mean) @ self.basis) * gain) @ self.basis.T
-        return (filtered + of_mean * self.mean).view(shape)
+            found = ((torch.addcmul(x, signal, self.mean, value=-1) @ self.basis) * gain) @ self.basis.T
+        if self.prediction_type == "v_prediction":
+            found = torch.addcmul(found, sigma, self.mean, value=-1)
+        elif self.prediction_type == "sample":
+            found = found + self.mean
+        return found.view(shape)
 
     def _log_snr(self, timestep: torch.Tensor) -> torch.Tensor:
         """Interpolated as solvers do that ask between the timesteps of training."""
         last = len(self.log_snr) - 1
+        if not timestep.is_floating_point():
+            return self.log_snr[timestep.clamp(0, last)]
         position = timestep.to(self.log_snr).clamp(0, last)
         below = position.floor().long()
         return torch.lerp(self.log_snr[below], self.log_snr[(below + 1).clamp_max(last)], position - below)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from ..machine import accelerator_memory
 
 # running_var can be exactly zero for a dead channel; its logarithm must stay finite.
 LOG_FLOOR = 1e-12
 
 MODES = ("per_tensor", "per_parameter")
 
-# Values of a block of columns that is normalised or fitted at a time; some copies of them are in memory at once.
+# Values of a block that is normalised, fitted or trained on at a time; some copies of them are in memory at once.
 BLOCK_VALUES = 2**21
+# Of all bytes of an accelerator, those for each value of a block: 16 float32 copies take an eighth.
+BYTES_PER_VALUE = 512
+
+
+def block_values(device: torch.device) -> int:
+    """Values that a device takes at a time: an accelerator as many as its memory is made for, in one piece if it can.
+
+    Not by the memory that happens to be free, so that a training that goes on is rounded as it was.
+    """
+    return BLOCK_VALUES if device.type in ("cpu", "meta") else _accelerator_block_values(device)
+
+
+@functools.cache
+def _accelerator_block_values(device: torch.device) -> int:
+    memory = accelerator_memory(device)
+    return 8 * BLOCK_VALUES if memory is None else max(BLOCK_VALUES, memory[1] // BYTES_PER_VALUE)
 
 
 class ParameterNormalizer(nn.Module):

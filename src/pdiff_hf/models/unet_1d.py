@@ -4,6 +4,9 @@ import torch
 from diffusers import UNet1DModel
 from torch import nn
 
+# Where many small operations cost no more than a large one; where tensors have no values, memory is counted for these.
+FAST_DEVICES = ("cpu", "meta")
+
 # Above this many output positions the convolution kernels of the libraries are faster.
 MAX_POSITIONS = 8
 
@@ -97,10 +100,11 @@ class _ShortConv1d(torch.autograd.Function):
 
 
 class ShortConv1d(nn.Conv1d):
-    """An `nn.Conv1d` with the same parameters and, to rounding, the same results; fast on `(B, C, L)` of small L.
+    """An `nn.Conv1d` with the same parameters and, to rounding, the same results; fast on a CPU, for small L.
 
     The libraries' kernels are made for long signals: at L <= 4 they reach a small part of the machine's rate. Longer
-    ones are left to them, and so are dilation, groups and padding by name.
+    ones are left to them, and so are dilation, groups and padding by name. On an accelerator it is an `nn.Conv1d`: one
+    operation there, not one for every position.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -108,11 +112,12 @@ class ShortConv1d(nn.Conv1d):
         (taps,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
         plain = dilation == self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         outputs = (input.shape[-1] + 2 * self.padding[0] - taps) // stride + 1 if plain else 0
+        device_type = input.device.type
         # Wider padding than that would make windows without any input.
-        if input.ndim != 3 or not 0 < outputs <= MAX_POSITIONS or self.padding[0] >= taps:
+        is_short = input.ndim == 3 and 0 < outputs <= MAX_POSITIONS and self.padding[0] < taps
+        if device_type not in FAST_DEVICES or not is_short:
             return super().forward(input)
         weight, bias = self.weight, self.bias
-        device_type = input.device.type
         # The device `meta` knows no autocast.
         if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
@@ -140,19 +145,20 @@ class _Mish(torch.autograd.Function):
 
 
 class FastMish(nn.Mish):
-    """`nn.Mish` with one exponential instead of an exponential, a logarithm and a hyperbolic tangent."""
+    """`nn.Mish` on a CPU with one exponential instead of an exponential, a logarithm and a hyperbolic tangent."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply elementwise."""
         # In half precision the powers would overflow.
-        return _Mish.apply(input) if input.dtype == torch.float32 else super().forward(input)
+        is_fast = input.dtype == torch.float32 and input.device.type in FAST_DEVICES
+        return _Mish.apply(input) if is_fast else super().forward(input)
 
 
 FAST = {nn.Conv1d: ShortConv1d, nn.Mish: FastMish}
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Make every `nn.Conv1d` and `nn.Mish` of a model a fast one, in place; the state dict stays what it is."""
+    """Make every `nn.Conv1d` and `nn.Mish` of a model one that is fast on a CPU, in place; the state dict stays."""
     for module in model.modules():
         if type(module) in FAST:
             module.__class__ = FAST[type(module)]

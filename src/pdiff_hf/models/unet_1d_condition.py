@@ -1,12 +1,13 @@
 """The denoiser of the default: the closed form for a Gaussian, and a 1-D UNet for what a Gaussian does not know."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.utils import BaseOutput
 from torch import nn
 
@@ -77,7 +78,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         # 1. Time and condition
         width = block_out_channels[0]
         embedding = time_embed_dim or max(TIME_FREQUENCIES, width // 4)
-        self.time_proj = Timesteps(TIME_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_proj = _Timesteps()
         self.time_embedding = TimestepEmbedding(TIME_FREQUENCIES, embedding)
         self.class_embedding = _class_embedding(
             embedding, class_embed_type, num_class_embeds, projection_class_embeddings_input_dim
@@ -200,6 +201,23 @@ def _class_embedding(
     return TimestepEmbedding(num_values, width) if kind == "projection" else nn.Linear(num_values, width)
 
 
+class _Timesteps(nn.Module):
+    """diffusers' `Timesteps`, with frequencies that are computed once for a device: cosines, then sines `(B, F)`."""
+
+    def __init__(self):
+        super().__init__()
+        # Not a buffer: one that is not saved would be without values in a model that diffusers loads.
+        self._frequencies: dict[torch.device, torch.Tensor] = {}
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        device, half = timesteps.device, TIME_FREQUENCIES // 2
+        if device not in self._frequencies:
+            exponents = torch.arange(half, dtype=torch.float32, device=device) / half
+            self._frequencies[device] = torch.exp(-math.log(10_000) * exponents)
+        angles = timesteps[:, None] * self._frequencies[device]
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+
 class _Norm(nn.GroupNorm):
     """`nn.GroupNorm` with one group; over one position it is a layer norm, several times faster as such."""
 
@@ -232,7 +250,7 @@ class _ResidualLayer(nn.Module):
         self.norm2, self.conv2 = _Norm(channels), _conv(channels, channels, length)
 
     def forward(self, hidden: torch.Tensor, embedding: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
-        own = self.conv1(nn.functional.silu(self.norm1(torch.cat([hidden, *states], 1))))
+        own = self.conv1(nn.functional.silu(self.norm1(torch.cat([hidden, *states], 1) if states else hidden)))
         own = own + self.time_emb_proj(embedding)[:, :, None]
         return hidden + self.conv2(nn.functional.silu(self.norm2(own)))
 

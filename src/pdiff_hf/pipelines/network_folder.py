@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..base_model import BaseModel
+from ..data.vectors import Vectors, empty_vectors
 from ..files import atomic_folder, check_new, errors_of, partial_folder, read_object, write_json
 from ..host_copy import host_copies
 from ..identity import NetworkIdentity, check_same_network, generated_identity
@@ -74,8 +75,10 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     return index | {"choice": index.pop("selection")} if "selection" in index else index
 
 
-def load_generated(folder: str | Path, layout: ParameterLayout, base_model: BaseModel | None = None) -> torch.Tensor:
+def load_generated(folder: str | Path, layout: ParameterLayout, base_model: BaseModel | None = None) -> Vectors:
     """Read a folder of generated networks as vectors `(n, D)`, without re-estimated BatchNorm statistics.
+
+    One network is read at a time; large ones become [`StoredVectors`], as those of a dataset do.
 
     Args:
         folder (`str` or `Path`): Generated networks.
@@ -90,14 +93,15 @@ def load_generated(folder: str | Path, layout: ParameterLayout, base_model: Base
     found = generated_identity(folder)
     expected = NetworkIdentity.of("what they are read for", layout, base_model or found.base_model)
     check_same_network(found, expected, "read them with the layout and the base model that they were generated for")
-    vectors = torch.empty(len(index["files"]), layout.num_parameters)
+    vectors = empty_vectors(len(index["files"]), torch.empty(0, layout.num_parameters))
     for row, (path, state) in enumerate(_states(Path(folder), index)):
         with errors_of(path):
             if undeclared := sorted(state.keys() - {*layout.names, *index.get("batch_norm", ())}):
                 raise ValueError(f"tensor {undeclared[0]!r} is neither in the layout nor declared in index.json.")
-            vectors[row] = layout.flatten(state)
-            if not vectors[row].isfinite().all():
+            vector = layout.flatten(state)
+            if not vector.isfinite().all():
                 raise ValueError("expected finite values, found NaN or infinity.")
+        vectors[row : row + 1] = vector
     return vectors
 
 

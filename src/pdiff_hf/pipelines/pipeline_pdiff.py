@@ -198,6 +198,16 @@ class PDiffPipeline(DiffusionPipeline):
             _ = pipeline.identity
         return pipeline
 
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """As in diffusers. Models without parameters, such as a PCA, stay on the device: Accelerate asks for one."""
+        models = {name: model for name, model in self.components.items() if isinstance(model, torch.nn.Module)}
+        staying = {name for name, model in models.items() if next(model.parameters(), None) is None}
+        self.model_cpu_offload_seq = "->".join(
+            name for name in type(self).model_cpu_offload_seq.split("->") if name not in staying
+        )
+        self._exclude_from_cpu_offload = sorted(staying)
+        super().enable_model_cpu_offload(gpu_id, device)
+
     def push_to_hub(self, repo_id: str, *, variant: str | None = None, **options) -> str:
         """Push the pipeline with its base model's weights and a card in one commit, see [`push_pipeline`].
 
@@ -317,8 +327,9 @@ class PDiffPipeline(DiffusionPipeline):
         self._num_timesteps = len(self.scheduler.timesteps)
         shape = (batch_size, *self.autoencoder.latent_shape)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        latents = latents.to(device=device, dtype=self.unet.dtype) * self.scheduler.init_noise_sigma
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        # In float32, whatever the UNet computes in: the same seeds give the same networks, and steps do not round.
+        latents = latents.to(device=device, dtype=torch.float32) * self.scheduler.init_noise_sigma
         options = step_options(self.scheduler, generator)
 
         # 3. Denoise
@@ -326,8 +337,8 @@ class PDiffPipeline(DiffusionPipeline):
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
-                model_input = self.scheduler.scale_model_input(latents, t)
-                noise_pred = self.unet(model_input, t, return_dict=False)[0]
+                model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+                noise_pred = self.unet(model_input, t, return_dict=False)[0].float()
                 latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **options)[0]
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "noise_pred": noise_pred}

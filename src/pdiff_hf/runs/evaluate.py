@@ -35,7 +35,7 @@ from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.rows import read_holdout_every
 from .folder import GATE_FILE, Run, check_report_folder, cost_since
-from .groups import add_cost_of_generated, add_own_groups, generator_seconds, known_permutations, make_groups
+from .groups import add_own_groups, generator_seconds, known_permutations, make_groups
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
@@ -68,7 +68,7 @@ def fine_tune_run(
                 task,
                 dataset.base_model,
                 dataset.layout,
-                take_seen(dataset.vectors(), read_holdout_every(run.path("diffusion")))[-1],
+                take_seen(dataset.vectors(), read_holdout_every(run.path("diffusion")))[-1:][0],
                 how,
                 seconds=seconds,
                 num=len(read_json(run.path("generate") / "index.json")["files"]),
@@ -139,9 +139,10 @@ def _evaluate(
 ) -> Metrics:
     # 1. What is evaluated
     task = task or require_task(dataset)
-    originals = dataset.vectors(rows=slice(None))
+    device = process_state().device
+    originals = dataset.vectors()
     generated = load_generated(generated_dir, dataset.layout)
-    autoencoder = load_autoencoder(pipeline_dir / "autoencoder")
+    autoencoder = load_autoencoder(pipeline_dir / "autoencoder", device)
     if is_own:
         begin = time.perf_counter()
         fine_tune_run(run, dataset, config, task)
@@ -161,7 +162,8 @@ def _evaluate(
     memory = RunMemory.measure(originals, dataset.order, autoencoder.normalizer)
     apart = unseen_runs(memory, holdout_every)
     permutations = known_permutations(model, dataset.layout, is_zoo=apart is not None)
-    groups, seconds = make_groups(
+    cost_of_generated = generator_seconds(run) if is_own else None
+    groups = make_groups(
         originals,
         generated,
         autoencoder,
@@ -171,15 +173,17 @@ def _evaluate(
         apart,
         permutations,
         config.seed,
+        cost_of_generated,
     )
     if apart is not None and autoencoder.needs_network:
         given = (originals, dataset.layout, apart[0], holdout_every, len(generated), permutations, config.seed)
-        for made, found in zip((groups, seconds), make_rivals(config.rivals, *given), strict=True):
-            made |= found
+        rivals, seconds = make_rivals(config.rivals, *given)
+        for name, vectors in rivals.items():
+            groups.give(name, vectors)
+        groups.seconds |= seconds
     n_effective: dict[str, float] = {}
     if is_own:
-        add_own_groups(run, dataset, groups, seconds, n_effective, autoencoder.normalizer)
-    add_cost_of_generated(groups, seconds)
+        add_own_groups(run, dataset, groups, n_effective, autoencoder.normalizer)
 
     # 3. Protocol and report
     result = evaluate_groups(
@@ -188,11 +192,12 @@ def _evaluate(
         test,
         memory=memory,
         permutations=permutations,
-        seconds=seconds,
-        networks=networks.extend_groups(groups),
+        seconds=groups.seconds,
+        extend=networks.extend,
         n_effective=n_effective,
         apart=apart,
         seed=config.seed,
+        device=device,
     )
     found = held_out_of(pipeline_dir, dataset, autoencoder, originals, config.held_out)
     if process_state().is_main_process:

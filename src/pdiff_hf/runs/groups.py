@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,9 +12,10 @@ from torch import nn
 
 from ..data.dataset import ParameterDataset
 from ..data.order import RowOrder
+from ..data.vectors import Vectors, take_rows
 from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.baselines import noised_latents
-from ..evaluation.groups import build_groups, find_group
+from ..evaluation.groups import GROUPS, Groups
 from ..evaluation.matching import align_networks
 from ..evaluation.permutations import PermutationSpec, permutation_spec
 from ..identity import NetworkIdentity, check_same_network, generated_identity
@@ -48,43 +49,47 @@ def known_permutations(model: nn.Module, layout: ParameterLayout, is_zoo: bool) 
 
 
 def make_groups(
-    originals: torch.Tensor,
-    generated: torch.Tensor,
+    originals: Vectors,
+    generated: Vectors,
     autoencoder: ParameterAutoencoderMixin,
-    draw_latents: Callable[[int, torch.Generator], torch.Tensor],
-    val_worth: Callable[[torch.Tensor], torch.Tensor] | None,
+    draw_latents: Callable[[int, torch.Generator], Vectors],
+    val_worth: Callable[[Vectors], torch.Tensor] | None,
     apart: tuple[torch.Tensor, torch.Tensor] | None,
     permutations: PermutationSpec | None,
     seed: int,
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """As [`build_groups`], with reconstructions of originals.
+    cost_of_generated: float | None = None,
+) -> Groups:
+    """[`Groups`] of a run, with reconstructions of originals.
 
     Where originals were held out that are independent of those seen, `apart` of [`unseen_runs`], everything is made of
     those seen, and the held-out ones are reconstructed. On a trajectory all are: a held-out row is as good as seen.
+
+    What is made of generated networks costs what they cost, too, `cost_of_generated` seconds; nothing is known of it
+    when that is not.
     """
     seen = held_out = torch.arange(len(originals))
     given = {}
     begin = time.perf_counter()
     if apart is not None:
         seen, held_out = apart
-        aligned = None if permutations is None else align_networks(originals[seen], permutations)
-        noise_latents = partial(noised_latents, originals[seen], autoencoder)
+        aligned = None if permutations is None else align_networks(take_rows(originals, seen), permutations)
+        noise_latents = partial(noised_latents, take_rows(originals, seen), autoencoder)
         given = {"noise_latents": noise_latents, "aligned": aligned, "is_zoo": True}
     alignment = time.perf_counter() - begin
+    before: dict[str, float | None] = dict.fromkeys(("matched_soup", "matched_gaussian"), alignment)
+    before |= {name: cost_of_generated for name, group in GROUPS.items() if group.role == "generated_average"}
     rows = held_out[torch.linspace(0, len(held_out) - 1, min(len(held_out), len(generated))).round().long()]
-    reconstructed = reconstruct(autoencoder, originals[rows])
-    inputs = (originals[seen], generated, autoencoder.layout, reconstructed, val_worth, seed, draw_latents)
-    groups, seconds = build_groups(*inputs, **given)
-    for name in seconds.keys() & {"matched_soup", "matched_gaussian"}:
-        seconds[name] += alignment
-    return {**groups, "original": originals}, seconds
+    reconstructed = reconstruct(autoencoder, take_rows(originals, rows))
+    inputs = (take_rows(originals, seen), generated, autoencoder.layout, reconstructed, seed, before)
+    groups = Groups(*inputs, val_worth=val_worth, draw_latents=draw_latents, **given)
+    groups.give("original", originals)
+    return groups
 
 
 def add_own_groups(
     run: Run,
     dataset: ParameterDataset,
-    groups: dict[str, torch.Tensor],
-    seconds: dict[str, float],
+    groups: Groups,
     n_effective: dict[str, float],
     normalizer: ParameterNormalizer,
 ) -> None:
@@ -94,23 +99,16 @@ def add_own_groups(
         # They are kept without a base model, beside that of the dataset.
         own = NetworkIdentity.of(dataset.folder, dataset.layout)
         check_same_network(unseen.identity, own, "make the ablation again")
-        groups[UNSEEN] = unseen.vectors(rows=slice(None))
-        n_effective[UNSEEN] = RunMemory.measure(groups[UNSEEN], unseen.order, normalizer).count_independent()
+        networks = unseen.vectors()
+        groups.give(UNSEEN, networks)
+        n_effective[UNSEEN] = RunMemory.measure(networks, unseen.order, normalizer).count_independent()
     if spent := generator_seconds(run):
-        seconds["generated"] = spent
+        groups.seconds["generated"] = spent
         if run.is_complete("fine_tune"):
             advice = "remove them, and they are made again"
             check_same_network(dataset.identity, generated_identity(run.path("fine_tune")), advice)
-            groups["fine_tuned"] = tuned = load_generated(run.path("fine_tune"), dataset.layout)
+            tuned = load_generated(run.path("fine_tune"), dataset.layout)
+            groups.give("fine_tuned", tuned)
             memory = RunMemory.measure(tuned, RowOrder.of_runs(len(tuned)), normalizer)
             n_effective["fine_tuned"] = memory.count_independent()
-            seconds["fine_tuned"] = spent
-
-
-def add_cost_of_generated(groups: Mapping[str, torch.Tensor], seconds: dict[str, float]) -> None:
-    """What is made of generated networks costs what they cost, too; nothing is known of it when that is not."""
-    for name in groups:
-        if find_group(name).role == "generated_average":
-            own = seconds.pop(name)
-            if "generated" in seconds:
-                seconds[name] = own + seconds["generated"]
+            groups.seconds["fine_tuned"] = spent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.vectors import split_rows
+from ..data.vectors import Vectors, split_rows, take_rows
 from ..evaluation.baselines import GaussianOfRows, LatentSampler
 from ..evaluation.distribution import GROUPS_COMPARED, compare_distributions
 from ..evaluation.groups import GROUPS, GroupInputs
@@ -17,12 +17,12 @@ from ..models.unet_1d_condition import UNet1DConditionModel
 from ..results.records import Distribution
 
 
-def take_seen(originals: torch.Tensor, holdout_every: int | None) -> torch.Tensor:
+def take_seen(originals: Vectors, holdout_every: int | None) -> Vectors:
     """Those originals `(K, D)` that a pipeline was trained on; all of them where it does not say so."""
-    return originals if holdout_every is None else originals[split_rows(len(originals), holdout_every)[0]]
+    return originals if holdout_every is None else take_rows(originals, split_rows(len(originals), holdout_every)[0])
 
 
-def fitted_gaussian(pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, seen: torch.Tensor) -> LatentSampler:
+def fitted_gaussian(pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, seen: Vectors) -> LatentSampler:
     """The Gaussian of scaled latents that the denoiser of a pipeline contains.
 
     Of one that contains none, that of the latents of the originals `(K, D)` that it was trained on.
@@ -34,10 +34,10 @@ def fitted_gaussian(pipeline_dir: Path, autoencoder: ParameterAutoencoderMixin, 
 
 
 def compare_latents(
-    seen: torch.Tensor,
-    generated: torch.Tensor,
-    draw_latents: Callable[[int, torch.Generator], torch.Tensor],
-    originals: torch.Tensor,
+    seen: Vectors,
+    generated: Vectors,
+    draw_latents: Callable[[int, torch.Generator], Vectors],
+    originals: Vectors,
     autoencoder: ParameterAutoencoderMixin,
     holdout_every: int,
     n_effective: float | None,
@@ -48,7 +48,7 @@ def compare_latents(
     `draw_latents` is that of [`GroupInputs`], the others are of [`compare_distributions`].
     """
 
-    def latents_of(vectors: torch.Tensor) -> torch.Tensor:
+    def latents_of(vectors: Vectors) -> torch.Tensor:
         return autoencoder.scale_latents(autoencoder.encode_rows(vectors)).flatten(1).cpu()
 
     latents = {"generated": latents_of(generated)}

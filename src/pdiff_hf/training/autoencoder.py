@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -90,18 +91,22 @@ def train_autoencoder(
         if isinstance(train_vectors, StoredVectors):
             return_large_blocks()
 
-        def reconstruction_loss(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
-            sample = train_vectors[batch.indices.to(train_vectors.device)].to(accelerator.device)
-            noise = batch.normal(autoencoder.vector_length), batch.normal(*autoencoder.latent_shape)
-            return model(sample, *noise, loss_only=True)
+        shapes = (autoencoder.vector_length,), autoencoder.latent_shape
+        is_stored = isinstance(train_vectors, StoredVectors)
 
-        loss_fn = reconstruction_loss
+        def draw(batch: GlobalBatch) -> Sequence[torch.Tensor]:
+            rows = train_vectors[batch.indices] if is_stored else batch.indices
+            return rows, *(batch.normal(*shape) for shape in shapes)
+
+        def loss_fn(model: torch.nn.Module, rows: torch.Tensor, *noise: torch.Tensor) -> torch.Tensor:
+            return model(rows if is_stored else train_vectors[rows], *noise, loss_only=True)
+
         if config.compares_functions:
             objective = FunctionObjective(autoencoder, functions, train_vectors, model, probes, config)
-            loss_fn, what = objective.loss, what | objective.describe()
+            draw, loss_fn, what = objective.draw, objective.loss, what | objective.describe()
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
-        autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), loss_fn, *stage)
+        autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), draw, loss_fn, *stage)
         if config.compares_functions and config.match_diversity and objective.combines_all:
             drawn, seen = objective.draw_latents(NUM_DRAWS, config.seed), train_vectors[:NUM_DRAWS]
             what |= match_diversity(autoencoder.eval(), drawn, seen, evaluator)

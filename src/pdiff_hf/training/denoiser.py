@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, ModelMixin
 from ..models.config import DiffusionConfig, too_few_rows
 from .batches import GlobalBatch
 from .loop import Trained, run_steps
-from .losses import Denoiser, denoising_losses, denoising_target, min_snr_weights, stable_target
+from .losses import Denoiser, TrainingTargets, denoising_losses
 from .rows import hold_out
 from .step_choice import StepChoice, candidate_steps
 
@@ -43,7 +43,7 @@ def train_denoiser(
 
     The loss is the mean squared error of the predicted noise (Source: Ho et al. 2020, arXiv 2006.11239, eq. 14) or
     velocity (Source: Salimans and Ho 2022, arXiv 2202.00512, appendix D), or of their expectation, see
-    [`stable_target`].
+    [`TrainingTargets`].
 
     Args:
         accelerator ([`accelerate.Accelerator`]): Of this training.
@@ -112,22 +112,25 @@ def _train(
     if config.contains_gaussian:
         denoiser.fit_gaussian(rows, scheduler)
 
-    def loss_fn(model: torch.nn.Module, batch: GlobalBatch) -> torch.Tensor:
-        clean = rows[batch.indices.to(rows.device)]
-        clean = clean + config.latent_noise * batch.normal(*shape)
-        noise, timesteps = batch.normal(*shape), batch.integers(config.num_train_timesteps)
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        if config.stable_target:
-            target = stable_target(noisy, timesteps, rows, scheduler, config.latent_noise)
-        else:
-            target = denoising_target(clean, noise, timesteps, scheduler)
-        predicted = model(noisy, timesteps, return_dict=False)[0].float()
-        if config.snr_gamma is None:
-            return torch.nn.functional.mse_loss(predicted, target)
-        errors = (predicted - target).square().flatten(1).mean(1)
-        return (min_snr_weights(timesteps, scheduler, config.snr_gamma) * errors).mean()
+    targets = TrainingTargets(rows, scheduler, config.latent_noise, config.stable_target, config.snr_gamma)
 
-    return run_steps(accelerator, denoiser, len(rows), loss_fn, config, output_dir, **options)
+    def draw(batch: GlobalBatch) -> Sequence[torch.Tensor]:
+        noises = batch.normal(*shape), batch.normal(*shape)
+        return batch.indices, *noises, batch.integers(config.num_train_timesteps)
+
+    def loss_fn(
+        model: torch.nn.Module,
+        indices: torch.Tensor,
+        latent_noise: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        clean = torch.add(rows[indices], latent_noise, alpha=config.latent_noise)
+        noisy, target, weights = targets(clean, noise, timesteps)
+        predicted = model(noisy, timesteps, return_dict=False)[0].float()
+        return targets.loss(predicted, target, weights)
+
+    return run_steps(accelerator, denoiser, len(rows), draw, loss_fn, config, output_dir, **options)
 
 
 def split_validation(

@@ -7,6 +7,8 @@ combinations have mean and covariance of the networks' functions, and they are w
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ from ..models.functions import NetworkFunctions
 from ..models.kinds import AutoencoderFunctionalConfig
 from ..models.normalizer import BLOCK_VALUES
 from ..wording import setting
-from .batches import GlobalBatch
+from .batches import GlobalBatch, upload
 
 # Of the loss of functions, the share of the cross-entropy to the target's probabilities.
 CROSS_ENTROPY = 0.3
@@ -93,40 +95,59 @@ class FunctionObjective:
         self.latents = autoencoder.encoder(functions)
         self.num_neighbours = choose_neighbours(functions.flatten(1), config.targets)
         self.neighbours = nearest(functions.flatten(1), self.num_neighbours)
+        self._host_neighbours = self.neighbours.cpu()
         example = probes.draw(config.inputs_per_step, config.seed)
         self.functions = NetworkFunctions(model, autoencoder.layout, example, self.device)
+        self.num_activations = len(self.functions.prefix(example))
         self._pool: tuple[int, FunctionPool] | None = None
 
     def describe(self) -> dict[str, int]:
         """What is written beside the gate: of how many networks a target is combined, 0 for those seen alone."""
         return {"combined_networks": self.num_neighbours}
 
-    def loss(self, model: nn.Module, batch: GlobalBatch) -> torch.Tensor:
-        """The loss of one process's share of a batch."""
-        config = self.config
-        pool = self._pool_of(batch.step)
-        generator = batch.shared_generator()
+    def draw(self, batch: GlobalBatch) -> Sequence[torch.Tensor]:
+        """What one process's share of a batch needs: combinations, noise, inputs of the pool and what is due on them.
+
+        They are of the same shapes in every step, whatever pool it is; see [`FunctionObjective.loss`] for the order.
+        """
+        config, pool, generator = self.config, self._pool_of(batch.step), batch.shared_generator()
         weights = self._combine(batch)
+        drawn = [weights]
+        if self.num_neighbours == 0:
+            drawn.append(batch.normal(self.latents.shape[1]))
+        if config.function_loss:
+            activations, functions = pool.draw(config.inputs_per_step, generator)
+            drawn += [functions, *activations]
+        if config.task_loss:
+            activations, labels = pool.draw_labelled(config.inputs_per_step, generator)
+            drawn += [labels, *activations]
+        if config.weight_loss:
+            drawn.append(self._parameters(weights, batch))
+        return drawn
+
+    def loss(self, model: nn.Module, *drawn: torch.Tensor) -> torch.Tensor:
+        """The loss of one process's share of a batch, for what [`FunctionObjective.draw`] has drawn."""
+        config, given = self.config, iter(drawn)
+        weights = next(given)
         latents = weights @ self.latents
         if self.num_neighbours == 0:
-            latents = latents + config.latent_noise * batch.normal(latents.shape[1])
+            latents = latents + config.latent_noise * next(given)
         written = model(latents)
         vectors = self.normalizer.denormalize(written)
         loss = written.new_zeros(())
         if config.function_loss:
-            activations, functions = pool.draw(config.inputs_per_step, generator)
+            functions, activations = next(given), tuple(itertools.islice(given, self.num_activations))
             own = self.functions(vectors, activations)
             target = (weights @ functions).transpose(0, 1)
             distance = (own - target).square().mean() / self.variance
             cross_entropy = -(target.softmax(-1) * own.log_softmax(-1)).sum(-1).mean()
             loss = loss + config.function_loss * (distance + CROSS_ENTROPY * cross_entropy)
         if config.task_loss:
-            activations, labels = pool.draw_labelled(config.inputs_per_step, generator)
+            labels, activations = next(given), tuple(itertools.islice(given, self.num_activations))
             own = self.functions(vectors, activations).flatten(0, 1)
             loss = loss + config.task_loss * nn.functional.cross_entropy(own, labels.repeat(len(vectors)))
         if config.weight_loss:
-            target = self._parameters(weights)
-            loss = loss + config.weight_loss * nn.functional.mse_loss(written, target)
+            loss = loss + config.weight_loss * nn.functional.mse_loss(written, next(given))
         return loss
 
     @property
@@ -142,18 +163,20 @@ class FunctionObjective:
 
     def _combine(self, batch: GlobalBatch) -> torch.Tensor:
         """Weights `(B, K)` of the networks in each target; every row sums to 1."""
-        rows = batch.indices.to(self.device)
-        weights = torch.zeros(len(rows), len(self.latents), device=self.device)
+        weights = torch.zeros(len(batch.indices), len(self.latents), device=self.device)
         if self.num_neighbours == 0:
+            (rows,) = upload([batch.indices], self.device)
             return weights.scatter_(1, rows[:, None], 1.0)
-        drawn = normal_weights(batch.normal(self.num_neighbours))
-        return weights.scatter_(1, self.neighbours[rows], drawn)
+        rows, noise = upload([batch.indices, batch.normal(self.num_neighbours)], self.device)
+        return weights.scatter_(1, self.neighbours[rows], normal_weights(noise))
 
-    def _parameters(self, weights: torch.Tensor) -> torch.Tensor:
+    def _parameters(self, weights: torch.Tensor, batch: GlobalBatch) -> torch.Tensor:
         """Normalised parameters `(B, D)` of combinations of networks."""
-        used = weights.ne(0).any(0).nonzero()[:, 0]
-        vectors = self.normalizer.normalize(self.vectors[used.to(self.vectors.device)].to(self.device))
-        return weights[:, used] @ vectors
+        used = batch.indices if self.num_neighbours == 0 else self._host_neighbours[batch.indices]
+        used = used.unique()
+        (here,) = upload([used], self.device)
+        vectors = self.vectors[used if self.vectors.device.type == "cpu" else here]
+        return weights[:, here] @ self.normalizer.normalize(*upload([vectors], self.device))
 
     def _pool_of(self, step: int) -> FunctionPool:
         period = step // self.config.pool_steps
@@ -222,13 +245,14 @@ class FunctionPool:
     def draw(self, num: int, generator: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Activations of `num` inputs, and the functions `(num, K, classes)` on them."""
         candidates = torch.randperm(len(self._telling), generator=generator)[: CANDIDATES * num]
-        index = candidates[self._telling[candidates].multinomial(num, generator=generator)].to(self._functions.device)
+        index = candidates[self._telling[candidates].multinomial(num, generator=generator)]
+        (index,) = upload([index], self._functions.device)
         return tuple(part[index] for part in self._inputs), self._functions[index]
 
     def draw_labelled(self, num: int, generator: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Activations of `num` training examples, and their labels `(num,)`."""
         activations, labels = self._labelled
-        index = torch.randperm(len(labels), generator=generator)[:num].to(labels.device)
+        (index,) = upload([torch.randperm(len(labels), generator=generator)[:num]], labels.device)
         return tuple(part[index] for part in activations), labels[index]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..data.vectors import Vectors, empty_vectors
 from ..evaluation.reconstruction import explained_variances, poor_kinds, shares_by_kind
 from ..evaluation.scores import NetworkEvaluator
 from ..models.auto import AUTOENCODERS
@@ -24,12 +25,12 @@ class PoorReconstructionError(ValueError):
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: ParameterAutoencoderMixin, vectors: torch.Tensor) -> torch.Tensor:
+def reconstruct(autoencoder: ParameterAutoencoderMixin, vectors: Vectors) -> Vectors:
     """Encode and decode raw vectors `(B, D)`."""
-    reconstructed = torch.empty(vectors.shape)
+    reconstructed = empty_vectors(len(vectors), vectors)
     for rows, columns, block in autoencoder.reconstruct_blocks(vectors):
-        reconstructed[rows, columns] = block.cpu()
-    return reconstructed.to(vectors.device)
+        reconstructed[rows, columns] = block.to(vectors.device)
+    return reconstructed
 
 
 def measure_reconstruction(

@@ -38,7 +38,8 @@ class LossHistory:
 
     def add(self, losses: list[torch.Tensor], gradient_norm: torch.Tensor) -> None:
         """Note the losses of one step's accumulation steps and the norm of its gradient, without waiting for them."""
-        self._steps.append(torch.stack([torch.stack(losses).float().mean(), gradient_norm.float()]))
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        self._steps.append(torch.stack([loss.float(), gradient_norm.float()]))
 
     def pending(self, step: int) -> list[float]:
         """Mean losses of the steps since the last entry, up to `step`.

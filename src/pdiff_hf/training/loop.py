@@ -1,31 +1,28 @@
-"""The optimisation loop that both stages share: Accelerate, EMA, schedule, checkpoints, resume, loss history."""
+"""The optimisation loop that both stages share: Accelerate, checkpoints, resume, loss history."""
 
 from __future__ import annotations
 
-import copy
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast, set_seed
-from diffusers.optimization import get_scheduler
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..machine import ThreadChoice, process_state
 from ..models.config import OptimizationConfig
 from ..wording import argument
-from .batches import GlobalBatch
+from .batches import GlobalBatch, upload
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
-from .ema import ShardedEMA, whole_tensor
 from .interrupts import StopRequest, TrainingInterrupted
 from .logs import LossHistory, NonFiniteLossError, check_tracker, tracking
+from .optimization import Optimization
 from .step_choice import StepChoice
 
 LOG_EVERY = 10
@@ -83,7 +80,8 @@ def run_steps(
     accelerator: Accelerator,
     model: nn.Module,
     num_rows: int,
-    loss_fn: Callable[[nn.Module, GlobalBatch], torch.Tensor],
+    draw: Callable[[GlobalBatch], Sequence[torch.Tensor]],
+    loss_fn: Callable[..., torch.Tensor],
     config: OptimizationConfig,
     output_dir: Path,
     description: str,
@@ -99,7 +97,9 @@ def run_steps(
         accelerator ([`accelerate.Accelerator`]): Of this stage.
         model (`nn.Module`): Trained in place, except with FSDP, which trains a copy. Averaged at the end by `use_ema`.
         num_rows (`int`): Rows of the training data, from which `GlobalBatch.indices` are dealt.
-        loss_fn (`Callable`): Maps the prepared model and a [`GlobalBatch`] to the mean loss of this process's rows.
+        draw (`Callable`): Maps a [`GlobalBatch`] to all that a step is given: tensors of the same shapes.
+        loss_fn (`Callable`): Maps the prepared model and these tensors, on the accelerator's device, to the mean loss
+            of this process's rows. It reads no values back, so that a CUDA graph can be made of it.
         config ([`OptimizationConfig`]): Hyper-parameters.
         output_dir (`Path`): Where `checkpoint-N/` are written.
         description (`str`): Name on the progress bar and of the tracker.
@@ -118,7 +118,7 @@ def run_steps(
         ValueError: the checkpoint named cannot be used, or one could not be written.
     """
     set_seed(config.seed)
-    trained = _Training(accelerator, model, config)
+    trained = Optimization(accelerator, model, config, loss_fn)
     if choice is not None:
         choice.of(trained.parameters)
         accelerator.register_for_checkpointing(choice)
@@ -134,6 +134,22 @@ def run_steps(
         state["threads"] = threads.taken
         return save_checkpoint(accelerator, output_dir, state, config.checkpoints_total_limit)
 
+    def batches(step: int) -> Iterator[Sequence[torch.Tensor]]:
+        for micro_step in range(config.gradient_accumulation_steps):
+            batch = GlobalBatch(
+                num_rows,
+                config.train_batch_size,
+                step,
+                config.seed,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                device=accelerator.device,
+                micro_step=micro_step,
+                micro_steps=config.gradient_accumulation_steps,
+                start=rows,
+            )
+            yield upload(draw(batch), accelerator.device)
+
     # 2. Steps
     if choice is not None and 0 in choice.steps and 0 not in choice.curve:
         trained.consider(choice, 0)
@@ -146,9 +162,9 @@ def run_steps(
     ):
         for step in bar:
             with threads.step():
-                losses, norm, taken = trained.step(num_rows, step, rows, loss_fn)
+                losses, norm = trained.step(batches(step))
             history.add(losses, norm)
-            rows += taken
+            rows += config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
 
             done = step + 1
             if choice is not None and done in choice.steps:
@@ -183,97 +199,3 @@ def run_steps(
                     )
                 raise TrainingInterrupted(number)
     return Trained(trained.whole_model(choice), history.entries, str(threads))
-
-
-class _Training:
-    """A model with what trains it, prepared for all processes: optimiser, schedule and moving average."""
-
-    def __init__(self, accelerator: Accelerator, model: nn.Module, config: OptimizationConfig):
-        self.accelerator, self.config = accelerator, config
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        # FSDP replaces the parameters; the trained ones are put together in here.
-        self.whole = copy.deepcopy(model).to(accelerator.device) if is_sharded(accelerator) else None
-        options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-        optimizer = torch.optim.AdamW(model.parameters(), **options, fused=True)
-        # Not prepared by Accelerate, which would step it once per process.
-        self.lr_scheduler = get_scheduler(
-            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
-        )
-        with warnings.catch_warnings():
-            # torch has another name for the option that Accelerate passes on.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.parameters = list(self.model.parameters())
-        self.ema = None
-        if config.use_ema:
-            average = {"decay": config.ema_decay, "use_ema_warmup": True, "power": 0.75, "foreach": True}
-            self.ema = ShardedEMA(self.parameters, **average)
-            accelerator.register_for_checkpointing(self.ema)
-        accelerator.register_for_checkpointing(self.lr_scheduler)
-
-    def step(
-        self, num_rows: int, step: int, start: int, loss_fn: Callable[[nn.Module, GlobalBatch], torch.Tensor]
-    ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
-        """One optimiser step: losses of its batches, norm of the gradient, and rows of all processes that it took."""
-        accelerator, config, losses = self.accelerator, self.config, []
-        for micro_step in range(config.gradient_accumulation_steps):
-            batch = GlobalBatch(
-                num_rows,
-                config.train_batch_size,
-                step,
-                config.seed,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                device=accelerator.device,
-                micro_step=micro_step,
-                micro_steps=config.gradient_accumulation_steps,
-                start=start,
-            )
-            with accelerator.accumulate(self.model):
-                with accelerator.autocast():
-                    loss = loss_fn(self.model, batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    norm = whole_tensor(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            losses.append(loss.detach())
-        self.lr_scheduler.step()
-        if self.ema is not None:
-            self.ema.step(self.parameters)
-        # With fp16 an infinite gradient only lowers the scale of the loss.
-        return losses, norm if accelerator.scaler is None else torch.zeros_like(norm), batch.global_size
-
-    @torch.no_grad()
-    def consider(self, choice: StepChoice, step: int) -> None:
-        """Let a choice consider the model, averaged if there is an average."""
-        present = [parameter.detach().clone() for parameter in self.parameters] if self.ema is not None else ()
-        if self.ema is not None:
-            self.ema.copy_to(self.parameters)
-        choice.consider(step, self.model.eval())
-        self.model.train()
-        if self.whole is not None:
-            # What a forward pass has gathered stays for a backward pass, and the next step would take it for weights.
-            self.model.reshard()
-        for parameter, value in zip(self.parameters, present, strict=False):
-            parameter.copy_(value)
-
-    def whole_model(self, choice: StepChoice | None = None) -> nn.Module:
-        """The model without wrappers, in eval mode, the same on all processes: as chosen, or averaged, if it is."""
-        accelerator, model = self.accelerator, self.whole
-        if choice is not None:
-            choice.restore()
-        elif self.ema is not None:
-            self.ema.copy_to(self.parameters)
-        if model is None:
-            model = accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            if accelerator.num_processes > 1:
-                # Without SyncBatchNorm, running statistics are those of each process's rows.
-                broadcast(dict(model.named_buffers()))
-        else:
-            weights = accelerator.get_state_dict(self.model)
-            if accelerator.is_main_process:
-                model.load_state_dict(weights)
-            broadcast(dict(model.state_dict()))
-        return model.eval()

@@ -28,32 +28,6 @@ def denoising_target(
     return noise if scheduler.config.prediction_type == "epsilon" else clean
 
 
-def stable_target(
-    noisy: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor, scheduler: DDPMScheduler, latent_noise: float
-) -> torch.Tensor:
-    """The expectation of [`denoising_target`] over all training rows that may have become the noisy latents.
-
-    With the same minimiser as the target of the one row that did, it has a smaller variance: training takes fewer
-    steps. Source: Xu et al. 2023, arXiv 2302.00670, with all rows as the reference batch.
-
-    Args:
-        noisy (`torch.Tensor` of shape `(B, C, L)`), timesteps (`torch.Tensor` of shape `(B,)`): Given.
-        rows (`torch.Tensor` of shape `(K, C, L)`): Scaled latents of the training rows.
-        scheduler ([`DDPMScheduler`]): Noise schedule, and what is predicted.
-        latent_noise (`float`): Standard deviation of the noise that training adds to the rows.
-    """
-    alpha = scheduler.alphas_cumprod.to(noisy.device)[timesteps][:, None]
-    signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-    x, rows = noisy.flatten(1), rows.flatten(1)
-    spread = alpha * latent_noise**2 + 1 - alpha
-    # Differences, as products would cancel where there is little noise.
-    distances = torch.cdist(x / signal, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    expected = (-alpha * distances.square() / (2 * spread)).softmax(1) @ rows
-    expected = expected + signal * latent_noise**2 / spread * (x - signal * expected)
-    noise = (x - signal * expected) / sigma
-    return denoising_target(expected.view_as(noisy), noise.view_as(noisy), timesteps, scheduler)
-
-
 def min_snr_weights(timesteps: torch.Tensor, scheduler: DDPMScheduler, gamma: float) -> torch.Tensor:
     """Weights `(B,)` of the losses at timesteps `(B,)`: those of clean latents weighted by min(SNR, gamma).
 
@@ -62,6 +36,80 @@ def min_snr_weights(timesteps: torch.Tensor, scheduler: DDPMScheduler, gamma: fl
     snr = compute_snr(scheduler, timesteps)
     of_clean = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
     return snr.clamp_max(gamma) / of_clean[scheduler.config.prediction_type]
+
+
+class TrainingTargets:
+    """Noisy latents of a training step, what is to be predicted of them, and the loss of a prediction.
+
+    The stable target is the expectation of [`denoising_target`] over all training rows that may have become the noisy
+    latents. With the same minimiser as the target of the one row that did, it has a smaller variance: training takes
+    fewer steps. Source: Xu et al. 2023, arXiv 2302.00670, with all rows as the reference batch.
+
+    Factors that depend on the timestep alone are looked up in one table: an accelerator computes latents in less time
+    than it takes to be told of another operation.
+
+    Args:
+        rows (`torch.Tensor` of shape `(K, C, L)`): Scaled latents of the training rows.
+        scheduler ([`DDPMScheduler`]): Noise schedule, and what is predicted.
+        latent_noise (`float`): Standard deviation of the noise that training adds to the rows.
+        stable (`bool`): Whether targets are the stable ones.
+        snr_gamma (`float`, *optional*): Of [`min_snr_weights`]; without it, all timesteps count alike.
+    """
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        scheduler: DDPMScheduler,
+        latent_noise: float,
+        stable: bool,
+        snr_gamma: float | None = None,
+    ):
+        self._rows, self._stable, self._is_weighted = rows.flatten(1), stable, snr_gamma is not None
+        alpha = scheduler.alphas_cumprod.double()
+        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+        # The target is a sum of noise and clean latents with these factors.
+        one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
+        kinds = {"epsilon": (one, zero), "v_prediction": (signal, -sigma), "sample": (zero, one)}
+        of_noise, of_clean = kinds[scheduler.config.prediction_type]
+        if stable:
+            # Of rows that are likely by exp(sharpness · distance²), the mean e; clean latents are on average
+            # e + share · (x - signal · e), and the noise is what is left of x.
+            spread = alpha * latent_noise**2 + 1 - alpha
+            sharpness, share = -alpha / (2 * spread), signal * latent_noise**2 / spread
+            of_clean = of_clean - of_noise * signal / sigma
+            of_noisy, of_mean = of_noise / sigma + of_clean * share, of_clean * (1 - share * signal)
+            factors = [1 / signal, sharpness, of_noisy, of_mean]
+        else:
+            factors = [of_noise, of_clean]
+        weights = one
+        if snr_gamma is not None:
+            weights = min_snr_weights(torch.arange(len(alpha)), scheduler, snr_gamma).double()
+        table = torch.stack([signal, sigma, weights, *factors], 1)
+        self._table = table.float().to(rows.device)
+
+    def __call__(
+        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noisy latents `(B, C, L)`, targets `(B, C, L)` and weights `(B,)` of clean latents, noise and timesteps."""
+        shape, clean, noise = clean.shape, clean.flatten(1), noise.flatten(1)
+        signal, sigma, weights, *factors = self._table[timesteps][:, None].unbind(2)
+        noisy = torch.addcmul(signal * clean, sigma, noise)
+        if self._stable:
+            rescale, sharpness, of_noisy, of_mean = factors
+            # Differences, as products would cancel where there is little noise.
+            distances = torch.cdist(noisy * rescale, self._rows, compute_mode="donot_use_mm_for_euclid_dist")
+            mean = (distances.square() * sharpness).softmax(1) @ self._rows
+            target = torch.addcmul(of_mean * mean, of_noisy, noisy)
+        else:
+            of_noise, of_clean = factors
+            target = torch.addcmul(of_clean * clean, of_noise, noise)
+        return noisy.view(shape), target.view(shape), weights[:, 0]
+
+    def loss(self, predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of predictions `(B, C, L)`, weighted."""
+        if not self._is_weighted:
+            return torch.nn.functional.mse_loss(predicted, target)
+        return (weights * (predicted - target).square().flatten(1).mean(1)).mean()
 
 
 @torch.no_grad()

@@ -1,0 +1,63 @@
+"""Texts that take long to make, kept between commands in a folder of the user's own, beside what Hugging Face keeps.
+
+Not in the folders of runs and artefacts: those may come from anywhere, and what is read here decides what is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .files import atomic_write
+
+MAX_FILES = 64
+
+_folder: Path | None = None
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Within the block, texts are kept in `folder`; outside of such a block nothing is."""
+    global _folder
+    before, _folder = _folder, folder
+    try:
+        yield
+    finally:
+        _folder = before
+
+
+def home_folder() -> Path:
+    """Where the commands keep texts."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "pdiff_hf" / "graphs"
+
+
+def read_text(key: str) -> str | None:
+    """What was written under `key`; `None` when there is nothing, or it is damaged."""
+    if _folder is None:
+        return None
+    try:
+        digest, _, text = (_folder / key).read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if digest == _digest(text) else None
+
+
+def write_text(key: str, text: str) -> None:
+    """Keep `text` under `key`, a file name, where that is possible; of many, those written first go."""
+    if _folder is None:
+        return
+    # The home of a user may be read-only or full; then the text is made again. Other processes may tidy up, too.
+    with suppress(OSError):
+        with atomic_write(_folder / key) as temporary:
+            temporary.write_text(f"{_digest(text)}\n{text}", encoding="utf-8")
+        files = sorted(_folder.iterdir(), key=lambda file: file.stat().st_mtime)
+        for file in files[:-MAX_FILES]:
+            file.unlink()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -19,7 +19,7 @@ from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..forward import forward_logits
 from ..host_copy import to_device
-from ..machine import ThreadChoice, default_device, process_state
+from ..machine import ThreadChoice, default_device, precision_of, process_state
 from .config import BaseTrainingConfig
 from .task import Task
 
@@ -113,7 +113,7 @@ def train_steps(
     steps, threads = num_training_steps(task, config), threads or ThreadChoice(device)
     lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
     for batch in itertools.islice(batches, steps):
-        with threads.step():
+        with threads.step(), precision_of("training"):
             losses = loss_of(*batch)
             losses.sum().backward()
             optimizer.step()

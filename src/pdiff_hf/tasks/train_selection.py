@@ -16,7 +16,7 @@ from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
 from ..host_copy import to_device
 from ..layout import ParameterLayout
-from ..machine import ThreadChoice, default_device
+from ..machine import ThreadChoice, default_device, precision_of
 from ..wording import setting
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, BaseTrainingConfig, CollectConfig
@@ -171,7 +171,7 @@ def train_selection(
         else:
             batches = ((index, None) for index in to_device(torch.stack(indices), device))
         for index, inputs in batches:
-            with threads.step():
+            with threads.step(), precision_of("training"):
                 if prefix is None:
                     logits, labels = forward_logits(network, inputs), examples.labels[index]
                 else:

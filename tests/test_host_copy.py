@@ -11,13 +11,18 @@ def make_state(device="cpu"):
     return {name: tensor.to(device) for name, tensor in state.items()}
 
 
-def test_copies_of_every_type_are_one_from_an_accelerator(pretended):
+def test_copies_of_every_type_are_one_from_an_accelerator(pretended, monkeypatch):
     found = host_copies(make_state("pretend"))
     assert pretended.to_host.total() == 3
     assert list(found) == list(make_state())
     for name, tensor in make_state().items():
         assert found[name].is_contiguous() and found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
+    monkeypatch.setattr(host_copy, "BLOCK_VALUES", 12)
+    pretended.clear()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in host_copies(make_state("pretend")).items())
+    # Of float32 one for the first tensor, one for the rest.
+    assert pretended.to_host.total() == 4
 
 
 def test_copies_share_no_memory(pretended):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -31,11 +32,14 @@ def copy_values(tensors: Sequence[torch.Tensor], vector: torch.Tensor, non_block
 
 def host_copies(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous copies of tensors on the host, in their own types; of an accelerator's, one copy moves a type."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    sizes: Counter[tuple[torch.device, torch.dtype]] = Counter()
+    blocks: dict[tuple[torch.device, torch.dtype, int], list[str]] = {}
     for name, tensor in state.items():
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(name)
+        kind = tensor.device, tensor.dtype
+        blocks.setdefault((*kind, sizes[kind] // BLOCK_VALUES), []).append(name)
+        sizes[kind] += tensor.numel()
     found = {}
-    for (device, _), names in kinds.items():
+    for (device, *_), names in blocks.items():
         flat = [state[name].detach().reshape(-1) for name in names]
         if device.type != "cpu":
             flat = torch.cat(flat).cpu().split([len(values) for values in flat])

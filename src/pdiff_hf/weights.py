@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .host_copy import host_copies
 from .selection import check_network, check_values
 from .wrapped import fit_names, own_state, plain_names, unwrap
 
@@ -34,7 +35,7 @@ def take_weights(model: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, tor
     for name, tensor in state.items():
         check_values(name, tensor)
     unique = {same_memory(tensor): name for name, tensor in reversed(state.items())}
-    return {name: state[name].detach().cpu().clone().contiguous() for name in reversed(unique.values())}
+    return host_copies({name: state[name] for name in reversed(unique.values())})
 
 
 def put_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str, name: str) -> None:

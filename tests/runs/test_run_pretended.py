@@ -10,8 +10,10 @@ from factories import TINY_ZOO, tiny_recipe
 from functional_zoo import FUNCTIONAL, make_zoo
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.files import read_json
+from pdiff_hf.machine import default_device
 from pdiff_hf.models.kinds import AutoencoderFunctionalConfig, UNet1DConditionConfig
 from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
 from pdiff_hf.tasks.evaluators import make_gate_evaluator
@@ -89,6 +91,13 @@ def test_training_goes_on_from_a_checkpoint(pretended, tiny_run_copy, tmp_path):
         assert torch.equal(found[name], values), name
 
 
+def test_devices_of_base_training_and_generation_obey_that_they_are_to_use_the_cpu(pretended, tiny_run, monkeypatch):
+    assert load_pipeline(tiny_run / "pipeline").device.type == default_device().type == "pretend"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert load_pipeline(tiny_run / "pipeline").device.type == default_device().type == "cpu"
+
+
+@pytest.mark.slow
 def test_a_run_obeys_that_it_is_to_use_the_cpu(pretended, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert run_recipe(tiny_recipe(), tmp_path / "run").generated.n > 0

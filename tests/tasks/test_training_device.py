@@ -198,8 +198,13 @@ def test_what_does_not_fit_together_is_trained_in_halves(task):
 def test_zoos_take_half_of_the_free_memory_of_an_accelerator(pretended, monkeypatch):
     monkeypatch.setattr("pdiff_hf.tasks.zoo.free_memory", lambda device: 2**37)
     device = torch.device("pretend")
-    assert zoo.networks_at_once(54_000, 128 * 784 * 4, device) > 1_000
-    assert zoo.networks_at_once(2**40, 0, device) == 1
+    batch_bytes = 128 * 784 * 4
+    assert zoo.networks_at_once(54_000, batch_bytes, device) > 1_000
+    # A network is 32 bytes a value and 16 batches.
+    assert zoo.networks_at_once(54_000, 2**30, device) == 2**36 // (32 * 54_000 + 2**34)
+    # ResNet-18, ViT-Base.
+    assert zoo.networks_at_once(11_000_000, batch_bytes, device) == 6
+    assert zoo.networks_at_once(86_000_000, batch_bytes, device) == 1
 
 
 def test_selection_is_trained_on_shared_activations_without_waiting(pretended, task):

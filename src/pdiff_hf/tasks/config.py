@@ -216,7 +216,7 @@ class ImageClassificationConfig(SplitConfig):
         None, gt=0, le=1, description="share kept by the centre crop; null: the timm family's"
     )
     augment: Literal["none", "timm"] = Field("none", description="timm: random resized crop, flip and colour jitter")
-    num_workers: int = Field(0, ge=0, description="processes that decode images")
+    num_workers: int = Field(0, ge=0, description="processes that augment images")
 
 
 class TextClassificationConfig(SplitConfig):

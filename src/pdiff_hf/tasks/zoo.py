@@ -30,7 +30,9 @@ MAX_VALUES = 2**20
 # Of all their inputs in a batch; activations take several times as much.
 MAX_INPUT_BYTES = 2**28
 
-# On an accelerator, memory that is taken for granted: of a parameter itself, gradient, AdamW and its step, and of a
+# On an accelerator, AdamW alone takes longer for more parameters than the launches of a step (an estimate).
+MAX_DEVICE_VALUES = 2**26
+# Memory that is taken for granted there: of a parameter itself, gradient, AdamW and its step, and of a
 # batch of inputs, activations and their gradients included. Where more is needed, networks are trained in halves.
 BYTES_PER_VALUE = 32
 INPUT_COPIES = 16
@@ -55,11 +57,11 @@ class _Logits(nn.Module):
 def networks_at_once(num_values: int, batch_bytes: int = 0, device: torch.device | None = None) -> int:
     """How many networks are trained together, of so many trained values and bytes of inputs in a batch each.
 
-    On an accelerator, as many as half of its free memory holds; on all CPUs the same number.
+    On an accelerator, small networks as many as half of its free memory holds; on all CPUs the same number.
     """
     if device is not None and device.type != "cpu":
         num_bytes = BYTES_PER_VALUE * num_values + INPUT_COPIES * batch_bytes
-        return max(1, free_memory(device) // 2 // num_bytes)
+        return max(1, min(MAX_DEVICE_VALUES // num_values, free_memory(device) // 2 // num_bytes))
     return max(1, min(MAX_NETWORKS, MAX_VALUES // num_values, MAX_INPUT_BYTES // max(1, batch_bytes)))
 
 

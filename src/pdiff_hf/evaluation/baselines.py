@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Deviations that SWAG's low-rank part is made of; Source: Maddox et al. 2019, arXiv 1902.02476, §5.
 SWAG_RANK = 20
 
-# Values of a block of originals, or of the networks made of them, that is in memory at a time; some copies of them are.
+# Values of a block of originals, or of the networks made of them: it, and some copies, are in memory at a time.
 BLOCK_VALUES = 2**21
 
 

@@ -21,6 +21,7 @@ import torch.utils.backend_registration as registration
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,6 +126,7 @@ def _register() -> torch.device:
 
     registration._setup_privateuseone_for_python_backend(NAME, Module(), Hook())
     _register_autocast()
+    _register_kernels()
     return torch.device(NAME, 0)
 
 
@@ -142,6 +144,24 @@ def _register_autocast() -> None:
         operation = getattr(getattr(aten, packet), overload or "default")
         rules.impl(operation, _casting(operation, torch.float32 if name in IN_FLOAT32 else None))
     _libraries.extend((rest, rules))
+
+
+# One kernel each on CUDA; of a device that has none, torch makes several operations.
+SINGLE_KERNELS = ("mish_backward", "silu_backward")
+
+
+def _register_kernels() -> None:
+    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    for name in SINGLE_KERNELS:
+        operation = getattr(aten, name).default
+        kernels.impl(operation, functools.partial(_run_kernel, operation))
+    _libraries.append(kernels)
+    # So that operations on lists of tensors are chosen as for a device that has them.
+    _foreach_utils._foreach_supported_types.append(PretendedTensor)
+
+
+def _run_kernel(operation, *args):
+    return _run(operation, args, {})
 
 
 def _casting(operation, dtype: torch.dtype | None):
@@ -242,7 +262,8 @@ def _run(func, args, kwargs):
                 foreign.append(args[0])
         if pretended and foreign:
             counts.refuse(f"expected all tensors on one device, found {NAME} and cpu in {name}")
-    counts.waits[_place()] += func in WAITING
+    # With their number given, nobody has to ask how many values there will be.
+    counts.waits[_place()] += func in WAITING and kwargs.get("output_size") is None
     if not _is_view(func) and func is not aten.detach.default and "empty" not in name:
         counts.launches[_place()] += 1
         counts.operations[name] += 1

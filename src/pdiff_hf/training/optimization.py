@@ -47,13 +47,12 @@ class Optimization:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = list(self.model.parameters())
-        self._advance = self._accumulate
         # No processes that have to agree, no scale of the loss, a batch in one part.
-        if self.model is model and accelerator.scaler is None and config.gradient_accumulation_steps == 1:
-            self._advance = self.update
-            # Autocast keeps weights that it has cast, which a graph would not cast again.
-            if accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
-                self._advance = GraphedUpdate(self.update, optimizer)
+        self._is_plain = self.model is model and accelerator.scaler is None and config.gradient_accumulation_steps == 1
+        self._graphed: GraphedUpdate | None = None
+        # Autocast keeps weights that it has cast, which a graph would not cast again.
+        if self._is_plain and accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":
+            self._graphed = GraphedUpdate(self.update, optimizer)
         self.ema = None
         if config.use_ema:
             average = {"decay": config.ema_decay, "use_ema_warmup": True, "power": 0.75, "foreach": True}
@@ -72,6 +71,11 @@ class Optimization:
             self.ema.step(self.parameters)
         # With fp16 an infinite gradient only lowers the scale of the loss.
         return losses, norm if self.accelerator.scaler is None else torch.zeros_like(norm)
+
+    def _advance(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self._graphed is not None:
+            return self._graphed(*inputs)
+        return self.update(*inputs) if self._is_plain else self._accumulate(*inputs)
 
     def update(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimiser step of a single process: its loss and the norm of its gradient. Nothing waits for values."""
@@ -115,7 +119,9 @@ class Optimization:
     def whole_model(self, choice: StepChoice | None = None) -> nn.Module:
         """The model without wrappers, in eval mode, the same on all processes: as chosen, or averaged, if it is."""
         accelerator, model = self.accelerator, self.whole
+        # What only training needs goes first.
         self.optimizer.zero_grad()
+        self._graphed = None
         if choice is not None:
             choice.restore()
         elif self.ema is not None:

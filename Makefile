@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # A worker computes on one thread (tests/conftest.py) and needs about 1.5 GB.
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help install demo test test-slow style quality bench
+.PHONY: help install demo test test-slow style quality bench bench-gpu
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -38,3 +38,6 @@ quality: $(STAMP)  ## Check lint, format and the direction of imports
 
 bench: $(STAMP)  ## Run the benchmarks and write benchmarks/RESULTS.md; BENCH="--images PATH" for ResNet-18 on images
 	$(BIN)/python benchmarks/run_all.py $(BENCH)
+
+bench-gpu: $(STAMP)  ## Measure what an accelerator is worth and write benchmarks/RESULTS_GPU.md; BENCH="--rows zoo" for a part
+	$(BIN)/python benchmarks/gpu.py $(BENCH)

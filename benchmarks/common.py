@@ -53,8 +53,11 @@ def flat_layout(values: int) -> ParameterLayout:
     return ParameterLayout((TensorSpec("weight", (values,), 0),))
 
 
-def write_walk(folder: Path, rows: int, layout: ParameterLayout, directions: int = 8) -> None:
-    """A dataset of synthetic checkpoints: a random walk in a few directions from N(0, 0.02), and a little noise."""
+def write_walk(folder: Path, rows: int, layout: ParameterLayout, directions: int = 8, **options: Any) -> None:
+    """A dataset of synthetic checkpoints: a random walk in a few directions from N(0, 0.02), and a little noise.
+
+    `options` are further ones of [`ParameterRecorder`].
+    """
     generator = torch.Generator().manual_seed(0)
     size = layout.num_parameters
     start = 0.02 * torch.randn(size, generator=generator)
@@ -62,7 +65,7 @@ def write_walk(folder: Path, rows: int, layout: ParameterLayout, directions: int
     walk = 0.3 * torch.randn(rows, directions, generator=generator).cumsum(0)
     # Drawn once and shifted for every row: drawing takes as long as writing.
     noise = 1e-4 * torch.randn(size, generator=generator)
-    with ParameterRecorder(layout, folder) as recorder:
+    with ParameterRecorder(layout, folder, **options) as recorder:
         for step, weights in enumerate(walk):
             vector = torch.addmv(start, basis.T, weights)
             recorder.record(vector.add_(noise.roll(7919 * step)), step=step)
@@ -98,6 +101,14 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()
         generate_networks(load_pipeline(options.pop("pipeline")), **options)
         return {"seconds": time.perf_counter() - begin}
+    if stage == "evaluate":
+        from pdiff_hf.runs.evaluate import evaluate_run
+        from pdiff_hf.runs.folder import Run
+        from pdiff_hf.runs.recipe import EvaluateConfig
+
+        before, begin = peak_gb(), time.perf_counter()
+        evaluate_run(Run(options["folder"]), EvaluateConfig(fine_tune=False, held_out=[]))
+        return {"seconds": time.perf_counter() - begin, "imports_gb": before}
     from pdiff_hf.models.auto import AUTOENCODER, DENOISER
     from pdiff_hf.training.autoencoder import train_autoencoder
     from pdiff_hf.training.diffusion import train_diffusion
@@ -115,7 +126,7 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["autoencoder", "diffusion", "generate", "stages"])
+    parser.add_argument("stage", choices=["autoencoder", "diffusion", "generate", "evaluate", "stages"])
     parser.add_argument("options", type=json.loads)
     arguments = parser.parse_args()
     found = run_stage(arguments.stage, arguments.options)

@@ -14,22 +14,22 @@ from .files import atomic_write
 
 MAX_FILES = 64
 
-_folder: Path | None = None
+_is_on = False
 
 
 @contextmanager
-def kept_in(folder: Path) -> Iterator[None]:
-    """Within the block, texts are kept in `folder`; outside of such a block nothing is."""
-    global _folder
-    before, _folder = _folder, folder
+def texts_kept() -> Iterator[None]:
+    """Within the block texts are kept, as the commands do; outside of such blocks none are written or read."""
+    global _is_on
+    before, _is_on = _is_on, True
     try:
         yield
     finally:
-        _folder = before
+        _is_on = before
 
 
 def home_folder() -> Path:
-    """Where the commands keep texts."""
+    """Where they are."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "pdiff_hf" / "graphs"
@@ -37,10 +37,10 @@ def home_folder() -> Path:
 
 def read_text(key: str) -> str | None:
     """What was written under `key`; `None` when there is nothing, or it is damaged."""
-    if _folder is None:
+    if not _is_on:
         return None
     try:
-        digest, _, text = (_folder / key).read_text(encoding="utf-8").partition("\n")
+        digest, _, text = (home_folder() / key).read_text(encoding="utf-8").partition("\n")
     except (OSError, UnicodeDecodeError):
         return None
     return text if digest == _digest(text) else None
@@ -48,13 +48,14 @@ def read_text(key: str) -> str | None:
 
 def write_text(key: str, text: str) -> None:
     """Keep `text` under `key`, a file name, where that is possible; of many, those written first go."""
-    if _folder is None:
+    if not _is_on:
         return
+    folder = home_folder()
     # The home of a user may be read-only or full; then the text is made again. Other processes may tidy up, too.
     with suppress(OSError):
-        with atomic_write(_folder / key) as temporary:
+        with atomic_write(folder / key) as temporary:
             temporary.write_text(f"{_digest(text)}\n{text}", encoding="utf-8")
-        files = sorted(_folder.iterdir(), key=lambda file: file.stat().st_mtime)
+        files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-MAX_FILES]:
             file.unlink()
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
@@ -30,10 +30,17 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(days=7)
 # Steps that are timed on each number of threads.
 THREAD_TRIALS = 4
+# Whether an NVIDIA GPU may round the factors of float32 products to 11 bits (TF32), which is several times as fast.
+# Training is as good with it; what is reported is to be that of the weights.
+TF32 = {"training": True, "evaluation": False}
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, and the accelerator, if there is one."""
+    """Processor, cores that this process may use, memory in GiB, and the accelerators, if there are some.
+
+    `device` is the name of the one that this process computes on, `cpu` without one. Of an accelerator,
+    `device_memory_gb` (GiB) is all of its memory, where it tells, and `tf32` is [`TF32`], where it knows that.
+    """
     import torch
 
     cpu = platform.processor()
@@ -43,15 +50,56 @@ def describe_hardware() -> dict[str, Any]:
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else psutil.cpu_count()
-    accelerator = default_device().type
-    if accelerator == "cuda":
-        accelerator = torch.cuda.get_device_name()
+    device = default_device()
+    name = device_name(device)
+    of_device: dict[str, Any] = {"device": name}
+    if memory := accelerator_memory(device):
+        of_device["device_memory_gb"] = round(memory[1] / 2**30, 1)
+    if device.type == "cuda":
+        of_device["tf32"] = TF32
     return {
         "cpu": cpu or platform.machine(),
         "cores": cores,
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "accelerator": None if accelerator == "cpu" else f"{torch.accelerator.device_count()} × {accelerator}",
+        "accelerator": None if device.type == "cpu" else f"{torch.accelerator.device_count()} × {name}",
+        **of_device,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What an accelerator calls itself, or else its type; `cpu` of a CPU."""
+    import torch
+
+    try:
+        return device.type if device.type == "cpu" else torch.get_device_module(device).get_device_name(device)
+    # Of a kind of device without names.
+    except AttributeError:
+        return device.type
+
+
+@contextmanager
+def precision_of(purpose: Literal["training", "evaluation"]) -> Iterator[None]:
+    """Float32 products and convolutions on an NVIDIA GPU as [`TF32`] says; afterwards as they were before.
+
+    On other devices nothing changes.
+    """
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    places = (matmul, cudnn.conv, cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+
+    def allow(products: bool, convolutions: bool) -> None:
+        # The older of PyTorch's two interfaces, which keeps both in step; the newer one does not.
+        matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions
+
+    allow(TF32[purpose], TF32[purpose])
+    try:
+        yield
+    finally:
+        allow(before[0] == "tf32", before[1] == "tf32")
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def default_device() -> torch.device:
@@ -100,6 +148,26 @@ def accelerator_memory(device: torch.device) -> tuple[int, int] | None:
         return torch.get_device_module(device).mem_get_info(device)
     # Of a kind of device that keeps no account.
     except (AttributeError, NotImplementedError):
+        return None
+
+
+def device_peak(device: torch.device | None = None, reset: bool = False) -> int | None:
+    """Peak of the memory of tensors on an accelerator, in bytes; `None` of a CPU, and where nobody knows.
+
+    It is that of the default device by default, since the program began, or since it was last `reset`.
+    """
+    import torch
+
+    device = default_device() if device is None else device
+    if device.type == "cpu":
+        return None
+    try:
+        found = torch.accelerator.max_memory_allocated(device)
+        if reset:
+            torch.accelerator.reset_peak_memory_stats(device)
+        return found
+    # Of a kind of device that keeps no account.
+    except (AttributeError, NotImplementedError, RuntimeError):
         return None
 
 

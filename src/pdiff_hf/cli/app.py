@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..disk_cache import texts_kept
 from ..wording import typed_options
 
 app = typer.Typer(
@@ -81,11 +82,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 
 def name_options(context: typer.Context) -> None:
-    """Let messages name the options of the command that was typed."""
+    """Let messages name the options of the command that was typed, and let it find what earlier ones have kept."""
     command = context.command.commands[context.invoked_subcommand]
     options = {option.name: option.opts[0] for option in command.params if option.opts[0].startswith("--")}
     options |= {name: options[other] for name, other in OTHER_NAMES.items() if other in options}
     context.with_resource(typed_options(options))
+    context.with_resource(texts_kept())
 
 
 app.callback()(name_options)

@@ -15,7 +15,7 @@ from ..data.vectors import Vectors
 from ..forward import FullForward, SplitForward, input_dtype, split_if_exportable
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
-from ..machine import free_memory, wait_for
+from ..machine import free_memory, precision_of, wait_for
 from ..results.metric import Metric
 from .outputs import EvaluatorOutput
 from .scores import NetworkEvaluator
@@ -70,6 +70,7 @@ class ParameterEvaluator(NetworkEvaluator):
             not belong together, or the device cannot compute in the model's half precision.
     """
 
+    @precision_of("evaluation")
     def __init__(
         self,
         model: nn.Module,
@@ -171,9 +172,12 @@ class ParameterEvaluator(NetworkEvaluator):
         self.check_vectors(vectors)
         num_bytes = 4 * len(self.labels) * self.num_classes
         for start, chunk in self._chunks(vectors, num_bytes, 0, len(vectors)):
-            yield start, torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
+            with precision_of("evaluation"):
+                logits = torch.cat([logits for _, logits in self._chunk_logits(chunk)], 1)
+            yield start, logits
 
     @torch.no_grad()
+    @precision_of("evaluation")
     def predict(
         self, vectors: Vectors, num_images: int | None = None, keep: torch.Tensor | None = None
     ) -> EvaluatorOutput:

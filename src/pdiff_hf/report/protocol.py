@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..results.metrics import Metrics
 
 SPLITS = (
@@ -43,4 +46,21 @@ def protocol(metrics: Metrics) -> list[str]:
         left_out = [NO_FINE_TUNING]
     splits = SPLITS if is_accuracy else FUNCTION_SPLITS if metrics.task.get("has_splits") else NO_SPLITS
     splits = splits.format(function=metrics.task.get("function", "of which no name is known"))
-    return [splits, *PROTOCOL, *left_out, metrics.intervals]
+    return [splits, *PROTOCOL, *left_out, metrics.intervals, *_precision(metrics.hardware or {})]
+
+
+def _precision(hardware: Mapping[str, Any]) -> list[str]:
+    """On what networks were evaluated, and in which precision; earlier versions did not note it."""
+    if (device := hardware.get("device")) is None:
+        return []
+    if device == "cpu":
+        return ["Evaluated on the CPU, with products in float32."]
+    memory, tf32 = hardware.get("device_memory_gb"), hardware.get("tf32")
+    room = "" if memory is None else f" with {memory:g} GiB of memory"
+    if tf32 is None:
+        return [f"Evaluated on {device}{room}."]
+    ways = {stage: "TF32" if allowed else "float32" for stage, allowed in tf32.items()}
+    return [
+        f"Evaluated on {device}{room}, with products of float32 values in {ways['evaluation']}; trained with those in "
+        f"{ways['training']}."
+    ]

@@ -251,12 +251,15 @@ def _cost(metrics: Metrics) -> Section:
         ]
         tables.append(table)
     if metrics.timings_s:
+        peaks = {"peak memory (MB)": metrics.peak_rss_mb}
+        if metrics.peak_device_mb:
+            peaks["peak on the accelerator (MB)"] = metrics.peak_device_mb
         rows = [
-            (stage, f"{seconds:.1f}", number(metrics.peak_rss_mb.get(stage), ".0f"))
+            (stage, f"{seconds:.1f}", *(number(found.get(stage), ".0f") for found in peaks.values()))
             for stage, seconds in metrics.timings_s.items()
             if seconds is not None
         ]
-        tables.append(ReportTable(("stage", "seconds", "peak memory (MB)"), rows, "Stages of the run", folded=True))
+        tables.append(ReportTable(("stage", "seconds", *peaks), rows, "Stages of the run", folded=True))
     return Section("What it costs", text, tables=tables)
 
 

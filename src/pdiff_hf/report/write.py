@@ -41,6 +41,7 @@ def write_report(
     task: Mapping | None = None,
     timings_s: Mapping[str, float] | None = None,
     peak_rss_mb: Mapping[str, float] | None = None,
+    peak_device_mb: Mapping[str, float] | None = None,
     gate: Mapping | None = None,
     logs: Mapping[str, str | Path] | None = None,
     latents: Mapping[str, torch.Tensor] | None = None,
@@ -51,7 +52,7 @@ def write_report(
     Args:
         result ([`EvaluationResult`]): What was found.
         output_dir (`str` or `Path`): Folder, made when missing.
-        task, timings_s, peak_rss_mb (`Mapping`, *optional*): Of [`Metrics`].
+        task, timings_s, peak_rss_mb, peak_device_mb (`Mapping`, *optional*): Of [`Metrics`].
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         logs (`Mapping[str, str | Path]`, *optional*): `train_log.jsonl` files by stage.
         latents (`Mapping[str, torch.Tensor]`, *optional*): Latents `(n, C * L)` of `original` and other groups.
@@ -62,6 +63,7 @@ def write_report(
             "task": dict(task or {}),
             "timings_s": dict(timings_s or {}),
             "peak_rss_mb": dict(peak_rss_mb or {}),
+            "peak_device_mb": dict(peak_device_mb or {}),
             "versions": {package: version(package) for package in PACKAGES},
             "hardware": describe_hardware(),
             "date": datetime.now(UTC).date().isoformat(),

@@ -99,10 +99,13 @@ class Metrics(Record):
     """Wall time by stage."""
     peak_rss_mb: dict[str, float | None] = Field(default_factory=dict)
     """Peak memory of the process up to the end of a stage."""
+    peak_device_mb: dict[str, float | None] = Field(default_factory=dict)
+    """Peak memory of tensors on the accelerator within a stage; empty without one."""
     versions: dict[str, str | None] = Field(default_factory=dict)
     """Of the packages that matter."""
     hardware: dict[str, Any] | None = None
-    """Of the evaluation: `cpu`, `cores` that the process may use, `memory_gb` (GiB), `accelerator`."""
+    """Of the evaluation: `cpu`, `cores` that the process may use, `memory_gb` (GiB), `accelerator`, `device`; of an
+    accelerator `device_memory_gb` (GiB) and `tf32`, whether training and evaluation may use it."""
     date: str | None = None
     """Of the evaluation, UTC."""
     seeds: list[int] | None = None

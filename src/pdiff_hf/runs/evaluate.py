@@ -21,7 +21,7 @@ from ..evaluation.population import unseen_runs
 from ..evaluation.trajectory import trajectory
 from ..files import atomic_folder, read_json, write_json
 from ..identity import OTHER_DATASET, check_same_network, generated_identity, read_identity
-from ..machine import locked_together, process_state
+from ..machine import locked_together, precision_of, process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
@@ -34,7 +34,7 @@ from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.rows import read_holdout_every
-from .folder import GATE_FILE, Run, check_report_folder, cost_since
+from .folder import GATE_FILE, PEAK_ON_DEVICE, Run, check_report_folder, cost_since
 from .groups import add_own_groups, generator_seconds, known_permutations, make_groups
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
@@ -84,6 +84,7 @@ def fine_tune_run(
     run.do("fine_tune", stage, report, keep_later=is_new)
 
 
+@precision_of("evaluation")
 def evaluate_run(
     run: Run,
     config: EvaluateConfig,
@@ -237,6 +238,7 @@ def _report(
             task=task.describe(),
             timings_s={stage: cost["seconds"] for stage, cost in costs.items()},
             peak_rss_mb={stage: cost["peak_rss_mb"] for stage, cost in costs.items()},
+            peak_device_mb={stage: cost[PEAK_ON_DEVICE] for stage, cost in costs.items() if PEAK_ON_DEVICE in cost},
             gate=read_json(gate) if gate.is_file() else None,
             logs={stage: path for stage, path in logs.items() if path.is_file()},
             latents=latents,
@@ -244,6 +246,7 @@ def _report(
         )
 
 
+@precision_of("evaluation")
 def trajectory_run(
     run: Run, dataset: ParameterDataset, config: GenerateConfig, num_starts: int = 5
 ) -> tuple[dict[str, Any], list[Path]]:

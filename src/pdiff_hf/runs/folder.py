@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_object, write_json
 from ..locks import LOCK_FILE
-from ..machine import peak_memory, process_state
+from ..machine import device_peak, peak_memory, process_state
 from ..models.auto import SECTIONS as MODEL_SECTIONS
 from ..sections import without_foreign_keys
 from ..strict_yaml import read_mapping
@@ -40,6 +40,8 @@ STAGES = {
 TRAINED = tuple(name for stage, name in STAGES.items() if stage != "collect")
 # Later checkpoints of the run's own collection, which its generator was not given; of runs of an ablation.
 UNSEEN = "unseen"
+# What a stage has cost, on an accelerator alone.
+PEAK_ON_DEVICE = "peak_device_mb"
 # These folders get their name when they are complete; those of the training stages hold checkpoints before.
 NAMED_WHEN_COMPLETE = ("collect", "generate", "fine_tune")
 # Sections of a recipe that come in kinds.
@@ -170,6 +172,7 @@ class Run:
                 shutil.rmtree(self.path(later), ignore_errors=True)
         state.wait_for_everyone()
         start = time.perf_counter()
+        device_peak(reset=True)
         found = function(self.path(stage))
         state.wait_for_everyone()
         if state.is_main_process:
@@ -220,8 +223,13 @@ def check_report_folder(folder: Path) -> None:
 
 
 def cost_since(start: float) -> dict[str, float]:
-    """Wall time since `start`, a value of `time.perf_counter()`, and peak memory of the process up to now."""
-    return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_memory() / 2**20, 1)}
+    """Wall time since `start`, a value of `time.perf_counter()`, and peak memory of the process up to now.
+
+    Of an accelerator that tells, that of its tensors, too, since [`~Run.do`] began a stage.
+    """
+    cost = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_memory() / 2**20, 1)}
+    peak = device_peak()
+    return cost if peak is None else {**cost, PEAK_ON_DEVICE: round(peak / 2**20, 1)}
 
 
 def open_run(recipe: PydanticModel, folder: str | Path, written: Sequence[str] | None = None) -> Run:

@@ -20,7 +20,7 @@ from ..evaluation.scores import NetworkEvaluator
 from ..files import check_new
 from ..identity import OTHER_DATASET, check_same_network, shown
 from ..layout import ParameterLayout
-from ..machine import one_writer, process_state
+from ..machine import one_writer, precision_of, process_state
 from ..pipelines.network_folder import write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, Draws, batch_seed, draw_gaussian_latents, make_scheduler
@@ -64,6 +64,7 @@ class ChoiceConfig:
             raise ValueError(f"{argument('top')} must be at least 1, got {self.top}.")
 
 
+@precision_of("evaluation")
 @one_writer("output_dir", beside=True)
 def generate_networks(
     pipeline: PDiffPipeline,

@@ -20,7 +20,7 @@ from ..files import read_json, write_json
 from ..forward import forward_logits
 from ..graphs import graphed, takes_graphs
 from ..host_copy import to_device
-from ..machine import ThreadChoice, default_device, process_state
+from ..machine import ThreadChoice, default_device, precision_of, process_state
 from .config import BaseTrainingConfig
 from .task import Task
 
@@ -126,7 +126,7 @@ def train_steps(
     # Autocast keeps weights that it has cast, which a graph would not cast again.
     advance = update if config.mixed_precision == "bf16" else graphed(update, optimizer)
     for batch in itertools.islice(batches, steps):
-        with threads.step():
+        with threads.step(), precision_of("training"):
             (losses,) = advance(*batch)
             lr_scheduler.step()
         # A graph writes the next ones to the same place.

@@ -17,7 +17,7 @@ from ..forward import FullForward, SplitForward, forward_logits, split_if_export
 from ..graphs import graphed, takes_graphs
 from ..host_copy import to_device
 from ..layout import ParameterLayout
-from ..machine import ThreadChoice, default_device
+from ..machine import ThreadChoice, default_device, precision_of
 from ..wording import setting
 from ..wrapped import own_parameters
 from .config import SUBSET_LEARNING_RATE, WHOLE_LEARNING_RATE, BaseTrainingConfig, CollectConfig
@@ -191,7 +191,7 @@ def train_selection(
         else:
             batches = ((index,) for index in to_device(torch.stack(indices), device))
         for batch in batches:
-            with threads.step():
+            with threads.step(), precision_of("training"):
                 (loss,) = advance(*batch)
                 scheduler.step()
             step += 1

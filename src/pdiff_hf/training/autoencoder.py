@@ -15,7 +15,7 @@ from ..evaluation.scores import NetworkEvaluator
 from ..evaluation.tensor_kinds import column_kinds
 from ..files import replacing, write_json
 from ..identity import check_same_network
-from ..machine import one_writer, return_large_blocks
+from ..machine import one_writer, precision_of, return_large_blocks
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.config import AutoencoderConfig
 from ..wording import setting
@@ -28,6 +28,7 @@ from .logs import write_log
 from .loop import make_accelerator, run_steps
 
 
+@precision_of("evaluation")
 @one_writer("output_dir")
 def train_autoencoder(
     dataset: ParameterDataset | str | Path,

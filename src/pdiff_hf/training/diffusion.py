@@ -10,7 +10,7 @@ from ..data.dataset import ParameterDataset
 from ..data.vectors import split_rows
 from ..files import read_json, replacing, sha256_file, write_json
 from ..identity import check_same_network, read_identity
-from ..machine import one_writer
+from ..machine import one_writer, precision_of
 from ..models.auto import connect_network, load_autoencoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.pipeline_pdiff import PDiffPipeline
@@ -23,6 +23,7 @@ from .losses import compare_with_gaussians
 from .rows import read_holdout_every
 
 
+@precision_of("evaluation")
 @one_writer("output_dir")
 def train_diffusion(
     dataset: ParameterDataset | str | Path,

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..machine import ThreadChoice, process_state
+from ..machine import ThreadChoice, precision_of, process_state
 from ..models.config import OptimizationConfig
 from ..wording import argument
 from .batches import GlobalBatch, upload
@@ -156,6 +156,7 @@ def run_steps(
     trained.model.train()
     shown = {"desc": description, "total": config.steps, "initial": first_step, "leave": False}
     with (
+        precision_of("training"),
         tracking(accelerator, config, description),
         StopRequest(accelerator) as stop,
         tqdm(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..evaluation.intervals import sample_mean_interval
+from ..machine import precision_of
 from .ema import placed_like, whole_tensor
 
 # Steps that are compared, beside step 0.
@@ -46,6 +47,7 @@ class StepChoice:
         self._parameters = parameters
 
     @torch.no_grad()
+    @precision_of("evaluation")
     def consider(self, step: int, model: nn.Module) -> None:
         """Ask for the losses of the model after a step, and keep its parameters if they are the best so far."""
         losses = self._losses(model)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...layout import ParameterLayout
-from ...machine import free_memory
+from ...machine import free_memory, wait_for
 from ...models.auto import AUTOENCODERS
 from ...models.autoencoder_base import ParameterAutoencoderMixin
 from ...models.config import AutoencoderConfig, OptimizationConfig
@@ -115,8 +115,7 @@ def seconds_per_step(model: ParameterAutoencoderMixin, config: OptimizationConfi
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
+            wait_for(model.device)
             durations.append(time.perf_counter() - begin)
         return min(durations)
 

@@ -35,12 +35,14 @@ def find_families(
     vectors: torch.Tensor,
     times: Sequence[Sequence[tuple[int, float]]],
     evaluator: ParameterEvaluator | None = None,
+    device: torch.device | str | None = None,
 ) -> dict | None:
     """Groups of raw rows `(K, D)` that lie apart, by single linkage of their Euclidean distances.
 
     The cut is the lowest step of the linkage from which the next one is far. What follows one another along a run is
     no other family, unless it jumps: `times` are rows and steps (or epochs) of every run whose order is known. With
-    an evaluator, families without a barrier between them are one.
+    an evaluator, families without a barrier between them are one. The distances are computed on `device`, where the
+    rows are by default.
 
     Returns:
         `dict`, *optional*: `rows` (lists, of a single family when others stand alone), `alone`, the longest link
@@ -52,8 +54,11 @@ def find_families(
     norms = torch.stack([torch.linalg.vector_norm(row.double()) for row in vectors])
     usual = norms <= MAX_NORM * norms.median()
     if not usual.all():
-        return _beside(usual.nonzero()[:, 0].tolist(), (~usual).nonzero()[:, 0].tolist(), vectors, times, evaluator)
-    distances = squared_distances(vectors, vectors).double().clamp(min=0).sqrt().fill_diagonal_(0).numpy()
+        rows = (mask.nonzero()[:, 0].tolist() for mask in (usual, ~usual))
+        return _beside(*rows, vectors, times, evaluator, device)
+    distances = (
+        squared_distances(vectors, vectors, device=device).double().clamp(min=0).sqrt().fill_diagonal_(0).numpy()
+    )
     links = linkage(squareform(distances, checks=False), "single")
     heights, norm = links[:, 2], norms.median().item()
     # Exact copies, up to rounding, say nothing about how far apart networks are.
@@ -86,11 +91,12 @@ def _beside(
     vectors: torch.Tensor,
     times: Sequence[Sequence[tuple[int, float]]],
     evaluator: ParameterEvaluator | None,
+    device: torch.device | str | None,
 ) -> dict | None:
     """The families of the `usual` rows, beside which those that are `far` stand alone."""
     places = {row: place for place, row in enumerate(usual)}
     kept = [[(places[row], time) for row, time in run if row in places] for run in times]
-    found = find_families(vectors[usual], kept, evaluator)
+    found = find_families(vectors[usual], kept, evaluator, device)
     between = min(torch.linalg.vector_norm(vectors[row].double() - vectors[usual[0]]).item() for row in far)
     if found is None:
         first = vectors[usual[0]].double()

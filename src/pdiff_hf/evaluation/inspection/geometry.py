@@ -94,14 +94,16 @@ def linear_explained_by_kind(grams: torch.Tensor, train: torch.Tensor, heldout: 
     return explained_by_kind(residual, total) if total.sum() > 0 else None
 
 
-def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor) -> dict:
+def nearest_distances(vectors: torch.Tensor, runs: torch.Tensor, device: torch.device | str | None = None) -> dict:
     """Euclidean distances of every raw row `(K, D)` to its nearest other row, and to its nearest row of another run.
+
+    The matrix of them is computed on `device`, where the rows are by default.
 
     Returns:
         `dict`: quantiles `{"min", "q25", "median", "q75", "max"}` of `nearest` and `nearest_in_other_runs` (`None`
         for a single run), and `median_norm` of the rows.
     """
-    squares = squared_distances(vectors, vectors, exclude_self=True)
+    squares = squared_distances(vectors, vectors, exclude_self=True, device=device)
     elsewhere = squares.masked_fill(runs[:, None] == runs, float("inf"))
 
     def quantiles(squares: torch.Tensor) -> dict[str, float]:

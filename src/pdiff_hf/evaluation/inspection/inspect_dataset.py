@@ -16,6 +16,7 @@ from ...data.order import RowOrder
 from ...data.shards import MAX_VALUE
 from ...data.vectors import split_rows
 from ...layout import ParameterLayout
+from ...machine import default_device, float64_device, precision_of
 from ...models.auto import DENOISER
 from ...models.config import AutoencoderConfig
 from ...models.few_rows import MIN_HELD_OUT, MIN_ROWS, fit_to_rows
@@ -110,6 +111,7 @@ def _equal(values: Mapping) -> list[list]:
     return [keys for keys in groups.values() if len(keys) > 1]
 
 
+@precision_of("evaluation")
 def inspect_dataset(
     dataset: ParameterDataset | str | Path,
     evaluator: NetworkEvaluator | None = None,
@@ -124,7 +126,8 @@ def inspect_dataset(
         dataset ([`ParameterDataset`], `str` or `Path`): A parameter dataset.
         evaluator ([`NetworkEvaluator`], *optional*): On the validation examples; without it, barriers, the gain of
             averaging and functional diversity are not measured. Of another metric than accuracy, scores are.
-        device (`torch.device` or `str`, *optional*): Where the autoencoder would be trained; a GPU if there is one.
+        device (`torch.device` or `str`, *optional*): Where is computed, and where the autoencoder
+            would be trained; the accelerator if there is one.
         seed (`int`, *optional*, defaults to 0): Of the rows, pairs and examples that are drawn.
 
     Returns:
@@ -138,7 +141,7 @@ def inspect_dataset(
     scorer = None
     if evaluator is not None and not evaluator.metric.is_accuracy:
         scorer, evaluator = evaluator, None
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or default_device())
     dataset = ParameterDataset.of(dataset)
     layout, base_model = dataset.layout, dataset.base_model
     vectors, order = _read(dataset)
@@ -193,7 +196,7 @@ def inspect_dataset(
         fit_begin = time.perf_counter()
         with torch.device("meta"):
             mode = DEFAULTS.build(layout.to_dict()).normalizer.mode
-        normalizer = ParameterNormalizer(layout.num_parameters, mode, layout.to_dict())
+        normalizer = ParameterNormalizer(layout.num_parameters, mode, layout.to_dict()).to(float64_device(device))
         normalizer.fit(vectors)
         grams = gram_matrices(vectors, normalizer, column_kinds(layout, base_model))
         gram = grams.sum(0)
@@ -207,7 +210,7 @@ def inspect_dataset(
             **spectrum(gram),
             "effective_rows": None if unordered else sum(e["effective_rows"] for e in report["runs"].values()),
             "reconstruction": _reconstruction(gram, numbers, seed),
-            "distances": nearest_distances(vectors, numbers),
+            "distances": nearest_distances(vectors, numbers, device),
         }
 
         report["gate"] = _gate(grams)
@@ -215,7 +218,7 @@ def inspect_dataset(
         # 4. What belongs together
         known = [rows.tolist() for run, rows in runs.items() if run not in unordered]
         ordered = [[(row, order.times[kept[row]][0]) for row in rows] for rows in known]
-        report["families"] = _families(dataset, vectors, ordered, evaluator, kept)
+        report["families"] = _families(dataset, vectors, ordered, evaluator, kept, device)
 
         # 5. What the networks do
         if scorer is not None:
@@ -271,9 +274,10 @@ def _families(
     times: list[list[tuple[int, float]]],
     evaluator: ParameterEvaluator | None,
     kept: torch.Tensor,
+    device: torch.device,
 ) -> dict | None:
     """[`find_families`] with rows by their place in the dataset, and the tensors in which single rows are far off."""
-    found = find_families(vectors, times, evaluator)
+    found = find_families(vectors, times, evaluator, device)
     if found is None:
         return None
     files = [entry.get("source") for entry in dataset.metadata.get("import", {}).get("rows", ())]

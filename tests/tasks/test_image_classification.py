@@ -197,7 +197,7 @@ def test_images_too_large_for_the_machine_are_kept_on_an_accelerator(folder, pre
     task = make_task(folder)
     examples = task.examples("train", "pretend")
     assert examples.is_kept and not task._kept
-    found = [images.cpu() for _, images in examples.batches(16)]
+    found = [examples.inputs(*batch).cpu() for batch in examples.batches(16)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 

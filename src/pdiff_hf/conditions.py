@@ -1,0 +1,156 @@
+"""What a network was trained for, as numbers: the condition of a row of a parameter dataset, and of a pipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .files import read_object, write_json
+
+Kind = Literal["classes", "label", "metric", "text", "vector"]
+CONDITION_FILE = "condition.json"
+SCHEMA = 1
+# What the numbers of a kind are.
+ENCODINGS = {"classes": "multi_hot", "label": "one_hot", "metric": "raw", "text": "embedding", "vector": "raw"}
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """How the conditions of a collection are written as vectors `(size,)`: the content of `condition.json`.
+
+    Args:
+        kind (`str`): `classes`, a subset of named classes; `label`, one of some names; `metric`, named numbers such as
+            a validation accuracy, as they are; `text`, a sentence by its embedding; `vector`, numbers of any meaning.
+        size (`int`): Numbers of a condition.
+        names (`tuple[str, ...]`, *optional*): Of the classes, labels or metrics, in the order of the numbers.
+        encoder (`str`, *optional*): Of texts: the sentence encoder whose embeddings these are, such as a name on the
+            Hub.
+
+    Raises:
+        ValueError: names that do not fit the kind and the size.
+    """
+
+    kind: Kind
+    size: int
+    names: tuple[str, ...] = ()
+    encoder: str | None = None
+
+    def __post_init__(self):
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"expected a condition of kind {', '.join(get_args(Kind))}, found {self.kind!r}.")
+        wanted = self.size if self.kind in ("classes", "label", "metric") else 0
+        if self.size < 1 or len(self.names) != wanted or len(set(self.names)) != len(self.names):
+            raise ValueError(
+                f"expected {wanted} different names of a condition of kind {self.kind} with {self.size} numbers, found "
+                f"{len(self.names)}: {', '.join(self.names)!s:.200}."
+            )
+
+    @classmethod
+    def named(cls, kind: Kind, names: Sequence[str]) -> ConditionSpec:
+        """Of classes, labels or metrics."""
+        return cls(kind, len(names), tuple(map(str, names)))
+
+    def values(self, condition: Any) -> list[float]:
+        """The numbers of a condition.
+
+        Args:
+            condition: Of `classes` a sequence of their names or indices; of `label` a name or index; of `metric` a
+                mapping of all names to numbers; of `text` and `vector` a sequence of `size` numbers.
+
+        Raises:
+            ValueError: it is none of this kind, names what is unknown, is an empty subset, or has a number that is
+                not finite.
+        """
+        if self.kind == "classes":
+            if isinstance(condition, (str, int, Mapping)) or not _is_sequence(condition):
+                raise self._error("a list of classes", condition)
+            places = [self._place(name) for name in condition]
+            if not places or len(set(places)) != len(places):
+                raise self._error("one class or more, each once", condition)
+            return [float(place in places) for place in range(self.size)]
+        if self.kind == "label":
+            place = self._place(condition)
+            return [float(place == other) for other in range(self.size)]
+        if self.kind == "metric":
+            if not isinstance(condition, Mapping) or set(condition) != set(self.names):
+                raise self._error(f"a number for each of {', '.join(self.names)}", condition)
+            condition = [condition[name] for name in self.names]
+        return self.check(condition)
+
+    def check(self, values: Any) -> list[float]:
+        """The numbers of a condition as they are stored; `ValueError` where they cannot be those of one."""
+        if not _is_sequence(values) or len(values) != self.size:
+            raise self._error(f"{self.size} numbers", values)
+        try:
+            found = [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise self._error(f"{self.size} numbers", values) from error
+        if not all(map(math.isfinite, found)):
+            raise self._error("finite numbers", values)
+        if self.kind in ("classes", "label") and (
+            not set(found) <= {0.0, 1.0} or not sum(found) or (self.kind == "label" and sum(found) != 1)
+        ):
+            raise self._error("ones for what is meant and zeros for the rest", values)
+        return found
+
+    def describe(self, values: Sequence[float]) -> Any:
+        """The condition that numbers stand for, as [`~ConditionSpec.values`] takes it."""
+        if self.kind == "metric":
+            return dict(zip(self.names, map(float, values), strict=True))
+        if self.kind not in ("classes", "label"):
+            return [float(value) for value in values]
+        named = [name for name, value in zip(self.names, values, strict=True) if value]
+        return named if self.kind == "classes" else named[0]
+
+    def _place(self, name: Any) -> int:
+        if isinstance(name, str) and name in self.names:
+            return self.names.index(name)
+        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < self.size:
+            return name
+        raise self._error(f"names among {', '.join(self.names)!s:.300}, or indices below {self.size}", name)
+
+    def _error(self, expected: str, found: Any) -> ValueError:
+        return ValueError(f"condition of kind {self.kind}: expected {expected}, found {found!r:.200}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `condition.json` holds."""
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "size": self.size,
+            "names": list(self.names),
+            "encoding": ENCODINGS[self.kind],
+            "encoder": self.encoder,
+            "null": "learned",
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConditionSpec:
+        """That of [`~ConditionSpec.to_dict`]; `ValueError` for anything else."""
+        schema, kind, size = (values.get(key) for key in ("schema", "kind", "size"))
+        names, encoder = values.get("names", []), values.get("encoder")
+        if schema != SCHEMA or not isinstance(size, int) or not isinstance(kind, str) or not isinstance(names, list):
+            raise ValueError(f"expected schema {SCHEMA}, kind, size and names of a condition, found {values!r:.200}.")
+        return cls(kind, size, tuple(map(str, names)), encoder)
+
+    def save(self, folder: Path) -> None:
+        """Write `condition.json`."""
+        write_json(folder / CONDITION_FILE, self.to_dict())
+
+    @classmethod
+    def read(cls, folder: Path) -> ConditionSpec | None:
+        """That of a folder, `None` where it has none; `ValueError` names a damaged file."""
+        file = folder / CONDITION_FILE
+        if not file.is_file():
+            return None
+        try:
+            return cls.from_dict(read_object(file))
+        except ValueError as error:
+            raise ValueError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+
+
+def _is_sequence(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, Mapping))

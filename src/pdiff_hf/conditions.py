@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .files import read_object, write_json
+from .files import errors_of, read_object, write_json
 
 Kind = Literal["classes", "label", "metric", "text", "vector"]
 CONDITION_FILE = "condition.json"
 SCHEMA = 1
+# Of float32, in which conditions are stored.
+MAX_VALUE = 3.4028234663852886e38
 # What the numbers of a kind are.
 ENCODINGS = {"classes": "multi_hot", "label": "one_hot", "metric": "raw", "text": "embedding", "vector": "raw"}
 
@@ -44,9 +46,11 @@ class ConditionSpec:
         wanted = self.size if self.kind in ("classes", "label", "metric") else 0
         if self.size < 1 or len(self.names) != wanted or len(set(self.names)) != len(self.names):
             raise ValueError(
-                f"expected {wanted} different names of a condition of kind {self.kind} with {self.size} numbers, found "
-                f"{len(self.names)}: {', '.join(self.names)!s:.200}."
+                f"expected {wanted} different names of a condition of kind {self.kind} with {self.size} numbers, "
+                f"found {len(self.names)}: {', '.join(self.names)!s:.200}."
             )
+        if self.encoder is not None and (self.kind != "text" or not isinstance(self.encoder, str)):
+            raise ValueError(f"expected the name of an encoder of texts alone, found {self.encoder!r:.200}.")
 
     @classmethod
     def named(cls, kind: Kind, names: Sequence[str]) -> ConditionSpec:
@@ -58,14 +62,19 @@ class ConditionSpec:
 
         Args:
             condition: Of `classes` a sequence of their names or indices; of `label` a name or index; of `metric` a
-                mapping of all names to numbers; of `text` and `vector` a sequence of `size` numbers.
+                mapping of all names to numbers; of `text` and `vector` a sequence of `size` numbers. Of any kind, a
+                tensor or an array of floats `(size,)` is the numbers themselves.
 
         Raises:
             ValueError: it is none of this kind, names what is unknown, is an empty subset, or has a number that is
                 not finite.
         """
+        if hasattr(condition, "tolist"):
+            is_numbers, condition = "float" in str(condition.dtype), condition.tolist()
+            if is_numbers:
+                return self.check(condition)
         if self.kind == "classes":
-            if isinstance(condition, (str, int, Mapping)) or not _is_sequence(condition):
+            if not _is_sequence(condition):
                 raise self._error("a list of classes", condition)
             places = [self._place(name) for name in condition]
             if not places or len(set(places)) != len(places):
@@ -84,12 +93,15 @@ class ConditionSpec:
         """The numbers of a condition as they are stored; `ValueError` where they cannot be those of one."""
         if not _is_sequence(values) or len(values) != self.size:
             raise self._error(f"{self.size} numbers", values)
+        if any(isinstance(value, str) for value in values):
+            raise self._error(f"{self.size} numbers", values)
         try:
             found = [float(value) for value in values]
         except (TypeError, ValueError) as error:
             raise self._error(f"{self.size} numbers", values) from error
-        if not all(map(math.isfinite, found)):
-            raise self._error("finite numbers", values)
+        # A NaN is not below anything.
+        if not all(abs(value) <= MAX_VALUE for value in found):
+            raise self._error("finite numbers that float32 holds", values)
         if self.kind in ("classes", "label") and (
             not set(found) <= {0.0, 1.0} or not sum(found) or (self.kind == "label" and sum(found) != 1)
         ):
@@ -108,8 +120,8 @@ class ConditionSpec:
     def _place(self, name: Any) -> int:
         if isinstance(name, str) and name in self.names:
             return self.names.index(name)
-        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < self.size:
-            return name
+        if isinstance(name, Integral) and not isinstance(name, bool) and 0 <= name < self.size:
+            return int(name)
         raise self._error(f"names among {', '.join(self.names)!s:.300}, or indices below {self.size}", name)
 
     def _error(self, expected: str, found: Any) -> ValueError:
@@ -130,11 +142,13 @@ class ConditionSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConditionSpec:
         """That of [`~ConditionSpec.to_dict`]; `ValueError` for anything else."""
-        schema, kind, size = (values.get(key) for key in ("schema", "kind", "size"))
+        schema, kind, size, encoding = (values.get(key) for key in ("schema", "kind", "size", "encoding"))
         names, encoder = values.get("names", []), values.get("encoder")
-        if schema != SCHEMA or not isinstance(size, int) or not isinstance(kind, str) or not isinstance(names, list):
-            raise ValueError(f"expected schema {SCHEMA}, kind, size and names of a condition, found {values!r:.200}.")
-        return cls(kind, size, tuple(map(str, names)), encoder)
+        if schema != SCHEMA or kind not in [*ENCODINGS] or encoding != ENCODINGS[kind] or type(size) is not int:
+            raise ValueError(f"expected schema {SCHEMA}, kind, size and encoding, found {values!r:.200}.")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected names of a condition, found {names!r:.200}.")
+        return cls(kind, size, tuple(names), encoder)
 
     def save(self, folder: Path) -> None:
         """Write `condition.json`."""
@@ -146,10 +160,9 @@ class ConditionSpec:
         file = folder / CONDITION_FILE
         if not file.is_file():
             return None
-        try:
-            return cls.from_dict(read_object(file))
-        except ValueError as error:
-            raise ValueError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+        values = read_object(file)
+        with errors_of(file):
+            return cls.from_dict(values)
 
 
 def _is_sequence(value: Any) -> bool:

@@ -11,6 +11,7 @@ from .version import __version__
 # ruff: noqa: F401 (for type checkers; `__all__` is made when it is asked for)
 if TYPE_CHECKING:
     from .base_model import BaseModel
+    from .conditions import ConditionSpec
     from .data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
     from .data.folder import read_layout
     from .data.importing.importer import import_checkpoints
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     from .models.unet_1d import make_unet_1d
     from .pipelines.network_folder import load_generated
     from .pipelines.pipeline_pdiff import PDiffPipeline, PDiffPipelineOutput
+    from .text_encoder import TextEncoder
 
 # Imported on first use: `pdiff --help` need not wait for torch.
 _MODULES = {
     "BaseModel": "base_model",
+    "ConditionSpec": "conditions",
     "PDiffPipeline": "pipelines.pipeline_pdiff",
     "PDiffPipelineOutput": "pipelines.pipeline_pdiff",
     "ParameterDataset": "data.dataset",
     "ParameterLayout": "layout",
     "ParameterRecorder": "data.record",
     "ParameterRecorderCallback": "data.record",
+    "TextEncoder": "text_encoder",
     "import_checkpoints": "data.importing.importer",
     "load_base_model": "data.dataset",
     "load_generated": "pipelines.network_folder",

@@ -52,6 +52,12 @@ class ConditionSpec:
         if self.encoder is not None and (self.kind != "text" or not isinstance(self.encoder, str)):
             raise ValueError(f"expected the name of an encoder of texts alone, found {self.encoder!r:.200}.")
 
+    @property
+    def summary(self) -> str:
+        """What they are in a few words."""
+        what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "") if self.names else f"{self.size} numbers"
+        return f"{self.kind} ({what}{f' of {self.encoder}' if self.encoder else ''})"
+
     @classmethod
     def named(cls, kind: Kind, names: Sequence[str]) -> ConditionSpec:
         """Of classes, labels or metrics."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pdiff_hf.base_model import BaseModel
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout
@@ -36,9 +37,10 @@ def steps(model, num=5):
 
 def record(model, folder, base, select="head", num=5):
     layout = ParameterLayout.from_model(model, select)
-    with ParameterRecorder(layout, folder, base) as recorder:
+    conditions = ConditionSpec.named("label", ["even", "odd"])
+    with ParameterRecorder(layout, folder, base, conditions=conditions) as recorder:
         for step, loss in steps(model, num):
-            recorder.record(model, step=step, loss=loss, largest=loss.half())
+            recorder.record(model, step=step, loss=loss, largest=loss.half(), condition=step % 2)
     return ParameterDataset(folder)
 
 
@@ -49,6 +51,7 @@ def test_rows_from_an_accelerator_are_those_of_the_cpu(pretended, model, tmp_pat
     found = record(model.to("pretend"), tmp_path / "device", base, select)
     assert torch.equal(found.vectors(), expected.vectors())
     assert found.rows.with_format(None)[:] == expected.rows.with_format(None)[:]
+    assert found.conditions()[:, 1].tolist() == [0, 1, 0, 1, 0]
 
 
 def test_a_checkpoint_is_one_copy_and_no_wait(pretended, model, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.types as types
@@ -17,8 +17,10 @@ FINGERPRINT = b"pdiff_hf.fingerprint"
 
 # Columns beside `parameters` that say where a row comes from.
 KEYS = {"run": "string", "seed": "int64", "step": "int64", "epoch": "float32"}
+# What a network was trained for, as `condition.json` says; and as a sentence.
+CONDITION, CONDITION_TEXT = "condition", "condition_text"
 # Columns that a dataset may have or lack, and that are no numbers; all others are float32 metrics.
-TEXTS = {"population": "string"}
+TEXTS = {"population": "string", CONDITION_TEXT: "string"}
 
 # What a column beside the parameters may be stored as by others.
 WHOLE_NUMBERS = "whole numbers", (types.is_integer,)
@@ -27,34 +29,49 @@ NAMES = "names", (types.is_string, types.is_large_string, types.is_string_view)
 EXPECTED = {
     "run": NAMES,
     "population": ("names", (*NAMES[1], types.is_null)),
+    CONDITION_TEXT: ("sentences", NAMES[1]),
     "seed": WHOLE_NUMBERS,
     "step": WHOLE_NUMBERS,
     "chunk": WHOLE_NUMBERS,
 }
 
 
-def features(layout: ParameterLayout, others: Iterable[str]) -> Features:
-    """Column types of a parameter dataset with these metrics and texts."""
-    dtypes = KEYS | {name: TEXTS.get(name, "float32") for name in others}
+# Types of columns beside `parameters` and the keys, by their names.
+Others = Mapping[str, Value | List]
+
+
+def other_type(name: str, size: int | None = None) -> Value | List:
+    """How a metric, a text or a condition of `size` numbers is stored."""
+    return List(Value("float32"), length=size) if name == CONDITION else Value(TEXTS.get(name, "float32"))
+
+
+def other_types(schema: pa.Schema) -> dict[str, Value | List]:
+    """The metrics, texts and conditions of a shard or table that [`check_schema`] accepts."""
+    others = [schema.field(name) for name in other_names(schema.names)]
+    return {field.name: other_type(field.name, getattr(field.type, "list_size", None)) for field in others}
+
+
+def features(layout: ParameterLayout, others: Others) -> Features:
+    """Column types of a parameter dataset with these metrics, texts and conditions."""
     vector = List(Value("float32"), length=layout.num_parameters)
-    return Features({"parameters": vector, **{name: Value(dtype) for name, dtype in dtypes.items()}})
+    return Features({"parameters": vector, **{name: Value(dtype) for name, dtype in KEYS.items()}, **others})
 
 
-def arrow_schema(layout: ParameterLayout, others: Iterable[str]) -> pa.Schema:
+def arrow_schema(layout: ParameterLayout, others: Others) -> pa.Schema:
     """The columns of [`features`] with the fingerprint of the layout."""
     schema = features(layout, others).arrow_schema
     return schema.with_metadata({**schema.metadata, FINGERPRINT: layout.fingerprint.encode()})
 
 
 def other_names(columns: Iterable[str]) -> list[str]:
-    """The metrics and texts among a dataset's columns."""
+    """The metrics, texts and conditions among a dataset's columns."""
     known = {"parameters", *KEYS, *chunks.COLUMNS}
     return [name for name in columns if name not in known]
 
 
 def metric_names(columns: Iterable[str]) -> list[str]:
     """The metrics among a dataset's columns."""
-    return [name for name in other_names(columns) if name not in TEXTS]
+    return [name for name in other_names(columns) if name not in (CONDITION, *TEXTS)]
 
 
 def check_schema(schema: pa.Schema, layout: ParameterLayout) -> None:
@@ -75,6 +92,10 @@ def check_schema(schema: pa.Schema, layout: ParameterLayout) -> None:
             raise ValueError(f"expected 'parameters' of {size} float32 values, found {found}.")
     for name in (*KEYS, *other_names(schema.names)):
         field = schema.field(name).type
+        if name == CONDITION:
+            if not types.is_fixed_size_list(field) or not types.is_float32(field.value_type):
+                raise ValueError(f"expected 'condition' of as many float32 values in every row, found {field}.")
+            continue
         value = field.value_type if types.is_dictionary(field) else field
         expected, tests = EXPECTED.get(name, NUMBERS)
         if not any(test(value) for test in tests):

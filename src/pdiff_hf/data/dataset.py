@@ -16,12 +16,14 @@ from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
 
 from ..base_model import BaseModel
+from ..conditions import ConditionSpec
 from ..files import atomic_folder
 from ..hub.snapshot import split_hub_id
 from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from . import shards, writer
-from .columns import features, metric_names, other_names
+from .columns import CONDITION, CONDITION_TEXT, features, metric_names, other_types
+from .conditions import Embed, read_conditions, stored_conditions
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
 from .integrity import find_shards, read_stats
@@ -180,6 +182,30 @@ class ParameterDataset:
         table = self._columns("populations")
         return table.column("population").to_pylist() if "population" in table.column_names else None
 
+    @cached_property
+    def condition_spec(self) -> ConditionSpec | None:
+        """What the conditions of the rows are, `None` for a dataset without.
+
+        Raises:
+            ValueError: `condition.json` is damaged, or not the one that the rows were written with.
+        """
+        return read_conditions(self.folder, self.stats)
+
+    def conditions(self, rows: slice | Sequence[int] | torch.Tensor = slice(None)) -> torch.Tensor:
+        """The conditions of rows as they are stored, `(K, size)` float32; `condition_spec` says what they are.
+
+        Raises:
+            ValueError: the dataset has none, one is not of its kind, or as `metrics`.
+        """
+        values = stored_conditions(self._columns("conditions"), self.condition_spec, self.folder)
+        return values[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
+
+    @property
+    def condition_texts(self) -> list[str] | None:
+        """The sentences of conditions of kind text, `None` for others; raises `ValueError` as `metrics`."""
+        table = self._columns("conditions")
+        return table.column(CONDITION_TEXT).to_pylist() if CONDITION_TEXT in table.column_names else None
+
     def _columns(self, wanted: str) -> pa.Table:
         """All columns but the vectors."""
         if self._remote_files is not None:
@@ -257,7 +283,7 @@ class ParameterDataset:
             if not tables:
                 raise ValueError(f"{recording} holds no complete row; record again.")
         table = pa.concat_tables(tables, promote_options="default")
-        columns = features(self.layout, other_names(table.column_names))
+        columns = features(self.layout, other_types(table.schema))
         # A random fingerprint, because the default one is a hash over all values.
         rows = InMemoryTable(table.select(list(columns)).cast(columns.arrow_schema))
         return Dataset(rows, fingerprint=uuid.uuid4().hex).with_format("torch")
@@ -273,9 +299,13 @@ class ParameterDataset:
         base_model: BaseModel | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        conditions: ConditionSpec | None = None,
+        embed: Embed | None = None,
     ) -> ParameterDataset:
         """Write vectors as a new parameter dataset, see [`save_parameter_dataset`], and open it."""
-        writer.save_parameter_dataset(vectors, layout, folder, base_model, columns, metadata)
+        kinds = {"conditions": conditions, "embed": embed}
+        writer.save_parameter_dataset(vectors, layout, folder, base_model, columns, metadata, **kinds)
         return cls(folder, trusted_imports=() if base_model is None else base_model.trusted_imports)
 
     def append(
@@ -283,6 +313,7 @@ class ParameterDataset:
         vectors: torch.Tensor,
         columns: Mapping[str, Sequence[Any]] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        embed: Embed | None = None,
     ) -> None:
         """Append vectors of new runs in new shards; those that are there stay as they are.
 
@@ -291,15 +322,18 @@ class ParameterDataset:
 
         Args:
             vectors (`torch.Tensor` of shape `(K, D)`): Raw parameter values, one row per checkpoint.
-            columns (`Mapping[str, Sequence]`, *optional*): `run`, `seed`, `step`, `epoch` and float metrics, K each.
+            columns (`Mapping[str, Sequence]`, *optional*): `run`, `seed`, `step`, `epoch` and float metrics, K each;
+                and `condition` where the dataset has conditions, see [`save_parameter_dataset`].
             metadata (`Mapping`, *optional*): JSON-able, goes into `stats.json`.
+            embed (`Callable`, *optional*): The encoder of sentences.
 
         Raises:
             ValueError: the dataset holds one of the runs already, the rows do not fit, or it is on the Hub.
         """
         if self._is_remote:
             raise ValueError(f"{self.source} is on the Hub: push new runs with pdiff push dataset --append.")
-        writer.append_rows(vectors, self.layout, self.folder, self.base_model, columns, metadata)
+        conditions = self.condition_spec
+        writer.append_rows(vectors, self.layout, self.folder, self.base_model, columns, metadata, conditions, embed)
         self.__dict__.pop("stats", None)
         self.__dict__.pop("_stored", None)
 
@@ -325,8 +359,12 @@ class ParameterDataset:
         metadata = {**self.metadata, "first_rows": num_rows}
         with atomic_folder(folder) as partial:
             vectors = dataset_vectors(first, self.layout)
-            order = self.unordered_runs
-            writer.save_parameter_dataset(vectors, self.layout, partial, self.base_model, columns, metadata, order)
+            order, conditions = self.unordered_runs, self.condition_spec
+            if conditions is not None:
+                columns[CONDITION] = self.conditions(slice(num_rows))
+            writer.save_parameter_dataset(
+                vectors, self.layout, partial, self.base_model, columns, metadata, order, conditions=conditions
+            )
         return type(self)(folder, trusted_imports=() if self.base_model is None else self.base_model.trusted_imports)
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..conditions import CONDITION_FILE, ConditionSpec
 from ..files import errors_of, read_json, write_json
 
 # Whoever looks for a dataset need not wait for torch.
@@ -70,8 +71,14 @@ def config_folder(path: str | Path, config: str | None = None) -> Path:
     return Path(path) if config == DEFAULT else Path(path) / config
 
 
-def write_layout(path: str | Path, layout: ParameterLayout, base_model: BaseModel | None) -> None:
-    """Write `layout.json`, and the base model's weights beside it when it has any."""
+def write_layout(
+    path: str | Path, layout: ParameterLayout, base_model: BaseModel | None, conditions: ConditionSpec | None = None
+) -> None:
+    """Write `layout.json`, the base model's weights beside it when it has any, and `condition.json`."""
+    if conditions is None:
+        (Path(path) / CONDITION_FILE).unlink(missing_ok=True)
+    else:
+        conditions.save(Path(path))
     if base_model is not None and base_model.weights is not None:
         base_model = base_model.copy_to(path)
     base = None if base_model is None else base_model.to_dict()

@@ -32,7 +32,7 @@ def read_stats(path: str | Path) -> dict[str, Any]:
     file = Path(path) / STATS
     if not os.path.lexists(file):
         return {"metadata": {}}
-    return {"metadata": {}, **read_object(file, metadata=dict, num_rows=int, unordered_runs=list)}
+    return {"metadata": {}, **read_object(file, metadata=dict, num_rows=int, unordered_runs=list, conditions=dict)}
 
 
 def find_shards(path: str | Path) -> list[Path]:

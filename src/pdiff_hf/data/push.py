@@ -82,7 +82,7 @@ def append_dataset(
         with hub_errors(repo_id, revision):
             metrics = shards.shard_others(shard, layout)
         for file in find_shards(folder):
-            if more := set(shards.shard_others(file, layout)) - set(metrics):
+            if more := {*shards.shard_others(file, layout)} - {*metrics}:
                 raise ValueError(
                     f"{repo_id}: expected no metrics but {', '.join(metrics) or 'none'}, found {min(more)!r}; leave "
                     "it out, or download the dataset, append to the folder and push that."

@@ -10,7 +10,7 @@ from datasets import DatasetInfo, IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
 from ..layout import ParameterLayout
-from .columns import arrow_schema, features
+from .columns import Others, arrow_schema, features
 from .integrity import check_set, read_stats, some_shards
 from .shards import check_shard, read_columns, read_rows, read_shard, shard_others, with_columns
 
@@ -50,18 +50,18 @@ def stream_rows(files: Sequence[Path | str], layout: ParameterLayout) -> Iterabl
     """The rows of shards in torch format, read as they are asked for; those at `hf://` are not downloaded."""
     # Those on the Hub are checked when they are reached; their footers alone may take minutes.
     checked = files if isinstance(files[0], Path) else files[:1]
-    metrics = list(dict.fromkeys(name for file in checked for name in shard_others(file, layout)))
+    others = {name: kind for file in checked for name, kind in shard_others(file, layout).items()}
     # A list is what processes and workers share between them.
-    shards = ArrowExamplesIterable(_tables, {"files": list(files), "layout": layout, "metrics": tuple(metrics)})
-    return IterableDataset(shards, info=DatasetInfo(features=features(layout, metrics))).with_format("torch")
+    shards = ArrowExamplesIterable(_tables, {"files": list(files), "layout": layout, "others": others})
+    return IterableDataset(shards, info=DatasetInfo(features=features(layout, others))).with_format("torch")
 
 
 def _tables(
-    files: Sequence[Path | str], layout: ParameterLayout, metrics: tuple[str, ...]
+    files: Sequence[Path | str], layout: ParameterLayout, others: Others
 ) -> Iterator[tuple[tuple[str, int], pa.Table]]:
-    schema = arrow_schema(layout, metrics)
+    schema = arrow_schema(layout, others)
     for file in files:
         for number, table in enumerate(read_rows(file, layout)):
             if more := set(table.column_names) - set(schema.names):
-                raise ValueError(f"{file}: expected the metrics {metrics} of the first shard, found {min(more)!r}.")
+                raise ValueError(f"{file}: expected the metrics {(*others,)} of the first shard, found {min(more)!r}.")
             yield (str(file), number), with_columns(table, schema)

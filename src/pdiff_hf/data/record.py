@@ -17,12 +17,15 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..base_model import BaseModel
+from ..conditions import ConditionSpec
 from ..files import errors_of
 from ..host_copy import HostCopy
 from ..layout import ParameterLayout
 from ..locks import FolderLock, locked
 from ..os_errors import writing
 from ..wrapped import gathered
+from .columns import CONDITION, CONDITION_TEXT
+from .conditions import Embed, condition_columns
 from .folder import write_layout
 from .rest import RestCheck
 from .scalars import to_integer
@@ -70,9 +73,13 @@ class ParameterRecorder:
             your own, `{"kind": "function", "function": "nets.py:evaluate"}`.
         resume_from (`int`, *optional*):
             Step of the checkpoint that the training goes on from, see [`~ParameterRecorder.resume`].
+        conditions ([`ConditionSpec`], *optional*):
+            What networks are trained for: every checkpoint then has a condition.
+        embed (`Callable`, *optional*):
+            The encoder of conditions that are sentences, `n` of them → `(n, size)`.
 
     Raises:
-        ValueError: the folder holds another layout or another base model.
+        ValueError: the folder holds another layout, another base model or other conditions.
 
     Example:
     ```py
@@ -96,7 +103,10 @@ class ParameterRecorder:
         metadata: Mapping[str, Any] | None = None,
         task: Mapping[str, Any] | None = None,
         resume_from: int | None = None,
+        conditions: ConditionSpec | None = None,
+        embed: Embed | None = None,
     ):
+        self.conditions, self._embed = conditions, embed
         self.layout, self.output_dir, self.base_model = layout, Path(output_dir), base_model
         self.run, self.seed = run, seed
         self.metadata = metadata if task is None else {**(metadata or {}), "task": dict(task)}
@@ -110,7 +120,7 @@ class ParameterRecorder:
         self._copy, self._pending = HostCopy(), None
         self._rest = None if base_model is None else RestCheck(layout, base_model)
         self._resume_from: int | None = None
-        check_append(self.output_dir, layout, base_model, [])
+        check_append(self.output_dir, layout, base_model, [], conditions)
         if resume_from is not None:
             self.resume(resume_from)
 
@@ -152,6 +162,7 @@ class ParameterRecorder:
         epoch: float | None = None,
         loss: float | torch.Tensor | None = None,
         accuracy: float | torch.Tensor | None = None,
+        condition: Any = None,
         **metrics: float | torch.Tensor | None,
     ) -> None:
         """Append one checkpoint.
@@ -168,14 +179,17 @@ class ParameterRecorder:
                 Column `train_loss`; like all numbers here, of any kind: also a tensor or an array of one element.
             accuracy (`float`, *optional*):
                 Column `val_accuracy`, a fraction in [0, 1].
+            condition (*optional*):
+                What the network is trained for, as [`ConditionSpec.values`] of `conditions` takes it; of texts the
+                sentence, or its embedding with the sentence as `condition_text`.
             **metrics (`float`):
                 Further columns. The metrics of a run's first checkpoint are those of all.
 
         Raises:
             ValueError: a value is NaN, infinite or no number, the state does not fit the layout, what the layout
                 leaves out is not the base model's, the metrics are others than those of the first checkpoint, the
-                folder holds the run already, or another recorder is writing to it. What is wrong with the values of a
-                checkpoint on an accelerator is said when it is written.
+                condition is none of its kind, the folder holds the run already, or another recorder is writing to it.
+                What is wrong with the values of a checkpoint on an accelerator is said when it is written.
         """
         if self._closed:
             raise ValueError(f"run {self.run!r} is closed; record further checkpoints as another run.")
@@ -184,7 +198,8 @@ class ParameterRecorder:
         step = to_integer(step, "step")
         named = {"train_loss": loss, "val_accuracy": accuracy}
         row = {"run": self.run, "seed": self.seed, "step": step, "epoch": epoch}
-        row |= {name: value for name, value in named.items() if value is not None} | metrics
+        row |= {name: value for name, value in named.items() if value is not None}
+        row |= self._condition(step, {} if condition is None else {CONDITION: condition}, metrics) | metrics
         rest: dict[str, torch.Tensor] = {}
         if isinstance(state, torch.Tensor):
             if state.shape != (self.layout.num_parameters,):
@@ -204,6 +219,15 @@ class ParameterRecorder:
         # The first one shows whether the folder can be written to.
         if self._file is None or not is_on_its_way:
             self.flush()
+
+    def _condition(self, step: int, given: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a checkpoint's condition."""
+        given |= {CONDITION_TEXT: metrics[CONDITION_TEXT]} if CONDITION_TEXT in metrics else {}
+        with errors_of(f"step {step}"):
+            found = condition_columns(
+                self.conditions, {name: [value] for name, value in given.items()}, self._embed, "step", step
+            )
+        return {name: value for name, (value,) in found.items()}
 
     def _check_rest(self, state: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Compare the rest of a network, but for what is returned: tensors that travel with the checkpoint."""
@@ -251,7 +275,11 @@ class ParameterRecorder:
         lock, known = FolderLock(self.output_dir), {}
         try:
             check_append(
-                self.output_dir, self.layout, self.base_model, [] if self._resume_from is not None else [self.run]
+                self.output_dir,
+                self.layout,
+                self.base_model,
+                [] if self._resume_from is not None else [self.run],
+                self.conditions,
             )
             if (self.output_dir / RECORDING).exists():
                 finish_rows(self.output_dir)
@@ -259,7 +287,7 @@ class ParameterRecorder:
                 drop_rows(self.output_dir, self.layout, self.run, min(step, self._resume_from + 1))
                 known = {self.run: recorded_runs(self.output_dir)[self.run]}
             if not (self.output_dir / "layout.json").exists():
-                write_layout(self.output_dir, self.layout, self.base_model)
+                write_layout(self.output_dir, self.layout, self.base_model, self.conditions)
             stored = schema.with_metadata({**(schema.metadata or {}), KNOWN_ROWS: json.dumps(known).encode()})
             self._file = open(self.output_dir / RECORDING, "wb", buffering=0)
             self._append(stored.serialize())
@@ -362,6 +390,7 @@ class ParameterRecorderCallback(TrainerCallback):
         recorder ([`ParameterRecorder`]): Where to; of several processes, the main one records.
         every (`int`, *optional*, defaults to 1): Optimiser steps between checkpoints.
         metrics (`Callable`, *optional*): Gives further columns of a checkpoint, numbers by name, by the network.
+        condition (*optional*): What the network is trained for, where the recorder has `conditions`.
 
     Example:
     ```py
@@ -378,10 +407,11 @@ class ParameterRecorderCallback(TrainerCallback):
         recorder: ParameterRecorder,
         every: int = 1,
         metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        condition: Any = None,
     ):
         if every < 1:
             raise ValueError(f"expected every >= 1, found {every}.")
-        self.recorder, self.every, self.metrics = recorder, every, metrics
+        self.recorder, self.every, self.metrics, self.condition = recorder, every, metrics, condition
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Go on with the run of a training that is resumed, else begin one; `ValueError` when the folder holds it."""
@@ -403,7 +433,9 @@ class ParameterRecorderCallback(TrainerCallback):
             whole = gathered(model)
             if state.is_world_process_zero:
                 found = {} if self.metrics is None else self.metrics(model)
-                self.recorder.record(whole, step=state.global_step, epoch=state.epoch, **found)
+                self.recorder.record(
+                    whole, step=state.global_step, epoch=state.epoch, condition=self.condition, **found
+                )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Write what was recorded, so that a training that goes on from this checkpoint finds it in the folder."""

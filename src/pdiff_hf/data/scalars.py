@@ -71,7 +71,14 @@ def to_optional_text(value: Any, name: str) -> str | None:
 
 
 # Columns that are no metrics, and what makes their values.
-KINDS = {"run": to_text, "seed": to_integer, "step": to_integer, "epoch": to_metric, "population": to_optional_text}
+KINDS = {
+    "run": to_text,
+    "seed": to_integer,
+    "step": to_integer,
+    "epoch": to_metric,
+    "population": to_optional_text,
+    "condition_text": to_text,
+}
 
 
 def column_values(name: str, values: Sequence[Any], num: int, unit: str, first: int) -> Iterable[int | float | str]:

@@ -22,7 +22,7 @@ from ..files import atomic_write, check_regular
 from ..layout import ParameterLayout
 from ..os_errors import writing
 from . import chunks
-from .columns import KEYS, arrow_schema, check_schema, other_names
+from .columns import CONDITION, KEYS, Others, arrow_schema, check_schema, other_names, other_type, other_types
 from .folder import read_layout
 from .integrity import announce, check_content, check_footer, damage_as_error, find_shards
 from .remote import open_remote
@@ -76,21 +76,34 @@ def rows_table(
 ) -> pa.Table:
     """Make a table from vectors `(K, D)` and columns of K values; `run`, `seed` and `step` have defaults.
 
+    `condition` is an array `(K, size)`, see [`condition_columns`].
+
     Raises:
         ValueError: a shape does not fit, or a value is NaN, infinite or too large; it counts in `unit` from `first`.
     """
     if vectors.ndim != 2 or vectors.shape[1] != layout.num_parameters:
         raise ValueError(f"expected vectors of shape (K, {layout.num_parameters}), found {vectors.shape}.")
     check_values(vectors, layout, unit, first)
-    schema = arrow_schema(layout, other_names(columns))
+    size = np.shape(columns[CONDITION])[-1] if CONDITION in columns else None
+    schema = arrow_schema(layout, {name: other_type(name, size) for name in other_names(columns)})
     defaults = {"run": ["run-0"] * len(vectors), "seed": [0] * len(vectors), "step": range(len(vectors))}
     values = {**defaults, "epoch": [None] * len(vectors), **columns}
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-    arrays = [pa.FixedSizeListArray.from_arrays(flat, layout.num_parameters).cast(schema.field(0).type)]
+    arrays = [_lists(vectors).cast(schema.field(0).type)]
     for name in schema.names[1:]:
+        if name == CONDITION:
+            if len(values[name]) != len(vectors):
+                raise ValueError(f"column {name!r}: expected {len(vectors)} values, found {len(values[name])}.")
+            arrays.append(_lists(values[name]).cast(schema.field(name).type))
+            continue
         column = column_values(name, values[name], len(vectors), unit, first)
         arrays.append(pa.array(column, type=schema.field(name).type))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _lists(values: np.ndarray) -> pa.FixedSizeListArray:
+    """Rows `(K, size)` as float32."""
+    flat = np.ascontiguousarray(values, dtype=np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
 
 
 @contextmanager
@@ -120,10 +133,10 @@ def check_shard(file: str | Path, layout: ParameterLayout) -> int:
         return -(-parquet.metadata.num_rows // len(chunks.chunk_lengths(layout.num_parameters)))
 
 
-def shard_others(file: str | Path, layout: ParameterLayout) -> list[str]:
-    """The metrics and texts of a shard, see [`open_shard`]."""
+def shard_others(file: str | Path, layout: ParameterLayout) -> Others:
+    """The metrics, texts and conditions of a shard, see [`open_shard`]."""
     with open_shard(file, layout) as (_, schema):
-        return other_names(schema.names)
+        return other_types(schema)
 
 
 def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
@@ -132,7 +145,7 @@ def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
     with open_shard(file, layout) as (parquet, found):
         if isinstance(file, Path):
             check_content(file)
-        schema = arrow_schema(layout, other_names(found.names))
+        schema = arrow_schema(layout, other_types(found))
         stored = [*schema.names[1:], *chunks.COLUMNS] if chunked else schema.names
         pending = found.empty_table().select(stored)
         for group in range(parquet.num_row_groups):
@@ -143,8 +156,8 @@ def read_rows(file: str | Path, layout: ParameterLayout) -> Iterator[pa.Table]:
             if not whole:
                 continue
             table = chunks.join_chunks(table, schema, layout) if chunked else table.select(schema.names)
-            for name in ("parameters", *KEYS):
-                if name != "epoch" and table.column(name).null_count:
+            for name in ("parameters", *KEYS, CONDITION):
+                if name != "epoch" and name in schema.names and table.column(name).null_count:
                     raise ValueError(f"expected {name!r} in every row, found rows without.")
             yield table.cast(schema)
             del table
@@ -163,7 +176,7 @@ def read_columns(files: Sequence[Path], layout: ParameterLayout, names: Sequence
     tables = []
     for file in files:
         with open_shard(file, layout) as (parquet, found):
-            schema = arrow_schema(layout, other_names(found.names)).remove(0)
+            schema = arrow_schema(layout, other_types(found)).remove(0)
             # Of chunk rows, the first one stands for its checkpoint.
             chunked = chunks.is_chunked(layout.num_parameters)
             table = parquet.read([*(names or schema.names), *(["chunk"] if chunked else [])])

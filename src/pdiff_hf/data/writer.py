@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from ..base_model import BaseModel
+from ..conditions import CONDITION_FILE, ConditionSpec
 from ..files import replacing, restoring, write_json
 from ..identity import NetworkIdentity, check_same_network, read_identity
 from ..layout import ParameterLayout
@@ -18,7 +19,8 @@ from ..locks import locked
 from ..os_errors import writing
 from . import shards
 from .card import write_dataset_card
-from .columns import arrow_schema, metric_names
+from .columns import CONDITION, arrow_schema, metric_names
+from .conditions import Embed, check_same_conditions, condition_columns, describe_conditions, read_conditions
 from .folder import SCHEMA, read_layout, write_layout
 from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
@@ -31,16 +33,18 @@ def append_rows(
     base_model: BaseModel | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    conditions: ConditionSpec | None = None,
+    embed: Embed | None = None,
 ) -> None:
     """[`ParameterDataset.append`] to the folder `output_dir`, whose layout and base model have to be these."""
     path = Path(output_dir)
-    table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    table = _table(vectors, layout, columns, conditions, embed)
     if not (path / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {path}, found no layout.json there.")
     with locked(path), writing(path):
         if (path / shards.RECORDING).exists():
             finish_rows(path)
-        check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()))
+        check_append(path, layout, base_model, dict.fromkeys(table.column("run").to_pylist()), conditions)
         known = find_shards(path)
         try:
             with restoring(path / "stats.json"):
@@ -53,11 +57,29 @@ def append_rows(
             raise
 
 
-def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | None, runs: Iterable[str]) -> None:
+def _table(
+    vectors: torch.Tensor,
+    layout: ParameterLayout,
+    columns: Mapping[str, Sequence[Any]] | None,
+    conditions: ConditionSpec | None,
+    embed: Embed | None,
+) -> pa.Table:
+    columns = condition_columns(conditions, columns or {}, embed)
+    return shards.rows_table(vectors.detach().cpu().numpy(), layout, columns)
+
+
+def check_append(
+    path: Path,
+    layout: ParameterLayout,
+    base_model: BaseModel | None,
+    runs: Iterable[str],
+    conditions: ConditionSpec | None = None,
+) -> None:
     """Check that runs may be written to a folder; one without a dataset takes all.
 
     Raises:
-        ValueError: the folder holds one of the runs already, another layout or another base model, or is damaged.
+        ValueError: the folder holds one of the runs already, another layout, another base model or other conditions,
+            or is damaged.
     """
     if not (path / "layout.json").exists():
         if find_shards(path):
@@ -65,6 +87,7 @@ def check_append(path: Path, layout: ParameterLayout, base_model: BaseModel | No
         return
     new = NetworkIdentity.of("the new checkpoints", layout, base_model)
     check_same_network(read_identity(path), new, "choose another folder")
+    check_same_conditions(path, read_conditions(path, read_stats(path)), conditions)
     for file in (files := find_shards(path)):
         shards.check_shard(file, layout)
     check_all(path, files)
@@ -125,6 +148,9 @@ def save_parameter_dataset(
     columns: Mapping[str, Sequence[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
     unordered_runs: Iterable[str] | None = None,
+    *,
+    conditions: ConditionSpec | None = None,
+    embed: Embed | None = None,
 ) -> None:
     """Write vectors as a new parameter dataset.
 
@@ -138,18 +164,23 @@ def save_parameter_dataset(
         base_model ([`BaseModel`], *optional*):
             Copied into the folder, with its weights.
         columns (`Mapping[str, Sequence]`, *optional*):
-            `run`, `seed`, `step`, `epoch` and float metrics, K values each.
+            `run`, `seed`, `step`, `epoch`, `condition` and float metrics, K values each.
         metadata (`Mapping`, *optional*):
             JSON-able, goes into `stats.json`.
         unordered_runs (`Iterable[str]`, *optional*):
             Runs whose steps are numbers of rows and say nothing of time; all of them without `step` and `epoch`.
+        conditions ([`ConditionSpec`], *optional*):
+            What the column `condition` is, which then every row has: K of what [`ConditionSpec.values`] takes, or a
+            tensor `(K, size)`; of texts sentences, or embeddings with the sentences in a column `condition_text`.
+        embed (`Callable`, *optional*):
+            The encoder of sentences, `n` of them → `(n, size)`.
 
     Raises:
-        ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, or a value is NaN,
-            infinite or too large.
+        ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, a value is NaN, infinite
+            or too large, or a row has no condition or one of another kind.
     """
     output_dir = Path(output_dir)
-    table = shards.rows_table(vectors.detach().cpu().numpy(), layout, columns or {})
+    table = _table(vectors, layout, columns, conditions, embed)
     if not len(table):
         raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
     if unordered_runs is None:
@@ -157,11 +188,12 @@ def save_parameter_dataset(
     with locked(output_dir):
         if (output_dir / "layout.json").exists() or find_shards(output_dir):
             raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
+        (output_dir / CONDITION_FILE).unlink(missing_ok=True)
         with replacing(output_dir, merge=True) as folder:
             # What a person wrote there stays in the card.
             if (output_dir / "README.md").is_file():
                 shutil.copy2(output_dir / "README.md", folder)
-            write_layout(folder, layout, base_model)
+            write_layout(folder, layout, base_model, conditions)
             shards.append_shards(table, folder)
             finish_dataset(folder, metadata, unordered_runs)
 
@@ -179,16 +211,25 @@ def finish_dataset(
     files = find_shards(path)
     found = {file: shards.shard_others(file, layout) for file in files}
     check_all(path, files)
-    others = list(dict.fromkeys(name for names in found.values() for name in names))
+    conditions = ConditionSpec.read(path)
+    for file, names in found.items():
+        if (CONDITION in names) == (conditions is None):
+            raise ValueError(
+                f"{file}: expected {'no' if conditions is None else 'a'} column {CONDITION!r}, as {CONDITION_FILE} is "
+                f"{'not ' if conditions is None else ''}there; restore that file."
+            )
+    others = {name: kind for names in found.values() for name, kind in names.items()}
     schema = arrow_schema(layout, others)
     changed = [file for file, names in found.items() if {*others} - {*names}]
     announce(path, [file.name for file in changed])
     for file in changed:
         shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
     known = read_stats(path)
+    of_conditions = {} if conditions is None else describe_conditions(files, layout, conditions, path)
     described = {
         "schema": SCHEMA,
         **compute_stats(files, layout, metric_names(others)),
+        **({"conditions": of_conditions} if of_conditions else {}),
         "unordered_runs": sorted({*known.get("unordered_runs", ()), *unordered_runs}),
         "metadata": {**known["metadata"], **(metadata or {})},
     }

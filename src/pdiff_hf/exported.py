@@ -26,6 +26,8 @@ from .disk_cache import read_text, write_text
 from .structure import TORCH_VALUES, hash_of_structure
 
 aten = torch.ops.aten
+# What is computed of tensors; the rest is arithmetic of sizes.
+OPERATIONS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 
 # Graphs that are kept, those used last: each is of one network and input.
 MAX_IN_MEMORY = 16
@@ -58,28 +60,20 @@ class ExportedForward:
         """The graph that `torch.export` gives for batches of this size alone; no nodes are shared."""
         graph, known = Graph(), {}
         for node in self.graph.nodes:
-            arguments = map_arg(node.args, known.__getitem__)
-            if node.op == "call_function" and node.target is aten.sym_size.int and self._is_batch(*node.args):
+            sources = node.all_input_nodes
+            is_number = bool(sources) and not any(isinstance(known[source], Node) for source in sources)
+            if node.target is aten.sym_size.int and self.inputs.get(node.args[0].name) == "" and node.args[1] == 0:
                 known[node] = batch_size
-            elif node.op == "call_function" and _is_arithmetic(node.target, arguments):
-                known[node] = node.target(*arguments)
+            elif is_number and not isinstance(node.target, OPERATIONS):
+                known[node] = node.target(*map_arg(node.args, known.__getitem__))
             elif node.target is aten.alias.default or (node.target is aten.slice.Tensor and node.args[2:] == (0, END)):
-                known[node] = arguments[0]
+                known[node] = known[node.args[0]]
             else:
                 known[node] = graph.node_copy(node, known.__getitem__)
                 if "bytes" in node.meta:
                     fixed, each = node.meta["bytes"]
                     known[node].meta = {"bytes": fixed + each * batch_size}
         return GraphModule(self.root, graph)
-
-    def _is_batch(self, source: Node, dim: int) -> bool:
-        return dim == 0 and self.inputs.get(source.name) == ""
-
-
-def _is_arithmetic(target: Callable, arguments: tuple) -> bool:
-    found: list[Node] = []
-    map_arg(arguments, found.append)
-    return not isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) and not found
 
 
 def export_forward(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Callable]) -> ExportedForward:

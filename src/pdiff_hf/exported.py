@@ -31,7 +31,7 @@ aten = torch.ops.aten
 MAX_IN_MEMORY = 16
 # `x[:]` is noted as a slice to here where the size is not known, and as an alias where it is.
 END = 2**63 - 1
-UPPER_LIMIT = re.compile(r"L\['\w+'\]\.size\(\)\[0\] <= (\d+)")
+UPPER_LIMIT = re.compile(r"L\['\w+'\]\.size\(\)\[0\] <= \d+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,15 +156,11 @@ def _export(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Callable]
 
 def _sizes_of(program: ExportedProgram) -> range:
     """The batch sizes for which a graph holds, from 2 on: where nothing else was decided by that of its own batch."""
-    # Of CUDA, normalisation has upper limits.
-    guards = [UPPER_LIMIT.fullmatch(guard) for guard in vars(program).get("_guards_code", ["unknown"])]
-    ranges = list(program.range_constraints.values())
-    if None in guards or len(ranges) != 1 or ranges[0].lower > 2:
+    ranges, guards = list(program.range_constraints.values()), vars(program).get("_guards_code", ["unknown"])
+    # Upper limits, as normalisation has them on CUDA, are part of the range.
+    if len(ranges) != 1 or ranges[0].lower > 2 or not all(map(UPPER_LIMIT.fullmatch, guards)):
         raise _OneSizeError
-    limits = [END - 1, *(int(guard[1]) for guard in guards)]
-    if ranges[0].upper < END:
-        limits.append(int(ranges[0].upper))
-    return range(2, 1 + min(limits))
+    return range(2, 1 + (int(ranges[0].upper) if ranges[0].upper < END else END - 1))
 
 
 # In memory, by structure.

@@ -59,7 +59,8 @@ def test_pixels_on_an_accelerator_are_the_images_of_the_cpu(pretended, task, fol
     assert examples.is_kept == (place == "kept")
     for _ in range(2):
         pretended.clear()
-        found = [(inputs, examples.labels[index]) for index, inputs in examples.batches(8, seed=1, epoch=2)]
+        batches = examples.batches(8, seed=1, epoch=2)
+        found = [(examples.inputs(*batch), examples.labels[batch[0]]) for batch in batches]
     # The order of an epoch is one.
     assert pretended.to_device.total() == (1 if place == "kept" else 1 + len(found))
     assert pretended.waits.total() == 0
@@ -81,12 +82,11 @@ def waits_of_steps(pretended, steps, first):
 def test_base_training_waits_for_nothing_within_an_epoch(pretended, task):
     device, network = torch.device("pretend"), make_network().to("pretend")
     examples = task.examples("train", device)
-    batches = ((inputs, examples.labels[index]) for index, inputs in examples.batches(8))
     steps = train_steps(
         task,
         network.parameters(),
-        lambda inputs, labels: nn.functional.cross_entropy(network(inputs), labels),
-        batches,
+        lambda index: nn.functional.cross_entropy(network(examples.inputs(index)), examples.labels[index]),
+        examples.batches(8),
         CONFIG,
         device,
     )

@@ -8,15 +8,16 @@ import torch
 
 from factories import LATENTS, make_dataset
 from functional_zoo import FUNCTIONAL, make_zoo
+from pdiff_hf import graphs
 from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.graphs import GraphedUpdate, StaticStep
 from pdiff_hf.models.auto import AUTOENCODER, DENOISER
 from pdiff_hf.models.kinds import AutoencoderFunctionalConfig
 from pdiff_hf.tasks.evaluators import make_gate_evaluator
 from pdiff_hf.tasks.probes import make_probes
-from pdiff_hf.training import graphs, optimization
+from pdiff_hf.training import optimization
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.denoiser import train_denoiser
-from pdiff_hf.training.graphs import GraphedUpdate, StaticStep
 from pdiff_hf.training.loop import make_accelerator, run_steps
 
 # A learning rate that float32 has, too.

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..base_model import BaseModel
 from ..files import read_json, write_json
 from ..forward import forward_logits
+from ..graphs import graphed, takes_graphs
 from ..host_copy import to_device
 from ..machine import ThreadChoice, default_device, precision_of, process_state
 from .config import BaseTrainingConfig
@@ -56,14 +57,14 @@ def train_base_model(
 
     examples = task.examples("train", device)
 
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         for epoch in range(config.epochs):
             yield from examples.batches(config.train_batch_size, config.seed, epoch)
 
-    def loss_of(index: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def loss_of(index: torch.Tensor, *loaded: torch.Tensor) -> torch.Tensor:
         labels = examples.labels[index]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            logits = forward_logits(model, inputs)
+            logits = forward_logits(model, examples.inputs(index, *loaded))
         if logits.shape != (len(labels), task.num_classes):
             raise ValueError(
                 f"expected logits {(len(labels), task.num_classes)} from the base model, found "
@@ -106,20 +107,31 @@ def train_steps(
     """Make the steps of a training and yield the loss of each one's batch, before the step.
 
     AdamW with a cosine schedule, for the parameters that require a gradient. `loss_of` gives the loss of a batch, or
-    the losses `(R,)` of R networks, whose sum has the gradient of every network's own.
+    the losses `(R,)` of R networks, whose sum has the gradient of every network's own. Batches are tensors on the
+    device, in whose place a CUDA graph may put those of other steps.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizer = torch.optim.AdamW(trainable, **options, fused=takes_graphs(device) or None)
     steps, threads = num_training_steps(task, config), threads or ThreadChoice(device)
     lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=steps)
+
+    def update(*batch: torch.Tensor) -> tuple[torch.Tensor]:
+        optimizer.zero_grad()
+        losses = loss_of(*batch)
+        losses.sum().backward()
+        optimizer.step()
+        return (losses.detach(),)
+
+    # Autocast keeps weights that it has cast, which a graph would not cast again.
+    advance = update if config.mixed_precision == "bf16" else graphed(update, optimizer)
     for batch in itertools.islice(batches, steps):
         with threads.step(), precision_of("training"):
-            losses = loss_of(*batch)
-            losses.sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            (losses,) = advance(*batch)
             lr_scheduler.step()
-        yield losses.detach()
+        # A graph writes the next ones to the same place.
+        yield losses.clone()
+    optimizer.zero_grad()
 
 
 def train_base_model_once(

@@ -147,8 +147,9 @@ def collect_checkpoints(
     vectors, columns = dataset_vectors(rows, layout), rows.remove_columns("parameters").with_format(None)[:]
     (val_images, val_labels), (test_images, test_labels) = task.arrays("val"), task.arrays("test")
     images, labels = torch.cat([val_images, test_images]), torch.cat([val_labels, test_labels])
-    # One network at a time, so that accuracies do not depend on how many processes there are.
-    evaluator = ParameterEvaluator(model, layout, images, labels, networks_at_once=1, accelerator=state)
+    # On a CPU one network at a time, so that accuracies do not depend on how many processes there are.
+    at_once = 1 if runs.device.type == "cpu" else None
+    evaluator = ParameterEvaluator(model, layout, images, labels, networks_at_once=at_once, accelerator=state)
     predictions = evaluator.predictions(vectors).split([len(val_labels), len(test_labels)], dim=1)
     val, test = (
         accuracies(predicted, _own_labels(task, metadata, split, columns))

@@ -36,19 +36,21 @@ class Examples:
         self._kept = task.keep(split, device)
         self.is_kept = self._kept is not None
 
-    def inputs(self, index: torch.Tensor) -> torch.Tensor:
-        """Inputs at positions of any shape `(…)` on the device, where all are kept there."""
-        return self._task.finish(self._kept[index])
+    def inputs(self, index: torch.Tensor, loaded: torch.Tensor | None = None) -> torch.Tensor:
+        """Inputs at positions of any shape `(…)`, of what is kept on the device or of a batch as it was loaded."""
+        return self._task.finish(self._kept[index] if loaded is None else loaded)
 
     def batches(
         self, batch_size: int = 128, seed: int = 0, epoch: int = 0, among: torch.Tensor | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Positions `(B,)` and inputs `(B, …)` of the batches of one epoch, see [`Task.batch_indices`]."""
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """What [`~Examples.inputs`] makes the batches of one epoch of, see [`Task.batch_indices`]; on the device.
+
+        These are positions `(B,)`, and where inputs are not kept there, inputs as they are stored.
+        """
         indices = self._task.batch_indices(self._split, batch_size, seed, epoch, among)
         order = to_device(torch.stack(indices), self.device)
-        if self._kept is not None:
-            yield from ((index, self.inputs(index)) for index in order)
+        if self.is_kept:
+            yield from ((index,) for index in order)
             return
-        loaded = self._task.load(self._split, indices, (seed, epoch))
-        for index, inputs in zip(order, loaded, strict=True):
-            yield index, self._task.finish(to_device(inputs, self.device))
+        for index, loaded in zip(order, self._task.load(self._split, indices, (seed, epoch)), strict=True):
+            yield index, to_device(loaded, self.device)

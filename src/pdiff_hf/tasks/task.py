@@ -129,7 +129,7 @@ class Task(ABC):
         """
         examples = self.examples(split, "cpu")
         batches = examples.batches(batch_size, seed, epoch, among)
-        yield from ((inputs, examples.labels[index]) for index, inputs in batches)
+        yield from ((examples.inputs(*batch), examples.labels[batch[0]]) for batch in batches)
 
     def describe(self) -> dict[str, Any]:
         """Everything that is needed to prepare other inputs in the same way, as JSON; of folders only their names."""

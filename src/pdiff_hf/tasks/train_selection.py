@@ -14,6 +14,7 @@ from torch import nn
 
 from ..base_model import BaseModel
 from ..forward import FullForward, SplitForward, forward_logits, split_if_exportable
+from ..graphs import graphed, takes_graphs
 from ..host_copy import to_device
 from ..layout import ParameterLayout
 from ..machine import ThreadChoice, default_device, precision_of
@@ -155,40 +156,49 @@ def train_selection(
     # Steps are smaller than half precision is fine: they add up in float32.
     masters = {name: p if p.dtype == torch.float32 else p.detach().float().clone() for name, p in trained.items()}
     halves = [(p, masters[name]) for name, p in trained.items() if masters[name] is not p]
-    optimizer = OPTIMIZERS[config.optimizer](masters.values(), lr=learning_rate, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or config.learning_rate_factor)
-
-    # 2. Steps
     device = next(iter(trained.values())).device
-    step, num_steps, threads = 0, config.num_steps, ThreadChoice(device)
+    options = {"lr": learning_rate, "weight_decay": config.weight_decay, "fused": takes_graphs(device) or None}
+    optimizer = OPTIMIZERS[config.optimizer](masters.values(), **options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or config.learning_rate_factor)
     if prefix is None and examples is None:
         examples = task.examples("train", device)
+
+    def update(index: torch.Tensor, *loaded: torch.Tensor) -> tuple[torch.Tensor]:
+        if prefix is None:
+            logits, labels = forward_logits(network, examples.inputs(index, *loaded)), examples.labels[index]
+        else:
+            logits, labels = prefix.logits(index, trained)
+        loss = nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        for half, master in halves:
+            master.grad, half.grad = None if half.grad is None else half.grad.float(), None
+        optimizer.step()
+        for half, master in halves:
+            half.data.copy_(master)
+        return (loss.detach(),)
+
+    # SGD has no way to be told its learning rate in a graph.
+    advance = update if config.optimizer == "sgd" else graphed(update, optimizer)
+
+    # 2. Steps
+    step, num_steps, threads = 0, config.num_steps, ThreadChoice(device)
     for epoch in itertools.count():
         order = (config.train_batch_size, seed, first_epoch + epoch)
         indices = task.batch_indices("train", *order)
         if prefix is None:
             batches = examples.batches(*order)
         else:
-            batches = ((index, None) for index in to_device(torch.stack(indices), device))
-        for index, inputs in batches:
+            batches = ((index,) for index in to_device(torch.stack(indices), device))
+        for batch in batches:
             with threads.step(), precision_of("training"):
-                if prefix is None:
-                    logits, labels = forward_logits(network, inputs), examples.labels[index]
-                else:
-                    logits, labels = prefix.logits(index, trained)
-                loss = nn.functional.cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                for half, master in halves:
-                    master.grad, half.grad = None if half.grad is None else half.grad.float(), None
-                optimizer.step()
-                for half, master in halves:
-                    half.data.copy_(master)
+                (loss,) = advance(*batch)
                 scheduler.step()
             step += 1
             if not config.is_kept(step):
                 continue
-            yield step, step / len(indices), loss.detach()
+            # A graph writes later ones to the same place.
+            yield step, step / len(indices), loss.clone()
             if step == num_steps:
                 return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -118,9 +118,11 @@ def train_networks(
             if name in tensors:
                 tensors[name].requires_grad_(parameter.requires_grad)
         losses_of = _losses(network, tensors, prefix, config.mixed_precision == "bf16")
-        batches = _stacked_batches(task, inputs or prefix, [seeds[place] for place in places], own, config, device)
+        batches = _Batches(task, inputs or prefix, [seeds[place] for place in places], own, config, device)
         set_seed(seeds[places[0]])
-        training = train_steps(task, tensors.values(), losses_of, batches, config, device)
+        training = train_steps(
+            task, tensors.values(), lambda *batch: losses_of(*batches.take(*batch)), batches, config, device
+        )
         steps_per_epoch = len(task.batch_indices("train", config.train_batch_size))
         for step in itertools.count(1):
             try:
@@ -183,40 +185,48 @@ def _losses(
     return only_loss
 
 
-def _stacked_batches(
-    task: Task,
-    inputs: Examples | SharedPrefix,
-    seeds: Sequence[int],
-    examples: Sequence[TrainExamples],
-    config: BaseTrainingConfig,
-    device: torch.device,
-) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    """Batches of R networks without an end: inputs `(R, B, …)`, of the tail where there is a prefix, and labels."""
-    # Runs of a population share its labels.
-    distinct = list({id(own.labels): own.labels for own in examples}.values())
-    numbers = {id(labels): number for number, labels in enumerate(distinct)}
-    all_labels = torch.stack(distinct).to(device)
-    which = torch.tensor([numbers[id(own.labels)] for own in examples]).to(device)[:, None]
+class _Batches:
+    """Batches of R networks, without an end: positions `(R, B)`, and where inputs are not kept, inputs as stored."""
 
-    def orders(seed: int, own: TrainExamples) -> Iterator[tuple]:
-        return ((config.train_batch_size, seed, epoch, own.positions) for epoch in itertools.count())
+    def __init__(
+        self,
+        task: Task,
+        source: Examples | SharedPrefix,
+        seeds: Sequence[int],
+        examples: Sequence[TrainExamples],
+        config: BaseTrainingConfig,
+        device: torch.device,
+    ):
+        self._task, self._source, self._device, self._batch_size = task, source, device, config.train_batch_size
+        self._runs = list(zip(seeds, (own.positions for own in examples), strict=True))
+        # Runs of a population share its labels.
+        distinct = {id(own.labels): own.labels for own in examples}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        self._labels = torch.stack([*distinct.values()]).to(device)
+        self._rows = torch.tensor([numbers[id(own.labels)] for own in examples])[:, None].to(device)
 
-    runs = [orders(seed, own) for seed, own in zip(seeds, examples, strict=True)]
-    if isinstance(inputs, Examples) and not inputs.is_kept:
-        made = (itertools.chain.from_iterable(inputs.batches(*order) for order in run) for run in runs)
-        for batches in zip(*made, strict=True):
-            index, images = map(torch.stack, zip(*batches, strict=True))
-            yield (images,), all_labels[which, index]
-        return
-    runs = [itertools.chain.from_iterable(task.batch_indices("train", *order) for order in run) for run in runs]
-    # A copy to the device of as many as there are in an epoch.
-    num_steps = len(task.batch_indices("train", config.train_batch_size))
-    num_steps = max(1, min(num_steps, ORDER_BYTES // (8 * len(runs) * config.train_batch_size)))
-    while True:
-        ahead = torch.stack([torch.stack([*itertools.islice(run, num_steps)]) for run in runs], 1)
-        for index in to_device(ahead, device):
-            if isinstance(inputs, Examples):
-                own = (inputs.inputs(index),)
-            else:
-                own = tuple(tensor[inputs.rows[index]] for tensor in inputs.activations)
-            yield own, all_labels[which, index]
+    def take(self, index: torch.Tensor, *loaded: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Inputs `(R, B, …)` of a batch, of the tail where there is a prefix, and its labels `(R, B)`."""
+        if isinstance(self._source, Examples):
+            inputs = (self._source.inputs(index, *loaded),)
+        else:
+            inputs = tuple(tensor[self._source.rows[index]] for tensor in self._source.activations)
+        return inputs, self._labels[self._rows, index]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        is_loaded = isinstance(self._source, Examples) and not self._source.is_kept
+        if is_loaded:
+            for batches in zip(*(self._endless(self._source.batches, *run) for run in self._runs), strict=True):
+                yield tuple(map(torch.stack, zip(*batches, strict=True)))
+        draw = partial(self._task.batch_indices, "train")
+        runs = [self._endless(draw, *run) for run in self._runs]
+        # A copy to the device of as many as there are in an epoch.
+        num_steps = ORDER_BYTES // (8 * len(runs) * self._batch_size)
+        num_steps = max(1, min(num_steps, len(draw(self._batch_size))))
+        while True:
+            ahead = torch.stack([torch.stack([*itertools.islice(run, num_steps)]) for run in runs], 1)
+            yield from ((index,) for index in to_device(ahead, self._device))
+
+    def _endless(self, epoch_of: Callable[..., Iterable], seed: int, positions: torch.Tensor | None) -> Iterator:
+        epochs = (epoch_of(self._batch_size, seed, epoch, positions) for epoch in itertools.count())
+        return itertools.chain.from_iterable(epochs)

@@ -12,10 +12,10 @@ from accelerate.utils import DistributedType, broadcast
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from ..graphs import GraphedUpdate
 from ..models.config import OptimizationConfig
 from .checkpoints import is_sharded
 from .ema import ShardedEMA, whole_tensor
-from .graphs import GraphedUpdate
 from .step_choice import StepChoice
 
 

@@ -13,8 +13,8 @@ WARM_UP_STEPS = 3
 # Inputs of a step, above which the GPU is busy for longer than it takes to launch all operations.
 MAX_INPUT_BYTES = 2**24
 
-# Inputs on the device → loss and norm of the gradient.
-Update = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+# Inputs on the device → loss and whatever else is wanted of the step, such as the norm of the gradient.
+Update = Callable[..., tuple[torch.Tensor, ...]]
 
 
 class StaticStep:
@@ -37,8 +37,8 @@ class StaticStep:
         for rate, group in zip(self._rates, self._groups, strict=True):
             rate.fill_(group["lr"])
 
-    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do the step: its loss and the norm of its gradient, in memory that later steps may overwrite."""
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """Do the step: what the update returns, in memory that later steps may overwrite."""
         with self._capturable():
             return self._update(*self.inputs)
 
@@ -69,9 +69,9 @@ class GraphedUpdate:
         self._can_record = True
         self._step: StaticStep | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._outputs: tuple[torch.Tensor, ...] | None = None
 
-    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One step on inputs on the GPU, which have the same shapes in all steps."""
         if self._graph is None and self._can_record:
             try:
@@ -104,7 +104,7 @@ class GraphedUpdate:
             outputs = step.run()
         self._step, self._graph, self._outputs = step, graph, outputs
 
-    def _launch(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _launch(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         # On a stream of its own: what is recorded must not depend on anything that was begun on that of everybody.
         present = torch.cuda.current_stream()
         self._stream.wait_stream(present)
@@ -123,3 +123,14 @@ def _refused_waits() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+
+
+def takes_graphs(device: torch.device) -> bool:
+    """Whether steps on a device may be recorded; their optimiser has to be fused."""
+    return device.type == "cuda"
+
+
+def graphed(update: Update, optimizer: torch.optim.Optimizer) -> Update:
+    """An update as a CUDA graph where it may be one, else as it is."""
+    device = optimizer.param_groups[0]["params"][0].device
+    return GraphedUpdate(update, optimizer) if takes_graphs(device) else update

@@ -1,4 +1,4 @@
-"""Runs on the accelerator that is there, against those on the CPU; on a machine without one, of the CPU with itself."""
+"""Runs on the accelerator that is there, against those on the CPU; elsewhere, of the CPU with itself."""
 
 import pytest
 import timm

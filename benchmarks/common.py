@@ -14,7 +14,7 @@ import torch
 
 from pdiff_hf.data.record import ParameterRecorder
 from pdiff_hf.layout import ParameterLayout, TensorSpec
-from pdiff_hf.machine import peak_memory
+from pdiff_hf.machine import default_device, peak_memory, wait_for
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
@@ -39,12 +39,15 @@ def copy_rate(num_bytes: int = 2**28, repeats: int = 5) -> float:
 
 
 def fastest(function, repeats: int) -> float:
-    """Seconds of the fastest of several calls, after one that does not count."""
+    """Seconds of the fastest of several calls after one that does not count, what the accelerator does included."""
+    device = default_device()
     function()
+    wait_for(device)
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
         function()
+        wait_for(device)
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
 

@@ -49,12 +49,13 @@ def _own_caches(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _own_trust(tmp_path_factory, monkeypatch):
-    """What a test types is not remembered for the next."""
-    from pdiff_hf import trust
+def _own_home(tmp_path_factory, monkeypatch):
+    """What a test types is not remembered for the next, nor what its commands keep."""
+    from pdiff_hf import disk_cache, trust
 
-    file = tmp_path_factory.mktemp("trust") / "pdiff_hf" / "trusted.json"
-    monkeypatch.setattr(trust, "trusted_file", lambda: file)
+    folder = tmp_path_factory.mktemp("home") / "pdiff_hf"
+    monkeypatch.setattr(trust, "trusted_file", lambda: folder / "trusted.json")
+    monkeypatch.setattr(disk_cache, "home_folder", lambda: folder / "graphs")
 
 
 @pytest.fixture

@@ -5,7 +5,15 @@ import time
 import pytest
 import torch
 
-from pdiff_hf.machine import THREAD_TRIALS, ThreadChoice
+from pdiff_hf.machine import (
+    THREAD_TRIALS,
+    ThreadChoice,
+    default_device,
+    describe_hardware,
+    device_peak,
+    free_memory,
+    precision_of,
+)
 
 # Blocks of 6 MB are freed while small ones behind them stay.
 SCRIPT = """
@@ -69,3 +77,59 @@ def test_threads_that_are_given_are_not_tried(two_threads, monkeypatch):
         with choice.step():
             used.append(torch.get_num_threads())
     assert used == [2, 2, 2]
+
+
+MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+def precisions():
+    return [place.fp32_precision for place in (MATMUL, CUDNN.conv, CUDNN.rnn)]
+
+
+def uses_tf32():
+    return MATMUL.allow_tf32, CUDNN.allow_tf32
+
+
+def test_training_may_round_products_and_evaluation_may_not():
+    before, uses_before = precisions(), uses_tf32()
+    with precision_of("training"):
+        assert uses_tf32() == (True, True)
+        with precision_of("evaluation"):
+            assert uses_tf32() == (False, False) and "tf32" not in precisions()
+        assert uses_tf32() == (True, True)
+    assert precisions() == before and uses_tf32() == uses_before
+
+
+def test_precision_is_as_the_user_set_it_afterwards(monkeypatch):
+    before = precisions()
+    MATMUL.fp32_precision = CUDNN.conv.fp32_precision = "ieee"
+    try:
+        wanted = precisions()
+        with pytest.raises(RuntimeError, match="out of memory"), precision_of("training"):
+            assert uses_tf32() == (True, True)
+            raise RuntimeError("out of memory")
+        assert precisions() == wanted
+    finally:
+        for place, precision in zip((MATMUL, CUDNN.conv, CUDNN.rnn), before, strict=True):
+            place.fp32_precision = precision
+
+
+def test_a_cpu_has_no_memory_of_its_own():
+    if default_device().type != "cpu":
+        pytest.skip("this machine has an accelerator")
+    found = describe_hardware()
+    assert found["device"] == "cpu" and found["accelerator"] is None
+    assert not {"device_memory_gb", "tf32"} & found.keys()
+    assert device_peak() is None and free_memory(torch.device("cpu")) > 0
+
+
+def test_an_accelerator_is_named(pretended):
+    found = describe_hardware()
+    assert found["device"] != "cpu" and found["accelerator"] == f"1 × {found['device']}"
+    assert device_peak() == 0
+
+
+def test_the_cpu_is_the_default_where_accelerate_is_told_so(pretended, monkeypatch):
+    assert default_device().type != "cpu"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert default_device().type == "cpu" and describe_hardware()["device"] == "cpu"

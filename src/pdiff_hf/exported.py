@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import operator
+import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ aten = torch.ops.aten
 
 # Graphs that are kept, those used last: each is of one network and input.
 MAX_IN_MEMORY = 16
-# `x[:]` is noted as a slice to here where the size is not known.
+# `x[:]` is noted as a slice to here where the size is not known, and as an alias where it is.
 END = 2**63 - 1
+UPPER_LIMIT = re.compile(r"L\['\w+'\]\.size\(\)\[0\] <= \d+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,20 +43,16 @@ class ExportedForward:
     Args:
         graph (`torch.fx.Graph`): Takes the tensors named by `inputs`, and gives the logits.
         inputs (`dict[str, str]`): By the name of a placeholder that of the model's tensor, empty for the inputs.
-        batch_size (`int`, *optional*): The only one it is for; any but 1 by default.
+        batch_sizes (`range`): Those it is for.
         root (`nn.Module`, *optional*): What the graph's nodes call by name; nothing by default.
         constants (`dict[str, torch.Tensor]`, *optional*): Tensors that are the program's own, by names in `inputs`.
     """
 
     graph: Graph
     inputs: dict[str, str]
-    batch_size: int | None = None
+    batch_sizes: range
     root: nn.Module = field(default_factory=nn.Module)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def fits(self, batch_size: int) -> bool:
-        """Whether it computes batches of this size."""
-        return batch_size != 1 if self.batch_size is None else batch_size == self.batch_size
 
     def at(self, batch_size: int) -> GraphModule:
         """The graph that `torch.export` gives for batches of this size alone; no nodes are shared."""
@@ -64,7 +63,7 @@ class ExportedForward:
                 known[node] = batch_size
             elif node.op == "call_function" and _is_arithmetic(node.target, arguments):
                 known[node] = node.target(*arguments)
-            elif node.target is aten.slice.Tensor and node.args[2:] == (0, END):
+            elif node.target is aten.alias.default or (node.target is aten.slice.Tensor and node.args[2:] == (0, END)):
                 known[node] = arguments[0]
             else:
                 known[node] = graph.node_copy(node, known.__getitem__)
@@ -98,10 +97,10 @@ def export_forward(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Ca
     if key is None:
         return _export(full, inputs, table, dynamic=False)
     size = len(inputs)
-    exported = next((kept for kept in _IN_MEMORY.get(key, ()) if kept.fits(size)), None) or _read(key, size)
-    if exported is not None:
-        _keep(key, exported)
-        return exported
+    for exported in itertools.chain(_IN_MEMORY.get(key, ()), _read(key)):
+        if size in exported.batch_sizes:
+            _keep(key, exported)
+            return exported
     try:
         if size == 1:
             raise _OneSizeError
@@ -123,8 +122,7 @@ def _export(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Callable]
         # Hooks that compute a weight before every forward pass assign it to their layer.
         warnings.filterwarnings("ignore", "The tensor attribute .* was assigned during export")
         program = torch.export.export(full, (inputs,), dynamic_shapes=({0: Dim.AUTO},) if dynamic else None)
-        if dynamic and not _is_for_all_sizes(program):
-            raise _OneSizeError
+        sizes = _sizes_of(program) if dynamic else range(len(inputs), len(inputs) + 1)
         program = program.run_decompositions(dict(table))
     if [spec.kind for spec in program.graph_signature.output_specs] != [OutputKind.USER_OUTPUT]:
         raise RuntimeError("the model writes to its own buffers in eval mode or returns more than logits")
@@ -150,18 +148,19 @@ def _export(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Callable]
         elif isinstance(value, (torch.SymInt, torch.SymBool, torch.SymFloat)):
             symbolic.add(node.name)
     root = program.graph_module if any(node.op == "get_attr" for node in graph.nodes) else nn.Module()
-    exported = ExportedForward(graph, sources, None if dynamic else len(inputs), root, constants)
+    exported = ExportedForward(graph, sources, sizes, root, constants)
     if symbolic.intersection(node.name for node in exported.at(len(inputs)).graph.nodes):
         raise _OneSizeError
     return exported
 
 
-def _is_for_all_sizes(program: ExportedProgram) -> bool:
-    """Whether a graph holds for all batch sizes from 2 on: nothing was decided by that of the batch it is made of."""
-    ranges = list(program.range_constraints.values())
-    is_open = len(ranges) == 1 and ranges[0].lower <= 2 and ranges[0].upper >= END
-    # Decisions that are no range.
-    return is_open and vars(program).get("_guards_code") == []
+def _sizes_of(program: ExportedProgram) -> range:
+    """The batch sizes for which a graph holds, from 2 on: where nothing else was decided by that of its own batch."""
+    ranges, guards = list(program.range_constraints.values()), vars(program).get("_guards_code", ["unknown"])
+    # Upper limits, as normalisation has them on CUDA, are part of the range.
+    if len(ranges) != 1 or ranges[0].lower > 2 or not all(map(UPPER_LIMIT.fullmatch, guards)):
+        raise _OneSizeError
+    return range(2, 1 + (int(ranges[0].upper) if ranges[0].upper < END else END - 1))
 
 
 # In memory, by structure.
@@ -178,18 +177,17 @@ def _keep(key: str, exported: ExportedForward) -> None:
 
 
 def _write(key: str, exported: ExportedForward) -> None:
-    """Keep a graph on disk, if it is for all batch sizes and consists of operations of torch's own."""
-    if exported.batch_size is None:
+    """Keep a graph on disk, if it is for many batch sizes and consists of operations of torch's own."""
+    if len(exported.batch_sizes) > 1:
         try:
             write_text(_file_name(key), encode(exported))
         except ValueError:
             return
 
 
-def _read(key: str, batch_size: int) -> ExportedForward | None:
-    if batch_size == 1 or (text := read_text(_file_name(key))) is None:
-        return None
-    return decode(text)
+def _read(key: str) -> Iterator[ExportedForward]:
+    if (text := read_text(_file_name(key))) is not None:
+        yield decode(text)
 
 
 @functools.cache
@@ -216,7 +214,8 @@ def encode(exported: ExportedForward) -> str:
         }
         for node in exported.graph.nodes
     ]
-    return json.dumps({"nodes": nodes, "inputs": exported.inputs}, separators=(",", ":"))
+    sizes = [exported.batch_sizes.start, exported.batch_sizes.stop]
+    return json.dumps({"nodes": nodes, "inputs": exported.inputs, "batch_sizes": sizes}, separators=(",", ":"))
 
 
 def decode(text: str) -> ExportedForward:
@@ -229,7 +228,7 @@ def decode(text: str) -> ExportedForward:
         known[node["name"]] = made
         if node["bytes"] is not None:
             made.meta["bytes"] = tuple(node["bytes"])
-    return ExportedForward(graph, values["inputs"])
+    return ExportedForward(graph, values["inputs"], range(*values["batch_sizes"]))
 
 
 def _name_of(target: Callable) -> str:

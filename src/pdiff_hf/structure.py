@@ -179,9 +179,8 @@ class _Description:
     def _object(self, value: Any) -> Iterator[Any]:
         """An object that is its class and its attributes."""
         kinds = type(value).__mro__[:-1]
-        if isinstance(value, torch.Tensor) or not all(
-            _is_python(kind) and "__slots__" not in vars(kind) for kind in kinds
-        ):
+        has_more = any(not _is_python(kind) or "__slots__" in vars(kind) for kind in kinds)
+        if not kinds or has_more or isinstance(value, torch.Tensor):
             raise _UnknownError
         yield from self.of(type(value))
         for name in sorted(vars(value)):
@@ -198,6 +197,9 @@ class _Description:
         yield sys.modules[top].__version__ if top in LIBRARIES else None
         yield from self.all(kind.__mro__[1:])
         for name, member in sorted(vars(kind).items()):
+            # Transformers gives it to `nn.Module` as it initialises its first model.
+            if name == "smart_apply":
+                continue
             is_code = isinstance(member, (types.FunctionType, staticmethod, classmethod, property))
             if is_code or type(member) in PLAIN or not (top in LIBRARIES or name.startswith("__")):
                 yield "member", name

@@ -12,6 +12,7 @@ from pdiff_hf.evaluation import evaluator
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.forward import SplitForward, forward_logits
 from pdiff_hf.layout import ParameterLayout
+from pretended_device import NAME
 from processes import launch_two
 
 CLASSES = 10
@@ -209,6 +210,25 @@ def test_results_do_not_depend_on_how_much_is_kept_nor_on_chunks(max_cache_bytes
     assert torch.equal(output.predictions, expected.predictions)
     torch.testing.assert_close(output.nll, expected.nll, atol=1e-6, rtol=0)
     torch.testing.assert_close(output.ece, expected.ece, atol=1e-6, rtol=0)
+
+
+def test_an_accelerator_takes_as_many_networks_at_once_as_its_memory_holds(request, monkeypatch):
+    model = make_mlp()
+    images, labels = make_images(6)
+    layout = ParameterLayout.from_model(model, "*.bias")
+    vectors = perturbed(model, layout, 64)
+    monkeypatch.setattr(evaluator, "CHUNK_BYTES", 2000)
+    here = ParameterEvaluator(model, layout, images, labels, batch_size=3)
+    # The memory of the machine says nothing.
+    monkeypatch.setattr(evaluator, "free_memory", lambda device: 2**30)
+    assert [start for start, _ in here.logits(vectors)][:2] == [0, 4]
+    expected, logits = here.predict(vectors), evaluator_logits(here, vectors)
+    request.getfixturevalue("pretended")
+    there = ParameterEvaluator(model, layout, images, labels, batch_size=3, device=NAME)
+    (start, found), *rest = there.logits(vectors)
+    assert not rest and start == 0
+    torch.testing.assert_close(found.cpu(), logits, atol=1e-5, rtol=0)
+    assert torch.equal(there.predict(vectors).predictions, expected.predictions)
 
 
 def test_prefix_runs_once_per_image_batch(monkeypatch):

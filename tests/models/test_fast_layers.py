@@ -59,6 +59,17 @@ def test_denoiser_with_fast_layers_is_the_same_denoiser():
     assert_same([p.grad for p in short.parameters()], [p.grad for p in plain.parameters()])
 
 
+@pytest.mark.parametrize("kind", [lambda: ShortConv1d(6, 8, 3, padding=1), FastMish])
+def test_on_an_accelerator_a_layer_is_one_operation_with_the_same_result(pretended, kind):
+    layer, inputs = kind(), torch.randn(3, 6, 4)
+    expected = gradients(layer, inputs)
+    layer, inputs = layer.to("pretend"), inputs.to("pretend").requires_grad_()
+    pretended.clear()
+    output = layer(inputs)
+    assert pretended.launches.total() == 1
+    torch.testing.assert_close(output.detach().cpu(), expected[0].detach(), **TOLERANCE)
+
+
 def test_autocast_gives_its_type():
     convolution = ShortConv1d(6, 8, 3, padding=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):

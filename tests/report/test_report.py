@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from pdiff_hf.evaluation.groups import GROUPS
+from pdiff_hf.report.protocol import protocol
 from pdiff_hf.report.write import make_table, write_report
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.results.records import Denoiser, Distribution
@@ -162,3 +163,30 @@ def test_accuracies_are_percent_for_people(result):
     names = "".join(line.split(" │")[0].strip() for line in text.splitlines())
     assert all(name in names for name in result.metrics.groups)
     assert " ".join(result.metrics.to_dict()["verdict"].split()[:8]) in text
+
+
+H200 = {"cpu": "x", "cores": 16, "memory_gb": 128.0, "accelerator": "1 × NVIDIA H200", "device": "NVIDIA H200"}
+
+
+def test_device_and_precision_are_said_as_far_as_they_are_known(result):
+    def last(hardware):
+        return protocol(result.metrics.model_copy(update={"hardware": hardware}))[-1]
+
+    assert last({"device": "cpu"}) == "Evaluated on the CPU, with products in float32."
+    known = {"device_memory_gb": 139.8, "tf32": {"training": True, "evaluation": False}}
+    assert last(H200 | known) == (
+        "Evaluated on NVIDIA H200 with 139.8 GiB of memory, with products of float32 values in float32; trained with "
+        "those in TF32."
+    )
+    assert last(H200) == "Evaluated on NVIDIA H200."
+    # Metrics of earlier versions do not know.
+    for hardware in (None, {"cpu": "x", "cores": 2, "memory_gb": 8, "accelerator": None}):
+        assert last(hardware) == result.metrics.intervals
+
+
+def test_peaks_on_the_accelerator_are_beside_those_of_the_machine(result, tmp_path):
+    seconds, peaks = {"autoencoder": 3.25, "evaluate": 1.0}, {"autoencoder": 512.0, "evaluate": 600.0}
+    write_report(result, tmp_path, timings_s=seconds, peak_rss_mb=peaks, peak_device_mb={"autoencoder": 20480.0})
+    assert Metrics.read(tmp_path / "metrics.json").peak_device_mb == {"autoencoder": 20480.0}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "peak on the accelerator (MB)" in text and "| autoencoder | 3.2 | 512 | 20480 |" in text

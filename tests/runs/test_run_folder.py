@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from factories import TINY_RUN, make_dataset, tiny_recipe
@@ -149,6 +150,8 @@ def test_costs_of_earlier_stages_are_reported_after_a_resume(tiny_run_copy):
     for stage in ("collect", "autoencoder", "diffusion"):
         assert metrics.timings_s[stage] == costs[stage]["seconds"]
         assert metrics.peak_rss_mb[stage] == costs[stage]["peak_rss_mb"]
+    # A CPU has no memory of its own.
+    assert metrics.peak_device_mb == {} and "peak_device_mb" not in costs["autoencoder"]
     assert "| evaluate |" in (tiny_run_copy / "report" / "report.md").read_text()
 
 
@@ -262,3 +265,13 @@ def test_report_does_not_replace_other_files(tiny_run, tmp_path):
     with pytest.raises(ValueError, match="earlier report"):
         evaluate_run(run, tiny_recipe().evaluate, output_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_peaks_on_an_accelerator_are_those_of_the_stage(pretended, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: 3 * 2**20)
+    reset = []
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", reset.append)
+    run = Run(tmp_path)
+    for number, stage in enumerate(("autoencoder", "diffusion"), 1):
+        run.do(stage, lambda path: path.mkdir(), print)
+        assert len(reset) == number and run.stages[stage]["peak_device_mb"] == 3

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Deviations that SWAG's low-rank part is made of; Source: Maddox et al. 2019, arXiv 1902.02476, §5.
 SWAG_RANK = 20
 
-# Values of a block of originals, or of the networks made of them, that is in memory at a time: 64 MB, and some copies.
-BLOCK_VALUES = 2**24
+# Values of a block of originals, or of the networks made of them: it, and some copies, are in memory at a time.
+BLOCK_VALUES = 2**21
 
 
 class LatentSampler(Protocol):
@@ -49,12 +49,16 @@ def greedy_soup(originals: Vectors, worth: Callable[[Vectors], torch.Tensor]) ->
     values = worth(originals)
     order = values.argsort(descending=True, stable=True).tolist()
     total, size, best = originals[order[0] : order[0] + 1].double(), 1, values[order[0]]
-    for row in order[1:]:
-        candidate = total + originals[row : row + 1]
-        found = worth((candidate / (size + 1)).to(originals.dtype))[0]
+    soup = total.to(originals.dtype)
+    for number in order[1:]:
+        row, candidate = originals[number : number + 1], torch.empty_like(soup)
+        for columns in column_slices(1, soup.shape[1], BLOCK_VALUES):
+            candidate[:, columns] = (total[:, columns] + row[:, columns]) / (size + 1)
+        found = worth(candidate)[0]
         if found >= best:
-            total, size, best = candidate, size + 1, found
-    return (total / size).to(originals.dtype)
+            total += row
+            soup, size, best = candidate, size + 1, found
+    return soup
 
 
 def noised_originals(

@@ -117,7 +117,7 @@ def evaluate_groups(
             on_test[name] = test.predict(networks, **options)
         nearness[name] = measure_nearness(vectors, originals, is_original, device)
         if permutations is not None and name in matched_groups:
-            matched[name] = nearest_matched_distance(vectors, originals, permutations, is_original)
+            matched[name] = nearest_matched_distance(vectors, originals, permutations, is_original, device)
         if has_ensembles and is_shown(name, "ensembles"):
             ensembles[name] = of_ensembles.evaluate(networks)
         del vectors, networks

@@ -65,7 +65,11 @@ def align(vectors: Vectors, reference: torch.Tensor, spec: PermutationSpec) -> V
 
 
 def nearest_matched_distance(
-    a: Vectors, b: Vectors, spec: PermutationSpec, exclude_self: bool = False
+    a: Vectors,
+    b: Vectors,
+    spec: PermutationSpec,
+    exclude_self: bool = False,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """Euclidean distance from every row of `a` to the nearest row of `b` after permutation matching.
 
@@ -73,18 +77,18 @@ def nearest_matched_distance(
     rows of `b` are tried, the `NUM_CANDIDATES` nearest as they are and the `NUM_CANDIDATES` nearest after all networks
     were matched with the first row of `b`.
 
-    Arguments and result are those of [`nearest_distance`].
+    Arguments and result are those of [`nearest_distance`]; units are matched where `a` is.
 
     Raises:
         ValueError: vectors of another length than the specification's, or `exclude_self` with two sets.
     """
-    nearest = nearest_distance(a, b, exclude_self)
+    nearest = nearest_distance(a, b, exclude_self, device=device)
     num = min(NUM_CANDIDATES, len(b) - exclude_self)
     if num < 1:
         return nearest
     first = b[:1][0]
     for left, right in ((a, b), (align(a, first, spec), align(b, first, spec))):
-        candidates = squared_distances(left, right, exclude_self).topk(num, largest=False).indices.flatten()
+        candidates = squared_distances(left, right, exclude_self, device).topk(num, largest=False).indices.flatten()
         rows = torch.arange(len(left), device=candidates.device).repeat_interleave(num)
         pairs = _pairs(left, right, rows, candidates, spec)
         distances = torch.cat([(_descend(*pair, spec) - pair[1]).norm(dim=1) for pair in pairs])

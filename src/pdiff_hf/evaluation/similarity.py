@@ -12,8 +12,9 @@ from ..data.vectors import Vectors, column_slices
 from ..machine import float64_device
 from ..models.normalizer import ParameterNormalizer
 
-# Float64 values of one column block of the distance computation: 128 MB for both operands.
-BLOCK_VALUES = 2**23
+# Float64 values of one column block of the distance computation, 16 MB: larger ones, which an allocator takes from the
+# system anew every time, take five times as long.
+BLOCK_VALUES = 2**21
 
 
 def wrong_iou(wrong_a: torch.Tensor, wrong_b: torch.Tensor) -> torch.Tensor:
@@ -165,7 +166,7 @@ def gram_matrices(vectors: Vectors, normalizer: ParameterNormalizer, groups: tor
     device = normalizer.mean.device
     grams = torch.zeros(int(groups.max()) + 1, len(vectors), len(vectors), dtype=torch.float64)
     grams = grams.to(float64_device(device))
-    for columns in column_slices(len(vectors), vectors.shape[1], 2 * BLOCK_VALUES):
+    for columns in column_slices(len(vectors), vectors.shape[1], BLOCK_VALUES):
         block = normalizer.normalize(vectors[:, columns].to(device), columns.start).to(grams.device).double()
         block -= block.mean(0)
         of_block = groups[columns]

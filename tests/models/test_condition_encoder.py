@@ -5,6 +5,8 @@ import torch
 
 from pdiff_hf import ConditionEncoder
 from pdiff_hf.conditions import ConditionSpec
+from pdiff_hf.text_encoder import TextEncoder
+from small_encoders import save_encoder
 
 CLASSES = ConditionSpec.named("classes", ["airplane", "cat", "dog"])
 
@@ -41,15 +43,30 @@ def test_saved_and_loaded_it_encodes_the_same_in_float32(tmp_path):
 
 
 def test_sentences_are_embedded_by_what_is_given():
-    encoder = encoder_of(ConditionSpec("text", 2, encoder="user/encoder"))
+    encoder = encoder_of(
+        ConditionSpec(
+            "text",
+            2,
+        )
+    )
 
     def embed(sentences):
         return torch.tensor([[len(sentence), 1.0] for sentence in sentences])
 
     found = encoder.encode([{"text": "cats"}, {"text": [0.5, 0.5]}, {"text": "a dog"}], embed=embed)
     assert found.tolist() == [[4, 1], [0.5, 0.5], [5, 1]]
-    with pytest.raises(ValueError, match=r"'cats' has to be embedded by user/encoder.*give the 2 numbers"):
+    with pytest.raises(ValueError, match=r"nothing here embeds the sentence 'cats'.*give the 2 numbers"):
         encoder.encode([{"text": "cats"}])
+
+
+def test_sentences_are_embedded_by_the_encoder_that_is_named(tmp_path):
+    own = TextEncoder(save_encoder(tmp_path))
+    encoder = encoder_of(ConditionSpec("text", own.size, encoder=str(tmp_path)))
+    torch.testing.assert_close(encoder.encode([{"text": "cats and dogs"}]), own(["cats and dogs"]))
+    lost = encoder_of(ConditionSpec("text", 2, encoder=str(tmp_path / "lost")))
+    with pytest.raises(ValueError, match=r"expected a text encoder in a folder or on the Hub, found none") as caught:
+        lost.encode([{"text": "cats"}])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a pipeline's conditions are, and how its denoiser is given them."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from ..conditions import ConditionSpec
+from ..text_encoder import TextEncoder
 from .precision import Float32Module
 
 # Sentences → embeddings (n, size).
@@ -66,8 +68,8 @@ class ConditionEncoder(Float32Module, ModelMixin, ConfigMixin):
             conditions (`Sequence[Mapping]` or `torch.Tensor` of shape `(B, size)`): Each as `{kind: value}`, such as
                 `{"classes": ["cat", "dog"]}`, with a value as [`ConditionSpec.values`] takes it; or their numbers as a
                 parameter dataset has them.
-            embed (`Callable`, *optional*): Maps a list of sentences to embeddings `(n, size)`, those of
-                `spec.encoder`; with it, the value of a text may be a sentence.
+            embed (`Callable`, *optional*): Maps a list of sentences, as which texts may be given, to embeddings
+                `(n, size)`; the [`TextEncoder`] of the name `spec.encoder` by default.
 
         Raises:
             ValueError: a condition is of another kind, names what is unknown, is empty or not finite, or is a sentence
@@ -84,14 +86,20 @@ class ConditionEncoder(Float32Module, ModelMixin, ConfigMixin):
         sentences = [value for value in values if isinstance(value, str)]
         if self.spec.kind != "text" or not sentences:
             return values
+        if embed is None and self.spec.encoder is not None:
+            embed = self._text_encoder
         if embed is None:
             raise ValueError(
-                f"the sentence {sentences[0]!r:.80} has to be embedded by {self.spec.encoder or 'its encoder'}, which "
-                f"is no part of the pipeline; give the {self.spec.size} numbers of its embedding, or "
+                f"nothing here embeds the sentence {sentences[0]!r:.80}: the pipeline does not say how its own were; "
+                f"give the {self.spec.size} numbers of its embedding, or "
                 "condition_embeds=pipe.condition_encoder.encode([…], embed=…)."
             )
         embeddings = iter(torch.as_tensor(embed(sentences)).tolist())
         return [next(embeddings) if isinstance(value, str) else value for value in values]
+
+    @functools.cached_property
+    def _text_encoder(self) -> TextEncoder:
+        return TextEncoder(self.spec.encoder)
 
     def _value(self, condition: Any) -> Any:
         """What a condition `{kind: value}` says."""

@@ -69,7 +69,7 @@ def train_denoiser(
     rows, validation = split_validation(config, runs, latents[0].numel())
     rows, validation_rows = rows.to(latents.device), validation.to(latents.device)
     train, validation = latents[rows], latents[validation_rows]
-    labels, validation_labels = (None, None) if conditions is None else (conditions[rows], conditions[validation_rows])
+    labels, validation_labels = take(conditions, rows), take(conditions, validation_rows)
     scheduler, choice = config.build_scheduler(), None
     if config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
         warnings.warn(
@@ -178,6 +178,11 @@ def split_validation(
     if config.contains_gaussian and len(rows) <= num_latents:
         raise ValueError(too_few_rows(num_latents, len(rows), fewer))
     return rows, validation
+
+
+def take(conditions: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """The conditions of some rows, where there are any."""
+    return None if conditions is None else conditions[rows.to(conditions.device)]
 
 
 def as_denoiser(model: torch.nn.Module, conditions: torch.Tensor | None = None) -> Denoiser:

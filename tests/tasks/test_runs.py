@@ -203,7 +203,7 @@ RUNS = ["collect.kind=runs", "collect.runs=12", "collect.select=all"]
     ("override", "message"),
     [
         ("collect.runs=1", "'collect.runs': expected greater than or equal to 2, found 1"),
-        ("collect.kind=run", "'collect.kind': expected one of 'trajectory' or 'runs', found 'run'"),
+        ("collect.kind=run", "'collect.kind': expected one of 'trajectory', 'runs' or 'tasks', found 'run'"),
         ("collect.burn_in=3", "unknown key 'collect.burn_in' of kind 'runs'"),
         ("collect.at=[1.0, 0.5]", "'collect.at': expected rising shares"),
         ("collect.at=[0.0]", "'collect.at.*greater than 0"),
@@ -263,14 +263,23 @@ finally:
 """
 
 
+POPULATED = "collect.populations=[{name: a}, {name: b, relabel: 1, label_noise: 0.2}]"
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_collect_what_one_collects(tmp_path):
-    populations = "collect.populations=[{name: a}, {name: b, relabel: 1, label_noise: 0.2}]"
-    settings = ["base_training.epochs=2", "collect.runs=120", "collect.at=[0.5, 1.0]", populations]
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("digits-runs", ["collect.runs=120", "collect.at=[0.5, 1.0]", POPULATED]),
+        ("digits-subsets", ["collect.seen=40", "collect.validation=5", "collect.unseen=5"]),
+    ],
+)
+def test_two_processes_collect_what_one_collects(recipe, settings, tmp_path):
+    settings = ["base_training.epochs=2", *settings]
     arguments = [item for setting in settings for item in ("--set", setting)]
     (tmp_path / "script.py").write_text(COMMAND)
-    command = [tmp_path / "script.py", "collect", "digits-runs", *arguments, "--out"]
+    command = [tmp_path / "script.py", "collect", recipe, *arguments, "--out"]
     code, out = run(sys.executable, *command, tmp_path / "one")
     assert code == 0 and "processes: 1" in out, out
     code, out = launch_two(*command, tmp_path / "two")

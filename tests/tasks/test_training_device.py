@@ -15,7 +15,7 @@ from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
 from pdiff_hf.tasks import zoo
 from pdiff_hf.tasks.base_training import train_base_model, train_steps
-from pdiff_hf.tasks.collect_runs import RunCollector, ZooCollector
+from pdiff_hf.tasks.collect_runs import RunCollector, RunsCollector
 from pdiff_hf.tasks.config import BaseTrainingConfig, CollectConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.runs_config import RunsConfig
@@ -130,7 +130,7 @@ def test_zoo_is_a_copy_a_stop_and_waits_for_losses_alone(pretended, task, tmp_pa
     config = RunsConfig(runs=5, at=[0.5, 1.0])
     found = {}
     for device in ("cpu", "pretend"):
-        runs = collector(task, ZooCollector, make_network().to(device), config)
+        runs = collector(task, RunsCollector, make_network().to(device), config)
         assert runs.runs_at_once(1) == (50 if device == "cpu" else 5)
         pretended.clear()
         runs.collect(range(5), tmp_path / device, lambda number: None)

@@ -50,6 +50,10 @@ DEMO = {
 }
 
 
+# Networks of tasks that generators are not trained for, in folders of the dataset.
+OTHER_ROLES = [("validation", "num_validation"), ("unseen", "num_unseen")]
+
+
 def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterator[tuple[Path, Metrics]]:
     """Carry out recipes in their folders, one after another, and give what each has found."""
     from ..runs.folder import open_run
@@ -155,6 +159,9 @@ def collect(
     line_printer(as_json)(
         f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters, mean test accuracy "
         f"{summary['test_accuracy']:.2%} → {out}"
+        + "".join(
+            f"\n{summary[key]} more of {role} tasks → {out / role}" for role, key in OTHER_ROLES if key in summary
+        )
     )
     print_json(summary, as_json)
 

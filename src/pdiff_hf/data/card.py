@@ -22,6 +22,7 @@ COLUMNS = {
     "step": "position within it",
     "epoch": "the same in epochs",
     "population": "of which of several populations, see `metadata.populations` in `stats.json`; to judge by only",
+    "task": "what the network was trained for, by name; the column `condition` says it in numbers",
     "chunk": "position of the values among those of the checkpoint",
     "values": "values of a part of a checkpoint, in the order of the layout",
 }

@@ -20,7 +20,7 @@ KEYS = {"run": "string", "seed": "int64", "step": "int64", "epoch": "float32"}
 # What a network was trained for, as `condition.json` says; and as a sentence.
 CONDITION, CONDITION_TEXT = "condition", "condition_text"
 # Columns that a dataset may have or lack, and that are no numbers; all others are float32 metrics.
-TEXTS = {"population": "string", CONDITION_TEXT: "string"}
+TEXTS = {"population": "string", "task": "string", CONDITION_TEXT: "string"}
 
 # What a column beside the parameters may be stored as by others.
 WHOLE_NUMBERS = "whole numbers", (types.is_integer,)
@@ -29,6 +29,7 @@ NAMES = "names", (types.is_string, types.is_large_string, types.is_string_view)
 EXPECTED = {
     "run": NAMES,
     "population": ("names", (*NAMES[1], types.is_null)),
+    "task": ("names", (*NAMES[1], types.is_null)),
     CONDITION_TEXT: ("sentences", NAMES[1]),
     "seed": WHOLE_NUMBERS,
     "step": WHOLE_NUMBERS,

@@ -77,6 +77,7 @@ KINDS = {
     "step": to_integer,
     "epoch": to_metric,
     "population": to_optional_text,
+    "task": to_optional_text,
     "condition_text": to_text,
 }
 

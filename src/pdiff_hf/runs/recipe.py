@@ -205,7 +205,7 @@ def compose_recipe(
 def fit_recipe(recipe: AnyRecipe, num_rows: int | None = None) -> tuple[AnyRecipe, list[str]]:
     """A recipe as so many checkpoints need it, by default as many as it collects; see [`fit_to_rows`]."""
     if num_rows is None:
-        num_rows = recipe.collect.rows_per_run * recipe.collect.runs
+        num_rows = recipe.collect.num_rows
     autoencoder, diffusion, lines = fit_to_rows(recipe.autoencoder, recipe.diffusion, num_rows)
     return recipe.model_copy(update={"autoencoder": autoencoder, "diffusion": diffusion}), lines
 

@@ -27,8 +27,10 @@ from ..tasks.auto import load_task
 from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.collect_runs import is_whole_network
-from ..tasks.config import FunctionConfig, SplitConfig
+from ..tasks.collect_tasks import NUM_ANSWERS, check_classes
+from ..tasks.config import FunctionConfig, SplitConfig, ZooConfig
 from ..tasks.evaluators import AnyTask, make_gate_evaluator, open_task
+from ..tasks.families_config import TasksConfig
 from ..tasks.populations import describe_populations
 from ..tasks.probes import make_probes
 from ..tasks.runs_config import RunsConfig
@@ -114,17 +116,22 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
     set_seed(recipe.base_training.seed)
     model = recipe.base_model.build()
     layout = check_collection(model, recipe.collect, output_dir)
+    kind, num_classes = recipe.collect.kind, task.num_classes
     if isinstance(recipe.collect, RunsConfig):
-        describe_populations(recipe.collect, task.num_classes)
+        describe_populations(recipe.collect, num_classes)
+    if isinstance(recipe.collect, TasksConfig):
+        check_classes(recipe.collect, task)
+        num_classes = NUM_ANSWERS
+    if isinstance(recipe.collect, ZooConfig):
         if recipe.base_training.epochs == 0:
             raise ValueError(
-                "expected base_training.epochs of 1 or more with collect.kind=runs, found 0; that is how long every "
-                "run is trained"
+                f"expected base_training.epochs of 1 or more with collect.kind={kind}, found 0; that is how long "
+                "every run is trained"
             )
         if not is_whole_network(model, layout) and recipe.base_model.is_untrained:
             raise ValueError(
-                "expected pretrained weights or collect.select=all with collect.kind=runs, found that the rest of an "
-                f"untrained {recipe.base_model.name} would stay as it is; set base_model.kwargs.pretrained=true "
+                f"expected pretrained weights or collect.select=all with collect.kind={kind}, found that the rest of "
+                f"an untrained {recipe.base_model.name} would stay as it is; set base_model.kwargs.pretrained=true "
                 "(timm) or base_model.pretrained (transformers)"
             )
     inputs = task.arrays("val")[0][:2]
@@ -137,12 +144,12 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
             f"expected a base model that takes {task.noun} {tuple(inputs.shape[1:])}, found {recipe.base_model.name} "
             f"({str(error).splitlines()[0]}); change base_model.kwargs, {keys}."
         ) from error
-    if logits.shape != (len(inputs), task.num_classes):
-        fact = argument("num_classes", str(task.num_classes), key="num_classes")
+    if logits.shape != (len(inputs), num_classes):
+        fact = argument("num_classes", str(num_classes), key="num_classes")
+        fact = f"give {fact} to a recipe composed of parts, or " if num_classes == task.num_classes else ""
         raise ValueError(
-            f"expected a base model for {task.num_classes} classes, found that {recipe.base_model.name} gives "
-            f"{tuple(logits.shape[1:])} logits; give {fact} to a recipe composed of parts, or change "
-            "base_model.kwargs."
+            f"expected a base model for {num_classes} classes, found that {recipe.base_model.name} gives "
+            f"{tuple(logits.shape[1:])} logits; {fact}change base_model.kwargs."
         )
     fitted, _ = fit_recipe(recipe)
     check_training(layout, planned_rows(recipe), fitted.autoencoder, fitted.diffusion)
@@ -151,7 +158,8 @@ def prepare_base_model(recipe: Recipe, task: Task, output_dir: Path) -> torch.nn
 
 def planned_rows(recipe: Recipe) -> RowOrder:
     """The rows that a recipe will collect."""
-    return RowOrder.of_runs(*[recipe.collect.rows_per_run] * recipe.collect.runs)
+    config = recipe.collect
+    return RowOrder.of_runs(*[config.rows_per_run] * (config.num_rows // config.rows_per_run))
 
 
 def check_training(
@@ -208,7 +216,7 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
     """
     base_model = recipe.base_model.reference()
     training, build = recipe.base_training, recipe.base_model.build
-    if isinstance(recipe.collect, RunsConfig):
+    if isinstance(recipe.collect, ZooConfig):
         model.to(default_device())
     else:
         model, _ = train_base_model_once(task, base_model, model, training, partial_folder(output_dir))

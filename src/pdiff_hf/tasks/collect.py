@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,19 @@ from ..files import atomic_folder, check_new, partial_folder, read_json, write_j
 from ..layout import ParameterLayout
 from ..machine import one_writer, process_state
 from ..wrapped import copy_network, own_state
-from .collect_runs import COLLECTORS, is_whole_network
+from .collect_runs import Collector, RunCollector, RunsCollector, is_whole_network
+from .collect_tasks import TasksCollector
 from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
-from .populations import accuracies, describe_populations, population_labels
+from .families_config import TasksConfig
+from .populations import accuracies
 from .runs_config import RunsConfig
 from .task import Task
+
+COLLECTORS: dict[type[CollectionConfig], type[Collector]] = {
+    CollectConfig: RunCollector,
+    RunsConfig: RunsCollector,
+    TasksConfig: TasksCollector,
+}
 
 PLAN_FILE = "plan.json"
 RUNS_AT_ONCE = "runs_at_once"
@@ -69,11 +77,12 @@ def collect_checkpoints(
     """Trains the selected tensors and writes a parameter dataset with `runs * rows_per_run` rows.
 
     By default, checkpoints are collected while a base model is trained on. Everything that is not selected stays as it
-    is, so that a row and the base model are the trained network: see [`train_selection`]. Of [`RunsConfig`], networks
-    are trained from the start, see [`train_networks`].
+    is, so that a row and the base model are the trained network: see [`train_selection`]. Of [`ZooConfig`], networks
+    are trained from the start, see [`train_networks`]; of [`TasksConfig`] those of validation and unseen tasks are
+    datasets of their own in folders of the dataset: `ParameterDataset(output_dir, "unseen")`.
 
-    In the end val and test accuracy of all rows are computed, by the labels of their population where there are
-    several, and written to the dataset; `train_loss` is that of the batch of the checkpoint's step.
+    In the end val and test accuracy of all rows are computed, by the labels of their population or task where there
+    are several, and written to the dataset; `train_loss` is that of the batch of the checkpoint's step.
 
     Started by `accelerate launch`, all processes call it with the same arguments; they share the runs and the
     evaluation, and the dataset is that of one process. When it is stopped and called again, runs that were complete
@@ -82,10 +91,10 @@ def collect_checkpoints(
     Args:
         task ([`Task`]): The examples.
         base_model ([`BaseModel`]): How `model` is built; the dataset carries it with the weights of `model`.
-        model (`nn.Module`): The trained base model, on the device where runs are trained; for [`RunsConfig`] one that
+        model (`nn.Module`): The trained base model, on the device where runs are trained; for [`ZooConfig`] one that
             has what is not selected. It is not changed.
         base_training ([`BaseTrainingConfig`]): How it was trained; independent runs train in the same way.
-        config ([`CollectConfig`] or [`RunsConfig`]): Hyper-parameters.
+        config ([`CollectConfig`], [`RunsConfig`] or [`TasksConfig`]): Hyper-parameters.
         output_dir (`str` or `Path`): Folder of the parameter dataset.
         seed (`int`, *optional*, defaults to 0): Run `r` of a trajectory shuffles the images by `seed + r`; populations
             are dealt by it.
@@ -94,7 +103,8 @@ def collect_checkpoints(
             generator what it has of its own; `base_model` without weights by default.
 
     Returns:
-        `dict[str, Any]`: `num_checkpoints`, `num_parameters`, and mean `val_accuracy` and `test_accuracy` (fractions).
+        `dict[str, Any]`: `num_checkpoints`, `num_parameters`, and mean `val_accuracy` and `test_accuracy` (fractions);
+            of other datasets `num_validation`, `num_unseen`.
 
     Raises:
         ValueError: as [`check_collection`], or the loss is no longer finite.
@@ -108,11 +118,10 @@ def collect_checkpoints(
         "base_training": base_training.model_dump(mode="json"),
         "collect": config.model_dump(mode="json"),
     }
-    if isinstance(config, RunsConfig) and config.populations:
-        metadata["populations"] = describe_populations(config, task.num_classes)
     if build is None:
         build = replace(base_model, weights=None, sha256=None, repo=None, revision=None).build
     runs = COLLECTORS[type(config)](task, build, model, base_training, config, layout, seed)
+    metadata |= runs.metadata
     file = folder / PLAN_FILE
     if state.is_main_process:
         base_model = base_model.save_weights(model, folder)
@@ -145,35 +154,35 @@ def collect_checkpoints(
     # 2. All rows, their accuracies on both splits in one pass, and the folder
     rows = datasets.concatenate_datasets([ParameterDataset(path).rows for path in folders.values()])
     vectors, columns = dataset_vectors(rows, layout), rows.remove_columns("parameters").with_format(None)[:]
-    (val_images, val_labels), (test_images, test_labels) = task.arrays("val"), task.arrays("test")
-    images, labels = torch.cat([val_images, test_images]), torch.cat([val_labels, test_labels])
+    sizes = [len(task.labels(split)) for split in ("val", "test")]
+    images = torch.cat([task.arrays(split)[0] for split in ("val", "test")])
+    # Of what they predict, which is all that is asked, labels are no part.
+    labels = torch.zeros(sum(sizes), dtype=torch.int64)
     # On a CPU one network at a time, so that accuracies do not depend on how many processes there are.
     at_once = 1 if runs.device.type == "cpu" else None
     evaluator = ParameterEvaluator(model, layout, images, labels, networks_at_once=at_once, accelerator=state)
-    predictions = evaluator.predictions(vectors).split([len(val_labels), len(test_labels)], dim=1)
+    predictions = evaluator.predictions(vectors).split(sizes, dim=1)
     val, test = (
-        accuracies(predicted, _own_labels(task, metadata, split, columns))
+        accuracies(predicted, runs.labels(split, columns))
         for split, predicted in zip(("val", "test"), predictions, strict=True)
     )
+    columns |= {"val_accuracy": val.tolist(), "test_accuracy": test.tolist()}
+    collected = runs.datasets(columns)
     if state.is_main_process:
-        columns |= {"val_accuracy": val.tolist(), "test_accuracy": test.tolist()}
         shutil.rmtree(folder / "dataset", ignore_errors=True)
-        save_parameter_dataset(vectors, layout, folder / "dataset", base_model, columns, metadata)
+        for name, part in collected.items():
+            own = {key: [values[row] for row in part.rows] for key, values in columns.items()} | part.columns
+            where = folder / "dataset" / name
+            known = (base_model, own, {**metadata, **part.metadata})
+            save_parameter_dataset(vectors[part.rows], layout, where, *known, conditions=part.conditions)
         (folder / "dataset").rename(output_dir)
         shutil.rmtree(folder)
     state.wait_for_everyone()
+    main = collected.pop("").rows
     return {
-        "num_checkpoints": len(vectors),
+        "num_checkpoints": len(main),
         "num_parameters": layout.num_parameters,
-        "val_accuracy": val.mean().item(),
-        "test_accuracy": test.mean().item(),
+        "val_accuracy": val[main].mean().item(),
+        "test_accuracy": test[main].mean().item(),
+        **{f"num_{name}": len(part.rows) for name, part in collected.items()},
     }
-
-
-def _own_labels(task: Task, metadata: Mapping[str, Any], split: str, columns: Mapping[str, list]) -> torch.Tensor:
-    """The labels `(K, N)` of a split by which every row is judged, those of its population."""
-    labels = task.labels(split)
-    if "population" not in columns:
-        return labels.expand(len(columns["run"]), -1)
-    known = population_labels(task, metadata, split)
-    return torch.stack([known[name] for name in columns["population"]])

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from torch import nn
 
+from ..conditions import ConditionSpec
 from ..data.record import ParameterRecorder
 from ..data.writer import save_parameter_dataset
 from ..layout import ParameterLayout
 from ..wording import setting
 from ..wrapped import copy_network, own_parameters
 from .base_training import num_training_steps
-from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
+from .config import BaseTrainingConfig, CollectConfig, CollectionConfig, ZooConfig
 from .examples import Examples
-from .populations import TrainExamples, deal_populations, train_examples
+from .populations import TrainExamples, deal_populations, describe_populations, population_labels, train_examples
 from .runs_config import PopulationConfig, RunsConfig
+from .splits import Split
 from .task import Task
 from .train_selection import SharedPrefix, share_prefix, train_selection
 from .zoo import networks_at_once, train_networks
+
+
+@dataclass(frozen=True)
+class CollectedRows:
+    """Rows of a collection that are a dataset together, and what they have beside columns and metadata of all."""
+
+    rows: list[int]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    conditions: ConditionSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,19 @@ class Collector(ABC):
     @abstractmethod
     def is_stacked(self) -> bool:
         """Whether several runs are made together."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is known of the runs beside the sections of the recipe, as JSON."""
+        return {}
+
+    def labels(self, split: Split, columns: Mapping[str, list]) -> torch.Tensor:
+        """Labels `(K, N)` of a split by which rows with these columns are judged, -1 where one has none."""
+        return self.task.labels(split).expand(len(columns["run"]), -1)
+
+    def datasets(self, columns: Mapping[str, list]) -> dict[str, CollectedRows]:
+        """Which rows are in which dataset, by its config; that of generators is `""`."""
+        return {"": CollectedRows(list(range(len(columns["run"]))))}
 
     @abstractmethod
     def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
@@ -141,19 +167,29 @@ class RunCollector(Collector):
 class ZooCollector(Collector):
     """Of independent runs, each a network of its own from the first step on; the rest of `model` is that of all."""
 
-    config: RunsConfig
+    config: ZooConfig
     is_stacked = True
 
-    @cached_property
-    def populations(self) -> list[PopulationConfig | None]:
-        """Of every run."""
-        return deal_populations(self.config, self.seed)
+    @abstractmethod
+    def shares(self, run: int) -> Sequence[float]:
+        """After which shares of its training a run has a row each."""
+
+    @abstractmethod
+    def seeds(self, run: int) -> tuple[int, int]:
+        """Of a run's initialisation, and of the order of its examples."""
+
+    @abstractmethod
+    def examples(self, run: int) -> TrainExamples:
+        """What a run is trained on."""
+
+    @abstractmethod
+    def columns(self, run: int) -> dict[str, str]:
+        """What its rows have beside what every row has."""
 
     def collect(self, runs: range, folder: Path, advance: Callable[[int], object]) -> None:
         """As [`Collector.collect`]."""
-        is_whole = is_whole_network(self.model, self.layout)
-        dealt = [self.populations[run] for run in runs]
-        wanted = [self._steps((population and population.at) or self.config.at) for population in dealt]
+        wanted = [self._steps(self.shares(run)) for run in runs]
+        starts, orders = zip(*map(self.seeds, runs), strict=True)
         num_batches = len(self.task.batch_indices("train", self.base_training.train_batch_size))
         rows: dict[tuple[int, int], tuple[torch.Tensor, dict]] = {}
 
@@ -163,23 +199,22 @@ class ZooCollector(Collector):
             for place, vector, loss in zip(places, stacked.float().cpu(), losses, strict=True):
                 if step not in wanted[place]:
                     continue
-                columns = {"run": f"run-{runs[place]}", "seed": seeds[place], "step": step}
-                columns |= {"epoch": step / num_batches, "train_loss": loss}
-                columns |= {"population": dealt[place].name} if dealt[place] else {}
+                columns = {"run": f"run-{runs[place]}", "seed": orders[place], "step": step}
+                columns |= {"epoch": step / num_batches, "train_loss": loss, **self.columns(runs[place])}
                 rows[place, step] = vector, columns
                 advance(1)
 
-        seeds = [self.base_training.seed + run for run in runs]
+        begun = {seed: self._start(seed) for seed in set(starts)}
         train_networks(
             self.task,
             copy_network(self.model),
-            [self._start(seed, is_whole) for seed in seeds],
-            seeds,
+            [begun[seed] for seed in starts],
+            orders,
             self.base_training,
             keep,
             stops=set().union(*wanted),
-            examples=[self._examples[population and population.name] for population in dealt],
-            layout=None if is_whole else self.layout,
+            examples=[self.examples(run) for run in runs],
+            layout=None if self._is_whole else self.layout,
             prefix=self._prefix,
         )
         vectors, found = zip(*(rows[key] for key in sorted(rows)), strict=True)
@@ -197,12 +232,66 @@ class ZooCollector(Collector):
             )
         return steps
 
-    def _start(self, seed: int, is_whole: bool) -> dict[str, torch.Tensor]:
-        """Where a run begins: its own initialisation of what is trained."""
+    def _start(self, seed: int) -> dict[str, torch.Tensor]:
+        """Where a run begins: an initialisation of what is trained."""
         network = build_with_seed(self.build, seed)
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        names = tensors if is_whole else self.layout.names
+        names = tensors if self._is_whole else self.layout.names
         return {name: tensors[name].detach() for name in names}
+
+    @property
+    def _is_whole(self) -> bool:
+        return is_whole_network(self.model, self.layout)
+
+    @cached_property
+    def _prefix(self) -> SharedPrefix | None:
+        """Of all train examples: runs see nearly all of them."""
+        return share_prefix(self.task, self.model, self.layout, self.base_training)
+
+
+class RunsCollector(ZooCollector):
+    """Of one task, or of populations with labels of their own."""
+
+    config: RunsConfig
+
+    @cached_property
+    def populations(self) -> list[PopulationConfig | None]:
+        """Of every run."""
+        return deal_populations(self.config, self.seed)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the populations are."""
+        if not self.config.populations:
+            return {}
+        return {"populations": describe_populations(self.config, self.task.num_classes)}
+
+    def shares(self, run: int) -> Sequence[float]:
+        """As [`ZooCollector.shares`]."""
+        population = self.populations[run]
+        return (population and population.at) or self.config.at
+
+    def seeds(self, run: int) -> tuple[int, int]:
+        """As [`ZooCollector.seeds`]."""
+        seed = self.base_training.seed + run
+        return seed, seed
+
+    def examples(self, run: int) -> TrainExamples:
+        """As [`ZooCollector.examples`]."""
+        population = self.populations[run]
+        return self._examples[population and population.name]
+
+    def columns(self, run: int) -> dict[str, str]:
+        """The run's population, where there are several."""
+        population = self.populations[run]
+        return {"population": population.name} if population else {}
+
+    def labels(self, split: Split, columns: Mapping[str, list]) -> torch.Tensor:
+        """Those of every row's population."""
+        if "population" not in columns:
+            return super().labels(split, columns)
+        known = population_labels(self.task, self.metadata, split)
+        return torch.stack([known[name] for name in columns["population"]])
 
     @cached_property
     def _examples(self) -> dict[str | None, TrainExamples]:
@@ -211,14 +300,6 @@ class ZooCollector(Collector):
             population and population.name: train_examples(self.task, population, self.base_training.train_batch_size)
             for population in self.config.populations or [None]
         }
-
-    @cached_property
-    def _prefix(self) -> SharedPrefix | None:
-        """Of all train examples: runs see nearly all of them."""
-        return share_prefix(self.task, self.model, self.layout, self.base_training)
-
-
-COLLECTORS = {CollectConfig: RunCollector, RunsConfig: ZooCollector}
 
 
 def is_whole_network(model: nn.Module, layout: ParameterLayout) -> bool:

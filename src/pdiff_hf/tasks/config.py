@@ -20,14 +20,13 @@ WHOLE_LEARNING_RATE = 3e-3
 
 
 class CollectionConfig(PydanticModel):
-    """What every kind of `collect` section says."""
+    """What every kind of `collect` section says; each has `runs`, how many networks are trained, as well."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: str
     select: str | list[str] = Field("last_norms:2", description="`all`, `last_norms:K`, `head`, or globs on names")
     buffers: bool = Field(False, description="also collect the running statistics of the selected norm layers")
-    runs: int
 
     @model_validator(mode="before")
     @classmethod
@@ -46,6 +45,19 @@ class CollectionConfig(PydanticModel):
     @abstractmethod
     def rows_per_run(self) -> int:
         """Checkpoints of every run."""
+
+    @property
+    def num_rows(self) -> int:
+        """Checkpoints of the dataset that generators are trained on."""
+        return self.runs * self.rows_per_run
+
+
+class ZooConfig(CollectionConfig):
+    """What the kinds say of which every run is a training of its own, as `base_training` says."""
+
+    select: str | list[str] = Field(
+        "all", description="`all`, `last_norms:K`, `head`, or globs on names; the rest stays as the base model has it"
+    )
 
 
 class CollectConfig(CollectionConfig):

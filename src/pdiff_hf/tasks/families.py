@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -65,6 +66,7 @@ def class_subsets(num_classes: int) -> list[Subset]:
     return [subset(number) for number in range(1, 2**num_classes - 1)]
 
 
+@lru_cache(maxsize=16)
 def split_tasks(
     num_classes: int,
     split: Split,

@@ -11,7 +11,8 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from ..sections import OneOf, by_kind
-from .config import CollectConfig, CollectionConfig
+from .config import CollectConfig, CollectionConfig, ZooConfig
+from .families_config import TASKS, TasksConfig
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -60,16 +61,13 @@ class PopulationConfig(PydanticModel):
         return classes
 
 
-class RunsConfig(CollectionConfig):
+class RunsConfig(ZooConfig):
     """Independent runs, each with its own initialisation and order of the examples, trained as `base_training` says.
 
     Run `r` has the seed `base_training.seed + r`.
     """
 
     kind: Literal["runs"] = "runs"
-    select: str | list[str] = Field(
-        "all", description="`all`, `last_norms:K`, `head`, or globs on names; the rest stays as the base model has it"
-    )
     runs: int = Field(ge=2)
     at: list[Share] = Field(
         [1.0], min_length=1, description="shares of the training after which a run has a row each, rising"
@@ -114,7 +112,7 @@ class RunsConfig(CollectionConfig):
         )
 
 
-COLLECT = OneOf(by_kind(CollectConfig, RunsConfig), "trajectory")
+COLLECT = OneOf(by_kind(CollectConfig, RunsConfig, TasksConfig), "trajectory")
 
 CollectSection = Annotated[CollectionConfig, COLLECT]
 """The recipe's `collect` section: one of the kinds, by its key `kind`."""
@@ -137,9 +135,9 @@ def from_version_0_1(values: Any) -> Any:
 def fine_tuning_config(metadata: Mapping[str, Any]) -> CollectConfig | None:
     """How a network of a parameter dataset is trained on, as it was trained, by the dataset's metadata.
 
-    `None` where it is not known, or where labels depend on the network's population.
+    `None` where it is not known, or where labels depend on the network's population or task.
     """
-    if metadata.get("collect") is None or "populations" in metadata:
+    if metadata.get("collect") is None or metadata.keys() & {"populations", TASKS}:
         return None
     # In which order version 0.1 put hidden units is of no concern.
     known = {key: value for key, value in metadata["collect"].items() if key != "align"}

@@ -1,0 +1,167 @@
+"""Collections of many tasks: `collect.kind: tasks`."""
+
+import pytest
+import torch
+
+from pdiff_hf.base_model import BaseModel
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.runs.recipe import fit_recipe, load_recipe
+from pdiff_hf.runs.stages import planned_rows, prepare_base_model
+from pdiff_hf.tasks.auto import load_task
+from pdiff_hf.tasks.base_training import train_base_model
+from pdiff_hf.tasks.collect import collect_checkpoints
+from pdiff_hf.tasks.collect_runs import ZooCollector, build_with_seed
+from pdiff_hf.tasks.config import BaseTrainingConfig
+from pdiff_hf.tasks.families import complement, task_name
+from pdiff_hf.tasks.families_config import TasksConfig
+from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
+from pdiff_hf.tasks.runs_config import fine_tuning_config
+
+BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", hidden=[8], num_classes=2)
+BASE_TRAINING = BaseTrainingConfig(epochs=3, learning_rate=3e-2, train_batch_size=32, seed=3)
+FEW = {"num_classes": 10, "seen": 3, "validation": 1, "unseen": 2}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return ImageClassification(ImageClassificationConfig(train_size=200, val_size=100, test_size=100))
+
+
+def collect(task, folder, **values):
+    torch.manual_seed(100)
+    config = TasksConfig(**FEW | values)
+    found = collect_checkpoints(task, BASE, BASE.build(), BASE_TRAINING, config, folder, progress=False)
+    return config.tasks, found
+
+
+def columns_of(dataset):
+    return dataset.rows.remove_columns("parameters").with_format(None)[:]
+
+
+def test_every_network_is_trained_and_judged_by_the_labels_of_its_own_task(task, tmp_path):
+    tasks, found = collect(task, tmp_path / "zoo")
+    images, digits = task.arrays("test")
+    assert found["num_checkpoints"] == 6 and found["num_validation"] == 2 and found["num_unseen"] == 4
+    for config, own in (("default", tasks.seen), ("validation", tasks.validation), ("unseen", tasks.unseen)):
+        dataset = ParameterDataset(tmp_path / "zoo", config)
+        columns = columns_of(dataset)
+        assert columns["task"] == [task_name(subset, task.class_names) for subset in own]
+        assert dataset.condition_spec.names == tuple("0123456789")
+        for row, subset in enumerate(own):
+            assert dataset.conditions()[row].nonzero()[:, 0].tolist() == list(subset)
+            network = dataset.base_model.build()
+            dataset.layout.load_into(network, dataset.vectors(rows=[row])[0])
+            labels = torch.isin(digits, torch.tensor(subset)).long()
+            with torch.no_grad():
+                right = (network(images).argmax(-1) == labels).float().mean().item()
+            assert columns["test_accuracy"][row] == pytest.approx(right, abs=1e-6)
+    # Networks that have learned nothing are right on half of the examples of such tasks.
+    assert found["test_accuracy"] > 0.65
+
+
+def test_no_dataset_of_a_generator_holds_an_unseen_task_or_its_complement(task, tmp_path):
+    collect(task, tmp_path / "zoo")
+    seen = {tuple(row.nonzero()[:, 0].tolist()) for row in ParameterDataset(tmp_path / "zoo").conditions()}
+    for config in ("validation", "unseen"):
+        dataset = ParameterDataset(tmp_path / "zoo", config)
+        assert dataset.metadata["tasks"] == {
+            "family": "class_subsets",
+            "split": "groups",
+            "role": config,
+            "num_seen": 6,
+            "num_validation": 2,
+            "num_unseen": 4,
+        }
+        own = {tuple(row.nonzero()[:, 0].tolist()) for row in dataset.conditions()}
+        assert not seen & (own | {complement(subset, 10) for subset in own})
+
+
+def test_a_run_is_a_base_training_on_the_labels_of_its_task(task, tmp_path):
+    tasks, _ = collect(task, tmp_path / "zoo")
+    binary = ImageClassification(task.config)
+    for split in ("train", "val", "test"):
+        binary._labels[split] = torch.isin(task.labels(split), torch.tensor(tasks.seen[0])).long()
+    binary.class_names = ["no", "yes"]
+    network = build_with_seed(BASE.build, 3)
+    train_base_model(binary, network, BASE_TRAINING, device="cpu", progress=False)
+    dataset = ParameterDataset(tmp_path / "zoo")
+    torch.testing.assert_close(dataset.vectors()[0], dataset.layout.flatten(network), atol=1e-4, rtol=1e-3)
+
+
+def test_runs_of_a_task_differ_by_their_order_or_by_their_start_too(task, tmp_path):
+    collect(task, tmp_path / "same", runs_per_task=2)
+    tasks, _ = collect(task, tmp_path / "own", runs_per_task=2, same_start=False)
+    same, own = (columns_of(ParameterDataset(tmp_path / name)) for name in ("same", "own"))
+    assert same["task"] == own["task"] == [task_name(t, task.class_names) for t in tasks.seen] * 2
+    assert same["seed"] == [3] * 6 + [4] * 6 and own["seed"] == [3, 4, 5, 6, 7, 8, 15, 16, 17, 18, 19, 20]
+    vectors = ParameterDataset(tmp_path / "same").vectors()
+    assert not torch.equal(vectors[:6], vectors[6:])
+    start = ParameterDataset(tmp_path / "same").layout.flatten(build_with_seed(BASE.build, 3))
+    others = ParameterDataset(tmp_path / "own").vectors()
+    # From one start, networks end near it.
+    assert (vectors - start).norm(dim=1).max() < (others[1:] - start).norm(dim=1).min()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_collection_goes_on_with_the_same_bits(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("pdiff_hf.tasks.zoo.MAX_NETWORKS", 5)
+    collect(task, tmp_path / "whole")
+    made, collect_part = [], ZooCollector.collect
+
+    def killed(self, runs, folder, advance):
+        made.append(list(runs))
+        collect_part(self, runs, folder, advance)
+        if len(made) == 2:
+            raise Killed
+
+    monkeypatch.setattr(ZooCollector, "collect", killed)
+    with pytest.raises(Killed):
+        collect(task, tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
+    collect(task, tmp_path / "zoo")
+    assert [len(runs) for runs in made] == [5, 5, 5, 2]
+    for config in ("default", "unseen"):
+        whole, resumed = (ParameterDataset(tmp_path / name, config) for name in ("whole", "zoo"))
+        assert torch.equal(whole.vectors(), resumed.vectors()) and columns_of(whole) == columns_of(resumed)
+
+
+def test_recipe_counts_the_rows_of_seen_tasks():
+    recipe = load_recipe("digits-subsets", ["collect.seen=16"])
+    assert recipe.collect.runs == 32 + 42 + 100 and len(planned_rows(recipe).runs) == 32
+    assert fit_recipe(recipe)[0].autoencoder.holdout_every == recipe.autoencoder.holdout_every
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("collect.seen=500", r"expected 511 groups at most, found 50 \+ 21 \+ 500 that are wanted; lower collect"),
+        ("collect.split=some", "'collect.split': expected 'groups', 'leaky' or 'compositional', found 'some'"),
+        ("collect.runs=3", "unknown key 'collect.runs'"),
+    ],
+)
+def test_bad_settings_are_one_line(given, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_recipe("digits-subsets", [given])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("collect.num_classes=9", "expected num_classes=10 of collect, the classes of digits, found 9"),
+        ("base_model.kwargs.num_classes=10", r"a base model for 2 classes, found that .* gives \(10,\) logits"),
+        ("base_training.epochs=0", "epochs of 1 or more with collect.kind=tasks, found 0"),
+    ],
+)
+def test_what_does_not_fit_the_tasks_is_one_line(given, message, tmp_path):
+    recipe = load_recipe("digits-subsets", ["collect.seen=16", "collect.unseen=2", "collect.validation=1", given])
+    with pytest.raises(ValueError, match=message) as error:
+        prepare_base_model(recipe, load_task(recipe.task), tmp_path / "new")
+    assert "\n" not in str(error.value)
+
+
+def test_networks_of_many_tasks_are_not_fine_tuned():
+    assert fine_tuning_config({"collect": {"kind": "runs", "runs": 2}, "base_training": {}, "tasks": {}}) is None

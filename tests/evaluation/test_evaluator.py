@@ -453,6 +453,31 @@ def test_a_network_is_judged_by_the_labels_that_it_fits_best():
     assert evaluator.reordered(order).predict(vectors).population.tolist() == [0, 1, 1]
 
 
+def test_a_network_of_which_the_labels_are_known_is_judged_by_these():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    layout, labels = ParameterLayout.from_model(model), torch.arange(4).repeat(5)
+    images = torch.eye(4)[labels].view(-1, 1, 2, 2)
+    tasks = {"0": (labels == 0).long(), "0+1": (labels < 2).long(), "3": (labels == 3).long()}
+    vectors, rows = torch.randn(6, 10), torch.tensor([2, 0, 1, 1, 0, 2])
+    evaluator = ParameterEvaluator(model, layout, images, labels, populations=tasks, rows=rows, batch_size=7)
+    output = evaluator.predict(vectors, population=rows)
+    assert torch.equal(output.population, rows) and torch.equal(
+        evaluator.score(vectors, population=rows), output.score
+    )
+    for row, task in enumerate(rows.tolist()):
+        alone = ParameterEvaluator(model, layout, images, [*tasks.values()][task], batch_size=7)
+        expected = alone.predict(vectors[row : row + 1])
+        for name in ("accuracy", "nll", "ece", "losses", "predictions"):
+            torch.testing.assert_close(getattr(output, name)[row], getattr(expected, name)[0])
+    assert torch.equal(evaluator.predictions(vectors), output.predictions)
+    # Half of these networks fit other labels better.
+    guessing = ParameterEvaluator(model, layout, images, labels, populations=tasks, batch_size=7)
+    assert guessing.accuracy(vectors).mean() > output.accuracy.mean() + 0.05
+    with pytest.raises(ValueError, match="expected the task of every network, by whose labels alone it is judged"):
+        evaluator.accuracy(vectors)
+
+
 def test_labels_of_a_population_that_do_not_fit_are_named():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"labels \(3,\) of every population, found \{'a': \(2,\)\}"):

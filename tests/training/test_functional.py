@@ -37,13 +37,13 @@ def dataset(tmp_path_factory):
     return make_zoo(tmp_path_factory.mktemp("zoo"))
 
 
-def make_objective(**options):
+def make_objective(class_labels=None, **options):
     config, layout, vectors, model = config_of(**options), make_layout(), make_vectors(), make_network(0)
     torch.manual_seed(0)
     autoencoder = config.build(layout.to_dict())
     functions = autoencoder.fit(vectors, make_images(), model)
     probes = ProbeSource(load_task(ImageClassificationConfig()))
-    return autoencoder, FunctionObjective(autoencoder, functions, vectors, model, probes, config)
+    return autoencoder, FunctionObjective(autoencoder, functions, vectors, model, probes, config, class_labels)
 
 
 def loss_of(objective, model, batch):
@@ -110,6 +110,27 @@ def test_the_task_loss_is_the_cross_entropy_of_labels_and_knows_no_target():
     logits = objective.functions(make_vectors()[:8], activations)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(8))
     assert first.item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_the_task_loss_of_a_network_of_several_tasks_is_by_the_labels_of_its_own():
+    options = {"function_loss": 0.0, "task_loss": 1.0, "targets": "seen", "latent_noise": 0.0}
+    autoencoder, plain = make_objective(**options)
+    class_labels = torch.stack([torch.arange(10).roll(row) for row in range(20)])
+    objective = make_objective(class_labels=class_labels, **options)[1]
+    batch = GlobalBatch(20, 8, 0, 0)
+    vectors = make_vectors()[batch.indices]
+    found = loss_of(objective, Written(autoencoder.normalizer.normalize(vectors)), batch)
+    activations, labels = objective._pool_of(0).draw_labelled(16, GlobalBatch(20, 8, 0, 0).shared_generator())
+    logits = objective.functions(vectors, activations)
+    own = torch.stack([class_labels[row][labels] for row in batch.indices])
+    assert found.item() == pytest.approx(torch.nn.functional.cross_entropy(logits.mT, own).item(), rel=1e-4)
+    others = loss_of(plain, Written(autoencoder.normalizer.normalize(vectors)), GlobalBatch(20, 8, 0, 0))
+    assert abs(others.item() - found.item()) > 1e-3
+
+
+def test_combinations_of_networks_of_several_tasks_have_no_labels():
+    with pytest.raises(ValueError, match=r"expected .*targets.* with a task_loss for networks of several tasks"):
+        make_objective(class_labels=torch.zeros(20, 10, dtype=torch.int64), task_loss=1.0, targets="combinations")
 
 
 def test_the_weight_loss_is_the_distance_to_combined_parameters():

@@ -176,6 +176,9 @@ def inspect(
             raise
         # All that needs no examples can still be said.
         line_printer(as_json)(f"The networks are not evaluated: {error}")
+    if evaluator is not None and evaluator.rows is not None:
+        line_printer(as_json)("The networks are not evaluated: averages of those of several tasks have no labels.")
+        evaluator = None
     report = inspect_dataset(opened, evaluator, seed=seed)
     if as_json:
         return print_json(report, as_json)

@@ -54,7 +54,7 @@ DEMO = {
 OTHER_ROLES = [("validation", "num_validation"), ("unseen", "num_unseen")]
 
 
-def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterator[tuple[Path, Metrics]]:
+def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterator[tuple[Path, Metrics | None]]:
     """Carry out recipes in their folders, one after another, and give what each has found."""
     from ..runs.folder import open_run
     from ..runs.recipe import fit_recipe
@@ -119,9 +119,14 @@ def run(
         from ..report.write import make_table, write_summary
 
         found[folder] = metrics
-        if not as_json:
-            console.print(make_table(metrics))
-        line(f"Report: {folder / 'report' / 'report.html'}\nPipeline: {folder / 'pipeline'}")
+        if metrics is not None:
+            if not as_json:
+                console.print(make_table(metrics))
+            line(f"Report: {folder / 'report' / 'report.html'}")
+        line(f"Pipeline: {folder / 'pipeline'}")
+    if None in found.values():
+        # Of networks of many tasks.
+        return print_json(dict.fromkeys(map(str, found)), as_json)
     if summary is None:
         return print_json(found[folder].to_dict(), as_json)
     from ..evaluation.summary import aggregate_seeds

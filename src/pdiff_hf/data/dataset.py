@@ -182,6 +182,16 @@ class ParameterDataset:
         table = self._columns("populations")
         return table.column("population").to_pylist() if "population" in table.column_names else None
 
+    @property
+    def tasks(self) -> list[str] | None:
+        """The task of every row by its name, `None` for a dataset of one; conditions say it in numbers.
+
+        Raises:
+            ValueError: as `metrics`.
+        """
+        table = self._columns("tasks")
+        return table.column("task").to_pylist() if "task" in table.column_names else None
+
     @cached_property
     def condition_spec(self) -> ConditionSpec | None:
         """What the conditions of the rows are, `None` for a dataset without.

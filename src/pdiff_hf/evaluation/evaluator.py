@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +56,8 @@ class ParameterEvaluator(NetworkEvaluator):
         populations (`Mapping[str, torch.Tensor]`, *optional*): Where networks were trained on different labels, the
             labels `(N,)` of every such population by its name, -1 where an example has none: a network is then judged
             by those that it fits best.
+        rows (`torch.Tensor` of shape `(K,)`, `int64`, *optional*): Of the networks of a dataset, the population of
+            each, its place in `populations`. Where that is known, nothing is guessed: [`predict`] has to be told.
         batch_size (`int`, *optional*, defaults to 500): Images per forward pass.
         device (`torch.device` or `str`, *optional*): Where to compute; where the model is by default.
         max_cache_bytes (`int`, *optional*, defaults to 2 GiB): Memory for kept activations; those of further batches
@@ -79,6 +82,7 @@ class ParameterEvaluator(NetworkEvaluator):
         labels: torch.Tensor,
         *,
         populations: Mapping[str, torch.Tensor] | None = None,
+        rows: torch.Tensor | None = None,
         batch_size: int = 500,
         device: torch.device | str | None = None,
         max_cache_bytes: int = 2 * 2**30,
@@ -96,7 +100,7 @@ class ParameterEvaluator(NetworkEvaluator):
             found = {name: tuple(own.shape) for name, own in populations.items()}
             raise ValueError(f"expected labels {tuple(labels.shape)} of every population, found {found}")
         layout.check(model)
-        self.layout, self.metric, self._identity = layout, Metric(), identity
+        self.layout, self.metric, self.rows, self._identity = layout, Metric(), rows, identity
         self.populations = tuple(populations) if populations and len(populations) > 1 else ()
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.batch_size = min(batch_size, len(images))
@@ -179,7 +183,11 @@ class ParameterEvaluator(NetworkEvaluator):
     @torch.no_grad()
     @precision_of("evaluation")
     def predict(
-        self, vectors: Vectors, num_images: int | None = None, keep: torch.Tensor | None = None
+        self,
+        vectors: Vectors,
+        num_images: int | None = None,
+        keep: torch.Tensor | None = None,
+        population: torch.Tensor | None = None,
     ) -> EvaluatorOutput:
         """Accuracy, NLL, ECE and predictions of networks in one pass.
 
@@ -188,11 +196,19 @@ class ParameterEvaluator(NetworkEvaluator):
             num_images (`int`, *optional*): Evaluate on the first so many images; whole batches of them are computed.
             keep (`torch.Tensor` of shape `(n,)`, `int64`, *optional*): Images, in ascending order, of which the logits
                 are kept; none by default.
+            population (`torch.Tensor` of shape `(B,)`, `int64`, *optional*): By which labels each network is judged,
+                the place in `populations`; by default by those that it fits best.
 
         Raises:
-            ValueError: the vectors do not fit the layout, or there are fewer images.
+            ValueError: the vectors do not fit the layout, there are fewer images, or populations are known and not
+                given.
         """
         self.check_vectors(vectors)
+        if population is None and self.rows is not None:
+            raise ValueError(
+                "expected the task of every network, by whose labels alone it is judged, found none; give their "
+                "places in populations (population=…)."
+            )
         if num_images is not None and not 1 <= num_images <= len(self.labels):
             raise ValueError(f"expected num_images from 1 to {len(self.labels)}, found {num_images}")
         keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
@@ -202,13 +218,18 @@ class ParameterEvaluator(NetworkEvaluator):
         weights /= weights.mean(1, keepdim=True).clamp(min=1 / targets.shape[1])
         outputs = []
         # Per network: predictions and losses, logits that are kept, and a batch of logits and of two temporaries.
-        num_bytes = (8 + 4 * len(targets)) * targets.shape[1] + 4 * (len(keep) + 3 * self._sizes[0]) * self.num_classes
-        for _, chunk in self._chunks(vectors, num_bytes, *self.own_rows(vectors)):
-            gaps = torch.zeros(len(targets), len(chunk), NUM_BINS + 1, device=self.device)
+        tried = len(targets) if population is None else 1
+        num_bytes = (8 + 4 * tried) * targets.shape[1] + 4 * (len(keep) + 3 * self._sizes[0]) * self.num_classes
+        for start, chunk in self._chunks(vectors, num_bytes, *self.own_rows(vectors)):
+            if population is None:
+                candidates, counts = targets[:, None].expand(-1, len(chunk), -1), weights[:, None]
+            else:
+                known = population[start : start + len(chunk)].to(self.device)
+                candidates, counts = targets[None, known], weights[None, known]
+            gaps = torch.zeros(tried, len(chunk), NUM_BINS + 1, device=self.device)
             predictions, losses, kept = [], [], []
             for images, logits in self._chunk_logits(chunk, num_images):
-                labels = targets[:, None, images].expand(-1, len(chunk), -1)
-                counted = weights[:, None, images]
+                labels, counted = candidates[..., images], counts[..., images]
                 log_probabilities = logits.log_softmax(-1)
                 gathered = log_probabilities.expand(len(labels), -1, -1, -1).gather(-1, labels.clamp(min=0)[..., None])
                 losses.append(torch.where(counted > 0, -gathered[..., 0] * counted, 0.0))
@@ -222,10 +243,11 @@ class ParameterEvaluator(NetworkEvaluator):
                 kept.append(logits[:, keep[(keep >= images.start) & (keep < images.stop)] - images.start])
             predictions, losses = torch.cat(predictions, 1), torch.cat(losses, 2)
             # The population of a network is the one that it fits best.
-            right = (predictions == targets[:, None]) & (targets >= 0)[:, None]
-            best = (right * weights[:, None]).mean(2).argmax(0)
+            right = (predictions == candidates) & (candidates >= 0)
+            best = (right * counts).mean(2).argmax(0)
             own = (best, torch.arange(len(chunk), device=self.device))
             ece = gaps[own].abs().sum(1) / targets.shape[1]
+            best = best if population is None else known
             output = (right[own], losses[own], ece, predictions, best, torch.cat(kept, 1))
             outputs.append(tuple(tensor.cpu() for tensor in output))
         if self._accelerator is not None:
@@ -236,17 +258,17 @@ class ParameterEvaluator(NetworkEvaluator):
         """Fractions of right predictions `(B,)` of networks `(B, D)`, their scores."""
         return self.score(vectors)
 
-    def nll(self, vectors: Vectors) -> torch.Tensor:
-        """Mean negative log-likelihoods `(B,)` of networks `(B, D)`, in nats."""
-        return self.predict(vectors).nll
+    def nll(self, vectors: Vectors, **options: Any) -> torch.Tensor:
+        """Mean negative log-likelihoods `(B,)` of networks `(B, D)`, in nats; `options` are those of [`predict`]."""
+        return self.predict(vectors, **options).nll
 
     def ece(self, vectors: Vectors) -> torch.Tensor:
         """Expected calibration errors `(B,)` of networks `(B, D)`, 15 bins."""
         return self.predict(vectors).ece
 
     def predictions(self, vectors: Vectors) -> torch.Tensor:
-        """Predicted classes `(B, N)` of networks `(B, D)`."""
-        return self.predict(vectors).predictions
+        """Predicted classes `(B, N)` of networks `(B, D)`, in which labels play no part."""
+        return self.predict(vectors, population=torch.zeros(len(vectors), dtype=torch.int64)).predictions
 
     def _chunks(
         self, vectors: Vectors, bytes_per_network: int, first: int, stop: int

@@ -50,12 +50,15 @@ class NetworkEvaluator(ABC):
         metric ([`Metric`]): What it measures.
         num_examples (`int`): How many scores a network gets, one of every example.
         batch_size (`int`): How many of them come together.
+        rows (`torch.Tensor` of shape `(K,)`, *optional*): Of the networks of a dataset, by which of several labels
+            each is judged, where that is known.
     """
 
     layout: ParameterLayout
     metric: Metric
     num_examples: int
     batch_size: int
+    rows: torch.Tensor | None = None
     _identity: NetworkIdentity | None = None
     _accelerator: Accelerator | None = None
 
@@ -63,9 +66,9 @@ class NetworkEvaluator(ABC):
     def predict(self, vectors: Vectors) -> NetworkScores:
         """Judge networks `(B, D)` of raw parameter values."""
 
-    def score(self, vectors: Vectors) -> torch.Tensor:
-        """Scores `(B,)` of networks `(B, D)`, in the metric's unit."""
-        return self.predict(vectors).score
+    def score(self, vectors: Vectors, **options: Any) -> torch.Tensor:
+        """Scores `(B,)` of networks `(B, D)`, in the metric's unit; `options` are those of [`predict`]."""
+        return self.predict(vectors, **options).score
 
     def worth(self, vectors: Vectors) -> torch.Tensor:
         """Scores `(B,)` of which more is always better, see [`Metric.worth`]."""

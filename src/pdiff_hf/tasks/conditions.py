@@ -7,6 +7,30 @@ from collections.abc import Sequence
 import torch
 
 from ..conditions import ConditionSpec
+from ..data.dataset import ParameterDataset
+from .families_config import TASKS
+from .splits import Split
+from .task import Task
+
+
+def has_tasks(dataset: ParameterDataset) -> bool:
+    """Whether the rows of a dataset are networks of several tasks of a family, which their conditions name."""
+    return TASKS in dataset.metadata
+
+
+def task_labels(dataset: ParameterDataset, task: Task, split: Split) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Labels `(N,)` of a split as every task of a dataset has them, by its name, and the task of every row `(K,)`."""
+    spec = dataset.condition_spec
+    distinct, rows = dataset.conditions().unique(dim=0, return_inverse=True)
+    labels = condition_labels(task.labels(split), task.class_names, spec, distinct)
+    names = ["+".join(spec.describe(condition)) for condition in distinct.tolist()]
+    return dict(zip(names, labels, strict=True)), rows
+
+
+def class_labels(dataset: ParameterDataset, task: Task) -> torch.Tensor:
+    """The label `(K, classes)` of every class in the task of every row of a dataset."""
+    classes = torch.arange(task.num_classes)
+    return condition_labels(classes, task.class_names, dataset.condition_spec, dataset.conditions())
 
 
 def condition_labels(

@@ -19,6 +19,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..wording import argument
 from .auto import load_task
+from .conditions import has_tasks, task_labels
 from .config import FunctionConfig, SplitConfig
 from .function import FunctionTask
 from .populations import population_labels
@@ -86,13 +87,17 @@ def make_evaluator(
 
     Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
     `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on, which mean nothing
-    to a function. Of several populations, a network is judged by the labels that it fits best.
+    to a function. Of several populations, a network is judged by the labels that it fits best; of several tasks, by
+    those of its own, see `rows` there.
 
     Raises:
         ValueError: see [`require_task`] and [`BaseModel.build`], or the network does not take the inputs.
     """
+    task = task or require_task(dataset)
+    if has_tasks(dataset) and isinstance(task, Task):
+        options["populations"], options["rows"] = task_labels(dataset, task, split)
     return judge_networks(
-        task or require_task(dataset),
+        task,
         split,
         model or dataset.base_model.build(),
         layout or dataset.layout,
@@ -110,6 +115,7 @@ def judge_networks(
     *,
     identity: NetworkIdentity | None = None,
     metadata: Mapping[str, Any] | None = None,
+    populations: Mapping[str, torch.Tensor] | None = None,
     **options: Any,
 ) -> NetworkEvaluator:
     """As [`make_evaluator`], of networks that are in no dataset; `metadata` may name populations."""
@@ -117,7 +123,8 @@ def judge_networks(
     if isinstance(task, FunctionTask):
         return task.evaluator(split, model, layout, identity, state)
     known = {"device": state.device, "accelerator": state, "identity": identity}
-    populations = _told_apart(population_labels(task, metadata or {}, split))
+    if populations is None:
+        populations = _told_apart(population_labels(task, metadata or {}, split))
     inputs, labels = task.arrays(split)
     # Of half precision, a CPU may lack operations that the evaluator's device has.
     tried = inputs[: 2 if input_dtype(model).itemsize > 2 else 0]

@@ -9,6 +9,7 @@ import torch
 from ..data.dataset import ParameterDataset
 from ..models.config import AutoencoderConfig
 from ..wording import setting
+from .conditions import class_labels, has_tasks
 from .evaluators import AnyTask, open_task
 from .function import FunctionTask
 from .image_classification import ImageClassification
@@ -45,7 +46,8 @@ def make_probes(
         except ValueError as error:
             wrong, right = setting("task.dataset"), setting("autoencoder.probe_dataset")
             raise ValueError(str(error).replace(f"correct {wrong}", f"correct {right}")) from error
-    return ProbeSource(task, config.probe_mixing, config.probe_noise, others, config.probe_dataset_share)
+    own = class_labels(dataset, task) if has_tasks(dataset) else None
+    return ProbeSource(task, config.probe_mixing, config.probe_noise, others, config.probe_dataset_share, own)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class ProbeSource:
         others (`torch.Tensor` of shape `(N, C, H, W)`, *optional*): Images of another dataset, prepared as those of
             the task; they are drawn in place of training examples.
         share (`float`, *optional*, defaults to 0.5): Of the inputs that `others` take.
+        class_labels (`torch.Tensor` of shape `(K, classes)`, *optional*): Of every row of a dataset of several tasks
+            the label that its task gives each class; by default they are those of the examples.
     """
 
     task: Task
@@ -73,6 +77,7 @@ class ProbeSource:
     noise: float = 0.15
     others: torch.Tensor | None = None
     share: float = 0.5
+    class_labels: torch.Tensor | None = None
 
     def draw(self, num: int, seed: int) -> torch.Tensor:
         """Draw inputs `(num, …)`, always the same by a seed."""

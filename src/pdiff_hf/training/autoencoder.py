@@ -75,6 +75,8 @@ def train_autoencoder(
     train_vectors, heldout_vectors = take_rows(vectors, train_rows), take_rows(vectors, heldout_rows)
     # Read once where they fit; else every pass reads them.
     train_vectors = load_onto(train_vectors, accelerator.device)
+    own = None if evaluator is None else evaluator.rows
+    own_train, own_heldout = (None, None) if own is None else (own[train_rows], own[heldout_rows])
 
     # 1. Statistics of the data
     history, threads, what = [], None, {}
@@ -82,7 +84,7 @@ def train_autoencoder(
     autoencoder = config.build(identity.to_config()).to(accelerator.device)
     if config.compares_functions:
         model = check_functional_inputs(dataset, evaluator, probes)
-        what["reference"] = best = best_network(evaluator, train_vectors)
+        what["reference"] = best = best_network(evaluator, train_vectors, own_train)
         functions = autoencoder.fit(train_vectors, probes.draw(config.num_probes, config.seed), model, best)
     else:
         autoencoder.fit_statistics(train_vectors)
@@ -103,7 +105,8 @@ def train_autoencoder(
             return model(rows if is_stored else train_vectors[rows], *noise, loss_only=True)
 
         if config.compares_functions:
-            objective = FunctionObjective(autoencoder, functions, train_vectors, model, probes, config)
+            labels = None if probes.class_labels is None else probes.class_labels[train_rows]
+            objective = FunctionObjective(autoencoder, functions, train_vectors, model, probes, config, labels)
             draw, loss_fn, what = objective.draw, objective.loss, what | objective.describe()
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
@@ -119,9 +122,9 @@ def train_autoencoder(
     # 4. Gate
     rows = autoencoder, train_vectors, heldout_vectors, evaluator
     if config.compares_functions:
-        report = measure_functions(*rows)
+        report = measure_functions(*rows, own_heldout)
     else:
-        report = measure_reconstruction(*rows, column_kinds(dataset.layout, dataset.base_model))
+        report = measure_reconstruction(*rows, column_kinds(dataset.layout, dataset.base_model), own_heldout)
     if accelerator.num_processes > 1:
         # One gate for all, should they round differently.
         report = broadcast_object_list([report])[0]

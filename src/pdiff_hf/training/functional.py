@@ -39,6 +39,8 @@ NUM_DRAWS, MIN_NEIGHBOURS = 256, 8
 class Probes(Protocol):
     """Where inputs come from: see `pdiff_hf.tasks.probes.ProbeSource`."""
 
+    class_labels: torch.Tensor | None
+
     def draw(self, num: int, seed: int) -> torch.Tensor:
         """Inputs `(num, …)` on which networks differ."""
 
@@ -78,6 +80,11 @@ class FunctionObjective:
         model (`nn.Module`): The base network.
         probes ([`Probes`]): Where inputs come from.
         config ([`AutoencoderFunctionalConfig`]): Hyper-parameters.
+        class_labels (`torch.Tensor` of shape `(K, classes)`, *optional*): The label of every class in the task of
+            every training network, where there are several tasks.
+
+    Raises:
+        ValueError: labels are to be learned of combinations of networks of several tasks, which have none.
     """
 
     def __init__(
@@ -88,12 +95,18 @@ class FunctionObjective:
         model: nn.Module,
         probes: Probes,
         config: AutoencoderFunctionalConfig,
+        class_labels: torch.Tensor | None = None,
     ):
-        self.config, self.probes, self.vectors = config, probes, vectors
+        self.config, self.probes, self.vectors, self.class_labels = config, probes, vectors, class_labels
         self.device, self.normalizer = autoencoder.device, autoencoder.normalizer
         self.variance = autoencoder.encoder.scale.square()
         self.latents = autoencoder.encoder(functions)
         self.num_neighbours = choose_neighbours(functions.flatten(1), config.targets)
+        if class_labels is not None and config.task_loss and self.num_neighbours:
+            raise ValueError(
+                f"expected {setting('autoencoder.targets', 'seen')} with a task_loss for networks of several tasks, "
+                f"found {config.targets}: combinations of them have no labels."
+            )
         self.neighbours = nearest(functions.flatten(1), self.num_neighbours)
         self._host_neighbours = self.neighbours.cpu()
         example = probes.draw(config.inputs_per_step, config.seed)
@@ -120,6 +133,10 @@ class FunctionObjective:
             drawn += [functions, *activations]
         if config.task_loss:
             activations, labels = pool.draw_labelled(config.inputs_per_step, generator)
+            labels = labels.expand(len(batch.indices), -1)
+            if self.class_labels is not None:
+                (own,) = upload([self.class_labels[batch.indices]], self.device)
+                labels = own.gather(1, labels)
             drawn += [labels, *activations]
         if config.weight_loss:
             drawn.append(self._parameters(weights, batch))
@@ -145,7 +162,7 @@ class FunctionObjective:
         if config.task_loss:
             labels, activations = next(given), tuple(itertools.islice(given, self.num_activations))
             own = self.functions(vectors, activations).flatten(0, 1)
-            loss = loss + config.task_loss * nn.functional.cross_entropy(own, labels.repeat(len(vectors)))
+            loss = loss + config.task_loss * nn.functional.cross_entropy(own, labels.flatten())
         if config.weight_loss:
             loss = loss + config.weight_loss * nn.functional.mse_loss(written, next(given))
         return loss

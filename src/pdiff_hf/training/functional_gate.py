@@ -25,10 +25,12 @@ def measure_functions(
     train_vectors: torch.Tensor,
     heldout_vectors: torch.Tensor,
     evaluator: ParameterEvaluator,
+    population: torch.Tensor | None = None,
 ) -> dict:
     """Measure what decode(encode(x)) computes on validation examples, for training and held-out raw rows.
 
-    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode.
+    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode, and `population`
+    `(H,)` tells of the held-out ones by which labels they are judged, where there are several.
 
     Returns:
         `dict`: `explained_variance`, `train_explained_variance`, `1 - Σ(f - f̂)² / Σ(f - f̄)²` over rows, examples and
@@ -47,7 +49,7 @@ def measure_functions(
     rows = slice(0, max(2, MAX_EVALUATED_VALUES // heldout_vectors.shape[1]))
     own, decoded = _functions(evaluator, autoencoder, heldout_vectors[rows])
     report["explained_variance"] = _explained(own, decoded, mean)
-    labels = evaluator.labels.cpu()
+    labels = (evaluator.labels if population is None else evaluator.targets[population[: len(own)]]).cpu()
     answers, decoded_answers = own.argmax(-1), decoded.argmax(-1)
     accuracies = [(found == labels).double().mean().item() for found in (answers, decoded_answers)]
     report["accuracy_original"], report["accuracy_reconstructed"] = accuracies
@@ -66,10 +68,15 @@ def measure_functions(
     return report
 
 
-def best_network(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> int:
-    """The row of raw vectors `(K, D)`, a tensor or [`StoredVectors`], with the least validation loss."""
-    size = max(1, VALUES_AT_ONCE // vectors.shape[1])
-    losses = [evaluator.nll(vectors[start : start + size]) for start in range(0, len(vectors), size)]
+def best_network(evaluator: ParameterEvaluator, vectors: torch.Tensor, population: torch.Tensor | None = None) -> int:
+    """The row of raw vectors `(K, D)`, a tensor or [`StoredVectors`], with the least validation loss.
+
+    `population` `(K,)` tells by which labels, where there are several.
+    """
+    size, losses = max(1, VALUES_AT_ONCE // vectors.shape[1]), []
+    for start in range(0, len(vectors), size):
+        own = None if population is None else population[start : start + size]
+        losses.append(evaluator.nll(vectors[start : start + size], population=own))
     return int(torch.cat(losses).nan_to_num(torch.inf).argmin())
 
 

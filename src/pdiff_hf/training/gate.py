@@ -39,11 +39,13 @@ def measure_reconstruction(
     heldout_vectors: torch.Tensor,
     evaluator: NetworkEvaluator | None = None,
     columns: torch.Tensor | None = None,
+    population: torch.Tensor | None = None,
 ) -> dict:
     """Measure decode(encode(x)) on training and held-out raw rows, in bounded memory.
 
-    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode, and `columns` are the
-    kinds of tensors, see [`explained_variances`].
+    Rows `(K, D)` and `(H, D)` are tensors or [`StoredVectors`], the autoencoder is in eval mode, `columns` are the
+    kinds of tensors, see [`explained_variances`], and `population` `(H,)` tells of the held-out rows by which labels
+    they are judged, where there are several.
 
     Returns:
         `dict`: the figures of [`explained_variances`], and with an evaluator, on validation examples,
@@ -54,9 +56,11 @@ def measure_reconstruction(
     report |= explained_variances(autoencoder, train_vectors, heldout_vectors, columns)
     if evaluator is not None:
         size = max(1, MAX_EVALUATED_VALUES // heldout_vectors.shape[1])
-        parts = [heldout_vectors[start : start + size] for start in range(0, len(heldout_vectors), size)]
-        original = torch.cat([evaluator.score(part) for part in parts])
-        decoded = torch.cat([evaluator.score(reconstruct(autoencoder, part)) for part in parts])
+        parts = [slice(start, start + size) for start in range(0, len(heldout_vectors), size)]
+        known = [{} if population is None else {"population": population[part]} for part in parts]
+        given = [(heldout_vectors[part], own) for part, own in zip(parts, known, strict=True)]
+        original = torch.cat([evaluator.score(part, **own) for part, own in given])
+        decoded = torch.cat([evaluator.score(reconstruct(autoencoder, part), **own) for part, own in given])
         if not evaluator.metric.is_accuracy:
             return report | measure_scores(original, decoded, train_vectors, evaluator)
         means = torch.stack([original, decoded]).mean(1).tolist()

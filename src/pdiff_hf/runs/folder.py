@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
+from ..conditions import ConditionSpec
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_object, write_json
 from ..locks import LOCK_FILE
 from ..machine import device_peak, peak_memory, process_state
@@ -97,6 +98,7 @@ def _describe(path: Path) -> dict[str, Any]:
             "scheduler": index["scheduler"][1],
             "parameters": autoencoder["layout"]["num_parameters"],
             "base_model": (index.get("base_model") or {}).get("name"),
+            **_describe_conditions(path / "condition_encoder" / "config.json"),
         }
     # Here and below: the models of a report take as long as those of a recipe.
     from ..results.metrics import METRICS_FILE, Metrics
@@ -116,6 +118,14 @@ def _describe(path: Path) -> dict[str, Any]:
             described = {"kind": "autoencoder", "class": config["_class_name"]}
             return described | (read_json(gate) if gate.is_file() else {})
     raise ValueError(f"{path} is no run, parameter dataset, autoencoder, pipeline, generated or report folder.")
+
+
+def _describe_conditions(config: Path) -> dict[str, Any]:
+    """What a pipeline draws networks for, nothing of one without conditions."""
+    if not config.is_file():
+        return {}
+    spec = ConditionSpec.from_dict(read_json(config))
+    return {"condition": spec.kind, "condition_size": spec.size, "condition_names": ", ".join(spec.names)}
 
 
 def _read_stages(path: Path) -> dict[str, dict[str, float]]:

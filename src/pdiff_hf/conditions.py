@@ -55,7 +55,10 @@ class ConditionSpec:
     @property
     def summary(self) -> str:
         """What they are in a few words."""
-        what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "") if self.names else f"{self.size} numbers"
+        if self.names:
+            what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "")
+        else:
+            what = f"{self.size} number{'s' if self.size > 1 else ''}"
         return f"{self.kind} ({what}{f' of {self.encoder}' if self.encoder else ''})"
 
     @classmethod

@@ -174,5 +174,13 @@ class ConditionSpec:
             return cls.from_dict(values)
 
 
+def conditions_text(described: Mapping[str, Any]) -> str:
+    """In words what `stats.json` says of the conditions of rows."""
+    spec, number = ConditionSpec.from_dict(described["spec"]), described["num_conditions"]
+    least, most = (described["rows_per_condition"][key] for key in ("min", "max"))
+    rows = f"{least} to {most} rows" if least < most else f"{most} row{'s' if most > 1 else ''}"
+    return f"{spec.summary}; {number} different, {rows} of each"
+
+
 def _is_sequence(value: Any) -> bool:
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, Mapping))

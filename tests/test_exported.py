@@ -42,7 +42,7 @@ class BySize(nn.Module):
 
     def forward(self, images):
         logits = self.linear(images.flatten(1))
-        return logits + 1 if len(images) == 3 else logits
+        return logits + 1 if images.shape[0] == 3 else logits
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_graph_for_all_sizes_becomes_that_of_one_size(name, counted):
     assert counted == [2, 5]
 
 
-@pytest.mark.parametrize("name", ["batch norm", "attention"])
+@pytest.mark.parametrize("name", ["batch norm"])
 def test_results_are_those_without_what_was_kept(name, counted, monkeypatch):
     full, inputs = make(name)
     layout = ParameterLayout.from_model(full.model, "all", buffers=True)

@@ -205,6 +205,22 @@ def test_tensors_of_other_classes_have_no_structure():
     assert hash_of_structure(model, IMAGES) is None
 
 
+def test_what_is_too_deep_has_no_structure():
+    model, attribute = plain(), []
+    for _ in range(1000):
+        attribute = [attribute]
+    model.anything = attribute
+    assert hash_of_structure(model, IMAGES) is None
+
+
+def test_whose_a_part_is_is_told():
+    def nest(*layers):
+        return nn.Sequential(nn.Sequential(*layers[:-1]), layers[-1]), nn.Sequential(nn.Sequential(*layers))
+
+    first, second = nest(nn.ReLU(), nn.Tanh())
+    assert None is not hash_of_structure(first, IMAGES) != hash_of_structure(second, IMAGES) is not None
+
+
 def test_hooks_of_all_modules_have_no_structure():
     hook = nn.modules.module.register_module_forward_hook(double)
     try:

@@ -26,12 +26,14 @@ from .disk_cache import read_text, write_text
 from .structure import TORCH_VALUES, hash_of_structure
 
 aten = torch.ops.aten
+# What is computed of tensors; the rest is arithmetic of sizes.
+OPERATIONS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 
 # Graphs that are kept, those used last: each is of one network and input.
 MAX_IN_MEMORY = 16
 # `x[:]` is noted as a slice to here where the size is not known, and as an alias where it is.
 END = 2**63 - 1
-UPPER_LIMIT = re.compile(r"L\['\w+'\]\.size\(\)\[0\] <= (\d+)")
+UPPER_LIMIT = re.compile(r"L\['\w+'\]\.size\(\)\[0\] <= \d+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,28 +60,20 @@ class ExportedForward:
         """The graph that `torch.export` gives for batches of this size alone; no nodes are shared."""
         graph, known = Graph(), {}
         for node in self.graph.nodes:
-            arguments = map_arg(node.args, known.__getitem__)
-            if node.op == "call_function" and node.target is aten.sym_size.int and self._is_batch(*node.args):
+            sources = node.all_input_nodes
+            is_number = bool(sources) and not any(isinstance(known[source], Node) for source in sources)
+            if node.target is aten.sym_size.int and self.inputs.get(node.args[0].name) == "" and node.args[1] == 0:
                 known[node] = batch_size
-            elif node.op == "call_function" and _is_arithmetic(node.target, arguments):
-                known[node] = node.target(*arguments)
+            elif is_number and not isinstance(node.target, OPERATIONS):
+                known[node] = node.target(*map_arg(node.args, known.__getitem__))
             elif node.target is aten.alias.default or (node.target is aten.slice.Tensor and node.args[2:] == (0, END)):
-                known[node] = arguments[0]
+                known[node] = known[node.args[0]]
             else:
                 known[node] = graph.node_copy(node, known.__getitem__)
                 if "bytes" in node.meta:
                     fixed, each = node.meta["bytes"]
                     known[node].meta = {"bytes": fixed + each * batch_size}
         return GraphModule(self.root, graph)
-
-    def _is_batch(self, source: Node, dim: int) -> bool:
-        return dim == 0 and self.inputs.get(source.name) == ""
-
-
-def _is_arithmetic(target: Callable, arguments: tuple) -> bool:
-    found: list[Node] = []
-    map_arg(arguments, found.append)
-    return not isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) and not found
 
 
 def export_forward(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Callable]) -> ExportedForward:
@@ -156,15 +150,11 @@ def _export(full: nn.Module, inputs: torch.Tensor, table: Mapping[Any, Callable]
 
 def _sizes_of(program: ExportedProgram) -> range:
     """The batch sizes for which a graph holds, from 2 on: where nothing else was decided by that of its own batch."""
-    # Of CUDA, normalisation has upper limits.
-    guards = [UPPER_LIMIT.fullmatch(guard) for guard in vars(program).get("_guards_code", ["unknown"])]
-    ranges = list(program.range_constraints.values())
-    if None in guards or len(ranges) != 1 or ranges[0].lower > 2:
+    ranges, guards = list(program.range_constraints.values()), vars(program).get("_guards_code", ["unknown"])
+    # Upper limits, as normalisation has them on CUDA, are part of the range.
+    if len(ranges) != 1 or ranges[0].lower > 2 or not all(map(UPPER_LIMIT.fullmatch, guards)):
         raise _OneSizeError
-    limits = [END - 1, *(int(guard[1]) for guard in guards)]
-    if ranges[0].upper < END:
-        limits.append(int(ranges[0].upper))
-    return range(2, 1 + min(limits))
+    return range(2, 1 + (int(ranges[0].upper) if ranges[0].upper < END else END - 1))
 
 
 # In memory, by structure.

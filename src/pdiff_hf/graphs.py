@@ -58,55 +58,74 @@ class StaticStep:
 class GraphedUpdate:
     """Does steps as `update` does, after a few of them by replaying a CUDA graph.
 
-    A step that cannot be recorded, such as one of a base network that waits for its own results, goes on to be
-    launched operation by operation, with one warning.
+    The step before the recording shows whether anything waits for the GPU. If so, as in a base network that looks at
+    its own results, or if CUDA refuses to record, all later operations are launched one by one, with one warning.
     """
 
     def __init__(self, update: Update, optimizer: torch.optim.Optimizer):
         self._update, self._optimizer = update, optimizer
         self._stream = torch.cuda.Stream()
-        self._steps_before_recording: int | None = WARM_UP_STEPS
+        self._num_launched = 0
+        self._can_record = True
         self._step: StaticStep | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: tuple[torch.Tensor, ...] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One step on inputs on the GPU, which have the same shapes in all steps."""
-        if self._steps_before_recording == 0:
-            self._steps_before_recording = None
-            if sum(tensor.nbytes for tensor in inputs) <= MAX_INPUT_BYTES:
-                self._record(inputs)
+        if self._graph is None and self._can_record:
+            try:
+                if self._num_launched == WARM_UP_STEPS:
+                    self._record(inputs)
+                elif self._num_launched == WARM_UP_STEPS - 1:
+                    with _refused_waits():
+                        outputs = self._launch(inputs)
+                    return outputs
+            except RuntimeError as error:
+                self._can_record = False
+                warnings.warn(
+                    "expected a training step that can be recorded as a CUDA graph, found that it cannot "
+                    f"({error}); its operations are launched one by one, which takes longer.",
+                    stacklevel=2,
+                )
         if self._graph is None:
-            if self._steps_before_recording:
-                self._steps_before_recording -= 1
-            return self._on_another_stream(inputs)
+            return self._launch(inputs)
         self._step.load(inputs)
         self._graph.replay()
         return self._outputs
 
     def _record(self, inputs: Sequence[torch.Tensor]) -> None:
+        if sum(tensor.nbytes for tensor in inputs) > MAX_INPUT_BYTES:
+            self._can_record = False
+            return
         step, graph = StaticStep(self._update, self._optimizer, inputs), torch.cuda.CUDAGraph()
-        try:
-            # Other threads, such as those that pin memory, may go on with what they do.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._outputs = step.run()
-        except RuntimeError as error:
-            warnings.warn(
-                "expected a training step that can be recorded as a CUDA graph, found that it cannot "
-                f"({error}); its operations are launched one by one, which takes longer.",
-                stacklevel=2,
-            )
-        else:
-            self._step, self._graph = step, graph
+        # Other threads, such as those that pin memory, may go on with what they do.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = step.run()
+        self._step, self._graph, self._outputs = step, graph, outputs
 
-    def _on_another_stream(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        # What is recorded must not depend on anything that was begun on the stream of everybody.
+    def _launch(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        # On a stream of its own: what is recorded must not depend on anything that was begun on that of everybody.
         present = torch.cuda.current_stream()
         self._stream.wait_stream(present)
         with torch.cuda.stream(self._stream):
             outputs = self._update(*inputs)
         present.wait_stream(self._stream)
+        self._num_launched += 1
         return outputs
+
+
+@contextmanager
+def _refused_waits() -> Iterator[None]:
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # That it does not detect all of them.
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def takes_graphs(device: torch.device) -> bool:

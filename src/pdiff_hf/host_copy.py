@@ -89,4 +89,5 @@ class HostCopy:
         """Of every group that was begun last a vector `(n,)`, when all are complete; valid until the next ones are."""
         for event in self._events:
             event.synchronize()
-        return self._parts
+        parts, self._parts = self._parts, ()
+        return parts

@@ -71,7 +71,7 @@ def hash_of_structure(model: nn.Module, inputs: torch.Tensor) -> str | None:
     try:
         for part in (*_settings(inputs.device.type), *_Description().tensor(inputs[:0]), *_Description().of(model)):
             digest.update(f"{part}\n".encode())
-    except _UnknownError:
+    except (_UnknownError, RecursionError):
         return None
     return digest.hexdigest()
 
@@ -106,6 +106,11 @@ class _Description:
                 yield "again", self._seen[id(value)][0]
                 return
             self._seen[id(value)] = len(self._seen), value
+        yield from self._parts(value, kind)
+        # Whose the next parts are.
+        yield "end"
+
+    def _parts(self, value: Any, kind: type) -> Iterator[Any]:
         if isinstance(value, type):
             yield from self._class(value)
         elif isinstance(value, enum.Enum):

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from factories import TINY_RUN, make_dataset, make_vectors
-from pdiff_hf import ParameterRecorder, PDiffPipeline, load_parameter_dataset
+from pdiff_hf import ParameterRecorder, PDiffPipeline, disk_cache, exported, load_parameter_dataset
 from pdiff_hf.runs.folder import STAGES
 from processes import held_elsewhere
 from small_datasets import rewrite
@@ -307,10 +307,13 @@ def test_evaluate_does_not_replace_other_files(pdiff, run, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-def test_report_in_another_folder_shows_what_the_run_cost(pdiff, run, tmp_path):
+def test_report_in_another_folder_shows_what_the_run_cost(pdiff, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, "_IN_MEMORY", type(exported._IN_MEMORY)())
     code, out, err = pdiff("evaluate", run, "--out", tmp_path / "report", "--json")
     assert code == 0, err
     assert list(json.loads(out)["timings_s"]) == [stage for stage in STAGES if stage != "fine_tune"]
+    # The next command need not export the network.
+    assert len(list(disk_cache.home_folder().iterdir())) == 1
 
 
 def test_information_about_a_begun_run(pdiff, tmp_path):

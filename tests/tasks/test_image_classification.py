@@ -176,6 +176,8 @@ def test_images_too_large_for_memory_give_the_same_batches(folder, monkeypatch):
 
 def test_images_too_large_as_floats_are_kept_as_pixels_and_give_the_same_batches(folder, monkeypatch):
     expected = [images for images, _ in make_task(folder).batches("train", 16)]
+    # A CPU does not normalise them again in every epoch.
+    assert make_task(folder).keep("train", torch.device("cpu")).dtype == torch.float32
     num_values = 54 * 3 * 8 * 8
     monkeypatch.setattr("pdiff_hf.tasks.task.MAX_CACHE_BYTES", num_values)
     task = make_task(folder)

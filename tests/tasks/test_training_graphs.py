@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pdiff_hf.graphs import StaticStep
+from pdiff_hf import graphs
+from pdiff_hf.graphs import GraphedUpdate, StaticStep
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.networks import mlp3
 from pdiff_hf.tasks import base_training, train_selection, zoo
@@ -57,13 +58,13 @@ def make_network(seed=0):
     return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
 
 
-def train_base(task):
+def train_base(task, device):
     network = make_network()
-    losses = train_base_model(task, network, CONFIG, "pretend", progress=False)["train_loss"]
+    losses = train_base_model(task, network, CONFIG, device, progress=False)["train_loss"]
     return [*network.state_dict().values(), torch.tensor(losses)]
 
 
-def train_zoo(task):
+def train_zoo(task, device):
     found = []
 
     def keep(places, step, tensors, losses):
@@ -73,12 +74,12 @@ def train_zoo(task):
     for seed in range(3):
         torch.manual_seed(seed)
         starts.append(dict(mlp3().named_parameters()))
-    zoo.train_networks(task, mlp3().to("pretend"), starts, range(3), CONFIG, keep, stops={2, 12})
+    zoo.train_networks(task, mlp3().to(device), starts, range(3), CONFIG, keep, stops={2, 12})
     return found
 
 
-def collect(task, select, share):
-    network = make_network().to("pretend")
+def collect(task, device, select, share):
+    network = make_network().to(device)
     layout, config = ParameterLayout.from_model(network, select), CollectConfig(select=select, num_checkpoints=12)
     prefix = train_selection.share_prefix(task, network, layout, config) if share else None
     assert (prefix is not None) == share
@@ -89,18 +90,39 @@ def collect(task, select, share):
 TRAININGS = {
     "base training": train_base,
     "zoo": train_zoo,
-    "collection": lambda task: collect(task, "all", share=False),
-    "collection of a part": lambda task: collect(task, "head", share=True),
+    "collection": lambda *args: collect(*args, "all", share=False),
+    "collection of a part": lambda *args: collect(*args, "head", share=True),
 }
 
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_static_steps_are_the_steps_and_can_be_recorded(task, static_steps, name):
-    expected, steps = TRAININGS[name](task), static_steps()
-    found = TRAININGS[name](task)
+    expected, steps = TRAININGS[name](task, "pretend"), static_steps()
+    found = TRAININGS[name](task, "pretend")
     assert len(steps) == 11
     # Nothing waits, and nothing goes from the host to the device or back.
     assert all(before == after for before, after in steps)
     for left, right in zip(found, expected, strict=True):
         # A learning rate in float32.
         torch.testing.assert_close(left.cpu(), right.cpu(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TRAININGS)
+def test_replayed_steps_are_those_that_are_launched(task, monkeypatch, name):
+    if not torch.cuda.is_available():
+        pytest.skip("CUDA graphs need CUDA")
+    recorded, record = [], GraphedUpdate._record
+
+    def recording(self, inputs):
+        record(self, inputs)
+        recorded.append(self._graph is not None)
+
+    monkeypatch.setattr(GraphedUpdate, "_record", recording)
+    found = TRAININGS[name](task, "cuda")
+    assert recorded == [True]
+    monkeypatch.setattr(graphs, "WARM_UP_STEPS", 100)
+    expected = TRAININGS[name](task, "cuda")
+    assert recorded == [True]
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)

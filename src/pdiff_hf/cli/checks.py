@@ -58,14 +58,18 @@ def parse_condition(text: str | None) -> Any:
         return parse_json(text)
 
 
-def check_import(sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path) -> None:
+def check_import(
+    sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path, conditions: Path | None = None
+) -> None:
     """Raise `ValueError` for sources of checkpoints that are not on this machine, and for what is malformed."""
     from ..data.importing.checkpoint import compile_pattern
     from ..data.importing.local import find_local
     from ..data.importing.names import split_sources
-    from ..files import check_new
+    from ..files import check_new, check_regular
 
     check_new(out, "the dataset")
+    if conditions is not None:
+        check_regular(conditions, "a file of conditions")
     local, _ = split_sources(sources, all_revisions)
     if local:
         find_local(local)

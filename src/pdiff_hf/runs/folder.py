@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
-from ..conditions import ConditionSpec
+from ..conditions import ConditionSpec, conditions_text
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_object, write_json
 from ..locks import LOCK_FILE
 from ..machine import device_peak, peak_memory, process_state
@@ -87,6 +87,7 @@ def _describe(path: Path) -> dict[str, Any]:
             "tensors": ", ".join(tensor["name"] for tensor in layout["tensors"]),
             "base_model": (layout["base_model"] or {}).get("name"),
             "test_accuracy": stats["columns"].get("test_accuracy", {}).get("mean"),
+            "conditions": conditions_text(stats["conditions"]) if "conditions" in stats else None,
             "fingerprint": layout["fingerprint"],
         }
     if (path / "model_index.json").is_file():

@@ -48,7 +48,7 @@ class Examples:
         These are positions `(B,)`, and where inputs are not kept there, inputs as they are stored.
         """
         indices = self._task.batch_indices(self._split, batch_size, seed, epoch, among)
-        order = to_device(torch.stack(indices), self.device)
+        order = to_device(indices, self.device)
         if self.is_kept:
             yield from ((index,) for index in order)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -210,14 +210,14 @@ class ImageClassification(Task):
         largest, mean, std = self._scales[stored.device]
         return stored.float().div_(largest).sub_(mean).div_(std)
 
-    def load(self, split: Split, indices: Sequence[torch.Tensor], seed: tuple[int, int]) -> Iterator[torch.Tensor]:
+    def load(self, split: Split, indices: torch.Tensor, seed: tuple[int, int]) -> Iterator[torch.Tensor]:
         """As [`Task.load`]: decoded ahead by threads, or augmented by `num_workers` processes."""
         images = ImageColumn(self._rows[split], self.config.image_column, self._mode)
         if split != "train" or not self.is_augmented:
             return images.batches(self._transform(is_training=False), indices)
         loader = torch.utils.data.DataLoader(
             AugmentedImages(images, self._transform(is_training=True), seed),
-            batch_sampler=[index.tolist() for index in indices],
+            batch_sampler=indices.tolist(),
             num_workers=self.config.num_workers,
             # Without one of its own, a loader draws from the global generator.
             generator=torch.Generator(),

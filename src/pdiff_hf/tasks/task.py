@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import datasets
@@ -93,7 +93,7 @@ class Task(ABC):
         """Inputs of what is stored of them, on the same device."""
         return stored
 
-    def load(self, split: Split, indices: Sequence[torch.Tensor], seed: tuple[int, int]) -> Iterator[torch.Tensor]:
+    def load(self, split: Split, indices: torch.Tensor, seed: tuple[int, int]) -> Iterator[torch.Tensor]:
         """What is stored of the inputs at the positions of every batch; `seed` is what augmentation draws by."""
         inputs, _ = self.arrays(split)
         return (inputs[index] for index in indices)
@@ -105,15 +105,15 @@ class Task(ABC):
         seed: int = 0,
         epoch: int = 0,
         among: torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        """Positions of the examples of every batch `(B,)`, shuffled by `(seed, epoch)`; `among` some `(n,)` or all.
+    ) -> torch.Tensor:
+        """Positions `(S, B)` of the examples of every batch, shuffled by `(seed, epoch)`; `among` some `(n,)` or all.
 
         An incomplete last batch is left out, unless it is the only one.
         """
         num = len(self._labels[split]) if among is None else len(among)
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
-        order = order if among is None else among[order]
-        return [batch for batch in order.split(batch_size) if len(batch) == min(batch_size, num)]
+        size = min(batch_size, num)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))[: num // size * size]
+        return (order if among is None else among[order]).view(-1, size)
 
     def batches(
         self,

@@ -189,7 +189,7 @@ def train_selection(
         if prefix is None:
             batches = examples.batches(*order)
         else:
-            batches = ((index,) for index in to_device(torch.stack(indices), device))
+            batches = ((index,) for index in to_device(indices, device))
         for batch in batches:
             with threads.step(), precision_of("training"):
                 (loss,) = advance(*batch)

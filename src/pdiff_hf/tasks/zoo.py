@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -214,19 +215,27 @@ class _Batches:
         return inputs, self._labels[self._rows, index]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        is_loaded = isinstance(self._source, Examples) and not self._source.is_kept
-        if is_loaded:
-            for batches in zip(*(self._endless(self._source.batches, *run) for run in self._runs), strict=True):
+        if isinstance(self._source, Examples) and not self._source.is_kept:
+            runs = (itertools.chain.from_iterable(self._epochs(self._source.batches, *run)) for run in self._runs)
+            for batches in zip(*runs, strict=True):
                 yield tuple(map(torch.stack, zip(*batches, strict=True)))
-        draw = partial(self._task.batch_indices, "train")
-        runs = [self._endless(draw, *run) for run in self._runs]
         # A copy to the device of as many as there are in an epoch.
-        num_steps = ORDER_BYTES // (8 * len(runs) * self._batch_size)
-        num_steps = max(1, min(num_steps, len(draw(self._batch_size))))
-        while True:
-            ahead = torch.stack([torch.stack([*itertools.islice(run, num_steps)]) for run in runs], 1)
-            yield from ((index,) for index in to_device(ahead, self._device))
+        num_steps = max(1, ORDER_BYTES // (8 * len(self._runs) * self._batch_size))
+        num_steps = min(num_steps, len(self._task.batch_indices("train", self._batch_size)))
+        for blocks in zip(*(self._blocks(num_steps, *run) for run in self._runs), strict=True):
+            yield from ((index,) for index in to_device(torch.stack(blocks, 1), self._device))
 
-    def _endless(self, epoch_of: Callable[..., Iterable], seed: int, positions: torch.Tensor | None) -> Iterator:
-        epochs = (epoch_of(self._batch_size, seed, epoch, positions) for epoch in itertools.count())
-        return itertools.chain.from_iterable(epochs)
+    def _epochs(self, draw: Callable[..., Any], seed: int, positions: torch.Tensor | None) -> Iterator[Any]:
+        return (draw(self._batch_size, seed, epoch, positions) for epoch in itertools.count())
+
+    def _blocks(self, num_steps: int, seed: int, positions: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        """Positions of a run `(num_steps, B)`, over the ends of its epochs."""
+        rest = None
+        for order in self._epochs(partial(self._task.batch_indices, "train"), seed, positions):
+            rest = order if rest is None else torch.cat([rest, order])
+            while len(rest) > num_steps:
+                yield rest[:num_steps]
+                rest = rest[num_steps:]
+            if len(rest) == num_steps:
+                yield rest
+                rest = None

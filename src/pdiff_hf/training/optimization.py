@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, broadcast
 from diffusers.optimization import get_scheduler
 from torch import nn
 
@@ -47,8 +47,9 @@ class Optimization:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = list(self.model.parameters())
-        # No processes that have to agree, no scale of the loss, a batch in one part.
-        self._is_plain = self.model is model and accelerator.scaler is None and config.gradient_accumulation_steps == 1
+        # No processes that have to agree, nothing compiled, no scale of the loss, a batch in one part.
+        is_alone = accelerator.distributed_type == DistributedType.NO and self.model is model
+        self._is_plain = is_alone and accelerator.scaler is None and config.gradient_accumulation_steps == 1
         self._graphed: GraphedUpdate | None = None
         # Autocast keeps weights that it has cast, which a graph would not cast again.
         if self._is_plain and accelerator.device.type == "cuda" and accelerator.mixed_precision == "no":

@@ -71,17 +71,6 @@ class ConditionSpec:
         """Whether its numbers are ones for what is meant and zeros for the rest."""
         return self.kind in ("classes", "label")
 
-    def meaning(self) -> str:
-        """What a condition is, in words."""
-        words = {
-            "classes": "a subset of the classes",
-            "label": "one of",
-            "metric": "a number for each of",
-            "text": f"a sentence, embedded in {self.size} numbers{f' by {self.encoder}' if self.encoder else ''}",
-            "vector": f"{self.size} numbers",
-        }
-        return f"{words[self.kind]} {', '.join(self.names)}".rstrip()
-
     def values(self, condition: Any) -> list[float]:
         """The numbers of a condition.
 

@@ -124,6 +124,6 @@ class ConditionEncoder(Float32Module, ModelMixin, ConfigMixin):
         kind = self.spec.kind
         if not isinstance(condition, Mapping) or list(condition) != [kind]:
             raise ValueError(
-                f'expected a condition as {{"{kind}": …}}, {self.spec.meaning()}, found {condition!r:.200}.'
+                f'expected a condition as {{"{kind}": …}} of {self.spec.summary}, found {condition!r:.200}.'
             )
         return condition[kind]

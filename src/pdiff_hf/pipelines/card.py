@@ -153,7 +153,7 @@ def _making_lines(
     if denoiser.kept_step is not None:
         lines[-1] += f"; {denoiser.describe()}"
     if encoder is not None:
-        lines.append(f"Conditions: {escape(encoder.spec.meaning())}; with guidance_scale=0, none")
+        lines.append(f"Conditions: {escape(encoder.spec.summary)}; with guidance_scale=0, none")
     if metrics.generated.cost.seconds is not None:
         lines.append(f"Autoencoder, denoiser and drawing together took {metrics.generated.cost.seconds:.3g} s")
     lines += card_lines.seed_lines(metrics)

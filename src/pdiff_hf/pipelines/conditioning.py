@@ -115,7 +115,7 @@ def prepare_guidance(
         raise ValueError("expected condition or condition_embeds, found both.")
     if condition is None and condition_embeds is None and guidance_scale != 0:
         raise ValueError(
-            f"this pipeline draws networks for a condition, {encoder.spec.meaning()}; give {argument('condition')} "
+            f"this pipeline draws networks for a condition, {encoder.spec.summary}; give {argument('condition')} "
             f'as {{"{encoder.spec.kind}": …}}, or {argument("guidance_scale", "0", "0")} for those of all conditions.'
         )
     if negative_condition_embeds is not None and guidance_scale == 1:

@@ -92,6 +92,7 @@ def _describe(path: Path) -> dict[str, Any]:
         }
     if (path / "model_index.json").is_file():
         index, autoencoder = read_json(path / "model_index.json"), read_json(path / "autoencoder" / "config.json")
+        encoder = path / "condition_encoder" / "config.json"
         return {
             "kind": "pipeline",
             "autoencoder": autoencoder["_class_name"],
@@ -99,7 +100,7 @@ def _describe(path: Path) -> dict[str, Any]:
             "scheduler": index["scheduler"][1],
             "parameters": autoencoder["layout"]["num_parameters"],
             "base_model": (index.get("base_model") or {}).get("name"),
-            **_describe_conditions(path / "condition_encoder" / "config.json"),
+            **({"conditions": ConditionSpec.from_dict(read_json(encoder)).summary} if encoder.is_file() else {}),
         }
     # Here and below: the models of a report take as long as those of a recipe.
     from ..results.metrics import METRICS_FILE, Metrics
@@ -119,14 +120,6 @@ def _describe(path: Path) -> dict[str, Any]:
             described = {"kind": "autoencoder", "class": config["_class_name"]}
             return described | (read_json(gate) if gate.is_file() else {})
     raise ValueError(f"{path} is no run, parameter dataset, autoencoder, pipeline, generated or report folder.")
-
-
-def _describe_conditions(config: Path) -> dict[str, Any]:
-    """What a pipeline draws networks for, nothing of one without conditions."""
-    if not config.is_file():
-        return {}
-    spec = ConditionSpec.from_dict(read_json(config))
-    return {"condition": spec.kind, "condition_size": spec.size, "condition_names": ", ".join(spec.names)}
 
 
 def _read_stages(path: Path) -> dict[str, dict[str, float]]:

@@ -4,14 +4,7 @@ import pytest
 
 from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 
-FAST = [
-    "README.md",
-    "docs/conditional.md",
-    "docs/conditions.md",
-    "docs/datasets.md",
-    "docs/evaluation.md",
-    "docs/judging.md",
-]
+FAST = ["README.md", "docs/conditions.md", "docs/datasets.md", "docs/evaluation.md", "docs/judging.md"]
 SLOW = [
     "docs/ablate.md",
     "docs/analysis.md",

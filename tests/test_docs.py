@@ -4,10 +4,11 @@ import pytest
 
 from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 
-FAST = ["README.md", "docs/datasets.md", "docs/evaluation.md", "docs/judging.md"]
+FAST = ["README.md", "docs/conditions.md", "docs/datasets.md", "docs/evaluation.md", "docs/judging.md"]
 SLOW = [
     "docs/ablate.md",
     "docs/analysis.md",
+    "docs/conditional.md",
     "docs/cycles.md",
     "docs/functional.md",
     "docs/recipes.md",

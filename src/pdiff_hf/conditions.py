@@ -55,7 +55,10 @@ class ConditionSpec:
     @property
     def summary(self) -> str:
         """What they are in a few words."""
-        what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "") if self.names else f"{self.size} numbers"
+        if self.names:
+            what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "")
+        else:
+            what = f"{self.size} number{'s' if self.size > 1 else ''}"
         return f"{self.kind} ({what}{f' of {self.encoder}' if self.encoder else ''})"
 
     @classmethod
@@ -67,17 +70,6 @@ class ConditionSpec:
     def is_choice(self) -> bool:
         """Whether its numbers are ones for what is meant and zeros for the rest."""
         return self.kind in ("classes", "label")
-
-    def meaning(self) -> str:
-        """What a condition is, in words."""
-        words = {
-            "classes": "a subset of the classes",
-            "label": "one of",
-            "metric": "a number for each of",
-            "text": f"a sentence, embedded in {self.size} numbers{f' by {self.encoder}' if self.encoder else ''}",
-            "vector": f"{self.size} numbers",
-        }
-        return f"{words[self.kind]} {', '.join(self.names)}".rstrip()
 
     def values(self, condition: Any) -> list[float]:
         """The numbers of a condition.
@@ -185,6 +177,14 @@ class ConditionSpec:
         values = read_object(file)
         with errors_of(file):
             return cls.from_dict(values)
+
+
+def conditions_text(described: Mapping[str, Any]) -> str:
+    """In words what `stats.json` says of the conditions of rows."""
+    spec, number = ConditionSpec.from_dict(described["spec"]), described["num_conditions"]
+    least, most = (described["rows_per_condition"][key] for key in ("min", "max"))
+    rows = f"{least} to {most} rows" if least < most else f"{most} row{'s' if most > 1 else ''}"
+    return f"{spec.summary}; {number} different, {rows} of each"
 
 
 def _is_sequence(value: Any) -> bool:

@@ -10,7 +10,10 @@ from huggingface_hub.repocard import metadata_load
 
 from artefacts import METADATA, check_golden, save_dataset
 from factories import make_network, make_vectors
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.card import size_category, write_dataset_card
+from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.hub.card_text import REPO_ID
 
 
@@ -101,3 +104,16 @@ def test_missing_files_are_named(tmp_path):
 )
 def test_size_categories_are_those_of_the_hub(rows, name):
     assert size_category(rows) == name
+
+
+def test_conditions_are_told(tmp_path):
+    folder = save_dataset(tmp_path)
+    dataset = ParameterDataset(folder)
+    spec = ConditionSpec("text", 2, encoder="user/encoder")
+    columns = {"condition": torch.ones(24, 2), "condition_text": ["a cat"] * 23 + ["a | dog"]}
+    save_parameter_dataset(dataset.vectors(), dataset.layout, tmp_path / "told", columns=columns, conditions=spec)
+    card = render(tmp_path / "told")
+    assert "| `condition` | list of 2 float | what the network was trained for" in card
+    assert "| `condition_text` | string | the same as a sentence |" in card
+    told = "Conditions are text (2 numbers of user/encoder); 1 different, 24 rows of each. Example: `a cat`"
+    assert told in card and "Conditions are" not in render(folder)

@@ -72,7 +72,7 @@ def test_sentences_are_embedded_by_the_encoder_that_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ({"label": "cat"}, r'expected a condition as \{"classes": …\}, a subset of the classes airplane, cat, dog'),
+        ({"label": "cat"}, r'expected a condition as \{"classes": …\} of classes \(airplane, cat, dog\)'),
         (["cat"], r"found \['cat'\]"),
         ({"classes": ["cat"], "metric": {}}, "expected a condition as"),
         ({"classes": ["horse"]}, "expected names among airplane, cat, dog.*found 'horse'"),

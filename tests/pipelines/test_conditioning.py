@@ -117,7 +117,7 @@ def test_folders_without_conditions_are_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r'for a condition, a subset of the classes airplane, cat, dog; give condition as \{"classes": …\}'),
+        ({}, r'for a condition, classes \(airplane, cat, dog\); give condition as \{"classes": …\}'),
         ({"condition": {"label": "cat"}}, "expected a condition as"),
         ({"condition": ["cat", "dog"]}, "expected a condition as .* found 'cat'"),
         ({"condition": {"classes": ["horse"]}}, "found 'horse'"),

@@ -32,6 +32,7 @@ errors = Console(stderr=True)
 # Arguments of Python whose option has another name.
 OTHER_NAMES = {
     "base_model": "base",
+    "embed": "encoder",
     "folder": "out",
     "keep_first_rest": "rest",
     "output_dir": "out",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tasks.config import FunctionConfig, SplitConfig
@@ -48,14 +48,28 @@ def parse_given_task(spec: str | None) -> SplitConfig | FunctionConfig | None:
     return parse_task(spec)
 
 
-def check_import(sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path) -> None:
+def parse_condition(text: str | None) -> Any:
+    """What `--condition` says, `None` without it; `ValueError` for what is no JSON of one condition or several."""
+    if text is None:
+        return None
+    from ..files import errors_of, parse_json
+
+    with errors_of(f'--condition {text:.200} is not valid JSON, such as \'{{"classes": ["cat", "dog"]}}\''):
+        return parse_json(text)
+
+
+def check_import(
+    sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path, conditions: Path | None = None
+) -> None:
     """Raise `ValueError` for sources of checkpoints that are not on this machine, and for what is malformed."""
     from ..data.importing.checkpoint import compile_pattern
     from ..data.importing.local import find_local
     from ..data.importing.names import split_sources
-    from ..files import check_new
+    from ..files import check_new, check_regular
 
     check_new(out, "the dataset")
+    if conditions is not None:
+        check_regular(conditions, "a file of conditions")
     local, _ = split_sources(sources, all_revisions)
     if local:
         find_local(local)

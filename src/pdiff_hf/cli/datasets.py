@@ -65,6 +65,16 @@ def import_(
         str | None,
         typer.Option(metavar="ENTRY", help="The entry of the files that is the network, where several fit."),
     ] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="CSV or JSON: what each file, folder or run was trained for, see docs/conditions.md."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of conditions that are sentences: a folder, or a name on the Hub."),
+    ] = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,13 +82,16 @@ def import_(
     if revisions not in (None, "all"):
         raise ValueError(f"--revisions: expected 'all', found {revisions!r}.")
     arguments = _builder_arguments(base, kwargs, base_model_json)
-    check_import(sources, revisions == "all", metrics_pattern, out)
+    if encoder is not None and conditions is None:
+        raise ValueError("--encoder is for --conditions; give a file of them, too.")
+    check_import(sources, revisions == "all", metrics_pattern, out, conditions)
     given_task = parse_given_task(task)
     quiet()
     from ..data.importing.importer import import_checkpoints
     from ..models.auto import AUTOENCODER, DENOISER
     from ..models.few_rows import MIN_ROWS, fit_to_rows
     from ..runs.task_spec import task_describer
+    from ..text_encoder import TextEncoder
     from ..trust import remember
 
     base_model = _base_model(base, arguments, base_model_json, trusted or ())
@@ -99,6 +112,8 @@ def import_(
             run=run,
             describe_task=None if given_task is None else task_describer(given_task, line),
             independent=independent,
+            conditions=conditions,
+            embed=None if encoder is None else TextEncoder(encoder),
         )
     if base_model is not None and base_model.library == "import":
         remember(base_model.name, base_model.kwargs)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..conditions import conditions_text
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, make_table, template, write_card
 from ..results import card_lines
@@ -22,7 +23,9 @@ COLUMNS = {
     "step": "position within it",
     "epoch": "the same in epochs",
     "population": "of which of several populations, see `metadata.populations` in `stats.json`; to judge by only",
-    "task": "what the network was trained for, by name; the column `condition` says it in numbers",
+    "task": "what the network was trained for, by name",
+    "condition": "what the network was trained for, as numbers that `condition.json` explains",
+    "condition_text": "the same as a sentence",
     "chunk": "position of the values among those of the checkpoint",
     "values": "values of a part of a checkpoint, in the order of the layout",
 }
@@ -70,6 +73,7 @@ def write_dataset_card(dataset_dir: str | Path) -> Path:
         fingerprint=code(layout["fingerprint"]),
         is_chunked="chunk" in schema.names,
         schema=_schema_table(schema),
+        conditions=_conditions(stats.get("conditions")),
         layout=_layout_table(layout),
         making=_making_lines(metadata),
         config=_config(metadata),
@@ -100,6 +104,13 @@ def _schema_table(schema: pa.Schema) -> str:
         kind = f"list of {field.type.list_size:,} {field.type.value_type}" if is_list else str(field.type)
         rows.append((code(field.name), escape(kind), COLUMNS.get(field.name, "metric, null where it is not known")))
     return make_table(("column", "type", "what"), rows, align="---")
+
+
+def _conditions(described: Mapping | None) -> str | None:
+    if described is None:
+        return None
+    example = code(f"{described['example']!s:.120}")
+    return f"Conditions are {escape(conditions_text(described))}. Example: {example}"
 
 
 def _layout_table(layout: Mapping) -> str:

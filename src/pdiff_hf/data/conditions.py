@@ -99,14 +99,19 @@ def _is_float_tensor(values: Any) -> bool:
     return isinstance(values, torch.Tensor) and values.is_floating_point()
 
 
-def check_same_conditions(where: str | Path, known: ConditionSpec | None, new: ConditionSpec | None) -> None:
+def check_same_conditions(
+    where: str | Path,
+    known: ConditionSpec | None,
+    new: ConditionSpec | None,
+    advice: str = "choose another folder",
+) -> None:
     """Raise `ValueError` when rows with conditions `new` may not stand beside those of a dataset."""
     if known == new:
         return
     expected, found = ("none" if spec is None else spec.summary for spec in (known, new))
     if expected == found:
         expected, found = f"the names {', '.join(known.names)}", ", ".join(new.names)
-    raise ValueError(f"{where}: expected conditions as it has them, {expected}; found {found}; choose another folder.")
+    raise ValueError(f"{where}: expected conditions as it has them, {expected}; found {found}; {advice}.")
 
 
 def read_conditions(folder: Path, stats: Mapping[str, Any]) -> ConditionSpec | None:
@@ -138,20 +143,19 @@ def stored_conditions(table: pa.Table, spec: ConditionSpec | None, where: str | 
     return torch.from_numpy(values)
 
 
-def describe_conditions(
-    files: Sequence[Path | str], layout: ParameterLayout, spec: ConditionSpec, where: str | Path
-) -> dict[str, Any]:
-    """What `stats.json` says of the conditions of shards: their kind, how many different ones, rows of each."""
-    names = [CONDITION, CONDITION_TEXT] if spec.kind == "text" else [CONDITION]
-    table = read_columns(files, layout, names)
+def condition_table(files: Sequence[Path | str], layout: ParameterLayout, spec: ConditionSpec) -> pa.Table:
+    """The columns of the conditions of shards, local or at `hf://`."""
+    return read_columns(files, layout, [CONDITION, CONDITION_TEXT] if spec.kind == "text" else [CONDITION])
+
+
+def describe_conditions(table: pa.Table, spec: ConditionSpec, where: str | Path) -> dict[str, Any]:
+    """What `stats.json` says of the conditions of rows: their kind, how many different ones, rows of each."""
     values = stored_conditions(table, spec, where).numpy()
     counts = Counter(row.tobytes() for row in values).values()
-    example = spec.describe(values[0].tolist())
-    if spec.kind == "text":
-        example = table.column(CONDITION_TEXT)[0].as_py()
+    is_text = spec.kind == "text"
     return {
         "spec": spec.to_dict(),
         "num_conditions": len(counts),
         "rows_per_condition": {"min": min(counts), "max": max(counts)},
-        "example": example,
+        "example": table.column(CONDITION_TEXT)[0].as_py() if is_text else spec.describe(values[0].tolist()),
     }

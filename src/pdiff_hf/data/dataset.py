@@ -23,7 +23,7 @@ from ..identity import NetworkIdentity
 from ..layout import ParameterLayout
 from . import shards, writer
 from .columns import CONDITION, CONDITION_TEXT, features, metric_names, other_types
-from .conditions import Embed, read_conditions, stored_conditions
+from .conditions import Embed, describe_conditions, read_conditions, stored_conditions
 from .folder import DEFAULT, config_folder, read_layout
 from .hub import download_dataset, open_remote_dataset
 from .integrity import find_shards, read_stats
@@ -209,6 +209,16 @@ class ParameterDataset:
         """
         values = stored_conditions(self._columns("conditions"), self.condition_spec, self.folder)
         return values[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
+
+    def describe_conditions(self) -> dict[str, Any] | None:
+        """The kind of the conditions, how many different ones there are, and rows of each; `None` without any.
+
+        Raises:
+            ValueError: as `conditions`.
+        """
+        if self.condition_spec is None:
+            return None
+        return describe_conditions(self._columns("conditions"), self.condition_spec, self.folder)
 
     @property
     def condition_texts(self) -> list[str] | None:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..base_model import BaseModel
+from ..conditions import CONDITION_FILE
 from ..files import errors_of, read_json
 from ..hub.snapshot import Snapshot, some_of
 from .folder import NAME, read_layout
@@ -61,6 +62,8 @@ def _open_dataset(
     wanted = [f"{prefix}{STATS}"]
     if base_model is not None and base_model.carried_weights is not None:
         wanted.append(f"{prefix}{base_model.weights}")
+    if f"{prefix}{CONDITION_FILE}" in snapshot.files:
+        wanted.append(f"{prefix}{CONDITION_FILE}")
     snapshot.fetch(wanted)
     return snapshot, folder, base_model
 

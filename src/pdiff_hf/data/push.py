@@ -9,6 +9,7 @@ from typing import Unpack
 from huggingface_hub import DatasetCard
 
 from ..base_model import BaseModel
+from ..conditions import CONDITION_FILE
 from ..files import check_artefact, errors_of, read_json, temporary_folder, write_json
 from ..hub.card_text import split_card
 from ..hub.errors import hub_errors
@@ -20,9 +21,10 @@ from ..wording import argument
 from . import shards
 from .card import write_dataset_card
 from .columns import arrow_schema, metric_names
+from .conditions import check_same_conditions, condition_table, describe_conditions, read_conditions
 from .folder import DEFAULT
 from .hub import config_prefix
-from .integrity import check_all, find_shards
+from .integrity import check_all, find_shards, read_stats
 from .reading import complete_shards
 from .stats import compute_stats, merge_stats
 from .writer import finish_interrupted
@@ -42,8 +44,9 @@ def append_dataset(
 ) -> str:
     """Append the runs of a parameter dataset to one on the Hub, whose shards stay as they are.
 
-    Of what is there, `layout.json`, `stats.json`, the card and the footer of one shard are read; the base model's
-    weights only where they are another file than the folder's and not all of it is in the layout.
+    Of what is there, `layout.json`, `stats.json`, the card, the footer of one shard and the conditions of all rows, if
+    they have any, are read; the base model's weights only where they are another file than the folder's and not all of
+    it is in the layout.
 
     Args:
         folder (`str` or `Path`): A complete parameter dataset with new runs only.
@@ -62,7 +65,7 @@ def append_dataset(
     folder, prefix = Path(folder), config_prefix(config)
     layout, _ = dataset_files(folder)
     with temporary_folder() as temporary:
-        names = (f"{prefix}layout.json", f"{prefix}stats.json", "README.md")
+        names = (f"{prefix}layout.json", f"{prefix}stats.json", "README.md", f"{prefix}{CONDITION_FILE}")
         head, stored = read_stored(repo_id, "dataset", names, temporary, revision, token)
         found = {} if head is None else {s.rfilename.removeprefix(prefix) for s in head.siblings}
         numbers = {int(match[1]): name for name in found if (match := SHARD.fullmatch(name))}
@@ -76,11 +79,13 @@ def append_dataset(
         if base and own_base and base.carried_weights and base.sha256 != own_base.sha256 and mine.rest != EMPTY:
             read_stored(repo_id, "dataset", [f"{prefix}{base.weights}"], temporary, revision, token)
         check_same_network(mine, theirs, OTHER_PLACE)
+        conditions = read_conditions(stored[0].parent, stats)
+        check_same_conditions(repo_id, conditions, read_conditions(folder, read_stats(folder)), OTHER_PLACE)
         if known := [run for run in shards.recorded_runs(folder) if run in stats["runs"]]:
             raise ValueError(f"{repo_id} already holds run {known[0]!r}; append runs of other names.")
-        shard = f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[max(numbers)]}"
+        known_shards = [f"hf://datasets/{repo_id}@{head.sha}/{prefix}{numbers[n]}" for n in sorted(numbers)]
         with hub_errors(repo_id, revision):
-            metrics = shards.shard_others(shard, layout)
+            metrics = shards.shard_others(known_shards[-1], layout)
         for file in find_shards(folder):
             if more := {*shards.shard_others(file, layout)} - {*metrics}:
                 raise ValueError(
@@ -95,6 +100,11 @@ def append_dataset(
         # What describes all rows
         merged = merge_stats(stats, compute_stats(find_shards(new), layout, metric_names(metrics)), layout)
         own = read_json(publish_stats(folder / "stats.json", new / "own.json"))
+        if conditions is not None:
+            all_shards = [*known_shards, *find_shards(new)]
+            merged["conditions"] = describe_conditions(
+                condition_table(all_shards, layout, conditions), conditions, repo_id
+            )
         merged["unordered_runs"] = sorted({*stats.get("unordered_runs", ()), *own.get("unordered_runs", ())})
         metadata = {**own["metadata"], **stats["metadata"]}
         write_json(new / "stats.json", {"schema": stats["schema"], **merged, "metadata": metadata})
@@ -137,7 +147,8 @@ def push_dataset(
         files.pop(f"{prefix}README.md")
         files["README.md"] = write_configs_card(folder / "README.md", known, config, temporary / "card.md")
         files[f"{prefix}stats.json"] = publish_stats(folder / "stats.json", temporary / "stats.json")
-        return push_files(files, repo_id, "dataset", "dataset", [f"{prefix}data/train-*.parquet"], **options)
+        mirror = [f"{prefix}data/train-*.parquet", f"{prefix}{CONDITION_FILE}"]
+        return push_files(files, repo_id, "dataset", "dataset", mirror, **options)
 
 
 def write_configs_card(own: Path, known: Path | None, config: str | None, output: Path) -> Path:
@@ -177,7 +188,8 @@ def dataset_files(folder: Path) -> tuple[ParameterLayout, dict[str, Path]]:
     layout = ParameterLayout.from_dict(values)
     finish_interrupted(folder)
     check_all(folder, complete_shards(folder, layout))
+    read_conditions(folder, read_stats(folder))
     base_model = BaseModel.from_dict(values["base_model"], root=folder)
-    patterns = ["layout.json", "stats.json", "README.md", "data/train-*.parquet", "*.png"]
+    patterns = ["layout.json", CONDITION_FILE, "stats.json", "README.md", "data/train-*.parquet", "*.png"]
     patterns += [] if base_model is None else base_model.carried_files()
     return layout, select_files(folder, patterns)

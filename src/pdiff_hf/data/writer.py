@@ -20,7 +20,14 @@ from ..os_errors import writing
 from . import shards
 from .card import write_dataset_card
 from .columns import CONDITION, arrow_schema, metric_names
-from .conditions import Embed, check_same_conditions, condition_columns, describe_conditions, read_conditions
+from .conditions import (
+    Embed,
+    check_same_conditions,
+    condition_columns,
+    condition_table,
+    describe_conditions,
+    read_conditions,
+)
 from .folder import SCHEMA, read_layout, write_layout
 from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
@@ -225,11 +232,14 @@ def finish_dataset(
     for file in changed:
         shards.write_shard(shards.with_columns(shards.read_shard(file, layout), schema), file)
     known = read_stats(path)
-    of_conditions = {} if conditions is None else describe_conditions(files, layout, conditions, path)
+    of_conditions = {}
+    if conditions is not None:
+        table = condition_table(files, layout, conditions)
+        of_conditions = {"conditions": describe_conditions(table, conditions, path)}
     described = {
         "schema": SCHEMA,
         **compute_stats(files, layout, metric_names(others)),
-        **({"conditions": of_conditions} if of_conditions else {}),
+        **of_conditions,
         "unordered_runs": sorted({*known.get("unordered_runs", ()), *unordered_runs}),
         "metadata": {**known["metadata"], **(metadata or {})},
     }

@@ -81,6 +81,24 @@ class ConditionEncoder(Float32Module, ModelMixin, ConfigMixin):
             rows = [self.spec.values(value) for value in self._embedded([*map(self._value, conditions)], embed)]
         return self(torch.tensor(rows, device=self.mean.device))
 
+    def example(self) -> dict[str, Any] | None:
+        """A condition to begin with, of metrics their means while training; `None` where they have no words."""
+        spec = self.spec
+        if spec.kind == "text" and spec.encoder is not None:
+            return {"text": "a sentence"}
+        if spec.kind in ("text", "vector"):
+            return None
+        if spec.kind == "metric":
+            return {"metric": spec.describe([float(f"{mean:.3g}") for mean in self.mean.tolist()])}
+        return {spec.kind: [*spec.names[:2]] if spec.kind == "classes" else spec.names[0]}
+
+    def describe(self, condition: Mapping[str, Any]) -> dict[str, Any]:
+        """A condition as JSON: classes and labels by their names, sentences as they are; `ValueError` for none."""
+        value = self._value(condition)
+        if isinstance(value, str) and self.spec.kind == "text":
+            return {self.spec.kind: value}
+        return {self.spec.kind: self.spec.describe(self.spec.values(value))}
+
     def _embedded(self, values: list[Any], embed: Embed | None) -> list[Any]:
         """Values of conditions, with embeddings in the place of sentences."""
         sentences = [value for value in values if isinstance(value, str)]
@@ -106,6 +124,6 @@ class ConditionEncoder(Float32Module, ModelMixin, ConfigMixin):
         kind = self.spec.kind
         if not isinstance(condition, Mapping) or list(condition) != [kind]:
             raise ValueError(
-                f'expected a condition as {{"{kind}": …}}, {self.spec.meaning()}, found {condition!r:.200}.'
+                f'expected a condition as {{"{kind}": …}} of {self.spec.summary}, found {condition!r:.200}.'
             )
         return condition[kind]

@@ -42,6 +42,11 @@ class Guidance:
         moved = (None if part is None else part.to(device, dtype) for part in (self.embeds, self.negative_embeds))
         return Guidance(*moved, self.scale)
 
+    def rows(self, rows: torch.Tensor) -> Guidance:
+        """That of some networks."""
+        parts = (self.embeds, self.negative_embeds)
+        return Guidance(*(part[rows] if part is not None and len(part) > 1 else part for part in parts), self.scale)
+
     def predict(self, unet: ModelMixin, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The prediction of a denoiser for noisy latents `(B, C, L)`, in float32."""
         embeds = self.embeds if self.scale else self.negative_embeds
@@ -110,7 +115,7 @@ def prepare_guidance(
         raise ValueError("expected condition or condition_embeds, found both.")
     if condition is None and condition_embeds is None and guidance_scale != 0:
         raise ValueError(
-            f"this pipeline draws networks for a condition, {encoder.spec.meaning()}; give {argument('condition')} "
+            f"this pipeline draws networks for a condition, {encoder.spec.summary}; give {argument('condition')} "
             f'as {{"{encoder.spec.kind}": …}}, or {argument("guidance_scale", "0", "0")} for those of all conditions.'
         )
     if negative_condition_embeds is not None and guidance_scale == 1:
@@ -128,6 +133,13 @@ def encode_conditions(encoder: ConditionEncoder, condition: Conditions) -> torch
     if isinstance(condition, (list, tuple)) and not condition:
         raise ValueError("expected a condition, or one for each network, found an empty list.")
     return encoder.encode(condition if isinstance(condition, (list, tuple)) else [condition])
+
+
+def describe_conditions(encoder: ConditionEncoder, condition: Conditions) -> dict[str, Any] | list[dict[str, Any]]:
+    """One condition or several as JSON."""
+    if isinstance(condition, (list, tuple)):
+        return [encoder.describe(one) for one in condition]
+    return encoder.describe(condition)
 
 
 def _check_embeds(name: str, embeds: torch.Tensor, batch_size: int, size: int) -> None:

@@ -100,7 +100,7 @@ def replace_values(folder, change):
     table = pq.read_table(file)
     values = table.column("parameters").combine_chunks().flatten().to_numpy().reshape(len(table), -1).copy()
     change(values)
-    field = features(LAYOUT, []).arrow_schema.field("parameters")
+    field = features(LAYOUT, {}).arrow_schema.field("parameters")
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]).cast(field.type)
     write_shard(table.set_column(0, field, column), file)
     unlist(folder / "dataset")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 # Columns that are no metrics, and arguments of the recorder by which a column would not get its own name.
 RESERVED = ("parameters", "run", "seed", "state", "self", "loss", "accuracy")
@@ -43,6 +44,7 @@ class Checkpoint:
         step (`int`, *optional*): Optimiser step.
         epoch (`float`, *optional*): Epoch.
         metrics (`dict[str, float]`): Further columns.
+        condition (*optional*): What it was trained for.
     """
 
     where: str
@@ -54,6 +56,7 @@ class Checkpoint:
     step: int | None = None
     epoch: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    condition: Any = None
 
     @property
     def is_alias(self) -> bool:

@@ -15,14 +15,17 @@ import torch
 from tqdm.auto import tqdm
 
 from ...base_model import WEIGHTS, BaseModel
+from ...conditions import ConditionSpec
 from ...files import atomic_folder, check_new, errors_of
 from ...identity import reference_difference
 from ...layout import ParameterLayout
 from ...wording import argument
+from ..conditions import Embed
 from ..record import ParameterRecorder
 from ..rest import StoredRest, describe_differences
 from .architecture import Architecture
 from .checkpoint import Checkpoint, compile_pattern, metric_columns, read_labels, read_pattern
+from .conditions import take_conditions
 from .local import find_local
 from .names import split_sources
 from .references import read_config
@@ -46,6 +49,9 @@ def import_checkpoints(
     independent: bool = False,
     progress: bool = True,
     describe_task: Callable[[BaseModel, ParameterLayout], Mapping[str, Any]] | None = None,
+    conditions: str | Path | Mapping[str, Any] | None = None,
+    condition_spec: ConditionSpec | None = None,
+    embed: Embed | None = None,
 ) -> dict[str, Any]:
     r"""Writes a parameter dataset with one row for each checkpoint that it finds.
 
@@ -87,6 +93,13 @@ def import_checkpoints(
         describe_task (`Callable`, *optional*):
             What networks are judged by, to be stored as `task`, by the base model with the first checkpoint's weights
             and the layout. It is called before the others are read, and what it raises ends the import.
+        conditions (`str`, `Path` or `Mapping`, *optional*):
+            What every checkpoint was trained for, by its name or that of its folder; or a file of it, see
+            [`read_conditions_file`].
+        condition_spec ([`ConditionSpec`], *optional*):
+            What these are; by default as the file says, or as they look.
+        embed (`Callable`, *optional*):
+            The encoder of conditions that are sentences, such as a [`TextEncoder`].
 
     Returns:
         `dict[str, Any]`: `num_checkpoints`, `num_parameters`, `runs`, `metrics`; `num_copies`, the rows that are
@@ -95,11 +108,14 @@ def import_checkpoints(
 
     Raises:
         ValueError: there are fewer than two checkpoints; one is missing, damaged, not finite or of another
-            architecture; what is not selected differs; or the folder is not empty. Nothing is left behind then.
+            architecture; what is not selected differs; one has no condition or several; or the folder is not empty.
+            Nothing is left behind then.
     """
     output_dir = Path(output_dir)
     check_new(output_dir, "the dataset")
     checkpoints = _find(sources, all_revisions, metrics_pattern, run, independent)
+    if conditions is not None:
+        checkpoints, condition_spec, how = take_conditions(checkpoints, conditions, condition_spec, embed)
     base_model = _base_model(checkpoints, base_model)
     if rest is not None and not Path(rest).is_file():
         raise ValueError(f"expected a file of the whole network at {rest}, found none.")
@@ -131,7 +147,16 @@ def import_checkpoints(
 
         # 2. Row by row
         bar = tqdm(checkpoints, desc="import", disable=not progress, leave=False)
-        with ParameterRecorder(layout, folder, base_model, metadata={"import": metadata}, task=task) as recorder:
+        recorder = ParameterRecorder(
+            layout,
+            folder,
+            base_model,
+            metadata={"import": metadata},
+            task=task,
+            conditions=condition_spec,
+            embed=embed,
+        )
+        with recorder:
             recorder.unordered_runs = {
                 checkpoint.run
                 for checkpoint in checkpoints
@@ -142,6 +167,8 @@ def import_checkpoints(
                 recorder, bar, architecture, columns, None if keep_first_rest else stored, first.where
             )
     notes = architecture.notes
+    if conditions is not None:
+        notes.append(f"Conditions, {how}: {condition_spec.summary}.")
     if aliases:
         notes.append("Copies are left out: " + ", ".join(f"{name} of {other}" for name, other in aliases) + ".")
     if num_copies:
@@ -246,6 +273,7 @@ def _record(
             vector,
             step=step,
             epoch=checkpoint.epoch,
+            condition=checkpoint.condition,
             **{column: checkpoint.metrics.get(column) for column in columns},
         )
         next_step[checkpoint.run] = step + 1

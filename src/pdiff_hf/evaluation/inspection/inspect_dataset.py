@@ -163,6 +163,7 @@ def inspect_dataset(
         "num_tensors": len(layout.tensors),
         "base_model": None if base_model is None else base_model.name,
         "task": None if dataset.task is None else dataset.task.get("dataset", dataset.task.get("function")),
+        "conditions": dataset.describe_conditions(),
         "non_finite": {"rows": (~finite).nonzero()[:, 0].tolist(), "tensors": broken},
         "runs": {
             name: {

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ...conditions import conditions_text
 from ...results.metric import Metric
 from ...results.text import by_kind
 from .actions import missing_for_functions, needs_functions
@@ -37,6 +38,8 @@ def _figures(report: Mapping) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     table.add_row("values", _values(report))
+    if report["conditions"] is not None:
+        table.add_row("conditions", escape(conditions_text(report["conditions"])))
     geometry, functional = report["geometry"], report["functional"]
     if geometry is None:
         return table

@@ -89,10 +89,18 @@ def make_evaluator(
     to a function. Of several populations, a network is judged by the labels that it fits best.
 
     Raises:
-        ValueError: see [`require_task`] and [`BaseModel.build`], or the network does not take the inputs.
+        ValueError: see [`require_task`] and [`BaseModel.build`], the network does not take the inputs, or every row
+            has labels of its own.
     """
+    task = task or require_task(dataset)
+    if have_own_tasks(dataset, task):
+        raise ValueError(
+            f"{dataset.source}: expected networks of one task, found {dataset.condition_spec.summary}, each a task of "
+            "its own; compare their predictions with the labels of condition_labels, or give a function of yours that "
+            f"scores a network, {argument('task', '…', 'nets.py:evaluate')}."
+        )
     return judge_networks(
-        task or require_task(dataset),
+        task,
         split,
         model or dataset.base_model.build(),
         layout or dataset.layout,
@@ -153,6 +161,19 @@ def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def make_gate_evaluator(dataset: ParameterDataset, task: AnyTask | None = None) -> NetworkEvaluator | None:
-    """What the gate judges networks with, on the validation examples; `None` where nobody knows how."""
-    is_known = dataset.base_model is not None and (task or dataset.task) is not None
-    return make_evaluator(dataset, "val", task) if is_known else None
+    """What the gate judges networks with, on the validation examples; `None` where nobody knows how.
+
+    That is so without a base model or a task, and where every row has labels of its own.
+    """
+    if dataset.base_model is None or (task or dataset.task) is None:
+        return None
+    task = task or require_task(dataset)
+    return None if have_own_tasks(dataset, task) else make_evaluator(dataset, "val", task)
+
+
+def have_own_tasks(dataset: ParameterDataset, task: AnyTask) -> bool:
+    """Whether the networks of a dataset are for subsets of the task's classes, and have labels of their own."""
+    spec = dataset.condition_spec
+    if spec is None or spec.kind != "classes" or isinstance(task, FunctionTask):
+        return False
+    return {*spec.names} <= {*task.class_names}

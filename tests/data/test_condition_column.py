@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -9,10 +11,11 @@ from torch import nn
 from pdiff_hf.conditions import CONDITION_FILE, ConditionSpec
 from pdiff_hf.data import chunks
 from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.integrity import find_shards
 from pdiff_hf.data.record import ParameterRecorder, finish_recording
 from pdiff_hf.data.writer import append_rows, save_parameter_dataset
 from pdiff_hf.networks import mlp3
-from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, rewrite, snapshot
 
 CLASSES = ConditionSpec.named("classes", ["cat", "dog", "ship"])
 TEXT = ConditionSpec("text", 2, encoder="letters")
@@ -235,6 +238,27 @@ def test_a_column_of_another_size_is_noticed(tmp_path):
     ConditionSpec.named("classes", ["cat", "dog"]).save(tmp_path / "ds")
     with pytest.raises(ValueError, match=r"expected conditions of 2 numbers, as condition\.json says, found 3"):
         ParameterDataset(tmp_path / "ds").conditions()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array(NUMBERS, pa.list_(pa.float32())), r"expected 'condition' of as many float32 values in every row"),
+        (pa.array(NUMBERS, pa.list_(pa.float64(), 3)), r"expected 'condition' of as many float32 values in every row"),
+        (pa.array([*NUMBERS[:5], None], pa.list_(pa.float32(), 3)), "expected 'condition' in every row, found rows"),
+        (pa.array([*NUMBERS[:5], [0, 0, 0]], pa.list_(pa.float32(), 3)), "row 5: .* expected ones for what is meant"),
+    ],
+)
+def test_columns_that_others_have_written_are_checked(column, message, tmp_path):
+    save(tmp_path / "ds")
+    (file,) = find_shards(tmp_path / "ds")
+    table = pq.read_table(file)
+    rewrite(table.set_column(table.column_names.index("condition"), "condition", column), file)
+    with pytest.raises(ValueError, match=message):
+        ParameterDataset(tmp_path / "ds").conditions()
+    if column.null_count:
+        with pytest.raises(ValueError, match=message):
+            ParameterDataset(tmp_path / "ds").vectors()
 
 
 def test_a_stale_file_of_conditions_goes(tmp_path):

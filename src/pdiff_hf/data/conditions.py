@@ -136,6 +136,8 @@ def stored_conditions(table: pa.Table, spec: ConditionSpec | None, where: str | 
     column = table.column(CONDITION)
     if (size := column.type.list_size) != spec.size:
         raise ValueError(f"{where}: expected conditions of {spec.size} numbers, as condition.json says, found {size}.")
+    if column.null_count:
+        raise ValueError(f"{where}: expected {CONDITION!r} in every row, found rows without.")
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     values = np.concatenate(parts).reshape(len(table), size)
     with errors_of(where):

@@ -72,7 +72,7 @@ def test_a_dataset_without_conditions_has_none(tmp_path):
     ("conditions", "subsets", "message"),
     [
         (None, SUBSETS, "column 'condition': expected it with what conditions are"),
-        (CLASSES, [["cat"], None], "expected a condition of every checkpoint, classes"),
+        (CLASSES, [["cat"], None], "checkpoint of row 1: expected a condition, classes"),
         (CLASSES, [["cat"], []], "checkpoint of row 1: condition of kind classes: expected one class or more"),
         (CLASSES, [["cat"], ["horse"]], "checkpoint of row 1: .* found 'horse'"),
         (CLASSES, torch.tensor([[1.0, 0, 0], [0, 0, 0]]), "checkpoint of row 1: .*expected ones for what is meant"),
@@ -90,7 +90,7 @@ def test_what_is_no_condition_is_refused_and_nothing_is_written(conditions, subs
 
 
 def test_every_row_has_a_condition(tmp_path):
-    with pytest.raises(ValueError, match="expected a condition of every checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint of row 0: expected a condition, classes"):
         save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds", conditions=CLASSES)
     with pytest.raises(ValueError, match="column 'condition': expected 6 values, found 2"):
         columns = {"condition": [["cat"], ["dog"]]}
@@ -128,7 +128,7 @@ def test_rows_are_appended_with_conditions_of_the_same_kind(tmp_path):
             {"condition": [[0]]},
             "found classes .dog, cat, ship",
         ),
-        (CLASSES, {}, "expected a condition of every checkpoint"),
+        (CLASSES, {}, "checkpoint of (row|step) 0: expected a condition, classes"),
         (CLASSES, {"condition": [["horse"]]}, "found 'horse'"),
     ],
 )
@@ -164,7 +164,10 @@ def test_a_recorder_writes_conditions(tmp_path):
             recorder.record(vectors[step], step=step, loss=0.5, condition=subset)
         with pytest.warns(UserWarning, match="was not closed"):
             assert ParameterDataset(tmp_path / "ds").conditions().tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
-        for condition, message in ((["horse"], "step 3: .*found 'horse'"), (None, "step 3: expected a condition of")):
+        for condition, message in (
+            (["horse"], "step 3: .*found 'horse'"),
+            (None, "step 3: expected a condition"),
+        ):
             with pytest.raises(ValueError, match=message):
                 recorder.record(vectors[0], step=3, loss=0.5, condition=condition)
     dataset = ParameterDataset(tmp_path / "ds")
@@ -181,7 +184,7 @@ def test_a_recorder_embeds_sentences(tmp_path):
 
 def test_a_recorder_without_conditions_takes_none(tmp_path):
     recorder = ParameterRecorder(LAYOUT, tmp_path / "ds")
-    with pytest.raises(ValueError, match="step 0: column 'condition': expected it with what conditions are"):
+    with pytest.raises(ValueError, match="column 'condition': expected it with what conditions are"):
         recorder.record(make_vectors(1)[0], step=0, condition=["cat"])
 
 

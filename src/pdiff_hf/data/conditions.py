@@ -62,8 +62,9 @@ def condition_columns(
             )
         return found
     given = found.get(CONDITION)
-    if given is None or any(value is None for value in given):
-        raise ValueError(f"expected a condition of every checkpoint, {spec.summary}, found none.")
+    missing = 0 if given is None else next((row for row, value in enumerate(given) if value is None), None)
+    if missing is not None:
+        raise ValueError(f"checkpoint of {unit} {first + missing}: expected a condition, {spec.summary}, found none.")
     if spec.kind == "text":
         if all(isinstance(value, str) for value in given):
             if embed is None:
@@ -92,11 +93,8 @@ def condition_columns(
 
 
 def _on_host(values: Any) -> Any:
-    return values.detach().cpu().float().numpy() if _is_float_tensor(values) else values
-
-
-def _is_float_tensor(values: Any) -> bool:
-    return isinstance(values, torch.Tensor) and values.is_floating_point()
+    is_float = isinstance(values, torch.Tensor) and values.is_floating_point()
+    return values.detach().cpu().float().numpy() if is_float else values
 
 
 def check_same_conditions(

@@ -19,6 +19,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..wording import argument
 from .auto import load_task
+from .conditions import condition_labels
 from .config import FunctionConfig, SplitConfig
 from .function import FunctionTask
 from .populations import population_labels
@@ -118,14 +119,18 @@ def judge_networks(
     *,
     identity: NetworkIdentity | None = None,
     metadata: Mapping[str, Any] | None = None,
+    populations: Mapping[str, torch.Tensor] | None = None,
     **options: Any,
 ) -> NetworkEvaluator:
-    """As [`make_evaluator`], of networks that are in no dataset; `metadata` may name populations."""
+    """As [`make_evaluator`], of networks that are in no dataset.
+
+    Populations are those of `metadata`, or `populations`, labels `(N,)` by their names.
+    """
     state = process_state()
     if isinstance(task, FunctionTask):
         return task.evaluator(split, model, layout, identity, state)
     known = {"device": state.device, "accelerator": state, "identity": identity}
-    populations = _told_apart(population_labels(task, metadata or {}, split))
+    populations = _told_apart(populations or population_labels(task, metadata or {}, split))
     inputs, labels = task.arrays(split)
     # Of half precision, a CPU may lack operations that the evaluator's device has.
     tried = inputs[: 2 if input_dtype(model).itemsize > 2 else 0]
@@ -152,7 +157,7 @@ def make_val_and_test(
     return val, make_evaluator(dataset, "test", task, **options) if task.has_splits else val
 
 
-def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _told_apart(labels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Populations with labels of their own; those with the same labels are one, by all of their names."""
     names: dict[bytes, list[str]] = {}
     for name, own in labels.items():
@@ -163,12 +168,20 @@ def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def make_gate_evaluator(dataset: ParameterDataset, task: AnyTask | None = None) -> NetworkEvaluator | None:
     """What the gate judges networks with, on the validation examples; `None` where nobody knows how.
 
-    That is so without a base model or a task, and where every row has labels of its own.
+    That is so without a base model or a task. Where rows have labels of their own, a network is judged by those of the
+    condition that it fits best.
     """
     if dataset.base_model is None or (task or dataset.task) is None:
         return None
     task = task or require_task(dataset)
-    return None if have_own_tasks(dataset, task) else make_evaluator(dataset, "val", task)
+    if not have_own_tasks(dataset, task):
+        return make_evaluator(dataset, "val", task)
+    spec, conditions = dataset.condition_spec, dataset.conditions().unique(dim=0)
+    names = [", ".join(spec.describe(condition)) for condition in conditions.tolist()]
+    labels = condition_labels(task.labels("val"), task.class_names, spec, conditions)
+    populations = dict(zip(names, labels, strict=True))
+    model, identity = dataset.base_model.build(), dataset.identity
+    return judge_networks(task, "val", model, dataset.layout, identity=identity, populations=populations)
 
 
 def have_own_tasks(dataset: ParameterDataset, task: AnyTask) -> bool:

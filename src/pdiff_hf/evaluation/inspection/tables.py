@@ -84,8 +84,7 @@ def _figures(report: Mapping) -> Table:
         table.add_row("diversity", "not measured: a function gives a score, and no predictions")
         return table
     if functional is None:
-        missing = "networks of different tasks" if _of_many_tasks(report) else "no base model, or no examples"
-        table.add_row("barrier", f"not measured: {missing}")
+        table.add_row("barrier", "not measured: no base model, or no examples")
         table.add_row("averaging", "not measured")
         table.add_row("diversity", _not_compared(report))
         return table
@@ -111,15 +110,8 @@ def _figures(report: Mapping) -> Table:
 
 
 def _not_compared(report: Mapping) -> str:
-    if _of_many_tasks(report):
-        return "not measured: networks of different tasks"
     missing = missing_for_functions(report)
     return f"not measured: no {' and no '.join(missing)}" if missing else "not measured: no examples"
-
-
-def _of_many_tasks(report: Mapping) -> bool:
-    conditions = report["conditions"]
-    return conditions is not None and conditions["spec"]["kind"] == "classes"
 
 
 def _diversity(diversity: Mapping | None) -> str:

@@ -33,7 +33,7 @@ from pdiff_hf.results.text import ReportTable, markdown_table
 from pdiff_hf.runs.stages import autoencoder_stage, diffusion_stage
 from pdiff_hf.runs.validation import parse_section
 from pdiff_hf.tasks.collect_tasks import ROLES
-from pdiff_hf.tasks.evaluators import make_evaluator, open_task
+from pdiff_hf.tasks.evaluators import make_task_evaluator, open_task
 
 ALPHAS = [10.0**power for power in range(-4, 5)]
 # Of kernels exp(-d / length), d the number of classes in which subsets differ.
@@ -59,7 +59,7 @@ class Tasks:
         """Those of a run's tasks of a role, judged on a split of the examples."""
         dataset = ParameterDataset(run / "dataset", ROLES[role] or None)
         task = open_task(dataset)
-        evaluator, train = make_evaluator(dataset, split, task), make_evaluator(dataset, "train", task)
+        evaluator, train = make_task_evaluator(dataset, split, task), make_task_evaluator(dataset, "train", task)
         conditions, rows = dataset.conditions(), evaluator.rows
         distinct = torch.stack([conditions[rows == row][0] for row in range(len(evaluator.targets))])
         answer = (train.targets.float().mean(1) > 0.5).long()

@@ -7,11 +7,9 @@ from pdiff_hf import PDiffPipeline
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.files import read_json
-from pdiff_hf.runs.evaluate import evaluate_run
-from pdiff_hf.runs.folder import Run
-from pdiff_hf.runs.recipe import load_recipe, recorded_section
+from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
-from pdiff_hf.tasks.evaluators import make_evaluator
+from pdiff_hf.tasks.evaluators import make_evaluator, make_task_evaluator
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def test_the_gate_judges_networks_by_the_labels_of_their_own_task(tasks_run):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_an_evaluator_of_the_dataset_knows_the_task_of_every_row(tasks_run, split):
     dataset = ParameterDataset(tasks_run[0] / "dataset", "unseen")
-    evaluator = make_evaluator(dataset, split)
+    evaluator = make_task_evaluator(dataset, split)
     found = evaluator.score(dataset.vectors(), population=evaluator.rows)
     torch.testing.assert_close(found, dataset.metrics[f"{split}_accuracy"], atol=1e-6, rtol=0)
     assert [evaluator.populations[row] for row in evaluator.rows] == dataset.tasks
@@ -55,9 +53,10 @@ def test_an_evaluator_of_the_dataset_knows_the_task_of_every_row(tasks_run, spli
 
 def test_what_would_guess_the_task_is_one_line(tasks_run, pdiff):
     folder = tasks_run[0]
-    with pytest.raises(ValueError, match=r"networks of one task, found those of many in .*unseen_tasks\.py"):
-        evaluate_run(Run(folder), recorded_section(folder, "evaluate"))
+    dataset = ParameterDataset(folder / "dataset")
     code, _, error = pdiff("trajectory", folder)
-    assert code == 2 and "benchmarks/unseen_tasks.py" in error and error.count("\n") == 1
+    assert code == 2 and "expected networks of one task" in error and error.count("\n") == 1
+    with pytest.raises(ValueError, match="expected networks of one task"):
+        make_evaluator(dataset, "test")
     code, out, error = pdiff("inspect", folder / "dataset")
     assert code == 0 and "The networks are not evaluated" in out + error

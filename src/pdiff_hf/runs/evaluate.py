@@ -29,7 +29,6 @@ from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
-from ..tasks.conditions import has_tasks
 from ..tasks.evaluators import AnyTask, make_evaluator, make_val_and_test, require_task
 from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
@@ -112,7 +111,6 @@ def evaluate_run(
     """
     start = time.perf_counter()
     dataset = dataset or ParameterDataset(run.path("collect"))
-    _check_one_task(dataset)
     # Of what was made elsewhere, nobody knows the cost.
     is_own = dataset.folder == run.path("collect") and pipeline_dir is None and generated_dir is None
     pipeline_dir, generated_dir = pipeline_dir or run.path("diffusion"), generated_dir or run.path("generate")
@@ -217,14 +215,6 @@ def _evaluate(
     return Metrics.read(output_dir / METRICS_FILE)
 
 
-def _check_one_task(dataset: ParameterDataset) -> None:
-    if has_tasks(dataset):
-        raise ValueError(
-            f"expected networks of one task, found those of many in {dataset.folder}, which no report judges by their "
-            "own labels yet; benchmarks/unseen_tasks.py does."
-        )
-
-
 def _report(
     run: Run,
     result: EvaluationResult,
@@ -267,7 +257,6 @@ def trajectory_run(
     Raises:
         ValueError: a folder is missing or damaged, or the dataset names no task or base model.
     """
-    _check_one_task(dataset)
     with locked_together(run.folder):
         pipe = load_pipeline(run.path("diffusion"))
         check_same_network(dataset.identity, pipe.identity, OTHER_DATASET)

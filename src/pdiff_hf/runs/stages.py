@@ -28,7 +28,7 @@ from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.collect_runs import is_whole_network
 from ..tasks.collect_tasks import NUM_ANSWERS, check_classes
-from ..tasks.conditions import has_tasks
+from ..tasks.conditions import have_own_tasks
 from ..tasks.config import FunctionConfig, SplitConfig, ZooConfig
 from ..tasks.evaluators import AnyTask, make_gate_evaluator, open_task
 from ..tasks.families_config import TasksConfig
@@ -85,7 +85,7 @@ def run_recipe(
     check_complete_stages(run, dataset)
     run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task), report)
     run.do("diffusion", lambda path: diffusion_stage(dataset, run.path("autoencoder"), path, recipe.diffusion), report)
-    if has_tasks(dataset):
+    if have_own_tasks(dataset, task):
         report(
             f"generate, evaluate: left out. Networks of {pipeline} are made for a task (condition=…), and no report "
             "judges those of many tasks by their own labels yet: benchmarks/unseen_tasks.py does."

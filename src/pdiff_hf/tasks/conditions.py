@@ -8,14 +8,16 @@ import torch
 
 from ..conditions import ConditionSpec
 from ..data.dataset import ParameterDataset
-from .families_config import TASKS
 from .splits import Split
 from .task import Task
 
 
-def has_tasks(dataset: ParameterDataset) -> bool:
-    """Whether the rows of a dataset are networks of several tasks of a family, which their conditions name."""
-    return TASKS in dataset.metadata
+def have_own_tasks(dataset: ParameterDataset, task: object) -> bool:
+    """Whether the networks of a dataset are for subsets of the task's classes, and have labels of their own."""
+    spec = dataset.condition_spec
+    if spec is None or spec.kind != "classes" or not isinstance(task, Task):
+        return False
+    return {*spec.names} <= {*task.class_names}
 
 
 def task_labels(dataset: ParameterDataset, task: Task, split: Split) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -19,10 +19,11 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..wording import argument
 from .auto import load_task
-from .conditions import has_tasks, task_labels
+from .conditions import have_own_tasks, task_labels
 from .config import FunctionConfig, SplitConfig
 from .function import FunctionTask
 from .populations import population_labels
+from .splits import Split
 from .task import Task
 
 AnyTask = Task | FunctionTask
@@ -87,15 +88,19 @@ def make_evaluator(
 
     Task, base model and layout of the vectors are those of the dataset, unless they are given. `split` is `"train"`,
     `"val"` or `"test"`, and `options` are those of [`ParameterEvaluator`]: `batch_size` and so on, which mean nothing
-    to a function. Of several populations, a network is judged by the labels that it fits best; of several tasks, by
-    those of its own, see `rows` there.
+    to a function. Of several populations, a network is judged by the labels that it fits best.
 
     Raises:
-        ValueError: see [`require_task`] and [`BaseModel.build`], or the network does not take the inputs.
+        ValueError: see [`require_task`] and [`BaseModel.build`], the network does not take the inputs, or every row
+            has labels of its own.
     """
     task = task or require_task(dataset)
-    if has_tasks(dataset) and isinstance(task, Task):
-        options["populations"], options["rows"] = task_labels(dataset, task, split)
+    if have_own_tasks(dataset, task):
+        raise ValueError(
+            f"{dataset.source}: expected networks of one task, found {dataset.condition_spec.summary}, each a task of "
+            "its own; compare their predictions with the labels of condition_labels, or give a function of yours that "
+            f"scores a network, {argument('task', '…', 'nets.py:evaluate')}."
+        )
     return judge_networks(
         task,
         split,
@@ -118,7 +123,10 @@ def judge_networks(
     populations: Mapping[str, torch.Tensor] | None = None,
     **options: Any,
 ) -> NetworkEvaluator:
-    """As [`make_evaluator`], of networks that are in no dataset; `metadata` may name populations."""
+    """As [`make_evaluator`], of networks that are in no dataset.
+
+    Populations are those of `metadata`, or `populations`, labels `(N,)` by their names, all of them different.
+    """
     state = process_state()
     if isinstance(task, FunctionTask):
         return task.evaluator(split, model, layout, identity, state)
@@ -159,7 +167,27 @@ def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {", ".join(same): labels[same[0]] for same in names.values()}
 
 
+def make_task_evaluator(
+    dataset: ParameterDataset, split: Split, task: Task | None = None, **options: Any
+) -> ParameterEvaluator:
+    """An evaluator of networks of the tasks of a dataset, each judged by the labels of its own.
+
+    `evaluator.rows` is the task of every row, its place in `evaluator.populations`; [`ParameterEvaluator.predict`] has
+    to be told that of every network. Arguments are those of [`make_evaluator`].
+    """
+    task, model = task or require_task(dataset), dataset.base_model.build()
+    populations, rows = task_labels(dataset, task, split)
+    given = {"identity": dataset.identity, "populations": populations, "rows": rows}
+    return judge_networks(task, split, model, dataset.layout, **given, **options)
+
+
 def make_gate_evaluator(dataset: ParameterDataset, task: AnyTask | None = None) -> NetworkEvaluator | None:
-    """What the gate judges networks with, on the validation examples; `None` where nobody knows how."""
-    is_known = dataset.base_model is not None and (task or dataset.task) is not None
-    return make_evaluator(dataset, "val", task) if is_known else None
+    """What the gate judges networks with, on the validation examples; `None` where nobody knows how.
+
+    That is so without a base model or a task. Where rows have labels of their own, see [`make_task_evaluator`].
+    """
+    if dataset.base_model is None or (task or dataset.task) is None:
+        return None
+    task = task or require_task(dataset)
+    make = make_task_evaluator if have_own_tasks(dataset, task) else make_evaluator
+    return make(dataset, "val", task)

@@ -9,7 +9,7 @@ import torch
 from ..data.dataset import ParameterDataset
 from ..models.config import AutoencoderConfig
 from ..wording import setting
-from .conditions import class_labels, has_tasks
+from .conditions import class_labels, have_own_tasks
 from .evaluators import AnyTask, open_task
 from .function import FunctionTask
 from .image_classification import ImageClassification
@@ -46,7 +46,7 @@ def make_probes(
         except ValueError as error:
             wrong, right = setting("task.dataset"), setting("autoencoder.probe_dataset")
             raise ValueError(str(error).replace(f"correct {wrong}", f"correct {right}")) from error
-    own = class_labels(dataset, task) if has_tasks(dataset) else None
+    own = class_labels(dataset, task) if have_own_tasks(dataset, task) else None
     return ProbeSource(task, config.probe_mixing, config.probe_noise, others, config.probe_dataset_share, own)
 
 

@@ -39,8 +39,6 @@ ALPHAS = [10.0**power for power in range(-4, 5)]
 # Of kernels exp(-d / length), d the number of classes in which subsets differ.
 LENGTHS = (1.0, 2.0, 4.0)
 STEPS = 20
-# Conditions of another task, for each draw.
-SHIFT = 1
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ class Tasks:
         each = len(vectors) // len(self)
         return self.judge(vectors, torch.arange(len(self)).repeat_interleave(each)).view(-1, each).mean(1)
 
-    def oracle(self) -> torch.Tensor:
-        """Mean accuracy `(T,)` of the networks trained on each task."""
-        found = self.judge(self.vectors, self.rows)
+    def of_rows(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Of networks `(K, D)` for the tasks of the rows, the mean accuracy `(T,)` of each task's."""
+        found = self.judge(vectors, self.rows)
         return torch.stack([found[self.rows == row].mean() for row in range(len(self))])
 
 
@@ -120,11 +118,12 @@ def kernel_ridge(
 def regressions(seen: Tasks, val: Tasks, targets: torch.Tensor, decode: Callable) -> dict[str, Callable]:
     """By its name the best regression of every kind, on the validation tasks."""
     found = {}
-    for name, make, options in (
-        ("ridge, linear", ridge, [False]),
-        ("ridge, pairs", ridge, [True]),
-        ("kernel ridge", kernel_ridge, LENGTHS),
-    ):
+    kinds = {
+        "ridge, linear": (ridge, [False]),
+        "ridge, pairs": (ridge, [True]),
+        "kernel ridge": (kernel_ridge, LENGTHS),
+    }
+    for name, (make, options) in kinds.items():
         made = [make(seen, targets, alpha, option) for alpha in ALPHAS for option in options]
         best = max(made, key=lambda predict: val.accuracy(decode(predict(val.distinct))).mean())
         found[name] = lambda conditions, best=best: decode(best(conditions))
@@ -141,7 +140,7 @@ def without_generator(seen: Tasks, val: Tasks, unseen: Tasks) -> dict[str, torch
     """Accuracies `(T,)` on unseen tasks of what is made of the seen networks' weights."""
     near = nearest_seen(seen, unseen.distinct)
     found = {
-        "oracle: trained on the task": unseen.oracle(),
+        "oracle: trained on the task": unseen.of_rows(unseen.vectors),
         "majority": unseen.majority,
         "nearest seen": torch.stack(
             [unseen.judge(seen.vectors[rows], torch.full_like(rows, task)).mean() for task, rows in enumerate(near)]
@@ -176,16 +175,17 @@ def with_generator(
     with torch.no_grad():
         latents = autoencoder.scale_latents(autoencoder.encode_rows(seen.vectors)).flatten(1)
         written = decode(autoencoder.scale_latents(autoencoder.encode_rows(unseen.vectors)))
-    found = {"oracle's network through the autoencoder": unseen.judge(written, unseen.rows)}
-    if len(unseen.vectors) > len(unseen):
-        found = {}
+    found = {"oracle's network through the autoencoder": unseen.of_rows(written)}
     for name, predict in regressions(seen, val, latents, decode).items():
         found[f"latents: {name}"] = unseen.accuracy(predict(unseen.distinct))
     begin = time.perf_counter()
     networks = draw(unseen.distinct)
     seconds = {"drawing a network": (time.perf_counter() - begin) / len(networks)}
     found["generated"] = unseen.accuracy(networks)
-    found["generated for another task"] = unseen.accuracy(draw(unseen.distinct.roll(SHIFT, 0)))
+    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
+    others = unseen.distinct.clone()
+    others[order] = unseen.distinct[order.roll(1)]
+    found["generated for another task, drawn at random"] = unseen.accuracy(draw(others))
     return found, seconds
 
 

@@ -101,12 +101,14 @@ class FunctionObjective:
         self.device, self.normalizer = autoencoder.device, autoencoder.normalizer
         self.variance = autoencoder.encoder.scale.square()
         self.latents = autoencoder.encoder(functions)
-        self.num_neighbours = choose_neighbours(functions.flatten(1), config.targets)
-        if class_labels is not None and config.task_loss and self.num_neighbours:
+        of_tasks = class_labels is not None and bool(config.task_loss)
+        if of_tasks and config.targets == "combinations":
             raise ValueError(
                 f"expected {setting('autoencoder.targets', 'seen')} with a task_loss for networks of several tasks, "
-                f"found {config.targets}: combinations of them have no labels."
+                "found combinations, which have no labels."
             )
+        targets = "seen" if of_tasks else config.targets
+        self.num_neighbours = choose_neighbours(functions.flatten(1), targets)
         self.neighbours = nearest(functions.flatten(1), self.num_neighbours)
         self._host_neighbours = self.neighbours.cpu()
         example = probes.draw(config.inputs_per_step, config.seed)

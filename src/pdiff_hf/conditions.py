@@ -59,7 +59,7 @@ class ConditionSpec:
             what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "")
         else:
             what = f"{self.size} number{'s' if self.size > 1 else ''}"
-        return f"{self.kind} ({what}{f' of {self.encoder}' if self.encoder else ''})"
+        return f"{self.kind} ({what:.300}{f' of {self.encoder}' if self.encoder else ''})"
 
     @classmethod
     def named(cls, kind: Kind, names: Sequence[str]) -> ConditionSpec:

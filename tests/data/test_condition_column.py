@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -9,10 +11,11 @@ from torch import nn
 from pdiff_hf.conditions import CONDITION_FILE, ConditionSpec
 from pdiff_hf.data import chunks
 from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.integrity import find_shards
 from pdiff_hf.data.record import ParameterRecorder, finish_recording
 from pdiff_hf.data.writer import append_rows, save_parameter_dataset
 from pdiff_hf.networks import mlp3
-from small_datasets import LAYOUT, NETWORK, D, make_vectors, snapshot
+from small_datasets import LAYOUT, NETWORK, D, make_vectors, rewrite, snapshot
 
 CLASSES = ConditionSpec.named("classes", ["cat", "dog", "ship"])
 TEXT = ConditionSpec("text", 2, encoder="letters")
@@ -69,7 +72,7 @@ def test_a_dataset_without_conditions_has_none(tmp_path):
     ("conditions", "subsets", "message"),
     [
         (None, SUBSETS, "column 'condition': expected it with what conditions are"),
-        (CLASSES, [["cat"], None], "expected a condition of every checkpoint, classes"),
+        (CLASSES, [["cat"], None], "checkpoint of row 1: expected a condition, classes"),
         (CLASSES, [["cat"], []], "checkpoint of row 1: condition of kind classes: expected one class or more"),
         (CLASSES, [["cat"], ["horse"]], "checkpoint of row 1: .* found 'horse'"),
         (CLASSES, torch.tensor([[1.0, 0, 0], [0, 0, 0]]), "checkpoint of row 1: .*expected ones for what is meant"),
@@ -87,7 +90,7 @@ def test_what_is_no_condition_is_refused_and_nothing_is_written(conditions, subs
 
 
 def test_every_row_has_a_condition(tmp_path):
-    with pytest.raises(ValueError, match="expected a condition of every checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint of row 0: expected a condition, classes"):
         save_parameter_dataset(make_vectors(), LAYOUT, tmp_path / "ds", conditions=CLASSES)
     with pytest.raises(ValueError, match="column 'condition': expected 6 values, found 2"):
         columns = {"condition": [["cat"], ["dog"]]}
@@ -125,7 +128,7 @@ def test_rows_are_appended_with_conditions_of_the_same_kind(tmp_path):
             {"condition": [[0]]},
             "found classes .dog, cat, ship",
         ),
-        (CLASSES, {}, "expected a condition of every checkpoint"),
+        (CLASSES, {}, "checkpoint of (row|step) 0: expected a condition, classes"),
         (CLASSES, {"condition": [["horse"]]}, "found 'horse'"),
     ],
 )
@@ -161,7 +164,10 @@ def test_a_recorder_writes_conditions(tmp_path):
             recorder.record(vectors[step], step=step, loss=0.5, condition=subset)
         with pytest.warns(UserWarning, match="was not closed"):
             assert ParameterDataset(tmp_path / "ds").conditions().tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
-        for condition, message in ((["horse"], "step 3: .*found 'horse'"), (None, "step 3: expected a condition of")):
+        for condition, message in (
+            (["horse"], "step 3: .*found 'horse'"),
+            (None, "step 3: expected a condition"),
+        ):
             with pytest.raises(ValueError, match=message):
                 recorder.record(vectors[0], step=3, loss=0.5, condition=condition)
     dataset = ParameterDataset(tmp_path / "ds")
@@ -178,7 +184,7 @@ def test_a_recorder_embeds_sentences(tmp_path):
 
 def test_a_recorder_without_conditions_takes_none(tmp_path):
     recorder = ParameterRecorder(LAYOUT, tmp_path / "ds")
-    with pytest.raises(ValueError, match="step 0: column 'condition': expected it with what conditions are"):
+    with pytest.raises(ValueError, match="column 'condition': expected it with what conditions are"):
         recorder.record(make_vectors(1)[0], step=0, condition=["cat"])
 
 
@@ -235,6 +241,27 @@ def test_a_column_of_another_size_is_noticed(tmp_path):
     ConditionSpec.named("classes", ["cat", "dog"]).save(tmp_path / "ds")
     with pytest.raises(ValueError, match=r"expected conditions of 2 numbers, as condition\.json says, found 3"):
         ParameterDataset(tmp_path / "ds").conditions()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array(NUMBERS, pa.list_(pa.float32())), r"expected 'condition' of as many float32 values in every row"),
+        (pa.array(NUMBERS, pa.list_(pa.float64(), 3)), r"expected 'condition' of as many float32 values in every row"),
+        (pa.array([*NUMBERS[:5], None], pa.list_(pa.float32(), 3)), "expected 'condition' in every row, found rows"),
+        (pa.array([*NUMBERS[:5], [0, 0, 0]], pa.list_(pa.float32(), 3)), "row 5: .* expected ones for what is meant"),
+    ],
+)
+def test_columns_that_others_have_written_are_checked(column, message, tmp_path):
+    save(tmp_path / "ds")
+    (file,) = find_shards(tmp_path / "ds")
+    table = pq.read_table(file)
+    rewrite(table.set_column(table.column_names.index("condition"), "condition", column), file)
+    with pytest.raises(ValueError, match=message):
+        ParameterDataset(tmp_path / "ds").conditions()
+    if column.null_count:
+        with pytest.raises(ValueError, match=message):
+            ParameterDataset(tmp_path / "ds").vectors()
 
 
 def test_a_stale_file_of_conditions_goes(tmp_path):

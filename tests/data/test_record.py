@@ -15,6 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from pdiff_hf.base_model import BaseModel
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data import shards
 from pdiff_hf.data.dataset import ParameterDataset, load_base_model, load_parameter_dataset
 from pdiff_hf.data.record import ParameterRecorder, ParameterRecorderCallback, finish_recording
@@ -375,7 +376,7 @@ def test_trainer_callback_records_every_second_step(tmp_path):
     start = layout.flatten(model)
     base = BaseModel.transformers(config, "ViTForImageClassification").save_weights(model, tmp_path / "base")
     layout.freeze_rest(model)
-    recorder = ParameterRecorder(layout, tmp_path / "ds", base)
+    recorder = ParameterRecorder(layout, tmp_path / "ds", base, conditions=ConditionSpec.named("label", ["a", "b"]))
     arguments = TrainingArguments(
         str(tmp_path / "trainer"),
         per_device_train_batch_size=4,
@@ -387,11 +388,13 @@ def test_trainer_callback_records_every_second_step(tmp_path):
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    callback = ParameterRecorderCallback(recorder, every=2, metrics=lambda model: {"size": model.num_parameters()})
+    metrics = {"metrics": lambda model: {"size": model.num_parameters()}, "condition": "b"}
+    callback = ParameterRecorderCallback(recorder, every=2, **metrics)
     Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
     dataset, layout = load_parameter_dataset(tmp_path / "ds")
     assert dataset[:]["step"].tolist() == [2, 4, 6, 8]
     assert dataset[:]["epoch"].tolist() == [0.5, 1, 1.5, 2]
+    assert dataset[:]["condition"].tolist() == [[0, 1]] * 4
     assert dataset[:]["size"].tolist() == [model.num_parameters()] * 4
     vectors = dataset_vectors(dataset, layout)
     assert torch.equal(vectors[-1], layout.flatten(model))

@@ -62,8 +62,9 @@ def condition_columns(
             )
         return found
     given = found.get(CONDITION)
-    if given is None or any(value is None for value in given):
-        raise ValueError(f"expected a condition of every checkpoint, {spec.summary}, found none.")
+    missing = 0 if given is None else next((row for row, value in enumerate(given) if value is None), None)
+    if missing is not None:
+        raise ValueError(f"checkpoint of {unit} {first + missing}: expected a condition, {spec.summary}, found none.")
     if spec.kind == "text":
         if all(isinstance(value, str) for value in given):
             if embed is None:
@@ -92,11 +93,8 @@ def condition_columns(
 
 
 def _on_host(values: Any) -> Any:
-    return values.detach().cpu().float().numpy() if _is_float_tensor(values) else values
-
-
-def _is_float_tensor(values: Any) -> bool:
-    return isinstance(values, torch.Tensor) and values.is_floating_point()
+    is_float = isinstance(values, torch.Tensor) and values.is_floating_point()
+    return values.detach().cpu().float().numpy() if is_float else values
 
 
 def check_same_conditions(
@@ -136,6 +134,8 @@ def stored_conditions(table: pa.Table, spec: ConditionSpec | None, where: str | 
     column = table.column(CONDITION)
     if (size := column.type.list_size) != spec.size:
         raise ValueError(f"{where}: expected conditions of {spec.size} numbers, as condition.json says, found {size}.")
+    if column.null_count:
+        raise ValueError(f"{where}: expected {CONDITION!r} in every row, found rows without.")
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     values = np.concatenate(parts).reshape(len(table), size)
     with errors_of(where):

@@ -223,10 +223,8 @@ class ParameterRecorder:
     def _condition(self, step: int, given: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a checkpoint's condition."""
         given |= {CONDITION_TEXT: metrics[CONDITION_TEXT]} if CONDITION_TEXT in metrics else {}
-        with errors_of(f"step {step}"):
-            found = condition_columns(
-                self.conditions, {name: [value] for name, value in given.items()}, self._embed, "step", step
-            )
+        columns = {name: [value] for name, value in given.items()}
+        found = condition_columns(self.conditions, columns, self._embed, "step", step)
         return {name: value for name, (value,) in found.items()}
 
     def _check_rest(self, state: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

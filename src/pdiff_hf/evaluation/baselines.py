@@ -185,6 +185,8 @@ def _decode(autoencoder: ParameterAutoencoderMixin, latents: torch.Tensor) -> Ve
     for block in autoencoder.decode_rows(latents):
         networks[start : start + len(block)] = block.cpu()
         start += len(block)
+        # Or it would be there beside the next one.
+        del block
     return networks
 
 

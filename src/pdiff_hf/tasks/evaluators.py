@@ -19,6 +19,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..wording import argument
 from .auto import load_task
+from .conditions import condition_labels
 from .config import FunctionConfig, SplitConfig
 from .function import FunctionTask
 from .populations import population_labels
@@ -89,10 +90,18 @@ def make_evaluator(
     to a function. Of several populations, a network is judged by the labels that it fits best.
 
     Raises:
-        ValueError: see [`require_task`] and [`BaseModel.build`], or the network does not take the inputs.
+        ValueError: see [`require_task`] and [`BaseModel.build`], the network does not take the inputs, or every row
+            has labels of its own.
     """
+    task = task or require_task(dataset)
+    if have_own_tasks(dataset, task):
+        raise ValueError(
+            f"{dataset.source}: expected networks of one task, found {dataset.condition_spec.summary}, each a task of "
+            "its own; compare their predictions with the labels of condition_labels, or give a function of yours that "
+            f"scores a network, {argument('task', '…', 'nets.py:evaluate')}."
+        )
     return judge_networks(
-        task or require_task(dataset),
+        task,
         split,
         model or dataset.base_model.build(),
         layout or dataset.layout,
@@ -110,14 +119,18 @@ def judge_networks(
     *,
     identity: NetworkIdentity | None = None,
     metadata: Mapping[str, Any] | None = None,
+    populations: Mapping[str, torch.Tensor] | None = None,
     **options: Any,
 ) -> NetworkEvaluator:
-    """As [`make_evaluator`], of networks that are in no dataset; `metadata` may name populations."""
+    """As [`make_evaluator`], of networks that are in no dataset.
+
+    Populations are those of `metadata`, or `populations`, labels `(N,)` by their names.
+    """
     state = process_state()
     if isinstance(task, FunctionTask):
         return task.evaluator(split, model, layout, identity, state)
     known = {"device": state.device, "accelerator": state, "identity": identity}
-    populations = _told_apart(population_labels(task, metadata or {}, split))
+    populations = _told_apart(populations or population_labels(task, metadata or {}, split))
     inputs, labels = task.arrays(split)
     # Of half precision, a CPU may lack operations that the evaluator's device has.
     tried = inputs[: 2 if input_dtype(model).itemsize > 2 else 0]
@@ -144,7 +157,7 @@ def make_val_and_test(
     return val, make_evaluator(dataset, "test", task, **options) if task.has_splits else val
 
 
-def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _told_apart(labels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Populations with labels of their own; those with the same labels are one, by all of their names."""
     names: dict[bytes, list[str]] = {}
     for name, own in labels.items():
@@ -153,6 +166,27 @@ def _told_apart(labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def make_gate_evaluator(dataset: ParameterDataset, task: AnyTask | None = None) -> NetworkEvaluator | None:
-    """What the gate judges networks with, on the validation examples; `None` where nobody knows how."""
-    is_known = dataset.base_model is not None and (task or dataset.task) is not None
-    return make_evaluator(dataset, "val", task) if is_known else None
+    """What the gate judges networks with, on the validation examples; `None` where nobody knows how.
+
+    That is so without a base model or a task. Where rows have labels of their own, a network is judged by those of the
+    condition that it fits best.
+    """
+    if dataset.base_model is None or (task or dataset.task) is None:
+        return None
+    task = task or require_task(dataset)
+    if not have_own_tasks(dataset, task):
+        return make_evaluator(dataset, "val", task)
+    spec, conditions = dataset.condition_spec, dataset.conditions().unique(dim=0)
+    names = [", ".join(spec.describe(condition)) for condition in conditions.tolist()]
+    labels = condition_labels(task.labels("val"), task.class_names, spec, conditions)
+    populations = dict(zip(names, labels, strict=True))
+    model, identity = dataset.base_model.build(), dataset.identity
+    return judge_networks(task, "val", model, dataset.layout, identity=identity, populations=populations)
+
+
+def have_own_tasks(dataset: ParameterDataset, task: AnyTask) -> bool:
+    """Whether the networks of a dataset are for subsets of the task's classes, and have labels of their own."""
+    spec = dataset.condition_spec
+    if spec is None or spec.kind != "classes" or isinstance(task, FunctionTask):
+        return False
+    return {*spec.names} <= {*task.class_names}

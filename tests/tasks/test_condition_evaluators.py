@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from pdiff_hf import BaseModel, ConditionSpec, ParameterDataset, ParameterLayout
+from pdiff_hf.networks import mlp3
+from pdiff_hf.tasks.evaluators import make_evaluator, make_gate_evaluator, open_task
+
+TASK = {"task": {"kind": "image_classification", "dataset": "digits"}}
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def save(folder, conditions, condition, num_classes):
+    options = {"in_features": 64, "hidden": [4, 4], "num_classes": num_classes}
+    torch.manual_seed(0)
+    network = mlp3(**options)
+    layout = ParameterLayout.from_model(network)
+    base = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", **options).save_weights(network, folder / "base")
+    vectors, columns = layout.flatten(network).repeat(2, 1), {"condition": [condition] * 2}
+    return ParameterDataset.write(vectors, layout, folder / "ds", base, columns, TASK, conditions=conditions)
+
+
+def test_networks_with_labels_of_their_own_are_not_judged_by_those_of_the_task(tmp_path):
+    dataset = save(tmp_path, ConditionSpec.named("classes", DIGITS), ["1", "7"], 2)
+    with pytest.raises(ValueError, match=r"expected networks of one task, found classes \(0, .*condition_labels"):
+        make_evaluator(dataset, "val")
+
+
+def test_the_gate_judges_a_network_by_the_subset_that_it_fits_best(tmp_path):
+    spec = ConditionSpec.named("classes", DIGITS)
+    dataset = save(tmp_path, spec, ["1", "7"], 2)
+    dataset.append(dataset.vectors(rows=[0]), {"run": ["b"], "condition": [["0", "2", "4", "6", "8"]]})
+    dataset = ParameterDataset(tmp_path / "ds")
+    evaluator = make_gate_evaluator(dataset)
+    digits = open_task(dataset).labels("val")
+    (predicted,) = evaluator.predictions(dataset.vectors(rows=[0]))
+    own = [torch.isin(digits, torch.tensor(subset)) for subset in ([1, 7], [0, 2, 4, 6, 8])]
+    expected = max((predicted == labels).float().mean().item() for labels in own)
+    assert evaluator.score(dataset.vectors(rows=[0])).item() == pytest.approx(expected, abs=1e-6)
+    assert set(evaluator.populations) == {"1, 7", "0, 2, 4, 6, 8"}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "condition"),
+    [
+        (ConditionSpec.named("metric", ["ece"]), {"ece": 0.5}),
+        (ConditionSpec.named("classes", ["wide", "deep"]), ["deep"]),
+    ],
+)
+def test_networks_of_one_task_are_judged_whatever_their_conditions(tmp_path, conditions, condition):
+    dataset = save(tmp_path, conditions, condition, 10)
+    scores = make_gate_evaluator(dataset).score(dataset.vectors())
+    assert scores.shape == (2,) and scores[0] == scores[1]

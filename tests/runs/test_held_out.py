@@ -51,10 +51,10 @@ def test_another_run_on_the_same_ring_is_known_better_than_by_a_gaussian():
 
 def test_a_denoiser_of_conditions_is_told_those_of_the_rows_that_were_held_out(tmp_path):
     dataset = train_tasks_autoencoder(tmp_path, rows_per_run=27)
-    config = CONFIG.model_copy(update={"steps": 150, "block_out_channels": (64,)})
+    config = CONFIG.model_copy(update={"steps": 80, "block_out_channels": (64,)})
     pipeline = train_diffusion(dataset, tmp_path / "autoencoder", tmp_path / "pipeline", config)
     found = held_out_of(tmp_path / "pipeline", dataset, pipeline.autoencoder, dataset.vectors(), ["run"])["run"]
-    # Measured: a sixth.
+    # Measured: a fifth.
     assert found.n == 27 and found.loss < 0.6 * found.gaussian
 
 

@@ -180,6 +180,11 @@ def own(session):
     session.names["train_step"] = lambda model: model[0].weight.data.add_(0.01)
 
 
+def modules(session):
+    """Files that can be imported, as those beside a script or a notebook."""
+    sys.path.insert(0, os.getcwd())
+
+
 def lightning(session):
     """What a `Trainer` of Lightning leaves behind."""
     import timm
@@ -277,5 +282,6 @@ GIVEN = {
         images,
         perceptrons,
         nets_in_memory,
+        modules,
     )
 }

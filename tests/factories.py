@@ -6,7 +6,17 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from pdiff_hf import AutoencoderPCA, AutoencoderPDiff, BaseModel, ParameterLayout, PDiffPipeline, make_unet_1d
+from pdiff_hf import (
+    AutoencoderPCA,
+    AutoencoderPDiff,
+    BaseModel,
+    ConditionEncoder,
+    ParameterLayout,
+    PDiffPipeline,
+    UNet1DConditionModel,
+    make_unet_1d,
+)
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.networks import mlp3
 
@@ -129,5 +139,22 @@ def make_pipeline(kind="pdiff"):
     unet = make_unet_1d(**LATENTS, block_out_channels=(16, 16)).eval()
     scheduler = DDPMScheduler(clip_sample=False, prediction_type="v_prediction")
     pipeline = PDiffPipeline(make_autoencoder(kind), unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_conditional_pipeline(spec=None):
+    """A pipeline whose untrained denoiser listens to its conditions, by default subsets of three classes."""
+    spec = spec or ConditionSpec.named("classes", ["airplane", "cat", "dog"])
+    torch.manual_seed(0)
+    shape = {"in_channels": LATENTS["latent_channels"], "sample_size": LATENTS["latent_length"]}
+    condition = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": spec.size}
+    unet = UNet1DConditionModel(**shape, **condition, block_out_channels=(16,)).eval()
+    for weights in (unet.conv_out.weight, unet.null_embedding):
+        torch.nn.init.normal_(weights, std=0.5)
+    scheduler = DDPMScheduler(clip_sample=False, prediction_type="v_prediction")
+    unet.gaussian.set_schedule(scheduler)
+    encoder = ConditionEncoder(**spec.to_dict()).eval()
+    pipeline = PDiffPipeline(make_autoencoder("pca"), unet, scheduler, condition_encoder=encoder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -8,6 +8,7 @@ FAST = ["README.md", "docs/conditions.md", "docs/datasets.md", "docs/evaluation.
 SLOW = [
     "docs/ablate.md",
     "docs/analysis.md",
+    "docs/conditional.md",
     "docs/cycles.md",
     "docs/functional.md",
     "docs/recipes.md",

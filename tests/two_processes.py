@@ -98,7 +98,7 @@ class ShardedOnCPU(Accelerator):
         self.state.fsdp_plugin = plugin
 
 
-def main(dataset, one, output, zoo):
+def main(dataset, one, output, zoo, tasks):
     output = Path(output)
     state = PartialState(cpu=True)
     assert state.num_processes == 2
@@ -130,6 +130,7 @@ def main(dataset, one, output, zoo):
 
     note("chosen", *chosen(dataset, output / "chosen", 4))
     note("chosen_resumed", *chosen(dataset, output / "chosen", 4, "latest"))
+    note("told", *chosen(tasks, output / "conditions" / "told", 4))
 
     note("functional", *functional(zoo, output / "functional", 4))
     note("functional_accumulated", *functional(zoo, output / "half", 2, gradient_accumulation_steps=2))
@@ -171,6 +172,7 @@ def main(dataset, one, output, zoo):
     note("functional_sharded", *functional(zoo, output / "functional_sharded", 4))
     note("chosen_sharded", *chosen(dataset, output / "chosen_sharded", 4))
     note("chosen_sharded_resumed", *chosen(dataset, output / "chosen_sharded", 4, "latest"))
+    note("told_sharded", *chosen(tasks, output / "conditions" / "told_sharded", 4))
     note("sharded_clipped", *stages(dataset, output / "clipped", 4, max_grad_norm=1e-3))
     ShardedOnCPU.wrap = "SIZE_BASED_WRAP"
     try:

@@ -1,6 +1,6 @@
 """Neural network diffusion for the Hugging Face ecosystem.
 
-Its names are those below, and the classes of the autoencoders and denoisers in `models.auto`.
+Its names are those below, and the classes of the components of pipelines, [`own_classes`] of `models.auto`.
 """
 
 from importlib import import_module

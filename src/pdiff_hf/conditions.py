@@ -66,6 +66,11 @@ class ConditionSpec:
         """Of classes, labels or metrics."""
         return cls(kind, len(names), tuple(map(str, names)))
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether its numbers are ones for what is meant and zeros for the rest."""
+        return self.kind in ("classes", "label")
+
     def values(self, condition: Any) -> list[float]:
         """The numbers of a condition.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hub_client import TOKEN, ClientError
 
-from factories import NETWORK, make_layout, make_network, make_pipeline
+from factories import NETWORK, make_conditional_pipeline, make_layout, make_network, make_pipeline
 from pdiff_hf import BaseModel
 
 REPO = "user/pdiff-tiny"
@@ -61,6 +61,20 @@ def test_pushed_pipeline_loads_with_its_base_model(hub, client, folder):
     loaded = client(LOAD, repo=REPO, options={})
     assert loaded["vector"] == local["vector"] and loaded["logits"] == local["logits"]
     assert loaded["name"] == REPO
+
+
+def test_pushed_pipeline_with_conditions_draws_for_them(hub, client, tmp_path):
+    make_conditional_pipeline().save_pretrained(tmp_path / "pipeline")
+    push(client, tmp_path / "pipeline")
+    load = """
+import torch
+from pdiff_hf import PDiffPipeline
+pipe = PDiffPipeline.from_pretrained(repo)
+pipe.set_progress_bar_config(disable=True)
+options = {"num_inference_steps": 2, "generator": torch.manual_seed(0), "output_type": "pt"}
+result = pipe(condition={"classes": ["cat"]}, guidance_scale=2.0, **options).parameters[0].tolist()
+"""
+    assert client(load, repo=REPO) == client(load, repo=tmp_path / "pipeline")
 
 
 def test_only_what_belongs_to_a_pipeline_is_pushed_in_one_commit(hub, client, folder):

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 
 import pdiff_hf
-from factories import make_autoencoder, make_vectors
+from factories import make_autoencoder, make_conditional_pipeline, make_vectors
 from pdiff_hf import PDiffPipeline, UNet1DConditionModel
 from pdiff_hf.pipelines.standalone import ON_DEMAND, export_standalone, loader
 
@@ -80,22 +80,35 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
 assert type(pipe.unet).__name__ == "UNet1DConditionModel" and pipe.unet.gaussian.basis.dtype == torch.float32
-drawn = pipe(3, 5, torch.Generator().manual_seed(0), output_type="pt").parameters
-torch.testing.assert_close(drawn, torch.load(sys.argv[2]), atol=5e-5, rtol=0)
+options, expected = torch.load(sys.argv[2])
+drawn = pipe(3, 5, torch.Generator().manual_seed(0), output_type="pt", **options).parameters
+torch.testing.assert_close(drawn, expected, atol=5e-5, rtol=0)
 assert "pdiff_hf" not in sys.modules
 """
 
 
-@pytest.mark.slow
-def test_exported_pipeline_of_the_default_loads_without_this_package(tmp_path):
+def default_pipeline():
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
     unet = UNet1DConditionModel(sample_size=2, in_channels=4, block_out_channels=(16,))
     unet.fit_gaussian(torch.randn(40, 4, 2, generator=torch.Generator().manual_seed(0)), scheduler)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
-    pipeline = PDiffPipeline(make_autoencoder(), unet.eval(), scheduler)
+    return PDiffPipeline(make_autoencoder(), unet.eval(), scheduler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make_pipeline", "options"),
+    [
+        (default_pipeline, {}),
+        (make_conditional_pipeline, {"condition": {"classes": ["cat", "dog"]}, "guidance_scale": 1.5}),
+    ],
+)
+def test_exported_pipeline_loads_without_this_package(tmp_path, make_pipeline, options):
+    pipeline = make_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "pipeline")
-    torch.save(pipeline(3, 5, torch.Generator().manual_seed(0), output_type="pt").parameters, tmp_path / "drawn.pt")
+    drawn = pipeline(3, 5, torch.Generator().manual_seed(0), output_type="pt", **options).parameters
+    torch.save((options, drawn), tmp_path / "drawn.pt")
     saved = [path for path in (tmp_path / "pipeline").rglob("*") if path.is_file()]
     files = {path.relative_to(tmp_path / "pipeline").as_posix(): path for path in saved}
     for name, path in export_standalone(files, make(tmp_path / "made")).items():

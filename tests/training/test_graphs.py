@@ -61,16 +61,22 @@ def static_steps(monkeypatch, request):
     return Static.steps
 
 
-def train(folder, **options):
+def train(folder, conditional=False, **options):
     folder.mkdir(exist_ok=True)
     config = DENOISER.validate({"steps": 6, "validate": "none", **EXACT, **options})
     accelerator = make_accelerator(config, folder)
     latents = torch.randn(60, 8, 2, generator=torch.Generator().manual_seed(0)).to(accelerator.device)
-    denoiser, _, _, history = train_denoiser(accelerator, latents, {"run": range(60)}, config, folder)
+    given = {}
+    if conditional:
+        labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(1)).repeat(3, 1)
+        given = {"conditions": labels.to(accelerator.device)}
+    denoiser, _, _, history = train_denoiser(accelerator, latents, {"run": range(60)}, config, folder, **given)
     return denoiser.state_dict(), history
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "unet_1d", "snr_gamma": 5.0, "use_ema": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"conditional": True}, {"kind": "unet_1d", "snr_gamma": 5.0, "use_ema": False}]
+)
 def test_a_static_step_is_a_step_to_the_bit(tmp_path, options, request):
     expected = train(tmp_path / "plain", **options)
     steps = request.getfixturevalue("static_steps")
@@ -109,7 +115,7 @@ def assert_recordable(steps):
     assert steps and all(before is not None and before == after for before, after in steps)
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "unet_1d", "snr_gamma": 5.0}])
+@pytest.mark.parametrize("options", [{}, {"conditional": True}, {"kind": "unet_1d", "snr_gamma": 5.0}])
 def test_steps_of_denoisers_can_be_recorded(static_steps, pretended, tmp_path, options):
     train(tmp_path, **options)
     assert_recordable(static_steps)

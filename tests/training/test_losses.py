@@ -40,6 +40,17 @@ def test_target_is_what_the_scheduler_says(kind, weights):
     torch.testing.assert_close(denoising_target(clean, noise, torch.zeros(5, dtype=torch.long), scheduler), expected)
 
 
+def test_stable_target_of_a_condition_is_the_expectation_over_its_rows():
+    rows, scheduler = make_rows(5), make_scheduler()
+    batch = make_batch(rows[:2], 700, 6, 0.3, scheduler)
+    others = torch.tensor([[False, False, True, True, True]] * 3 + [[False] * 5] * 3)
+    _, found, _ = TrainingTargets(rows, scheduler, 0.3, stable=True)(*batch, others)
+    _, of_condition, _ = TrainingTargets(rows[:2], scheduler, 0.3, stable=True)(*batch)
+    _, of_all, _ = TrainingTargets(rows, scheduler, 0.3, stable=True)(*batch)
+    torch.testing.assert_close(found, torch.cat([of_condition[:3], of_all[3:]]))
+    assert not torch.allclose(of_condition, of_all, atol=1e-3)
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("latent_noise", [0.0, 0.3])
 @pytest.mark.parametrize("timestep", [1, 300, 700, 999])

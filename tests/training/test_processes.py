@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from factories import make_dataset
 from functional_zoo import make_zoo
 from processes import launch_two
+from small_tasks import make_tasks
 from two_processes import chosen, functional, stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
@@ -38,10 +39,15 @@ def zoo(folder):
 
 
 @pytest.fixture(scope="module")
-def two(one, dataset, folder, zoo):
+def tasks(folder):
+    return make_tasks(folder / "tasks").folder
+
+
+@pytest.fixture(scope="module")
+def two(one, dataset, folder, zoo, tasks):
     shutil.copytree(folder / "one", folder / "copy")
     script = Path(__file__).parents[1] / "two_processes.py"
-    code, out = launch_two(script, dataset, folder / "copy", folder / "two", zoo)
+    code, out = launch_two(script, dataset, folder / "copy", folder / "two", zoo, tasks)
     assert code == 0, out
     return json.loads((folder / "two" / "results.json").read_text())
 
@@ -49,6 +55,11 @@ def two(one, dataset, folder, zoo):
 @pytest.fixture(scope="module")
 def chosen_by_one(dataset, folder):
     return chosen(dataset, folder / "alone" / "chosen", 8)
+
+
+@pytest.fixture(scope="module")
+def told_by_one(tasks, folder):
+    return chosen(tasks, folder / "alone" / "conditions" / "told", 8)
 
 
 def assert_same_curve(found, expected):
@@ -110,9 +121,11 @@ def test_functions_resumed_have_the_bits_of_an_uninterrupted_run(two):
     assert two["functional_resumed"][0][1] == two["functional"][0][1]
 
 
-@pytest.mark.parametrize("name", ["chosen", "chosen_resumed", "chosen_sharded", "chosen_sharded_resumed"])
-def test_the_same_step_is_chosen(two, chosen_by_one, name):
-    expected, _ = chosen_by_one
+@pytest.mark.parametrize(
+    "name", ["chosen", "chosen_resumed", "chosen_sharded", "chosen_sharded_resumed", "told", "told_sharded"]
+)
+def test_the_same_step_is_chosen(two, chosen_by_one, told_by_one, name):
+    expected, _ = told_by_one if name.startswith("told") else chosen_by_one
     for record, _ in two[name]:
         assert record["kept_step"] == expected["kept_step"]
         assert record["curve"].keys() == expected["curve"].keys() and len(record["curve"]) == 11

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tasks.config import FunctionConfig, SplitConfig
@@ -46,6 +46,16 @@ def parse_given_task(spec: str | None) -> SplitConfig | FunctionConfig | None:
     from ..runs.task_spec import parse_task
 
     return parse_task(spec)
+
+
+def parse_condition(text: str | None) -> Any:
+    """What `--condition` says, `None` without it; `ValueError` for what is no JSON of one condition or several."""
+    if text is None:
+        return None
+    from ..files import errors_of, parse_json
+
+    with errors_of(f'--condition {text:.200} is not valid JSON, such as \'{{"classes": ["cat", "dog"]}}\''):
+        return parse_json(text)
 
 
 def check_import(

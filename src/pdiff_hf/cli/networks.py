@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
-from .checks import check_dataset, check_generated, check_pipeline, parse_given_task
+from .checks import check_dataset, check_generated, check_pipeline, parse_condition, parse_given_task
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_pdiff import PDiffPipeline
@@ -24,6 +24,13 @@ def generate(
     scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
     truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    condition: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='What the networks are for, such as {"classes": ["cat", "dog"]}.'),
+    ] = None,
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, help="1 the condition as it was learned, more exaggerates it, 0 leaves it out")
+    ] = 1.0,
     # The second name is that of version 0.1.
     choose: Annotated[
         str | None,
@@ -61,7 +68,7 @@ def generate(
         if dataset is None and not beside.is_dir():
             raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
         check_dataset(dataset or beside)
-    given_task = parse_given_task(task)
+    given_task, wanted = parse_given_task(task), parse_condition(condition)
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
@@ -75,7 +82,18 @@ def generate(
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn, given_task)
     line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
     with warnings_as_lines(line):
-        generate_networks(loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed, choice)
+        generate_networks(
+            loaded,
+            out,
+            num_samples,
+            num_inference_steps,
+            scheduler,
+            truncation,
+            seed,
+            choice,
+            condition=wanted,
+            guidance_scale=guidance_scale,
+        )
     if choice is None:
         line(f"{num_samples} networks → {out}")
         line(f"Load one: {_how_to_load(loaded, pipeline, min(out.glob('*.safetensors')))}")

@@ -34,7 +34,8 @@ def trajectory(
     """Follow networks through the reverse process of a pipeline. Source: Wang et al. 2024, arXiv 2402.13144, §4.
 
     At every point two networks are decoded: the `noisy` one of the latents as they are, and the `predicted` one of the
-    clean latents that the UNet expects from there. At the end, both are the generated network.
+    clean latents that the UNet expects from there. At the end, both are the generated network. Pipelines with
+    conditions are told none.
 
     Args:
         pipe ([`PDiffPipeline`]): Trained; its scheduler is used.
@@ -133,7 +134,9 @@ def _follow(
         before = tensors["latents"]
         return tensors
 
+    options = {} if pipe.condition_encoder is None else {"guidance_scale": 0.0}
     final = pipe(
+        **options,
         batch_size=num_starts,
         num_inference_steps=num_inference_steps,
         generator=generator,

@@ -42,8 +42,11 @@ DiffusionSection = Annotated[DiffusionConfig, DENOISER]
 
 
 def own_classes() -> dict[str, type[ModelMixin]]:
-    """The classes of the autoencoders and denoisers that are this package's, by name."""
+    """The classes of the components of pipelines that are this package's, by name."""
+    from .condition_encoder import ConditionEncoder
+
     classes = [section.model_class() for section in (*AUTOENCODERS.values(), *DENOISERS.values())]
+    classes.append(ConditionEncoder)
     package = __name__.partition(".")[0]
     return {cls.__name__: cls for cls in classes if cls.__module__.partition(".")[0] == package}
 

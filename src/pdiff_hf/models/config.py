@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from diffusers import DDPMScheduler, ModelMixin
 
+    from ..conditions import ConditionSpec
     from .autoencoder_base import ParameterAutoencoderMixin
 
 # Wang et al. 2024, arXiv 2402.13144, v3, for a subset of the tensors; 768 values for whole networks.
@@ -227,10 +228,20 @@ class DiffusionConfig(OptimizationConfig):
         """What the length of latents has to be a multiple of."""
         return 1
 
+    def uses_conditions(self, spec: ConditionSpec | None) -> bool:
+        """Whether a denoiser of a dataset with conditions of `spec`, or with none, is trained with them.
+
+        Raises:
+            ValueError: it is to be, and there are none.
+        """
+        return False
+
     def build(self, latent_shape: tuple[int, int]) -> ModelMixin:
         """An untrained denoiser for latents `(B, C, L)` with `latent_shape` (C, L).
 
-        Its config has `in_channels` C and `sample_size` L, and it is called as [`UNet1DModel`] is.
+        Its config has `in_channels` C and `sample_size` L, and it is called as [`UNet1DModel`] is. A kind that can
+        use conditions also takes how many numbers they have, `condition_size`, `None` for a denoiser without them; its
+        config then has a `class_dropout_prob`.
         """
         raise NotImplementedError
 

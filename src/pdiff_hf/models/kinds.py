@@ -15,6 +15,7 @@ from .config import PAPER_LATENTS, AutoencoderConfig, DiffusionConfig, Optimizat
 if TYPE_CHECKING:
     from diffusers import UNet1DModel
 
+    from ..conditions import ConditionSpec
     from .autoencoder_functional import AutoencoderFunctional
     from .autoencoder_identity import AutoencoderIdentity
     from .autoencoder_pca import AutoencoderPCA
@@ -243,11 +244,34 @@ class UNet1DConditionConfig(DiffusionConfig):
     kind: Literal["unet_1d_condition"] = "unet_1d_condition"
     block_out_channels: tuple[int, ...] = Field((256,), min_length=1)
     layers_per_block: int = Field(1, ge=1)
+    condition: bool | None = Field(
+        None, description="whether networks are drawn for a condition; null: where the parameter dataset has them"
+    )
+    class_dropout_prob: float = Field(
+        0.1, ge=0, lt=1, description="share of the conditions that training hides, for guidance: arXiv 2207.12598"
+    )
 
-    def build(self, latent_shape: tuple[int, int]) -> UNet1DConditionModel:
-        """Build it, untrained, for latents `(B, C, L)` with `latent_shape` (C, L)."""
+    def uses_conditions(self, spec: ConditionSpec | None) -> bool:
+        """Where the dataset has them, unless `condition` says otherwise."""
+        if self.condition and spec is None:
+            raise ValueError(
+                f"expected a parameter dataset with conditions for {setting('diffusion.condition', 'true')}, found "
+                "one without; record them, or leave that out."
+            )
+        return spec is not None and self.condition is not False
+
+    def build(self, latent_shape: tuple[int, int], condition_size: int | None = None) -> UNet1DConditionModel:
+        """Build it, untrained, for latents `(B, C, L)` with `latent_shape` (C, L) and conditions `(B, n)`, if any."""
         channels, length = latent_shape
+        conditions = {}
+        if condition_size is not None:
+            conditions = {
+                "class_embed_type": "projection",
+                "projection_class_embeddings_input_dim": condition_size,
+                "class_dropout_prob": self.class_dropout_prob,
+            }
         return self.model_class()(
+            **conditions,
             sample_size=length,
             in_channels=channels,
             block_out_channels=self.block_out_channels,

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..files import read_json
 from ..hub.card_text import REPO_ID, code, escape, fold, literal, one_line, template, write_card
+from ..models.condition_encoder import ConditionEncoder
 from ..results import card_lines
 from ..results.metrics import METRICS_FILE, Metrics, read_denoiser
 from ..results.population_table import population_lines
@@ -53,6 +54,8 @@ def write_pipeline_card(
     config_file = pipeline_dir / "train_config.json"
     config = read_json(config_file) if config_file.is_file() else {}
     plots = [name for name in PLOTS if (pipeline_dir / f"{name}.png").is_file()]
+    encoder_dir = pipeline_dir / "condition_encoder"
+    encoder = ConditionEncoder.from_pretrained(encoder_dir) if encoder_dir.is_dir() else None
     _, dataset = card_lines.task_dataset(metrics.task)
     text = render_card(
         "model_card.md",
@@ -63,6 +66,7 @@ def write_pipeline_card(
         card_lines.generated_values(metrics),
         {"library_name": "diffusers", "datasets": None if dataset is None else [dataset]},
         repo_id=REPO_ID,
+        condition=_condition_argument(encoder),
         build_arguments=card_lines.build_arguments(base_model) if base_model else None,
         verdict=escape(metrics.verdict) if is_evaluated else None,
         results=card_lines.results_table(metrics) if is_evaluated else None,
@@ -71,7 +75,7 @@ def write_pipeline_card(
         ensembles=card_lines.ensemble_line(metrics),
         first_plot=_plot(plots[0]) if plots else None,
         other_plots=fold("\n\n".join(map(_plot, plots[1:])), "More figures") if plots[1:] else None,
-        making=_making_lines(index, autoencoder, metrics, read_denoiser(pipeline_dir)),
+        making=_making_lines(index, autoencoder, metrics, read_denoiser(pipeline_dir), encoder),
         config=fold(f"```json\n{literal(config, indent=2)}\n```", "Training configuration") if config else None,
         task_kind=escape(one_line(metrics.task.get("kind") or "image classification").replace("_", " ")),
     )
@@ -123,7 +127,18 @@ def _plot(name: str) -> str:
     return f"![{PLOTS[name]}]({name}.png)"
 
 
-def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics, denoiser: Denoiser) -> list[str]:
+def _condition_argument(encoder: ConditionEncoder | None) -> str:
+    """What a call has to be given of a condition, as Python, in front of other arguments."""
+    if encoder is None:
+        return ""
+    if (example := encoder.example()) is not None:
+        return f"condition={literal(example)}, "
+    return f"condition_embeds=torch.zeros(1, {encoder.spec.size}), "
+
+
+def _making_lines(
+    index: Mapping, autoencoder: Mapping, metrics: Metrics, denoiser: Denoiser, encoder: ConditionEncoder | None
+) -> list[str]:
     base_model = index.get("base_model")
     lines = [f"Base model: {card_lines.base_model_text(base_model)}"]
     if repo := card_lines.base_model_id(base_model):
@@ -137,6 +152,8 @@ def _making_lines(index: Mapping, autoencoder: Mapping, metrics: Metrics, denois
     lines.append(f"Denoiser: {code(index['unet'][1])}, noise schedule of {code(index['scheduler'][1])}")
     if denoiser.kept_step is not None:
         lines[-1] += f"; {denoiser.describe()}"
+    if encoder is not None:
+        lines.append(f"Conditions: {escape(encoder.spec.summary)}; with guidance_scale=0, none")
     if metrics.generated.cost.seconds is not None:
         lines.append(f"Autoencoder, denoiser and drawing together took {metrics.generated.cost.seconds:.3g} s")
     lines += card_lines.seed_lines(metrics)

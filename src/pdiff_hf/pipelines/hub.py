@@ -41,7 +41,8 @@ def download_pipeline(repo_id: str, variant: str | None = None, components: Iter
         raise ValueError(f"{snapshot}: expected a PDiffPipeline in model_index.json, found another{hint}.")
     names, all_weights = [], []
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or name in components:
+        # An optional component that is not there is [null, null].
+        if name.startswith("_") or not isinstance(value, list) or name in components or value == [None, None]:
             continue
         if len(value) != 2 or value[0] not in COMPONENT_LIBRARIES:
             raise ValueError(

@@ -15,9 +15,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 from ..base_model import BaseModel
-from ..files import read_json, replacing
+from ..files import read_json, replacing, write_json
 from ..identity import NetworkIdentity, pipeline_identity, shown
 from ..layout import ParameterLayout
+from .conditioning import Conditions, check_components, prepare_guidance
 from .hub import download_pipeline
 from .inputs import check_counts, check_fraction, check_generator, check_latents, replaced_latents
 from .schedulers import check_scheduler, saved_scheduler, state_schedule, step_options
@@ -26,6 +27,8 @@ OUTPUT_TYPES = ("state_dict", "pt", "np", "latent")
 
 # Of `from_pretrained`, what is about downloading.
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+ENCODER = "condition_encoder"
 
 SHIM = "from pdiff_hf import PDiffPipeline  # noqa: F401\n"
 
@@ -60,22 +63,32 @@ class PDiffPipeline(DiffusionPipeline):
             same spread, made by `from_config` from its config.
         base_model (`dict`, *optional*):
             `BaseModel.to_dict()`; set the attribute `base_model` instead to also carry the weights.
+        condition_encoder ([`ConditionEncoder`], *optional*):
+            Of a denoiser that was trained with conditions: what they are, and how the denoiser is given them.
     """
 
     model_cpu_offload_seq = "unet->autoencoder"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "noise_pred"]
+    _optional_components: ClassVar[list[str]] = ["condition_encoder"]
 
     def __init__(
-        self, autoencoder: ModelMixin, unet: ModelMixin, scheduler: SchedulerMixin, base_model: dict | None = None
+        self,
+        autoencoder: ModelMixin,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        base_model: dict | None = None,
+        condition_encoder: ModelMixin | None = None,
     ):
         super().__init__()
-        self.register_modules(autoencoder=autoencoder, unet=unet, scheduler=scheduler)
+        components = {"autoencoder": autoencoder, "unet": unet, "scheduler": scheduler}
+        self.register_modules(**components, condition_encoder=condition_encoder)
         shape = (unet.config.get("in_channels"), unet.config.get("sample_size"))
         if None not in shape and shape != autoencoder.latent_shape:
             raise ValueError(
                 f"the unet is for latents {shape}, the autoencoder gives {autoencoder.latent_shape}; give those that "
                 "were trained together."
             )
+        check_components(unet, condition_encoder)
         if hasattr(unet, "check_scheduler"):
             unet.check_scheduler(scheduler)
         self.register_to_config(base_model=base_model)
@@ -162,6 +175,10 @@ class PDiffPipeline(DiffusionPipeline):
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replacing(save_directory, merge=True) as folder:
             super().save_pretrained(str(folder), **kwargs)
+            if self.condition_encoder is None:
+                # As those of versions that knew no conditions, which can then load it.
+                index = read_json(folder / "model_index.json")
+                write_json(folder / "model_index.json", {key: index[key] for key in index if key != ENCODER})
             if self.base_model is not None and self.base_model.carried_weights is not None:
                 self.base_model.copy_to(folder)
             (folder / "pipeline.py").write_text(SHIM, encoding="utf-8")
@@ -186,7 +203,7 @@ class PDiffPipeline(DiffusionPipeline):
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = Path(source)
         if not folder.is_dir():
-            components = [name for name in ("autoencoder", "unet") if name in kwargs]
+            components = [name for name in ("autoencoder", "unet", ENCODER) if name in kwargs]
             folder = download_pipeline(source, kwargs.get("variant"), components, **options)
         pipeline = super().from_pretrained(str(folder), **{"use_safetensors": True, **kwargs})
         pipeline._base_root = folder
@@ -266,6 +283,10 @@ class PDiffPipeline(DiffusionPipeline):
         truncation: float = 1.0,
         output_type: str = "state_dict",
         return_dict: bool = True,
+        condition: Conditions | None = None,
+        condition_embeds: torch.Tensor | None = None,
+        negative_condition_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict | None]
         | PipelineCallback
         | MultiPipelineCallbacks
@@ -290,6 +311,16 @@ class PDiffPipeline(DiffusionPipeline):
                 `"state_dict"`, `"pt"` or `"np"` for vectors `(B, D)`, `"latent"` for scaled latents `(B, C, L)`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether or not to return a [`PDiffPipelineOutput`] instead of a plain tuple.
+            condition (`Mapping` or `Sequence[Mapping]`, *optional*):
+                What the networks are for, as `{kind: value}`, such as `{"classes": ["cat", "dog"]}`; see
+                [`ConditionEncoder.encode`]. One for all networks, or one each.
+            condition_embeds (`torch.Tensor` of shape `(1, n)` or `(batch_size, n)`, *optional*):
+                The same as the condition encoder gives it.
+            negative_condition_embeds (`torch.Tensor` of shape `(1, n)` or `(batch_size, n)`, *optional*):
+                What guidance leads away from, in the place of no condition.
+            guidance_scale (`float`, *optional*, defaults to 1.0):
+                Of classifier-free guidance, unconditioned + scale · (conditioned - unconditioned): 1 the condition as
+                it was learned, more exaggerates it for twice the time, 0 leaves it out.
             callback_on_step_end (`Callable`, [`PipelineCallback`] or [`MultiPipelineCallbacks`], *optional*):
                 Called as `callback(pipe, step, timestep, tensors)` after every step; may return replaced latents as
                 `{"latents": tensor}`, and may set `pipe._interrupt = True` to skip the steps that are left.
@@ -318,6 +349,8 @@ class PDiffPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         batch_size, num_inference_steps = int(batch_size), int(num_inference_steps)
+        conditions = (condition, condition_embeds, negative_condition_embeds)
+        guidance = prepare_guidance(self.condition_encoder, batch_size, *conditions, guidance_scale)
         generator = list(generator) if isinstance(generator, tuple) else generator
         device = self._execution_device
         self._interrupt = False
@@ -331,6 +364,7 @@ class PDiffPipeline(DiffusionPipeline):
         # In float32, whatever the UNet computes in: the same seeds give the same networks, and steps do not round.
         latents = latents.to(device=device, dtype=torch.float32) * self.scheduler.init_noise_sigma
         options = step_options(self.scheduler, generator)
+        guidance = guidance.to(device, self.unet.dtype)
 
         # 3. Denoise
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
@@ -338,7 +372,7 @@ class PDiffPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
-                noise_pred = self.unet(model_input, t, return_dict=False)[0].float()
+                noise_pred = guidance.predict(self.unet, model_input, t)
                 latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **options)[0]
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "noise_pred": noise_pred}

@@ -67,7 +67,8 @@ def pipeline_files(folder: Path) -> dict[str, Path]:
     base_model = BaseModel.from_dict(index.get("base_model"), root=folder)
     patterns = ["model_index.json", "pipeline.py", "README.md", *TRAINED_FILES, METRICS_FILE, "*.png"]
     patterns += [] if base_model is None else base_model.carried_files()
-    for name in [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]:
+    components = [name for name, value in index.items() if isinstance(value, list) and value != [None, None]]
+    for name in [name for name in components if not name.startswith("_")]:
         own = [f"{name}/*.json", f"{name}/*.safetensors"]
         if not select_files(folder, own):
             raise ValueError(f"{folder}: expected the component {name!r} in a folder of its own, found none.")

@@ -81,9 +81,9 @@ def export_standalone(files: Mapping[str, Path], output_dir: str | Path) -> dict
     index["_class_name"] = ["pipeline_pdiff", "PDiffPipeline"]
     code = {"pipeline_pdiff.py": loader("pipelines.pipeline_pdiff", "PDiffPipeline", ON_DEMAND)}
     classes = own_classes()
-    for component in ("autoencoder", "unet"):
-        library, name = index[component]
-        if library == "diffusers":
+    for component in ("autoencoder", "unet", "condition_encoder"):
+        library, name = index.get(component, (None, None))
+        if library in ("diffusers", None):
             continue
         if library != "pdiff_hf" or name not in classes:
             raise ValueError(

@@ -229,6 +229,10 @@ class HeldOut(Record):
     """Paired over the rows, on the same noise."""
     n: int | float | None = None
     """Rows."""
+    unconditioned: float | None = None
+    """Of a denoiser of conditions: its loss when it is told none."""
+    shuffled: float | None = None
+    """The same when it is told those of other rows."""
     per_seed: list[float | None] | None = None
     """The differences of several seeds, one by one."""
 
@@ -281,7 +285,10 @@ class Denoiser(Record):
             low, high = (signed(end, ".3f") for end in between.difference_ci95)
             interval = f", 95 % {low} to {high}"
         difference = signed(between.difference, ".3f")
-        return f"{text}, full Gaussian {between.gaussian:.3f} (difference {difference}{interval})"
+        text += f", full Gaussian {between.gaussian:.3f} (difference {difference}{interval})"
+        if between.unconditioned is not None and between.shuffled is not None:
+            text += f"; told no condition {between.unconditioned:.3f}, those of others {between.shuffled:.3f}"
+        return text
 
 
 class DistributionIntervals(Record):

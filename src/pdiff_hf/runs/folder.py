@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel as PydanticModel
 from pydantic import ValidationError
 
-from ..conditions import conditions_text
+from ..conditions import ConditionSpec, conditions_text
 from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_object, write_json
 from ..locks import LOCK_FILE
 from ..machine import device_peak, peak_memory, process_state
@@ -92,6 +92,7 @@ def _describe(path: Path) -> dict[str, Any]:
         }
     if (path / "model_index.json").is_file():
         index, autoencoder = read_json(path / "model_index.json"), read_json(path / "autoencoder" / "config.json")
+        encoder = path / "condition_encoder" / "config.json"
         return {
             "kind": "pipeline",
             "autoencoder": autoencoder["_class_name"],
@@ -99,6 +100,7 @@ def _describe(path: Path) -> dict[str, Any]:
             "scheduler": index["scheduler"][1],
             "parameters": autoencoder["layout"]["num_parameters"],
             "base_model": (index.get("base_model") or {}).get("name"),
+            **({"conditions": ConditionSpec.from_dict(read_json(encoder)).summary} if encoder.is_file() else {}),
         }
     # Here and below: the models of a report take as long as those of a recipe.
     from ..results.metrics import METRICS_FILE, Metrics

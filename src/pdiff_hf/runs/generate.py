@@ -21,6 +21,7 @@ from ..files import check_new
 from ..identity import OTHER_DATASET, check_same_network, shown
 from ..layout import ParameterLayout
 from ..machine import one_writer, precision_of, process_state
+from ..pipelines.conditioning import Conditions, Guidance, describe_conditions, prepare_guidance
 from ..pipelines.network_folder import write_networks
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import BATCH, BATCH_BYTES, SAMPLERS, Draws, batch_seed, draw_gaussian_latents, make_scheduler
@@ -77,6 +78,8 @@ def generate_networks(
     choice: ChoiceConfig | None = None,
     sampler: str = "diffusion",
     dataset: ParameterDataset | None = None,
+    condition: Conditions | None = None,
+    guidance_scale: float = 1.0,
 ) -> Path:
     """Generate networks and write them to a new folder, which appears under its name when it is complete.
 
@@ -94,6 +97,8 @@ def generate_networks(
             are drawn from a normal distribution with the mean and standard deviation of every latent value over the
             encoded dataset, the paper's "VAE sampling instead of diffusion".
         dataset ([`ParameterDataset`], *optional*): What the pipeline was trained on; encoded for `"gaussian_latents"`.
+        condition (`Mapping` or `Sequence[Mapping]`, *optional*): What the networks are for, one for all or one each,
+            and `guidance_scale` (`float`, *optional*, defaults to 1.0): see [`PDiffPipeline`].
 
     Raises:
         ValueError: the folder is not empty, an option is invalid, or the dataset of the choice does not fit.
@@ -105,12 +110,22 @@ def generate_networks(
         raise ValueError(f"{argument('num_samples')} must be at least 1, got {num_samples}.")
     if sampler not in SAMPLERS or (sampler == "gaussian_latents" and dataset is None):
         raise ValueError(f"sampler must be one of {SAMPLERS}, the last with a dataset; got {sampler!r}.")
+    guidance, told = Guidance(), {}
+    if sampler == "diffusion":
+        given = {"condition": condition, "guidance_scale": guidance_scale}
+        guidance = prepare_guidance(pipeline.condition_encoder, num_samples, **given)
+        if pipeline.condition_encoder is not None:
+            told["guidance_scale"] = guidance_scale
+        if condition is not None:
+            told["condition"] = describe_conditions(pipeline.condition_encoder, condition)
+    elif condition is not None:
+        raise ValueError(f"sampler={sampler} knows no conditions; leave {argument('condition')} out.")
     for other in (dataset, None if choice is None else choice.dataset):
         if other is not None:
             check_same_network(other.identity, pipeline.identity, OTHER_DATASET)
     chooser = None if choice is None else _Chooser(pipeline.layout, choice, num_samples)
     pipeline.scheduler = drawing
-    way = {"scheduler": scheduler, "num_inference_steps": num_inference_steps}
+    way = {"scheduler": scheduler, "num_inference_steps": num_inference_steps, **told}
     if sampler == "gaussian_latents":
         way = {"sampler": sampler}
     index = {**pipeline.identity.to_dict(), **_origin(pipeline, output_dir), "seed": seed, **way}
@@ -130,6 +145,8 @@ def generate_networks(
                 generator=torch.Generator().manual_seed(batch_seed(seed, number)),
                 truncation=truncation,
                 output_type=output_type,
+                condition_embeds=guidance.rows(rows).embeds,
+                guidance_scale=guidance.scale,
             ).parameters
 
     begin, draws = time.perf_counter(), None

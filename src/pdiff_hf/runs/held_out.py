@@ -19,9 +19,10 @@ from ..data.dataset import ParameterDataset
 from ..files import read_object
 from ..models.auto import DENOISER
 from ..models.autoencoder_base import ParameterAutoencoderMixin
+from ..models.condition_encoder import ConditionEncoder
 from ..models.config import DiffusionConfig
 from ..results.records import HeldOut
-from ..training.denoiser import as_denoiser, train_denoiser
+from ..training.denoiser import as_denoiser, take, train_denoiser
 from ..training.loop import make_accelerator
 from ..training.losses import compare_with_gaussians
 from ..training.rows import hold_out
@@ -60,8 +61,10 @@ def held_out_of(
     kinds = [kind for kind in kinds_allowed(runs, order.unordered) if kind in wanted]
     if not config.contains_gaussian or not kinds:
         return {}
-    latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
-    found = measure_held_out(latents, runs, kinds, config)
+    latents, conditions = autoencoder.scale_latents(autoencoder.encode_rows(originals)), None
+    if config.uses_conditions(dataset.condition_spec):
+        conditions = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")(dataset.conditions())
+    found = measure_held_out(latents, runs, kinds, config, conditions)
     return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 
@@ -82,7 +85,11 @@ def kinds_allowed(runs: Mapping[str, Sequence[int]], unordered: frozenset[str] =
 
 
 def measure_held_out(
-    latents: torch.Tensor, runs: Mapping[str, Sequence[int]], kinds: Sequence[str], config: DiffusionConfig
+    latents: torch.Tensor,
+    runs: Mapping[str, Sequence[int]],
+    kinds: Sequence[str],
+    config: DiffusionConfig,
+    conditions: torch.Tensor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What [`compare_with_gaussians`] finds of a denoiser that was trained without rows of a kind, by kind.
 
@@ -93,6 +100,7 @@ def measure_held_out(
         runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time.
         kinds (`Sequence[str]`): Of [`kinds_allowed`]; left out is one without enough rows for the latents.
         config ([`DiffusionConfig`]): Of the pipeline's denoiser.
+        conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows.
     """
     found = {}
     for kind in kinds:
@@ -111,10 +119,17 @@ def measure_held_out(
         with tempfile.TemporaryDirectory() as folder:
             accelerator = make_accelerator(own, folder)
             rows = latents[train.to(latents.device)].to(accelerator.device)
+            labels = None if conditions is None else conditions.to(accelerator.device)
             denoiser, scheduler, record, _ = train_denoiser(
-                accelerator, rows, left, own, Path(folder), description=f"without {kind}"
+                accelerator,
+                rows,
+                left,
+                own,
+                Path(folder),
+                description=f"without {kind}",
+                conditions=take(labels, train),
             )
             held_rows = latents[held.to(latents.device)].to(accelerator.device)
-            losses = compare_with_gaussians(as_denoiser(denoiser), rows, held_rows, scheduler)
+            losses = compare_with_gaussians(as_denoiser(denoiser, take(labels, held)), rows, held_rows, scheduler)
         found[kind] = {**losses, "kept_step": record["kept_step"]}
     return found

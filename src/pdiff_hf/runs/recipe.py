@@ -94,6 +94,12 @@ class GenerateConfig(PydanticModel):
     scheduler: Literal["dpmsolver++", "ddim", "ddpm"] = "dpmsolver++"
     truncation: float = Field(1.0, ge=0, le=1)
     seed: int = Field(0, ge=0)
+    condition: dict[str, Any] | list[dict[str, Any]] | None = Field(
+        None, description="what networks are for, {kind: value}, of a pipeline with conditions; a list has one each"
+    )
+    guidance_scale: float = Field(
+        1.0, ge=0, description="of conditions: 1 as they were learned, more exaggerates them, 0 leaves them out"
+    )
 
 
 class EvaluateConfig(PydanticModel):

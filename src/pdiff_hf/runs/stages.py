@@ -260,6 +260,7 @@ def train_stages(
     dataset.vectors()
     if dataset.base_model is not None:
         dataset.base_model.carried_files()
+    recipe.diffusion.uses_conditions(dataset.condition_spec)
     check_training(dataset.layout, dataset.order, recipe.autoencoder, recipe.diffusion)
     check_complete_stages(run, dataset)
     task = open_task(dataset, given_task)

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from diffusers import DDPMScheduler, ModelMixin
 
 from ..models.config import DiffusionConfig, too_few_rows
+from ..wording import setting
 from .batches import GlobalBatch
 from .loop import Trained, run_steps
 from .losses import Denoiser, TrainingTargets, denoising_losses
@@ -25,6 +26,8 @@ VALIDATION_TIMESTEPS = 50
 WHOLE_PARTS = ("block", "run")
 # ᾱ at the last timestep, below which predicted noise is no way to draw: the cosine schedule has 2e-9, the linear 4e-5.
 LEAST_SIGNAL = 1e-6
+# Of the chance that a condition is hidden.
+DROPOUT_LEVELS = 2**20
 # Checkpoints of that training, in the folder of the stage.
 ALL_ROWS = "all_rows"
 
@@ -38,6 +41,7 @@ def train_denoiser(
     resume_from_checkpoint: str | None = None,
     sources: Mapping[str, Any] | None = None,
     description: str = "diffusion",
+    conditions: torch.Tensor | None = None,
 ) -> tuple[ModelMixin, DDPMScheduler, dict[str, Any], list[dict[str, float]]]:
     """Train the denoiser of a config on scaled latents.
 
@@ -52,6 +56,8 @@ def train_denoiser(
         config ([`DiffusionConfig`]): Hyper-parameters, and which rows choose the step that is kept.
         output_dir (`Path`): Where checkpoints are written.
         resume_from_checkpoint, sources, description: See [`run_steps`].
+        conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows, as a [`ConditionEncoder`]
+            gives them, on the accelerator's device.
 
     Returns:
         `tuple`: the denoiser in eval mode; the noise schedule; which step was kept, by which rows and by which losses:
@@ -61,7 +67,9 @@ def train_denoiser(
         ValueError: there are too few rows for the latents or for the validation.
     """
     rows, validation = split_validation(config, runs, latents[0].numel())
-    train, validation = latents[rows.to(latents.device)], latents[validation.to(latents.device)]
+    rows, validation_rows = rows.to(latents.device), validation.to(latents.device)
+    train, validation = latents[rows], latents[validation_rows]
+    labels, validation_labels = take(conditions, rows), take(conditions, validation_rows)
     scheduler, choice = config.build_scheduler(), None
     if config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
         warnings.warn(
@@ -73,24 +81,32 @@ def train_denoiser(
     if len(validation):
 
         def validation_losses(model: torch.nn.Module) -> torch.Tensor:
-            losses = denoising_losses(as_denoiser(model), validation, scheduler, VALIDATION_TIMESTEPS)
+            denoiser = as_denoiser(model, validation_labels)
+            losses = denoising_losses(denoiser, validation, scheduler, VALIDATION_TIMESTEPS)
             # One choice for all, should processes round differently.
             return broadcast(losses.float().to(accelerator.device)).cpu()
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     resumed = {"resume_from_checkpoint": resume_from_checkpoint, "sources": sources, "description": description}
-    trained = _train(accelerator, train, config, output_dir, choice=choice, **resumed)
+    trained = _train(accelerator, train, labels, config, output_dir, choice=choice, **resumed)
     kept = config.steps if choice is None else choice.kept_step
     denoiser = trained.model
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
         denoiser.fit_gaussian(latents, scheduler)
+        if conditions is not None:
+            warnings.warn(
+                "expected that a denoiser told conditions predicts unseen checkpoints better than the Gaussian of all "
+                "does, found no such step: networks will not depend on their condition. Train on more checkpoints, or "
+                f"longer, {setting('diffusion.steps')}.",
+                stacklevel=2,
+            )
     elif config.validate in WHOLE_PARTS:
         # They are a part of the distribution that nothing else tells of.
         again = config.model_copy(update={"steps": kept, "lr_warmup_steps": min(config.lr_warmup_steps, kept)})
         if resume_from_checkpoint is not None:
             resumed["resume_from_checkpoint"] = "latest"
-        denoiser = _train(accelerator, latents, again, output_dir / ALL_ROWS, **resumed).model
+        denoiser = _train(accelerator, latents, conditions, again, output_dir / ALL_ROWS, **resumed).model
     record = {
         "kept_step": kept,
         "validate": config.validate,
@@ -103,20 +119,30 @@ def train_denoiser(
 
 
 def _train(
-    accelerator: Accelerator, rows: torch.Tensor, config: DiffusionConfig, output_dir: Path, **options: Any
+    accelerator: Accelerator,
+    rows: torch.Tensor,
+    conditions: torch.Tensor | None,
+    config: DiffusionConfig,
+    output_dir: Path,
+    **options: Any,
 ) -> Trained:
-    """Train a new denoiser on latents `(K, C, L)`; `options` are of [`run_steps`]."""
-    shape = tuple(rows.shape[1:])
+    """Train a new denoiser on latents `(K, C, L)` and their conditions `(K, n)`; `options` are of [`run_steps`]."""
+    shape, sizes = tuple(rows.shape[1:]), () if conditions is None else (conditions.shape[1],)
     torch.manual_seed(config.seed)
-    denoiser, scheduler = config.build(shape), config.build_scheduler()
+    denoiser, scheduler = config.build(shape, *sizes), config.build_scheduler()
     if config.contains_gaussian:
         denoiser.fit_gaussian(rows, scheduler)
 
+    # Rows of the same condition have the same number.
+    kinds = None if conditions is None else conditions.unique(dim=0, return_inverse=True)[1]
     targets = TrainingTargets(rows, scheduler, config.latent_noise, config.stable_target, config.snr_gamma)
 
     def draw(batch: GlobalBatch) -> Sequence[torch.Tensor]:
         noises = batch.normal(*shape), batch.normal(*shape)
-        return batch.indices, *noises, batch.integers(config.num_train_timesteps)
+        drawn = batch.indices, *noises, batch.integers(config.num_train_timesteps)
+        if conditions is None:
+            return drawn
+        return *drawn, batch.integers(DROPOUT_LEVELS) < denoiser.config.class_dropout_prob * DROPOUT_LEVELS
 
     def loss_fn(
         model: torch.nn.Module,
@@ -124,10 +150,15 @@ def _train(
         latent_noise: torch.Tensor,
         noise: torch.Tensor,
         timesteps: torch.Tensor,
+        is_dropped: torch.Tensor | None = None,
     ) -> torch.Tensor:
         clean = torch.add(rows[indices], latent_noise, alpha=config.latent_noise)
-        noisy, target, weights = targets(clean, noise, timesteps)
-        predicted = model(noisy, timesteps, return_dict=False)[0].float()
+        others, told = None, {}
+        if conditions is not None:
+            others = (kinds[indices, None] != kinds) & ~is_dropped[:, None]
+            told = {"class_labels": conditions[indices], "force_drop_ids": is_dropped}
+        noisy, target, weights = targets(clean, noise, timesteps, others)
+        predicted = model(noisy, timesteps, **told, return_dict=False)[0].float()
         return targets.loss(predicted, target, weights)
 
     return run_steps(accelerator, denoiser, len(rows), draw, loss_fn, config, output_dir, **options)
@@ -149,6 +180,21 @@ def split_validation(
     return rows, validation
 
 
-def as_denoiser(model: torch.nn.Module) -> Denoiser:
-    """The prediction of a model of [`DiffusionConfig.build`], wrapped or not."""
-    return lambda noisy, timesteps: model(noisy, timesteps, return_dict=False)[0]
+def take(conditions: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """The conditions of some rows, where there are any."""
+    return None if conditions is None else conditions[rows.to(conditions.device)]
+
+
+def as_denoiser(model: torch.nn.Module, conditions: torch.Tensor | None = None) -> Denoiser:
+    """The prediction of a model of [`DiffusionConfig.build`], wrapped or not, for rows of these conditions `(K, n)`.
+
+    Without conditions, one that takes them knows none. [`denoising_losses`] gives all K rows several times in turn.
+    """
+    if conditions is None:
+        return lambda noisy, timesteps: model(noisy, timesteps, return_dict=False)[0]
+
+    def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        labels = conditions.repeat(len(noisy) // len(conditions), 1)
+        return model(noisy, timesteps, class_labels=labels, return_dict=False)[0]
+
+    return predict

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from ..data.dataset import ParameterDataset
@@ -12,14 +14,15 @@ from ..files import read_json, replacing, sha256_file, write_json
 from ..identity import check_same_network, read_identity
 from ..machine import one_writer, precision_of
 from ..models.auto import connect_network, load_autoencoder
+from ..models.condition_encoder import ConditionEncoder
 from ..models.config import AutoencoderConfig, DiffusionConfig
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..results.metrics import DENOISER_FILE
 from .checkpoints import writing
-from .denoiser import as_denoiser, train_denoiser
+from .denoiser import as_denoiser, take, train_denoiser
 from .logs import write_log
 from .loop import make_accelerator
-from .losses import compare_with_gaussians
+from .losses import compare_with_gaussians, denoising_losses
 from .rows import read_holdout_every
 
 
@@ -36,7 +39,7 @@ def train_diffusion(
     """Train the denoiser on latents encoded once, and save the whole pipeline.
 
     The rows that the gate of the autoencoder holds out are held out from the denoiser, too: by them it is compared
-    with Gaussians, see [`compare_with_gaussians`].
+    with Gaussians, see [`compare_with_gaussians`]. Where it is told conditions, these Gaussians are not.
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): The parameter dataset the autoencoder was trained on.
@@ -50,12 +53,15 @@ def train_diffusion(
         [`PDiffPipeline`]: in eval mode.
 
     Raises:
-        ValueError: the autoencoder was trained for another network, or invalid rows in the dataset.
+        ValueError: the autoencoder was trained for another network, invalid rows in the dataset, or it has no
+            conditions and the config wants them.
     """
     dataset = ParameterDataset.of(dataset)
     autoencoder = load_autoencoder(autoencoder_dir)
     advice = "give the dataset the autoencoder was trained on, or train another one"
     check_same_network(dataset.identity, read_identity(autoencoder_dir), advice)
+    spec = dataset.condition_spec
+    has_conditions = config.uses_conditions(spec)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or make_accelerator(config, output_dir)
@@ -72,20 +78,40 @@ def train_diffusion(
     )
     train_rows, heldout_rows = split_rows(len(latents), holdout_every)
     train, runs = latents[train_rows.to(latents.device)], dataset.order.by_run(train_rows.tolist())
+    encoder, labels = None, None
+    if has_conditions:
+        encoder, stored = ConditionEncoder(**spec.to_dict()).eval(), dataset.conditions()
+        encoder.fit(stored[train_rows])
+        labels = encoder(stored).to(accelerator.device)
     weights = sorted(Path(autoencoder_dir).glob("*.safetensors"))
     sources = {"autoencoder": " ".join(map(sha256_file, weights)), "number of rows": len(latents)}
+    if labels is not None:
+        sources["conditions"] = hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()
     unet, scheduler, record, history = train_denoiser(
-        accelerator, train, runs, config, output_dir, resume_from_checkpoint, sources
+        accelerator,
+        train,
+        runs,
+        config,
+        output_dir,
+        resume_from_checkpoint,
+        sources,
+        conditions=take(labels, train_rows),
     )
 
     # 3. What it has learned of the others
     record["held_out"] = {}
     if len(heldout_rows):
         heldout = latents[heldout_rows.to(latents.device)]
-        record["held_out"]["between"] = compare_with_gaussians(as_denoiser(unet), train, heldout, scheduler)
+        own = take(labels, heldout_rows)
+        record["held_out"]["between"] = compare_with_gaussians(as_denoiser(unet, own), train, heldout, scheduler)
+        if own is not None:
+            others = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).to(own.device)]
+            for name, told in (("unconditioned", None), ("shuffled", others)):
+                losses = denoising_losses(as_denoiser(unet, told), heldout, scheduler)
+                record["held_out"]["between"][name] = losses.mean().item()
 
     # 4. Pipeline
-    pipeline = PDiffPipeline(autoencoder, unet, scheduler)
+    pipeline = PDiffPipeline(autoencoder, unet, scheduler, condition_encoder=encoder)
     pipeline.base_model = dataset.base_model
     with writing(accelerator, f"the pipeline in {output_dir}", output_dir):
         if accelerator.is_main_process:

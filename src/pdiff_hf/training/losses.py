@@ -42,8 +42,9 @@ class TrainingTargets:
     """Noisy latents of a training step, what is to be predicted of them, and the loss of a prediction.
 
     The stable target is the expectation of [`denoising_target`] over all training rows that may have become the noisy
-    latents. With the same minimiser as the target of the one row that did, it has a smaller variance: training takes
-    fewer steps. Source: Xu et al. 2023, arXiv 2302.00670, with all rows as the reference batch.
+    latents: those of the same condition where the denoiser is told it. With the same minimiser as the target of the
+    one row that did, it has a smaller variance: training takes fewer steps. Source: Xu et al. 2023, arXiv 2302.00670,
+    with all rows as the reference batch.
 
     Factors that depend on the timestep alone are looked up in one table: an accelerator computes latents in less time
     than it takes to be told of another operation.
@@ -88,9 +89,12 @@ class TrainingTargets:
         self._table = table.float().to(rows.device)
 
     def __call__(
-        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, others: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noisy latents `(B, C, L)`, targets `(B, C, L)` and weights `(B,)` of clean latents, noise and timesteps."""
+        """Noisy latents `(B, C, L)`, targets `(B, C, L)` and weights `(B,)` of clean latents, noise and timesteps.
+
+        `others` `(B, K)` are rows that cannot have become the noisy latents, because their condition is another one.
+        """
         shape, clean, noise = clean.shape, clean.flatten(1), noise.flatten(1)
         signal, sigma, weights, *factors = self._table[timesteps][:, None].unbind(2)
         noisy = torch.addcmul(signal * clean, sigma, noise)
@@ -98,7 +102,10 @@ class TrainingTargets:
             rescale, sharpness, of_noisy, of_mean = factors
             # Differences, as products would cancel where there is little noise.
             distances = torch.cdist(noisy * rescale, self._rows, compute_mode="donot_use_mm_for_euclid_dist")
-            mean = (distances.square() * sharpness).softmax(1) @ self._rows
+            likelihood = distances.square() * sharpness
+            if others is not None:
+                likelihood = likelihood.masked_fill(others, -torch.inf)
+            mean = likelihood.softmax(1) @ self._rows
             target = torch.addcmul(of_mean * mean, of_noisy, noisy)
         else:
             of_noise, of_clean = factors

@@ -9,7 +9,7 @@ import torch
 from ..data.dataset import ParameterDataset
 from ..models.config import AutoencoderConfig
 from ..wording import setting
-from .evaluators import AnyTask, open_task
+from .evaluators import AnyTask, have_own_tasks, open_task
 from .function import FunctionTask
 from .image_classification import ImageClassification
 from .task import Task
@@ -26,7 +26,8 @@ def make_probes(
     """Where the inputs of an autoencoder that compares functions come from; `None` of another, or without a task.
 
     Raises:
-        ValueError: the examples of the dataset's task, or the other images, are not where it is said, or it has none.
+        ValueError: the examples of the dataset's task, or the other images, are not where it is said, or it has none;
+            or a loss of labels is asked for, and every row has its own.
     """
     if not config.compares_functions or (task := task or open_task(dataset)) is None:
         return None
@@ -35,6 +36,11 @@ def make_probes(
             f"expected a task with examples to compare what networks compute on them, found the function "
             f"{task.config.function}; take an autoencoder of parameters, {setting('autoencoder.kind', 'pca')}, or "
             "name a data set."
+        )
+    if config.task_loss and have_own_tasks(dataset, task):
+        raise ValueError(
+            f"expected networks of one task for a loss of its labels, found {dataset.condition_spec.summary}, each a "
+            f"task of its own; set {setting('autoencoder.task_loss', '0')}."
         )
     others = None
     if config.probe_dataset is not None:

@@ -27,19 +27,22 @@ def mean_of(subsets):
     return make_vectors(1) + (2 * subsets - 1) @ directions
 
 
-def make_tasks(folder, shift=0):
+def make_tasks(folder, shift=0, rows_per_run=1):
     """A parameter dataset of several runs for every subset but the unseen ones; `shift` gives rows those of others."""
     subsets = all_subsets()[:-NUM_UNSEEN].repeat_interleave(RUNS, 0)
     vectors = mean_of(subsets)
     vectors += SPREAD * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
-    columns = {"run": [f"run{row}" for row in range(len(vectors))], "condition": subsets.roll(shift, 0)}
+    columns = {
+        "run": [f"run{row // rows_per_run}" for row in range(len(vectors))],
+        "condition": subsets.roll(shift, 0),
+    }
     save_parameter_dataset(vectors, make_layout(), folder / "dataset", columns=columns, conditions=CLASSES)
     return ParameterDataset(folder / "dataset")
 
 
-def train_tasks_autoencoder(folder):
+def train_tasks_autoencoder(folder, **options):
     """Principal components of [`make_tasks`], as a stage."""
-    dataset = make_tasks(folder)
+    dataset = make_tasks(folder, **options)
     config = AutoencoderPCAConfig(latent_channels=8, allow_poor_reconstruction=True)
     train_autoencoder(dataset, folder / "autoencoder", config)
     return dataset

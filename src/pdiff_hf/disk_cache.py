@@ -35,7 +35,7 @@ def home_folder() -> Path:
     return Path(constants.HF_HOME) / "pdiff_hf" / "graphs"
 
 
-def read_text(key: str) -> str | None:
+def kept_text(key: str) -> str | None:
     """What was written under `key`; `None` when there is nothing, or it is damaged."""
     if not _is_on:
         return None
@@ -46,7 +46,7 @@ def read_text(key: str) -> str | None:
     return text if digest == _digest(text) else None
 
 
-def write_text(key: str, text: str) -> None:
+def keep_text(key: str, text: str) -> None:
     """Keep `text` under `key`, a file name, where that is possible; of many, those written first go."""
     if not _is_on:
         return

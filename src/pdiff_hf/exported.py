@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from .disk_cache import read_text, write_text
+from .disk_cache import keep_text, kept_text
 from .structure import TORCH_VALUES, hash_of_structure
 
 aten = torch.ops.aten
@@ -174,13 +174,13 @@ def _write(key: str, exported: ExportedForward) -> None:
     """Keep a graph on disk, if it is for many batch sizes and consists of operations of torch's own."""
     if len(exported.batch_sizes) > 1:
         try:
-            write_text(_file_name(key), encode(exported))
+            keep_text(_file_name(key), encode(exported))
         except ValueError:
             return
 
 
 def _read(key: str) -> Iterator[ExportedForward]:
-    if (text := read_text(_file_name(key))) is not None:
+    if (text := kept_text(_file_name(key))) is not None:
         yield decode(text)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from factories import make_conditional_pipeline, make_pipeline
+from factories import make_conditional_pipeline, make_dataset, make_pipeline
 from pdiff_hf import ConditionEncoder, PDiffPipeline, load_generated
 from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.hub.card_text import REPO_ID
@@ -121,3 +121,13 @@ def test_the_card_shows_how_to_ask_for_one(tmp_path, spec, argument, line):
 def test_the_example_of_texts_is_a_sentence_where_something_embeds_it():
     assert ConditionEncoder("text", 2, encoder="user/encoder").example() == {"text": "a sentence"}
     assert ConditionEncoder("text", 2).example() is None
+
+
+def test_training_with_conditions_takes_a_dataset_that_has_them(pdiff, tmp_path):
+    dataset = make_dataset(tmp_path)
+    code, _, err = pdiff("train", dataset, "--out", tmp_path / "run", "--set", "diffusion.condition=true")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert (
+        'expected a parameter dataset with conditions for --set "diffusion.condition=true", found one without' in err
+    )
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from factories import LATENTS, make_network, make_pipeline, make_vectors
+from factories import LATENTS, make_conditional_pipeline, make_network, make_pipeline, make_vectors
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.evaluation.similarity import nearest_distance
 from pdiff_hf.evaluation.trajectory import PrincipalPlane, predict_clean, trajectory
@@ -51,6 +51,16 @@ def test_trajectory_starts_at_the_decoded_noise(pipe, evaluator, found):
     torch.testing.assert_close(torch.tensor(found["noisy"]["distance"][0]), expected, rtol=1e-4, atol=0)
     # What the denoiser expects is another network.
     assert found["predicted"]["distance"][0] != found["noisy"]["distance"][0]
+
+
+def test_pipelines_with_conditions_are_told_none():
+    pipe = make_conditional_pipeline()
+    evaluator = make_evaluator(pipe)
+    found = trajectory(pipe, evaluator, make_vectors(), num_starts=3, num_inference_steps=4)
+    start = torch.randn(3, *LATENTS.values(), generator=(generator := torch.Generator().manual_seed(0)))
+    networks = pipe(3, 4, generator, start, output_type="pt", guidance_scale=0).parameters
+    expected = nearest_distance(networks, make_vectors()) / found["originals"]["l2_nearest_mean"]
+    torch.testing.assert_close(torch.tensor(found["noisy"]["distance"][-1]), expected, rtol=1e-4, atol=0)
 
 
 def test_every_step_has_a_point_and_the_timesteps_fall_to_zero(found):

@@ -94,6 +94,11 @@ def test_denoiser_is_asked_only_for_what_has_a_weight(pipeline, monkeypatch, sca
     assert asked_of(pipeline, monkeypatch, condition=CAT, guidance_scale=scale) == [rows] * 4
 
 
+def test_without_weight_for_the_condition_only_the_negative_one_is_asked_for(pipeline, monkeypatch):
+    options = {"condition": CAT, "negative_condition_embeds": torch.ones(1, 3), "guidance_scale": 0}
+    assert asked_of(pipeline, monkeypatch, **options) == [2] * 4
+
+
 def test_saved_and_loaded_it_draws_the_same(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     loaded = PDiffPipeline.from_pretrained(tmp_path / "saved")

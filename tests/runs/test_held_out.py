@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from pdiff_hf.models.kinds import UNet1DConditionConfig
-from pdiff_hf.runs.held_out import MIN_ROWS, kinds_allowed, measure_held_out
+from pdiff_hf.runs.held_out import MIN_ROWS, held_out_of, kinds_allowed, measure_held_out
 from pdiff_hf.training.denoiser import train_denoiser
+from pdiff_hf.training.diffusion import train_diffusion
 from pdiff_hf.training.loop import make_accelerator
+from small_tasks import train_tasks_autoencoder
 
 CONFIG = UNet1DConditionConfig(steps=60, block_out_channels=(32,), lr_warmup_steps=0, learning_rate=1e-2)
 
@@ -45,6 +47,15 @@ def test_another_run_on_the_same_ring_is_known_better_than_by_a_gaussian():
     found = measure_held_out(ring(60, 4), runs_of(60, 60, 60, 60), ["run"], CONFIG)["run"]
     assert found["n"] == 60 and found["kept_step"] > 0
     assert found["difference_ci95"][1] < 0 and found["loss"] < 0.9 * found["gaussian"]
+
+
+def test_a_denoiser_of_conditions_is_told_those_of_the_rows_that_were_held_out(tmp_path):
+    dataset = train_tasks_autoencoder(tmp_path, rows_per_run=27)
+    config = CONFIG.model_copy(update={"steps": 80, "block_out_channels": (64,)})
+    pipeline = train_diffusion(dataset, tmp_path / "autoencoder", tmp_path / "pipeline", config)
+    found = held_out_of(tmp_path / "pipeline", dataset, pipeline.autoencoder, dataset.vectors(), ["run"])["run"]
+    # Measured: a fifth.
+    assert found.n == 27 and found.loss < 0.6 * found.gaussian
 
 
 def test_what_runs_do_not_share_ends_in_the_gaussian():

@@ -11,6 +11,7 @@ from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.writer import save_parameter_dataset
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
+from pdiff_hf.evaluation.groups import Groups
 from pdiff_hf.files import write_json
 from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.models.auto import load_autoencoder
@@ -151,9 +152,10 @@ def test_further_groups_of_another(inside, tmp_path):
     write_json(
         tmp_path / "run.json", {"stages": {s: {"seconds": 1} for s in ("autoencoder", "diffusion", "fine_tune")}}
     )
-    normalizer = load_autoencoder("h0/autoencoder").normalizer
+    normalizer, dataset = load_autoencoder("h0/autoencoder").normalizer, ParameterDataset("h0/dataset")
+    groups = Groups(dataset.vectors(), dataset.vectors(), dataset.layout)
     with pytest.raises(ValueError, match=refused("h0/dataset", tmp_path / "fine_tuned", "remove them")):
-        add_own_groups(Run(tmp_path), ParameterDataset("h0/dataset"), {}, {}, {}, normalizer)
+        add_own_groups(Run(tmp_path), dataset, groups, {}, normalizer)
 
 
 def test_generated_networks_of_another(inside):

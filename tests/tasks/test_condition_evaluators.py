@@ -2,8 +2,12 @@ import pytest
 import torch
 
 from pdiff_hf import BaseModel, ConditionSpec, ParameterDataset, ParameterLayout
+from pdiff_hf.models.autoencoder_identity import AutoencoderIdentity
+from pdiff_hf.models.kinds import AutoencoderFunctionalConfig
 from pdiff_hf.networks import mlp3
 from pdiff_hf.tasks.evaluators import make_evaluator, make_gate_evaluator, open_task
+from pdiff_hf.tasks.probes import make_probes
+from pdiff_hf.training.functional_gate import measure_functions
 
 TASK = {"task": {"kind": "image_classification", "dataset": "digits"}}
 DIGITS = [str(digit) for digit in range(10)]
@@ -51,3 +55,22 @@ def test_networks_of_one_task_are_judged_whatever_their_conditions(tmp_path, con
     dataset = save(tmp_path, conditions, condition, 10)
     scores = make_gate_evaluator(dataset).score(dataset.vectors())
     assert scores.shape == (2,) and scores[0] == scores[1]
+
+
+def test_the_gate_of_functions_knows_the_subset_of_a_network(tmp_path):
+    dataset = save(tmp_path, ConditionSpec.named("classes", DIGITS), ["1", "7"], 2)
+    dataset.append(-dataset.vectors(rows=[0]), {"run": ["b"], "condition": [["0", "2", "4", "6", "8"]]})
+    dataset = ParameterDataset(tmp_path / "ds")
+    evaluator, vectors = make_gate_evaluator(dataset), dataset.vectors()
+    autoencoder = AutoencoderIdentity(layout=dataset.layout.to_dict())
+    autoencoder.fit_statistics(vectors)
+    report = measure_functions(autoencoder.eval(), vectors, vectors, evaluator, evaluator.rows)
+    expected = evaluator.score(vectors, population=evaluator.rows).mean().item()
+    assert report["accuracy_original"] == pytest.approx(expected, abs=1e-6)
+    assert report["accuracy_drop"] == 0
+
+
+def test_a_loss_of_labels_takes_those_of_the_subset_of_every_row(tmp_path):
+    dataset = save(tmp_path, ConditionSpec.named("classes", DIGITS), ["1", "7"], 2)
+    probes = make_probes(dataset, AutoencoderFunctionalConfig(task_loss=1.0))
+    assert probes.class_labels.tolist() == [[0, 1, 0, 0, 0, 0, 0, 1, 0, 0]] * 2

@@ -8,8 +8,10 @@ from diffusers import DPMSolverMultistepScheduler
 
 from factories import make_layout
 from pdiff_hf import ParameterDataset, PDiffPipeline
+from pdiff_hf.conditions import ConditionSpec
+from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.files import read_json
-from pdiff_hf.models.kinds import UNet1DConditionConfig
+from pdiff_hf.models.kinds import AutoencoderPCAConfig, UNet1DConditionConfig
 from pdiff_hf.training.diffusion import train_diffusion
 from small_tasks import CLASSES, NUM_UNSEEN, all_subsets, make_tasks, mean_of, train_tasks_autoencoder
 
@@ -98,3 +100,15 @@ def test_an_interrupted_training_goes_on_to_the_bit(folder, tmp_path):
     other = make_tasks(tmp_path / "other", shift=1)
     with pytest.raises(ValueError, match="conditions"):
         train_diffusion(other, folder / "autoencoder", tmp_path / "part", config, str(tmp_path / "whole/checkpoint-4"))
+
+
+def test_numbers_are_standardised_by_the_rows_that_are_trained_on(folder, tmp_path):
+    vectors, spec = make_tasks(tmp_path).vectors(), ConditionSpec.named("metric", ["score"])
+    scores = torch.linspace(1, 9, len(vectors))[:, None]
+    columns = {"run": [f"run{row}" for row in range(len(vectors))], "condition": scores}
+    dataset = ParameterDataset.write(vectors, make_layout(), tmp_path / "scores", None, columns, conditions=spec)
+    config = UNet1DConditionConfig(**{**CONFIG, "steps": 1})
+    encoder = train_diffusion(dataset, folder / "autoencoder", tmp_path / "pipeline", config).condition_encoder
+    train_rows, _ = split_rows(len(vectors), AutoencoderPCAConfig().holdout_every)
+    torch.testing.assert_close(encoder.mean, scores[train_rows].mean(0))
+    torch.testing.assert_close(encoder.deviation, scores[train_rows].std(0, correction=0))

@@ -98,7 +98,7 @@ def train_denoiser(
             warnings.warn(
                 "expected that a denoiser told conditions predicts unseen checkpoints better than the Gaussian of all "
                 "does, found no such step: networks will not depend on their condition. Train on more checkpoints, or "
-                f"longer, {setting('diffusion.steps')}.",
+                f"longer ({setting('diffusion.steps')}).",
                 stacklevel=2,
             )
     elif config.validate in WHOLE_PARTS:

@@ -13,6 +13,7 @@ SLOW = [
     "docs/functional.md",
     "docs/recipes.md",
     "docs/runs.md",
+    "docs/unseen_tasks.md",
     "docs/zoos.md",
     "training/README.md",
 ]

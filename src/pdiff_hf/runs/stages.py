@@ -87,8 +87,8 @@ def run_recipe(
     run.do("diffusion", lambda path: diffusion_stage(dataset, run.path("autoencoder"), path, recipe.diffusion), report)
     if have_own_tasks(dataset, task):
         report(
-            f"generate, evaluate: left out. Networks are made for a task, pdiff generate {pipeline} --condition …, and "
-            "no report judges those of many tasks by their own labels yet: benchmarks/unseen_tasks.py does."
+            f"generate, evaluate: left out. Networks are made for a task, pdiff generate {pipeline} --condition …, "
+            "and no report judges those of many tasks by their own labels yet: benchmarks/unseen_tasks.py does."
         )
         return None
 

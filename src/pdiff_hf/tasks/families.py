@@ -17,8 +17,8 @@ from typing import Literal
 Split = Literal["groups", "leaky", "compositional"]
 Subset = tuple[int, ...]
 
-# The tasks that RPG keeps for its test, as numbers of which bit c is class c. Source: MTDoven's
-# Recurrent-Parameter-Generation at 65da1eb, dataset/condition_classinput_vittiny/split.sh.
+# The tasks that RPG keeps for its test, by their numbers. Source: NUS-HPC-AI-Lab/Recurrent-Parameter-Generation at
+# 65da1eb, dataset/condition_classinput_vittiny/split.sh. That bit c is class c is taken for granted here.
 RPG_UNSEEN = (
     314, 482, 589, 197, 462, 111, 101, 278, 793, 279, 653, 238, 1001, 141, 884, 592, 502, 643, 383, 128
 )  # fmt: skip

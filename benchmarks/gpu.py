@@ -138,14 +138,14 @@ def cells(found: dict[str, Any] | str | None) -> list[str]:
     return [seconds(found["seconds"]), seconds(found["published"]), ratio, memory, found["note"]]
 
 
-def make_page(results: dict[str, dict[str, Any]], names: dict[str, str], scale: str) -> str:
+def make_page(results: dict[str, dict[str, Any]], names: dict[str, str], scale: str, note: str = "") -> str:
     """The tables of all devices as Markdown."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     what = "" if scale == "full" else " Sizes are divided: this only shows that it runs."
     lines = ["# What an accelerator is worth", "", f"`make bench-gpu`, {datetime.date.today()}. {versions}.{what}", ""]
     lines += [
         "Published: the preset `paper`, networks drawn one by one and evaluated by full forward passes, on the same",
-        "device in the same run. Imports and the start of the device are rows of their own.",
+        f"device in the same run. Imports and the start of the device are rows of their own. {note}".rstrip(),
     ]
     for device, rows in results.items():
         lines += ["", f"## {names[device]}", "", "| workload | seconds | published | ratio | memory | how |"]
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=["full", "small"], default="full")
     parser.add_argument("--device", choices=DEVICES, help="one device; the page is printed, not written")
     parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS_GPU.md")
+    parser.add_argument("--note", default="", help="a sentence for the page, such as what else the machine did")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -188,7 +189,7 @@ def main() -> None:
             if row == "start" or sizes(row, arguments.scale, device) is not None:
                 print(f"{device}: {row} …", flush=True)
                 results[device][row] = measure(row, arguments.scale, device)
-    page = make_page(results, names, arguments.scale)
+    page = make_page(results, names, arguments.scale, arguments.note)
     print(page)
     if not (arguments.rows or arguments.device or arguments.scale == "small"):
         arguments.output.write_text(page, encoding="utf-8")

@@ -65,6 +65,9 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     accelerator.print(f"{reconstruction(report)} → {arguments.output_dir}")
+    # One that leaves while another still talks to it ends in std::terminate.
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,9 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     accelerator.print(f"pipeline → {arguments.output_dir}{pushed}")
+    # One that leaves while another still talks to it ends in std::terminate.
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_bad_flags_and_input_are_one_line_with_code_2(tmp_path):
     code, out = script(
         "train_diffusion.py", "--dataset_dir", "a", "--autoencoder_dir", "b", "--output_dir", "c", "--beta_end", "x"
     )
-    assert code == 2 and "'beta_end': expected a valid number" in out and "Traceback" not in out
+    assert code == 2 and "--beta_end: expected a valid number" in out and "Traceback" not in out
 
 
 TWO_PROCESSES = """

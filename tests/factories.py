@@ -158,3 +158,38 @@ def make_conditional_pipeline(spec=None):
     pipeline = PDiffPipeline(make_autoencoder("pca"), unet, scheduler, condition_encoder=encoder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+class Killed(BaseException):
+    """What ends a collection as a signal would."""
+
+
+def kill_collection(patch, num_parts):
+    """Let a collection of a zoo be killed at the end of its so manyth part; the runs of all parts that are begun."""
+    from pdiff_hf.tasks.collect_runs import ZooCollector
+
+    made, collect_part = [], ZooCollector.collect
+
+    def killed(self, runs, folder, advance):
+        made.append(list(runs))
+        collect_part(self, runs, folder, advance)
+        if len(made) == num_parts:
+            raise Killed
+
+    patch.setattr(ZooCollector, "collect", killed)
+    return made
+
+
+def count_exports(patch):
+    """Forget all graphs, and count: batch sizes of the calls of torch.export from here on."""
+    from pdiff_hf import exported
+
+    patch.setattr(exported, "_IN_MEMORY", type(exported._IN_MEMORY)())
+    sizes, export = [], torch.export.export
+
+    def count(model, args, **options):
+        sizes.append(len(args[0]))
+        return export(model, args, **options)
+
+    patch.setattr(torch.export, "export", count)
+    return sizes

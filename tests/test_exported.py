@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx.node import map_arg
 from transformers import BertConfig, BertForSequenceClassification
 
+from factories import count_exports
 from pdiff_hf import disk_cache, exported
 from pdiff_hf.disk_cache import texts_kept
 from pdiff_hf.evaluation.evaluator import ParameterEvaluator
@@ -48,15 +49,7 @@ class BySize(nn.Module):
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
     """Nothing is kept before a test; batch sizes of the calls of torch.export in it."""
-    monkeypatch.setattr(exported, "_IN_MEMORY", type(exported._IN_MEMORY)())
-    calls, export = [], torch.export.export
-
-    def count(model, args, **options):
-        calls.append(len(args[0]))
-        return export(model, args, **options)
-
-    monkeypatch.setattr(torch.export, "export", count)
-    return calls
+    return count_exports(monkeypatch)
 
 
 def make(name, seed=0):

@@ -1,7 +1,6 @@
 import pytest
-import torch
 
-from factories import TINY_RUN
+from factories import TINY_RUN, count_exports
 from pdiff_hf import exported
 from pdiff_hf.disk_cache import texts_kept
 from pdiff_hf.runs.evaluate import evaluate_run
@@ -12,14 +11,7 @@ from pdiff_hf.runs.stages import run_recipe
 
 @pytest.mark.usefixtures("no_figures")
 def test_run_exports_its_network_once_and_the_next_command_never(tmp_path, monkeypatch):
-    monkeypatch.setattr(exported, "_IN_MEMORY", type(exported._IN_MEMORY)())
-    sizes, export = [], torch.export.export
-
-    def count(model, args, **options):
-        sizes.append(len(args[0]))
-        return export(model, args, **options)
-
-    monkeypatch.setattr(torch.export, "export", count)
+    sizes = count_exports(monkeypatch)
     # Part of a network, so that collection and fine-tuning train it by what is left of the forward pass.
     recipe = load_recipe(
         "digits-mlp", [*TINY_RUN, "collect.select=[5.*]", "autoencoder.allow_poor_reconstruction=true"]

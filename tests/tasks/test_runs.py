@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
+from factories import Killed, kill_collection
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.runs.recipe import Recipe, load_recipe
 from pdiff_hf.runs.stages import prepare_base_model
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
-from pdiff_hf.tasks.collect_runs import ZooCollector
 from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.populations import population_labels
@@ -86,23 +86,11 @@ def test_shares_of_one_step_are_refused(task, tmp_path):
         collect(task, tmp_path / "zoo", at=[0.5, 0.51])
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_killed_collection_goes_on_with_the_same_bits(task, tmp_path, monkeypatch):
     monkeypatch.setattr("pdiff_hf.tasks.zoo.MAX_NETWORKS", 2)
     values = {"populations": [{"name": "digits"}, {"name": "others", "relabel": 1}], "at": [0.5, 1.0]}
     whole = collect(task, tmp_path / "whole", **values)
-    made, collect_part = [], ZooCollector.collect
-
-    def killed(self, runs, folder, advance):
-        made.append(list(runs))
-        collect_part(self, runs, folder, advance)
-        if len(made) == 2:
-            raise Killed
-
-    monkeypatch.setattr(ZooCollector, "collect", killed)
+    made = kill_collection(monkeypatch, 2)
     with pytest.raises(Killed):
         collect(task, tmp_path / "zoo", **values)
     resumed = collect(task, tmp_path / "zoo", **values)

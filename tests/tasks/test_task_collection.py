@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from factories import Killed, kill_collection
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.runs.recipe import fit_recipe, load_recipe
@@ -10,7 +11,7 @@ from pdiff_hf.runs.stages import planned_rows, prepare_base_model
 from pdiff_hf.tasks.auto import load_task
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
-from pdiff_hf.tasks.collect_runs import ZooCollector, build_with_seed
+from pdiff_hf.tasks.collect_runs import build_with_seed
 from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.families import complement, task_name
 from pdiff_hf.tasks.families_config import TasksConfig
@@ -102,22 +103,10 @@ def test_runs_of_a_task_differ_by_their_order_or_by_their_start_too(task, tmp_pa
     assert (vectors - start).norm(dim=1).max() < (others[1:] - start).norm(dim=1).min()
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_killed_collection_goes_on_with_the_same_bits(task, tmp_path, monkeypatch):
     monkeypatch.setattr("pdiff_hf.tasks.zoo.MAX_NETWORKS", 5)
     collect(task, tmp_path / "whole")
-    made, collect_part = [], ZooCollector.collect
-
-    def killed(self, runs, folder, advance):
-        made.append(list(runs))
-        collect_part(self, runs, folder, advance)
-        if len(made) == 2:
-            raise Killed
-
-    monkeypatch.setattr(ZooCollector, "collect", killed)
+    made = kill_collection(monkeypatch, 2)
     with pytest.raises(Killed):
         collect(task, tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()

@@ -96,6 +96,11 @@ def _kernel(conditions: torch.Tensor, centers: torch.Tensor, sharpness: torch.Te
     return (-sharpness * torch.cdist(conditions, centers).square()).exp()
 
 
+def _spread(conditions: torch.Tensor) -> float:
+    """Mean squared distance of two of several conditions `(K, n)`."""
+    return 2 * conditions.var(0, correction=0).sum().item()
+
+
 class _Features:
     """Features φ of conditions, of which the kernel of a width is φ·φ."""
 
@@ -103,9 +108,8 @@ class _Features:
         self._scale = conditions.shape[1] ** -0.5
         self.centers, self.sharpness = conditions[:1], 0.0
         if width:
-            distance = 2 * conditions.var(0, correction=0).sum().item()
-            self.sharpness = 1 / (width**2 * distance)
             distinct = conditions.unique(dim=0)
+            self.sharpness = 1 / (width**2 * _spread(distinct))
             self.centers = distinct[torch.randperm(len(distinct), generator=generator)[:MAX_CENTERS]]
         gram = _kernel(self.centers, self.centers, self.sharpness)
         self._factor = torch.linalg.cholesky(gram + JITTER * torch.eye(len(gram), dtype=gram.dtype))

@@ -25,10 +25,13 @@ def fitted(conditions, values, units):
 
 @pytest.mark.parametrize("width", [0.0, 0.6])
 @pytest.mark.parametrize("penalty", [0.01, 10.0])
-def test_what_is_left_out_is_what_the_regression_without_it_does_not_predict(monkeypatch, width, penalty):
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_left_out_is_what_the_regression_without_it_does_not_predict(monkeypatch, width, penalty, together):
     monkeypatch.setattr(condition_regression, "WIDTHS", (width,))
     monkeypatch.setattr(condition_regression, "PENALTIES", (penalty,))
     conditions, values, units = make_rows(bent=1.0)
+    if together:
+        units = units % 20
     _, residuals = fitted(conditions, values, units)
     # Widths are in units of what the distances of the conditions are, with the one that is left out.
     spread = condition_regression._spread(conditions.double().unique(dim=0))

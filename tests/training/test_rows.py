@@ -41,6 +41,13 @@ def test_rows_of_a_condition_are_drawn_together():
         assert len(held) == 6 and {row % 12 for row in held}.isdisjoint(row % 12 for row in train)
 
 
+def test_a_subset_of_classes_and_its_complement_are_drawn_together():
+    spec, signs = ConditionSpec.named("classes", [*"abcde"]), torch.tensor([1.0, -1.0])
+    conditions = torch.cartesian_prod(*[signs] * 5)
+    units = condition_units(conditions, spec)
+    assert torch.equal(units, units.flip(0)) and len(units.unique()) == 16
+
+
 @pytest.mark.parametrize(
     ("conditions", "spec"),
     [

@@ -8,7 +8,9 @@ from .precision import Float32Module, without_autocast
 
 # Distinct conditions that kernels are centred at; of more, so many are drawn.
 MAX_CENTERS = 2048
-# Units that choose penalty and kernel; of more, so many are drawn.
+# Values of all features of all conditions, a quarter of a GB.
+MAX_VALUES = 2**25
+# Conditions that choose penalty and kernel; of more, so many are drawn.
 MAX_CHOOSING = 1024
 # Of kernels exp(-d² / (w² s)), s the mean squared distance of two conditions; 0 is a constant, which has no weight
 # beside the offset.
@@ -23,9 +25,9 @@ class ConditionRegression(Float32Module):
 
     It predicts offset + c W + k(c) A with kernels k at some of the conditions. Everything but the offset is penalised.
     Kernel and penalty have the smallest squared error on conditions that are left out one by one, with all their rows,
-    in closed form: the error with them divided by 1 - H_ii, H the matrix that maps values to predictions. Source:
-    Allen 1974; for kernels, Rasmussen and Williams 2006, §5.4.2. Of more than `MAX_CENTERS` distinct conditions some
-    are the regressors, §8.3.1 there.
+    in closed form: (1 - H)⁻¹ times the errors with them, of the part of H that is theirs, H the matrix that maps
+    values to predictions. Source: Allen 1974; for kernels, Rasmussen and Williams 2006, §5.4.2. Of more than
+    `MAX_CENTERS` distinct conditions some are the regressors, §8.3.1 there.
 
     All of it are buffers, float32 whatever the model is cast to.
 
@@ -49,39 +51,42 @@ class ConditionRegression(Float32Module):
         """Fit it to values `(K, d)` of rows with conditions `(K, n)`, and take as many centres as that needs.
 
         Args:
-            units (`torch.Tensor` of shape `(K,)`): Numbers of what is left out at once, at least two: of the rows'
-                conditions, or of the rows.
+            units (`torch.Tensor` of shape `(K,)`): Numbers of what is left out at once, at least three: the rows, or
+                those of a condition or of few.
 
         Returns:
             `torch.Tensor` of shape `(K, d)`: float64, values minus what is predicted without the row's unit.
         """
         device = self.offset.device
         conditions, values = conditions.cpu().double(), values.cpu().double()
-        units = units.cpu().unique(return_inverse=True)[1]
-        counts = units.bincount().double()
-        of_unit = torch.zeros(len(counts), dtype=torch.long).scatter_(0, units, torch.arange(len(units)))
-        x = conditions[of_unit]
-        y = torch.zeros(len(counts), values.shape[1], dtype=values.dtype).index_add_(0, units, values)
+        # Rows of a unit with the same condition count as their mean, so many times.
+        number = conditions.unique(dim=0, return_inverse=True)[1]
+        pairs, means = torch.stack([units.cpu(), number], 1).unique(dim=0, return_inverse=True)
+        units, counts = pairs[:, 0].unique(return_inverse=True)[1], means.bincount().double()
+        x = conditions[torch.zeros(len(pairs), dtype=torch.long).scatter_(0, means, torch.arange(len(means)))]
+        y = torch.zeros(len(pairs), values.shape[1], dtype=values.dtype).index_add_(0, means, values)
         y = y / counts[:, None]
-        generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(len(x), generator=generator)[:MAX_CHOOSING]
         # 1. The kernel and the penalty with the smallest squared error on units left out
+        generator, num_units = torch.Generator().manual_seed(0), int(units.max()) + 1
+        some = torch.randperm(num_units, generator=generator)[: MAX_CHOOSING * num_units // len(x)]
+        some = torch.isin(units, some)
         errors = {}
         for width in WIDTHS:
-            solver = _Ridge(_Features(width, x[some], generator), x[some], y[some], counts[some])
+            features = _Features(width, x[some], generator)
+            solver = _Ridge(features, x[some], y[some], counts[some], units[some])
             for penalty in PENALTIES:
                 left_out = counts[some, None] * solver.left_out(penalty).square()
                 errors[width, penalty] = left_out.sum().item()
         width, penalty = min(errors, key=errors.get)
         # 2. The regression of all
         features = _Features(width, x, generator)
-        solver = _Ridge(features, x, y, counts)
+        solver = _Ridge(features, x, y, counts, units)
         offset, coefficients = solver.solution(penalty)
         linear, weights = features.to_weights(coefficients)
         self.offset, self.linear, self.weights = (part.float().to(device) for part in (offset, linear, weights))
         self.centers = features.centers.float().to(device)
         self.sharpness.fill_(features.sharpness)
-        return values - y[units] + solver.left_out(penalty)[units]
+        return values - y[means] + solver.left_out(penalty)[means]
 
     def forward(self, conditions: torch.Tensor) -> torch.Tensor:
         """What is expected `(B, d)` for conditions `(B, n)`."""
@@ -110,7 +115,8 @@ class _Features:
         if width:
             distinct = conditions.unique(dim=0)
             self.sharpness = 1 / (width**2 * _spread(distinct))
-            self.centers = distinct[torch.randperm(len(distinct), generator=generator)[:MAX_CENTERS]]
+            most = min(MAX_CENTERS, MAX_VALUES // len(conditions))
+            self.centers = distinct[torch.randperm(len(distinct), generator=generator)[:most]]
         gram = _kernel(self.centers, self.centers, self.sharpness)
         self._factor = torch.linalg.cholesky(gram + JITTER * torch.eye(len(gram), dtype=gram.dtype))
 
@@ -126,18 +132,26 @@ class _Features:
 
 
 class _Ridge:
-    """Ridge regressions with all penalties, of means `(u, d)` over so many rows each, around a free offset."""
+    """Ridge regressions with all penalties, of means `(u, d)` over so many rows each, around a free offset.
 
-    def __init__(self, features: _Features, x: torch.Tensor, y: torch.Tensor, counts: torch.Tensor):
+    `units` `(u,)`, in order, are the numbers of what is left out at once.
+    """
+
+    def __init__(
+        self, features: _Features, x: torch.Tensor, y: torch.Tensor, counts: torch.Tensor, units: torch.Tensor
+    ):
         rows, share = features(x), counts[:, None] / counts.sum()
         self._mean_x, self._mean_y = (share * rows).sum(0), (share * y).sum(0)
-        self._root = counts.sqrt()[:, None]
+        self._root, self._of_offset = counts.sqrt()[:, None], share.sqrt()
         centred, self._y = self._root * (rows - self._mean_x), y - self._mean_y
         eigenvalues, self._vectors = torch.linalg.eigh(centred.T @ centred)
         self._eigenvalues = eigenvalues.clamp_min(0)
         self._rows = centred @ self._vectors
         self._products = self._rows.T @ (self._root * self._y)
-        self._of_offset = share[:, 0]
+        # By unit, which are in order, the place of each mean among those of its unit.
+        self._units, sizes = units.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+        self._place = torch.arange(len(units)) - (sizes.cumsum(0) - sizes)[self._units]
+        self._shape = (len(sizes), int(sizes.max()))
 
     def solution(self, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """The offset `(d,)` and the coefficients `(F, d)`."""
@@ -145,8 +159,16 @@ class _Ridge:
         return self._mean_y - self._mean_x @ coefficients, coefficients
 
     def left_out(self, penalty: float) -> torch.Tensor:
-        """Of every unit `(u, d)`: its mean minus what is predicted without it."""
+        """Means `(u, d)` minus what is predicted without their units: (1 - H)⁻¹ times the residuals of a unit."""
         shrunk = self._eigenvalues + penalty
-        residuals = self._y - (self._rows @ (self._products / shrunk[:, None])) / self._root
-        own = (self._rows.square() / shrunk).sum(1) + self._of_offset
-        return residuals / (1 - own).clamp_min(1e-6)[:, None]
+        residuals = self._root * self._y - self._rows @ (self._products / shrunk[:, None])
+        rows, offset = self._by_unit(self._rows / shrunk.sqrt()), self._by_unit(self._of_offset)
+        own = rows @ rows.mT + offset @ offset.mT
+        rest = torch.eye(self._shape[1], dtype=own.dtype) - own
+        return torch.linalg.solve(rest, self._by_unit(residuals))[self._units, self._place] / self._root
+
+    def _by_unit(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `(u, n)` of units, with zeros where a unit has fewer than another `(units, most, n)`."""
+        found = rows.new_zeros(*self._shape, rows.shape[1])
+        found[self._units, self._place] = rows
+        return found

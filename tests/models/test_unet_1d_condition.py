@@ -312,6 +312,20 @@ def test_before_training_it_is_the_gaussian_around_what_a_regression_expects():
     assert torch.equal(predict(model), model.gaussian(noisy(), TIMESTEPS))
 
 
+def test_to_train_with_there_are_means_that_rows_were_left_out_of():
+    options, labels = TOLD
+    model = make_model(is_trained=False, **options)
+    told = torch.randn(80, 2, generator=torch.Generator().manual_seed(4))
+    latents = 2 * noisy(num=80, seed=0) + 1 + means_of(told, 4, 2)
+    means = model.fit_gaussian(latents, SCHEDULER, told)
+    rest = latents.flatten(1) - means
+    torch.testing.assert_close(rest.square().sum(1).mean(), model.conditional_gaussian.variances.sum())
+    assert rest.square().sum() > 1.02 * (latents.flatten(1) - model.regression(told)).square().sum()
+    with torch.no_grad():
+        shifted = model(noisy(), TIMESTEPS, class_labels=labels, class_means=model.regression(labels) + 1).sample
+    assert not torch.allclose(shifted, predict(model, class_labels=labels), atol=0.1)
+
+
 def test_conditions_that_explain_nothing_leave_the_gaussian():
     torch.manual_seed(0)
     options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2}

@@ -121,7 +121,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         scheduler: SchedulerMixin,
         class_labels: torch.Tensor | None = None,
         units: torch.Tensor | None = None,
-    ) -> None:
+    ) -> torch.Tensor | None:
         """Set the closed form to mean and covariance of scaled latents `(K, C, L)`, and to a scheduler's noise.
 
         With conditions it is also set to a regression on them and to the covariance of what that does not predict of
@@ -132,27 +132,32 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
             units (`torch.Tensor` of shape `(K,)`, *optional*): Numbers of what is left out at once; by default all
                 rows of a condition are.
 
+        Returns:
+            `torch.Tensor` of shape `(K, C·L)`: what the regression expects of the rows without their units, the
+            `class_means` to train with; `None` without a regression.
+
         Raises:
             ValueError: as [`LatentGaussian.fit`].
         """
         self.gaussian.fit(latents)
         self.gaussian.set_schedule(scheduler)
         if class_labels is None:
-            return
+            return None
         if units is None:
             units = class_labels.unique(dim=0, return_inverse=True)[1]
         self._know_conditions(None)
         if len(units.unique()) < MIN_UNITS or (class_labels == class_labels[0]).all():
-            return
+            return None
         regression = ConditionRegression(class_labels.shape[1], len(self.gaussian.mean), 1)
         residuals = regression.fit(class_labels, latents.flatten(1), units)
         covariance = residuals.T @ residuals / len(residuals)
         if covariance.trace() > (1 - MIN_EXPLAINED) * self.gaussian.variances.sum().item():
-            return
+            return None
         self._know_conditions(len(regression.centers))
         self.regression.load_state_dict(regression.state_dict())
         self.conditional_gaussian.set_covariance(covariance)
         self.conditional_gaussian.set_schedule(scheduler)
+        return latents.flatten(1) - residuals.to(latents)
 
     @property
     def explained(self) -> float | None:
@@ -184,6 +189,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float,
         class_labels: torch.Tensor | None = None,
         force_drop_ids: torch.Tensor | None = None,
+        class_means: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet1DConditionOutput | tuple[torch.Tensor]:
         """Predict noise, velocity or clean latents.
@@ -195,6 +201,8 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
                 them are unknown by default.
             force_drop_ids (`torch.Tensor` of shape `(B,)`, `bool`, *optional*): Rows whose condition is unknown; while
                 training they are drawn by default.
+            class_means (`torch.Tensor` of shape `(B, C·L)`, *optional*): What is expected of the conditions, in the
+                place of what the regression says: of rows that it was fitted to it knows too much.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
 
         Raises:
@@ -204,7 +212,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         if class_labels is not None and force_drop_ids is None and self.training:
             force_drop_ids = torch.rand(len(sample), device=sample.device) < self.config.class_dropout_prob
         residual = self._residual(sample.to(self.dtype), self._embed(timestep, class_labels, force_drop_ids))
-        output = self.closed_form(sample, timestep, class_labels, force_drop_ids) + residual
+        output = self.closed_form(sample, timestep, class_labels, force_drop_ids, class_means) + residual
         output = output.to(sample.dtype)
         return UNet1DConditionOutput(sample=output) if return_dict else (output,)
 
@@ -214,11 +222,13 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         force_drop_ids: torch.Tensor | None = None,
+        class_means: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What is best for Gaussian latents `(B, C, L)`, float32; arguments as of the model."""
         if class_labels is None or self.regression is None:
             return self.gaussian(sample, timestep)
-        found = self.conditional_gaussian(sample, timestep, self.regression(class_labels))
+        class_means = self.regression(class_labels) if class_means is None else class_means
+        found = self.conditional_gaussian(sample, timestep, class_means)
         if force_drop_ids is None:
             return found
         return torch.where(force_drop_ids[:, None, None], self.gaussian(sample, timestep), found)

@@ -138,8 +138,9 @@ def _train(
     shape, sizes = tuple(rows.shape[1:]), () if conditions is None else (conditions.shape[1],)
     torch.manual_seed(config.seed)
     denoiser, scheduler = config.build(shape, *sizes), config.build_scheduler()
+    means = None
     if config.contains_gaussian:
-        denoiser.fit_gaussian(rows, scheduler, conditions, units)
+        means = denoiser.fit_gaussian(rows, scheduler, conditions, units)
 
     # Rows of the same condition have the same number.
     kinds = None if conditions is None else conditions.unique(dim=0, return_inverse=True)[1]
@@ -165,6 +166,8 @@ def _train(
         if conditions is not None:
             others = (kinds[indices, None] != kinds) & ~is_dropped[:, None]
             told = {"class_labels": conditions[indices], "force_drop_ids": is_dropped}
+        if means is not None:
+            told["class_means"] = means[indices]
         noisy, target, weights = targets(clean, noise, timesteps, others)
         predicted = model(noisy, timesteps, **told, return_dict=False)[0].float()
         return targets.loss(predicted, target, weights)

@@ -16,10 +16,11 @@ from pdiff_hf.tasks.evaluators import make_gate_evaluator
 from pdiff_hf.tasks.probes import ProbeSource, make_probes
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.batches import GlobalBatch
-from pdiff_hf.training.functional import FunctionObjective, choose_neighbours, nearest, normal_weights
+from pdiff_hf.training.functional import FunctionObjective
 from pdiff_hf.training.functional_gate import check_functions, disagreements, match_diversity
 from pdiff_hf.training.gate import PoorReconstructionError
 from pdiff_hf.training.logs import NonFiniteLossError
+from pdiff_hf.training.targets import choose_neighbours, nearest, normal_weights
 
 
 def config_of(**options):
@@ -83,9 +84,9 @@ def test_latents_of_targets_are_those_of_the_networks():
 
 def test_combinations_have_mean_and_covariance_of_the_networks():
     _, objective = make_objective(targets="combinations")
-    weights = objective._combine(GlobalBatch(20, 4000, 0, 0))
+    (weights,) = objective.targets.draw(GlobalBatch(20, 4000, 0, 0))
     assert torch.allclose(weights.sum(1), torch.ones(4000), atol=1e-4)
-    latents = weights @ objective.latents
+    latents = objective.targets.latents(weights)
     assert latents.mean(0).abs().max() < 0.1
     assert torch.allclose(torch.cov(latents.T), torch.eye(6), atol=0.1)
 
@@ -136,7 +137,7 @@ def test_combinations_of_networks_of_several_tasks_have_no_labels():
 def test_the_weight_loss_is_the_distance_to_combined_parameters():
     autoencoder, objective = make_objective(function_loss=0.0, weight_loss=1.0, targets="combinations")
     batch = GlobalBatch(20, 8, 0, 0)
-    target = objective._combine(batch) @ autoencoder.normalizer.normalize(make_vectors())
+    target = objective.targets.draw(batch)[0] @ autoencoder.normalizer.normalize(make_vectors())
     loss = loss_of(objective, Written(target + 0.5), GlobalBatch(20, 8, 0, 0))
     assert loss.item() == pytest.approx(0.25, rel=1e-3)
 

@@ -53,6 +53,8 @@ class TaskGroup(Record):
     """Paired over tasks."""
     accuracies: list[float] | None = None
     """Of every task, in the order of [`TaskResults.names`]."""
+    ensembles: list[float] | None = None
+    """Of every task, the accuracy of the averaged probabilities of its networks."""
     per_seed: list[float | None] | None = None
     """`accuracy` by several seeds of the generator."""
 

@@ -1,0 +1,135 @@
+"""Evaluation of a run whose networks are of many tasks: those that it generates for tasks that nobody trained."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.dataset import ParameterDataset
+from ..data.vectors import Vectors
+from ..evaluation.unseen_tasks.evaluate import LatentSpace, evaluate_unseen_tasks
+from ..evaluation.unseen_tasks.networks import TaskNetworks
+from ..evaluation.unseen_tasks.verdict import tasks_verdict
+from ..files import errors_of
+from ..machine import process_state
+from ..models.auto import connect_network, load_autoencoder
+from ..pipelines.network_folder import load_generated, read_index
+from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..pipelines.sampling import load_pipeline, make_scheduler
+from ..results.metrics import SCHEMA, Metrics
+from ..tasks.families_config import TASKS
+from ..tasks.task import Task
+from ..tasks.unseen_tasks import open_task_networks, places_of
+from ..training.perceptron import fit_perceptrons
+from .recipe import EvaluateConfig
+
+
+def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[dict[str, Any]]:
+    """As many conditions for every unseen task of a collection, one task after another."""
+    unseen, spec = ParameterDataset(dataset.folder, "unseen"), dataset.condition_spec
+    distinct = unseen.conditions().unique(dim=0).tolist()
+    return [{spec.kind: spec.describe(values)} for values in distinct for _ in range(num_samples)]
+
+
+def evaluate_tasks(
+    dataset: ParameterDataset, task: Task, config: EvaluateConfig, pipeline_dir: Path, generated_dir: Path
+) -> Metrics:
+    """Judge networks that were generated for the unseen tasks of a collection, beside other ways to such networks.
+
+    Raises:
+        ValueError: the networks are not those of these tasks, as many of each.
+    """
+    options = {"batch_size": config.batch_size, "max_cache_bytes": config.max_cache_mb * 2**20}
+    roles = ("seen", "validation", "unseen")
+    seen, validation, unseen = (open_task_networks(dataset, role, task, **options) for role in roles)
+    generated = _in_order(generated_dir, dataset, unseen)
+    pipe = load_pipeline(pipeline_dir)
+    further, seconds = _further_draws(pipe, read_index(generated_dir), unseen, len(generated) // len(unseen))
+    results = evaluate_unseen_tasks(
+        seen,
+        validation,
+        unseen,
+        generated,
+        _latent_space(dataset, pipeline_dir),
+        further=further,
+        fit=partial(fit_perceptrons, steps=pipe_steps(pipeline_dir)),
+        seconds={"generated": seconds},
+        seed=config.seed,
+    )
+    results.split = dataset.metadata.get(TASKS, {}).get("split")
+    metrics = Metrics(
+        version=SCHEMA,
+        num_parameters=dataset.layout.num_parameters,
+        num_test=unseen.evaluator.num_examples,
+        tasks=results,
+        seed=config.seed,
+    )
+    metrics.finding, metrics.verdict = tasks_verdict(results)
+    return metrics
+
+
+def pipe_steps(pipeline_dir: Path) -> int:
+    """Steps of training of a pipeline's denoiser."""
+    from ..files import read_json
+
+    return int(read_json(pipeline_dir / "train_config.json")["diffusion"]["steps"])
+
+
+def _in_order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetworks) -> Vectors:
+    """Generated networks, as many for every unseen task, one task after another."""
+    index, spec = read_index(generated_dir), dataset.condition_spec
+    given, num = index.get("condition"), len(index["files"])
+    with errors_of(generated_dir):
+        if given is None:
+            raise ValueError("expected networks for the unseen tasks of the dataset, found them without conditions.")
+        given = given if isinstance(given, list) else [given] * num
+        conditions = torch.tensor([spec.values(condition[spec.kind]) for condition in given])
+        places = places_of(conditions, unseen.distinct)
+    vectors = load_generated(generated_dir, dataset.layout)
+    return vectors[places.argsort(stable=True)]
+
+
+def _latent_space(dataset: ParameterDataset, pipeline_dir: Path) -> LatentSpace:
+    autoencoder = load_autoencoder(pipeline_dir / "autoencoder", process_state().device)
+    connect_network(autoencoder, dataset.base_model)
+
+    @torch.no_grad()
+    def encode(vectors: Vectors) -> torch.Tensor:
+        return autoencoder.scale_latents(autoencoder.encode_rows(vectors)).flatten(1).cpu()
+
+    @torch.no_grad()
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        shaped = latents.to(autoencoder.device).view(-1, *autoencoder.latent_shape)
+        return torch.cat([part.cpu() for part in autoencoder.decode_rows(autoencoder.unscale_latents(shaped))])
+
+    return LatentSpace(encode, decode)
+
+
+def _further_draws(
+    pipe: PDiffPipeline, index: dict[str, Any], unseen: TaskNetworks, draws: int
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Networks for other tasks than they are judged by, and what regressions expect; and seconds of one network."""
+    pipe.scheduler = make_scheduler(index["scheduler"], pipe.scheduler, index["num_inference_steps"])
+
+    def draw(conditions: torch.Tensor, truncation: float) -> torch.Tensor:
+        return pipe(
+            len(conditions),
+            num_inference_steps=index["num_inference_steps"],
+            generator=torch.Generator().manual_seed(index["seed"]),
+            condition_embeds=pipe.condition_encoder.encode(conditions),
+            guidance_scale=index["guidance_scale"],
+            truncation=truncation,
+            output_type="pt",
+        ).parameters.cpu()
+
+    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(index["seed"]))
+    others = torch.empty_like(unseen.distinct)
+    others[order] = unseen.distinct[order.roll(1)]
+    begin = time.perf_counter()
+    shuffled = draw(others.repeat_interleave(draws, 0), index["truncation"])
+    seconds = (time.perf_counter() - begin) / len(shuffled)
+    return {"shuffled": shuffled, "expected": draw(unseen.distinct, 0.0)}, seconds

@@ -1,5 +1,7 @@
 """Runs whose networks are of many tasks."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,29 +9,92 @@ from pdiff_hf import PDiffPipeline
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.files import read_json
+from pdiff_hf.pipelines.network_folder import load_generated
+from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
-from pdiff_hf.tasks.evaluators import make_evaluator, make_task_evaluator
+from pdiff_hf.tasks.evaluators import make_evaluator, make_task_evaluator, open_task
 
 
 @pytest.fixture(scope="module")
 def tasks_run(tmp_path_factory):
     folder, lines = tmp_path_factory.mktemp("tasks") / "run", []
-    recipe = load_recipe("digits-subsets", profile="cpu-smoke")
-    assert run_recipe(recipe, folder, lines.append) is None
+    recipe = load_recipe("digits-subsets", ["generate.num_samples=3"], profile="cpu-smoke")
+    assert run_recipe(recipe, folder, lines.append).tasks is not None
     return folder, recipe, lines
 
 
-def test_a_run_makes_a_pipeline_for_conditions_and_says_that_it_judges_none(tasks_run):
+def test_a_run_makes_networks_for_its_unseen_tasks(tasks_run):
     folder, _, lines = tasks_run
-    (line,) = [line for line in lines if line.startswith("generate, evaluate: left out")]
-    assert "\n" not in line and "benchmarks/unseen_tasks.py" in line
-    assert not (folder / "generated").exists() and not (folder / "report").exists()
+    unseen, index = ParameterDataset(folder / "dataset", "unseen"), read_json(folder / "generated" / "index.json")
+    asked = ["+".join(condition["classes"]) for condition in index["condition"]]
+    assert sorted(asked) == sorted(3 * unseen.tasks) and len(index["files"]) == len(asked)
+    # Whoever asks the pipeline for one of them gets the first again.
     pipe = PDiffPipeline.from_pretrained(folder / "pipeline")
     drawn = pipe(2, condition={"classes": ["2", "5"]}, num_inference_steps=2, output_type="pt").parameters
-    assert drawn.shape == (2, ParameterDataset(folder / "dataset").layout.num_parameters)
+    assert drawn.shape == (2, unseen.layout.num_parameters)
     with pytest.raises(ValueError, match="draws networks for a condition"):
         pipe(2, num_inference_steps=2)
+    assert lines[-1].startswith("evaluate: ")
+
+
+def test_the_report_judges_every_network_by_its_own_task(tasks_run):
+    folder, _, _ = tasks_run
+    metrics = Metrics.read(folder / "report" / "metrics.json")
+    tasks, unseen = metrics.tasks, ParameterDataset(folder / "dataset", "unseen")
+    assert (tasks.num_seen, tasks.num_validation, tasks.num_unseen, tasks.draws) == (28, 4, 4, 3)
+    # The networks that were collected know how good they are.
+    own = dict(zip(unseen.tasks, unseen.metrics["test_accuracy"].tolist(), strict=True))
+    assert tasks.unseen["oracle"].accuracies == pytest.approx([own[name] for name in tasks.names], abs=1e-6)
+    # And networks that were generated are whole networks, which predict by themselves.
+    task, layout = open_task(unseen), unseen.layout
+    images, labels = task.arrays("test")
+    asked = ["+".join(found["classes"]) for found in read_json(folder / "generated" / "index.json")["condition"]]
+    networks = load_generated(folder / "generated", layout)
+    for place, name in enumerate(tasks.names):
+        right = []
+        for row in [row for row, other in enumerate(asked) if other == name]:
+            layout.load_into(model := unseen.base_model.build().eval(), networks[row])
+            said = model(images).argmax(1)
+            members = torch.tensor([task.class_names[label] in name.split("+") for label in labels.tolist()])
+            right.append((said == members).double().mean().item())
+        assert tasks.unseen["generated"].accuracies[place] == pytest.approx(sum(right) / 3, abs=1e-6)
+    assert {"ridge_weights", "kernel_ridge_latents", "nearest", "shuffled", "perceptron_latents"} <= {*tasks.unseen}
+    report = (folder / "report" / "report.md").read_text()
+    assert metrics.verdict in report and "kernel_ridge_latents" in report
+    assert (folder / "report" / "unseen_tasks.png").is_file() and "unseen_tasks.png" in report
+    card = (folder / "pipeline" / "README.md").read_text()
+    assert "gaussian_ridge_latents" in card.replace("\\", "") and "tasks of one family" in card
+
+
+def test_evaluating_again_says_the_same(tasks_run, pdiff, tmp_path):
+    folder = tasks_run[0]
+    code, out, error = pdiff("evaluate", folder, "--out", tmp_path / "again", "--json")
+    assert code == 0, error
+    again, before = json.loads(out)["tasks"], Metrics.read(folder / "report" / "metrics.json").tasks
+    assert again["unseen"]["generated"]["accuracy"] == pytest.approx(before.unseen["generated"].accuracy)
+    assert again["names"] == before.names
+    code, out, _ = pdiff("info", folder / "report")
+    assert code == 0 and "generated" in out
+
+
+def test_networks_for_other_tasks_are_one_line(tasks_run, pdiff, tmp_path):
+    folder = tasks_run[0]
+    other = next(name for name in ParameterDataset(folder / "dataset").tasks if name)
+    condition = json.dumps({"classes": other.split("+")})
+    given = ("--num-samples", "2", "--condition", condition)
+    assert pdiff("generate", folder / "pipeline", "--out", tmp_path / "other", *given)[0] == 0
+    code, _, error = pdiff("evaluate", folder, "--generated", tmp_path / "other", "--out", tmp_path / "report")
+    assert code == 2 and "for each of the 4 unseen tasks" in error and error.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_without_unseen_tasks_a_run_ends_with_the_pipeline(tmp_path):
+    lines = []
+    recipe = load_recipe("digits-subsets", ["collect.unseen=0"], profile="cpu-smoke")
+    assert run_recipe(recipe, tmp_path / "run", lines.append) is None
+    assert lines[-1].startswith("generate, evaluate: left out") and "\n" not in lines[-1]
+    assert not (tmp_path / "run" / "generated").exists()
 
 
 def test_the_gate_judges_networks_by_the_labels_of_their_own_task(tasks_run):

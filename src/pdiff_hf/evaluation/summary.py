@@ -22,6 +22,8 @@ from ..results.records import (
 )
 from .groups import describe_group
 from .intervals import exact_interval, mean_interval, sample_mean_interval
+from .unseen_tasks.summary import average_seeds
+from .unseen_tasks.verdict import tasks_verdict
 from .verdict import make_verdict, population_finding
 
 # A value and the key of its interval beside it.
@@ -222,7 +224,11 @@ def aggregate_seeds(runs: Mapping[int, Metrics]) -> Metrics:
         keys = [key for key, found in each[0].items() if isinstance(found, int | float)]
         population.per_seed = {key: [found.get(key) for found in each] for key in keys}
         population.finding = None if name == "original" else population_finding(population)
-    metrics.finding, metrics.verdict = make_verdict(metrics)
+    if metrics.tasks is None:
+        metrics.finding, metrics.verdict = make_verdict(metrics)
+    else:
+        metrics.tasks = average_seeds([value.tasks for value in values])
+        metrics.finding, metrics.verdict = tasks_verdict(metrics.tasks)
     return metrics
 
 

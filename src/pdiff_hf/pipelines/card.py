@@ -21,6 +21,8 @@ TAGS = ["pdiff-hf", "neural-network-diffusion"]
 
 # Figures of a report and what they show; the first is shown at once.
 PLOTS = {
+    "unseen_tasks": "Accuracy on tasks that nobody trained, generated networks beside other ways",
+    "task_by_task": "Generated networks against networks trained on the task, one mark per unseen task",
     "accuracy_similarity": "Test accuracy against similarity to the nearest original, one point per network",
     "accuracy_histograms": "Histograms of what the networks of every group are worth",
     "latent_pca": "Latents of originals, averages and generated networks, on two principal axes",
@@ -68,6 +70,7 @@ def write_pipeline_card(
         repo_id=REPO_ID,
         condition=_condition_argument(encoder),
         build_arguments=card_lines.build_arguments(base_model) if base_model else None,
+        has_tasks=metrics.tasks is not None,
         verdict=escape(metrics.verdict) if is_evaluated else None,
         results=card_lines.results_table(metrics) if is_evaluated else None,
         num_test=f"{metrics.num_test:,}" if is_evaluated else None,

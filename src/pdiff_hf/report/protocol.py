@@ -27,6 +27,11 @@ PROTOCOL = (
     "Originals are compared with the other originals, never with themselves.",
     "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
 )
+TASK_PROTOCOL = (
+    "Every network is judged by the labels of the task that it was made for. What a way leaves open is chosen on "
+    "validation tasks and validation examples; unseen tasks and test examples are used for the report alone.",
+    "The verdict follows from the intervals: a difference counts when its interval excludes zero.",
+)
 NO_PREDICTIONS = (
     "Left out, as a score knows nothing of predictions: shared mistakes (IoU), calibration, ensembles, the comparison "
     "of populations as functions, and fine-tuning."
@@ -39,6 +44,8 @@ NO_FINE_TUNING = (
 
 def protocol(metrics: Metrics) -> list[str]:
     """Rules, what was left out and why, and what the intervals are over, a paragraph each."""
+    if metrics.tasks is not None:
+        return [*TASK_PROTOCOL, metrics.intervals, *_precision(metrics.hardware or {})]
     is_accuracy, left_out = metrics.metric.is_accuracy, []
     if not is_accuracy:
         left_out = [NO_PREDICTIONS]

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from ..evaluation.groups import find_group
 from ..results.metric import Metric
 from ..results.metrics import Metrics
-from ..results.text import ReportTable, Section, markdown_table, number, percent, sign
+from ..results.tasks import TaskResults
+from ..results.text import ReportTable, Section, markdown_table, number, percent, points, sign
 from .plots.style import COLORS, Plot
 from .sections import examples_text
 
@@ -28,6 +29,10 @@ HEADLINES = {
     "less_diverse": ("Less diverse than the originals", "orange"),
     "more_diverse": ("More diverse than the originals", "orange"),
     "equal_population": ("A population equal to held-out originals", "green"),
+    "unseen_worse": ("No better than weights of seen networks", "vermillion"),
+    "unseen_no_gain": ("No better than regression in the same latents", "orange"),
+    "unseen_space": ("As good as regression in the same latents", "orange"),
+    "unseen_better": ("Better than regression from the condition", "green"),
     "none": ("No generated networks", "grey"),
 }
 # Of a difference that is better, not distinguishable, worse.
@@ -81,6 +86,8 @@ def _kicker(metrics: Metrics) -> str:
 
 
 def _tiles(metrics: Metrics) -> list[Tile]:
+    if metrics.tasks is not None:
+        return _task_tiles(metrics.tasks)
     if "generated" not in metrics.groups:
         return []
     group, comparisons = metrics.generated, metrics.comparisons
@@ -116,6 +123,29 @@ def _tiles(metrics: Metrics) -> list[Tile]:
                 difference = metric.write_difference(comparisons[name].difference)
                 note += f"; {difference} {units[1]}".rstrip() + f" against {rival.description}"
         tiles.append(Tile("Cost of the generator", f"{group.cost.seconds:.0f}", "s", note))
+    return tiles
+
+
+def _task_tiles(tasks: TaskResults) -> list[Tile]:
+    groups = tasks.unseen
+    generated, oracle = groups["generated"], groups["oracle"]
+    note = f"{tasks.num_unseen:g} tasks" + (f"; 95 % interval {_range(generated.ci95)}" if generated.ci95 else "")
+    tiles = [Tile("Generated, unseen tasks", percent(generated.accuracy, unit=""), "%", note)]
+    if generated.recovered is not None:
+        note = f"of what training on the task has over guessing; trained {percent(oracle.accuracy)}"
+        tiles.append(Tile("Recovered", f"{generated.recovered:.3f}", "", note))
+    for role, name in (("weights", "what is made of weights"), ("latents", "regression in the same latents")):
+        rivals = {key: group for key, group in tasks.of_role(role).items() if key != "reconstructed"}
+        best = max(rivals, key=lambda key: rivals[key].accuracy, default=None)
+        if best is not None:
+            difference, interval = rivals[best].difference, rivals[best].difference_ci95
+            note = f"{best.replace('_', ' ')}" + (
+                "" if interval is None else f"; 95 % {points(interval[0])} to {points(interval[1])}"
+            )
+            tiles.append(Tile(f"Against {name}", points(difference), "points", note))
+    if generated.seconds and oracle.seconds:
+        note = f"{oracle.seconds:.2g} s to train one, {generated.seconds:.2g} s to draw one"
+        tiles.append(Tile("Faster than training", f"{oracle.seconds / generated.seconds:,.0f}", "times", note))
     return tiles
 
 

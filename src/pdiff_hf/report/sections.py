@@ -18,6 +18,7 @@ from ..results.tables import (
 )
 from ..results.text import MISSING, ReportTable, Section, number, percent, reconstruction
 from .protocol import protocol
+from .tasks import unseen_tasks
 
 # What a loss on held-out rows means, by what these are to those seen.
 HELD_OUT_KINDS = {
@@ -38,9 +39,9 @@ def examples_text(metrics: Metrics) -> str:
 def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) -> list[Section]:
     """Make the sections of a report; what is not known by `metrics`, `reconstruction.json` or `plots` is left out."""
     sections = [
-        _groups(metrics),
+        *([_groups(metrics)] if metrics.tasks is None else unseen_tasks(metrics)),
         _population(metrics),
-        _novelty(metrics),
+        *([_novelty(metrics)] if metrics.tasks is None else []),
         _distribution(metrics),
         _denoiser(metrics),
         _comparisons(metrics),
@@ -240,7 +241,7 @@ def _ensembles(metrics: Metrics) -> Section:
 
 
 def _calibration(metrics: Metrics) -> Section:
-    if not metrics.metric.is_accuracy:
+    if not metrics.metric.is_accuracy or not metrics.groups:
         return Section("")
     text = ["Means over the networks. ECE: expected calibration error with 15 equal bins; lower is better."]
     return Section("Calibration", text, tables=[group_table(metrics, ("nll", "ece"), "Calibration")])
@@ -270,7 +271,7 @@ def _cost(metrics: Metrics) -> Section:
 
 
 def _seeds(metrics: Metrics) -> Section:
-    if metrics.seeds is None:
+    if metrics.seeds is None or not metrics.groups:
         return Section("")
     rows = [
         (name, *(metrics.metric.write(value).removesuffix(" %") for value in group.score.per_seed or ()))

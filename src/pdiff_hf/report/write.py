@@ -15,11 +15,14 @@ from ..files import atomic_write, write_json
 from ..machine import describe_hardware
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics
 from ..results.tables import fold_header, group_table
+from ..results.tasks_table import accuracy_table
+from ..results.text import ReportTable
 from .plots.curves import plot_ensembles, plot_loss_curves
 from .plots.maps import plot_iou_matrix, plot_latent_pca
 from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
 from .plots.population import plot_population
 from .plots.style import Plot
+from .plots.tasks import plot_task_by_task, plot_unseen_tasks
 from .plots.trajectory import plot_trajectory, plot_trajectory_plane
 from .render import make_html, make_markdown
 from .sections import distribution_line, make_sections
@@ -58,17 +61,8 @@ def write_report(
         latents (`Mapping[str, torch.Tensor]`, *optional*): Latents `(n, C * L)` of `original` and other groups.
         trajectory (`Mapping`, *optional*): Of [`trajectory`], to be shown and kept in `trajectory.json`.
     """
-    metrics = result.metrics.model_copy(
-        update={
-            "task": dict(task or {}),
-            "timings_s": dict(timings_s or {}),
-            "peak_rss_mb": dict(peak_rss_mb or {}),
-            "peak_device_mb": dict(peak_device_mb or {}),
-            "versions": {package: version(package) for package in PACKAGES},
-            "hardware": describe_hardware(),
-            "date": datetime.now(UTC).date().isoformat(),
-        }
-    )
+    costs = {"timings_s": timings_s, "peak_rss_mb": peak_rss_mb, "peak_device_mb": peak_device_mb}
+    metrics = _with_origin(result.metrics, task, costs)
     plots = [
         plot_accuracy_similarity(metrics, result.groups),
         plot_population(metrics),
@@ -85,12 +79,46 @@ def write_report(
     return written if trajectory is None else [*written, Path(output_dir) / TRAJECTORY_FILE]
 
 
+def write_task_report(
+    metrics: Metrics,
+    output_dir: str | Path,
+    *,
+    task: Mapping | None = None,
+    gate: Mapping | None = None,
+    logs: Mapping[str, str | Path] | None = None,
+    **costs: Mapping[str, float] | None,
+) -> list[Path]:
+    """Write the same files of networks for unseen tasks, [`Metrics.tasks`]; returns them.
+
+    Arguments are those of [`write_report`], `timings_s`, `peak_rss_mb` and `peak_device_mb` among them.
+    """
+    metrics = _with_origin(metrics, task, costs)
+    plots = [plot_unseen_tasks(metrics), plot_task_by_task(metrics), plot_loss_curves(logs or {})]
+    return _write(metrics, [plot for plot in plots if plot is not None], gate, output_dir)
+
+
+def _with_origin(metrics: Metrics, task: Mapping | None, costs: Mapping[str, Mapping | None]) -> Metrics:
+    """Metrics that say of which task, machine, versions and day they are, and what making the networks took."""
+    return metrics.model_copy(
+        update={
+            "task": dict(task or {}),
+            **{name: dict(values or {}) for name, values in costs.items()},
+            "versions": {package: version(package) for package in PACKAGES},
+            "hardware": describe_hardware(),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+    )
+
+
 def write_summary(metrics: Metrics, output_dir: str | Path) -> list[Path]:
     """Write `metrics.json`, `report.md`, `report.html` and the figure of what several seeds found together.
 
     Returns the files.
     """
-    plots = [plot_accuracy_similarity(metrics), plot_population(metrics)]
+    if metrics.tasks is not None:
+        plots = [plot_unseen_tasks(metrics), plot_task_by_task(metrics)]
+    else:
+        plots = [plot_accuracy_similarity(metrics), plot_population(metrics)]
     return _write(metrics, [plot for plot in plots if plot is not None], None, output_dir)
 
 
@@ -99,6 +127,8 @@ def make_table(metrics: Metrics) -> Table:
     options = {"caption_justify": "left", "caption_style": "bold", "show_edge": False, "pad_edge": False}
     lines = [line for line in (metrics.verdict, distribution_line(metrics)) if line]
     table = Table(caption="\n".join(lines), **options)
+    if metrics.tasks is not None:
+        return _add_rows(table, accuracy_table(metrics))
     widths = TERMINAL_WIDTHS if metrics.metric.is_accuracy else SCORE_WIDTHS
     found = group_table(metrics, list(widths), plain=("iou_nearest", "joint"), all_columns=True)
     table.add_column("group", no_wrap=True, min_width=NAME_WIDTH)
@@ -108,6 +138,14 @@ def make_table(metrics: Metrics) -> Table:
         # Of a long name, the first word is on a line of its own.
         short = name if len(name) <= NAME_WIDTH else name.replace("_", "_\n ", 1)
         table.add_row(short, *cells, style="bold" if name == "generated" else None)
+    return table
+
+
+def _add_rows(table: Table, found: ReportTable) -> Table:
+    for column in found.columns:
+        table.add_column(column.replace(" (95 %)", ""), justify="left" if column == found.columns[0] else "right")
+    for name, *cells in found.rows:
+        table.add_row(name, *cells, style="bold" if name == "generated" else None)
     return table
 
 

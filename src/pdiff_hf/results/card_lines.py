@@ -14,14 +14,19 @@ from ..builders import OWN_FACTORIES
 from ..hub.card_text import MEAN_METRIC, SELECTED_METRIC, code, escape, hub_id, literal, make_table, one_line
 from .metrics import Metrics
 from .tables import group_table
+from .tasks_table import accuracy_table
 from .text import number, percent
 
+UNSEEN_METRIC = "mean test accuracy of generated networks on unseen tasks"
 # Tensors that are named in the text.
 MAX_NAMES = 6
 
 
 def results_table(metrics: Metrics) -> str:
-    """All groups with their intervals."""
+    """All groups with their intervals, of networks for unseen tasks all ways to these."""
+    if metrics.tasks is not None:
+        table = accuracy_table(metrics)
+        return make_table(table.columns, [(escape(name), *cells) for name, *cells in table.rows])
     columns = ("networks", "accuracy", "difference", "selected", "iou_nearest", "joint")
     table = group_table(metrics, columns)
     return make_table(table.columns, [(escape(name), *cells) for name, *cells in table.rows])
@@ -151,7 +156,13 @@ def eval_results(metrics: Metrics, values: Mapping[str, tuple[float | None, Any]
 
 
 def generated_values(metrics: Metrics) -> dict[str, tuple[float | None, Any]]:
-    """Mean and selected test accuracy of the generated networks with their intervals, for [`eval_results`]."""
+    """Mean and selected test accuracy of the generated networks with their intervals, for [`eval_results`].
+
+    Networks for unseen tasks have the mean over these; one that is selected among them would be for one task.
+    """
+    if metrics.tasks is not None:
+        group = metrics.tasks.unseen["generated"]
+        return {UNSEEN_METRIC: (group.accuracy, group.ci95)}
     mean, chosen = metrics.generated.test_accuracy, metrics.generated.selected
     return {MEAN_METRIC: (mean.mean, mean.ci95), SELECTED_METRIC: (chosen.test_accuracy, chosen.test_ci95)}
 

@@ -48,6 +48,12 @@ SEED_INTERVALS = (
     "seeds, so it is wide for few seeds."
 )
 
+TASK_INTERVALS = (
+    "Intervals are 95 %, Student's t over the unseen tasks, of which a subset and its complement count as one; test "
+    "examples are taken as they are. Differences are paired over tasks. Another task is another draw of the tasks, "
+    "not another training of the generator."
+)
+
 # What groups are to each other and what sentences call them; files of 0.1 do not say it of their groups.
 ROLES_OF_0_1 = {
     "original": ("original", "originals"),
@@ -145,6 +151,8 @@ class Metrics(Record):
     @property
     def intervals(self) -> str:
         """What the intervals are over, as sentences."""
+        if self.tasks is not None:
+            return TASK_INTERVALS
         if self.seeds is not None:
             return SEED_INTERVALS
         return INTERVALS if self.metric.is_accuracy else SCORE_INTERVALS

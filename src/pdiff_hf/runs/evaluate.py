@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.dataset import ParameterDataset
 from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
-from ..evaluation.evaluate import EvaluationResult, evaluate_groups
+from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.groups import is_shown
 from ..evaluation.population import unseen_runs
 from ..evaluation.trajectory import trajectory
@@ -26,9 +24,10 @@ from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
-from ..report.write import write_report
+from ..report.write import write_report, write_task_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
+from ..tasks.conditions import have_own_tasks
 from ..tasks.evaluators import AnyTask, make_evaluator, make_val_and_test, require_task
 from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
@@ -40,6 +39,7 @@ from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig, GenerateConfig, recorded_section
 from .rivals import make_rivals
+from .unseen_tasks import check_tasks, evaluate_tasks
 
 
 def fine_tune_run(
@@ -140,6 +140,15 @@ def _evaluate(
 ) -> Metrics:
     # 1. What is evaluated
     task = task or require_task(dataset)
+    if have_own_tasks(dataset, task):
+        check_tasks(dataset)
+        metrics = evaluate_tasks(dataset, task, config, pipeline_dir, generated_dir)
+        if process_state().is_main_process:
+            if (denoiser := read_denoiser(pipeline_dir)) != Denoiser():
+                metrics.denoiser = denoiser
+            _report(run, partial(write_task_report, metrics), output_dir, start, task)
+        process_state().wait_for_everyone()
+        return Metrics.read(output_dir / METRICS_FILE)
     device = process_state().device
     originals = dataset.vectors()
     generated = load_generated(generated_dir, dataset.layout)
@@ -210,39 +219,29 @@ def _evaluate(
             result.metrics.distribution = compare_latents(*given, memory.effective_size, config.seed)
         shown = [name for name in groups if is_shown(name, "latents")]
         latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in shown}
-        _report(run, result, output_dir, start, task=task, latents=latents, is_own=is_own)
+        followed = output_dir / TRAJECTORY_FILE
+        # Of networks from elsewhere it would be another pipeline's.
+        trajectory = read_json(followed) if is_own and followed.is_file() else None
+        write = partial(write_report, result, latents=latents, trajectory=trajectory)
+        _report(run, write, output_dir, start, task)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)
 
 
-def _report(
-    run: Run,
-    result: EvaluationResult,
-    output_dir: Path,
-    start: float,
-    *,
-    task: AnyTask,
-    latents: Mapping[str, torch.Tensor],
-    is_own: bool,
-) -> None:
+def _report(run: Run, write: Callable[..., Any], output_dir: Path, start: float, task: AnyTask) -> None:
     """Write the report of an evaluation that began at `start`, with what the stages before it have cost and logged."""
     costs = {**run.stages, "evaluate": cost_since(start)}
     logs = {stage: run.path(stage) / "train_log.jsonl" for stage in ("autoencoder", "diffusion")}
-    gate, followed = run.path("autoencoder") / GATE_FILE, output_dir / TRAJECTORY_FILE
-    # Of networks from elsewhere it would be another pipeline's.
-    trajectory = read_json(followed) if is_own and followed.is_file() else None
-    with atomic_folder(output_dir, replace=True) as partial:
-        write_report(
-            result,
-            partial,
+    gate = run.path("autoencoder") / GATE_FILE
+    with atomic_folder(output_dir, replace=True) as folder:
+        write(
+            folder,
             task=task.describe(),
             timings_s={stage: cost["seconds"] for stage, cost in costs.items()},
             peak_rss_mb={stage: cost["peak_rss_mb"] for stage, cost in costs.items()},
             peak_device_mb={stage: cost[PEAK_ON_DEVICE] for stage, cost in costs.items() if PEAK_ON_DEVICE in cost},
             gate=read_json(gate) if gate.is_file() else None,
             logs={stage: path for stage, path in logs.items() if path.is_file()},
-            latents=latents,
-            trajectory=trajectory,
         )
 
 

@@ -108,6 +108,8 @@ def _describe(path: Path) -> dict[str, Any]:
     if (path / METRICS_FILE).is_file():
         metrics = Metrics.read(path / METRICS_FILE)
         means = {name: round(group.score.mean, 4) for name, group in metrics.groups.items()}
+        if metrics.tasks is not None:
+            means = {name: round(group.accuracy, 4) for name, group in metrics.tasks.unseen.items()}
         return {"kind": "report", "verdict": metrics.verdict, f"test_{metrics.metric.name}": means}
     if (path / "index.json").is_file():
         index = read_json(path / "index.json")

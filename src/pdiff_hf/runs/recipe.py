@@ -89,7 +89,7 @@ class GenerateConfig(PydanticModel):
     sampler: Literal["diffusion", "gaussian_latents"] = Field(
         "diffusion", description="gaussian_latents: latents of a normal distribution fitted to the encoded dataset"
     )
-    num_samples: int = Field(100, ge=1)
+    num_samples: int = Field(100, ge=1, description="networks; of a collection of many tasks, for every unseen task")
     num_inference_steps: int = Field(20, ge=1)
     scheduler: Literal["dpmsolver++", "ddim", "ddpm"] = "dpmsolver++"
     truncation: float = Field(1.0, ge=0, le=1)

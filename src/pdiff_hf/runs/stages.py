@@ -36,6 +36,7 @@ from ..tasks.populations import describe_populations
 from ..tasks.probes import make_probes
 from ..tasks.runs_config import RunsConfig
 from ..tasks.task import Task
+from ..tasks.unseen_tasks import has_task_networks
 from ..training.autoencoder import train_autoencoder
 from ..training.denoiser import split_validation
 from ..training.diffusion import train_diffusion
@@ -45,6 +46,7 @@ from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
 from .generate import generate_networks
 from .recipe import GenerateConfig, Recipe, TrainingRecipe, fit_recipe
+from .unseen_tasks import conditions_of_unseen
 
 # Stages whose folders say which network they are of.
 MADE_OF_DATASET = ("autoencoder", "diffusion", "generate", "fine_tune")
@@ -56,8 +58,8 @@ def run_recipe(
 ) -> Metrics | None:
     """Carry out all stages of a recipe and return what its evaluation has found.
 
-    Networks of many tasks are neither generated nor judged: a pipeline makes them for a condition, and a report knows
-    no conditions. A line says so, and there is nothing to return.
+    For a collection of many tasks, `generate.num_samples` networks are made for every unseen task. Without such tasks
+    the run ends after the pipeline: a line says so, and there is nothing to return.
 
     What can be checked without training is checked before the folder is touched. Started by `accelerate launch`, the
     processes share every stage, and the main one writes.
@@ -85,16 +87,20 @@ def run_recipe(
     check_complete_stages(run, dataset)
     run.do("autoencoder", lambda path: autoencoder_stage(dataset, path, recipe.autoencoder, task), report)
     run.do("diffusion", lambda path: diffusion_stage(dataset, run.path("autoencoder"), path, recipe.diffusion), report)
-    if have_own_tasks(dataset, task):
-        report(
-            f"generate, evaluate: left out. Networks are made for a task, pdiff generate {pipeline} --condition …, "
-            "and no report judges those of many tasks by their own labels yet: benchmarks/unseen_tasks.py does."
-        )
-        return None
+    drawn = recipe.generate.model_dump()
+    if have_own_tasks(dataset, task) and recipe.generate.condition is None:
+        if not has_task_networks(dataset):
+            report(
+                "generate, evaluate: left out. There are no networks of validation and unseen tasks to compare with "
+                f"(collect.validation, collect.unseen); pdiff generate {pipeline} --condition … makes networks."
+            )
+            return None
+        drawn["condition"] = conditions_of_unseen(dataset, recipe.generate.num_samples)
+        drawn["num_samples"] = len(drawn["condition"])
 
     run.do(
         "generate",
-        lambda path: generate_networks(load_pipeline(pipeline), path, dataset=dataset, **recipe.generate.model_dump()),
+        lambda path: generate_networks(load_pipeline(pipeline), path, dataset=dataset, **drawn),
         report,
     )
 

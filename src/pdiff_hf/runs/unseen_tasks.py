@@ -14,7 +14,7 @@ from ..data.vectors import Vectors
 from ..evaluation.unseen_tasks.evaluate import LatentSpace, evaluate_unseen_tasks
 from ..evaluation.unseen_tasks.networks import TaskNetworks
 from ..evaluation.unseen_tasks.verdict import tasks_verdict
-from ..files import errors_of
+from ..files import errors_of, read_json
 from ..machine import process_state
 from ..models.auto import connect_network, load_autoencoder
 from ..pipelines.network_folder import load_generated, read_index
@@ -23,7 +23,7 @@ from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..results.metrics import SCHEMA, Metrics
 from ..tasks.families_config import TASKS
 from ..tasks.task import Task
-from ..tasks.unseen_tasks import open_task_networks, places_of
+from ..tasks.unseen_tasks import has_task_networks, open_task_networks, places_of
 from ..training.perceptron import fit_perceptrons
 from .recipe import EvaluateConfig
 
@@ -33,6 +33,15 @@ def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[di
     unseen, spec = ParameterDataset(dataset.folder, "unseen"), dataset.condition_spec
     distinct = unseen.conditions().unique(dim=0).tolist()
     return [{spec.kind: spec.describe(values)} for values in distinct for _ in range(num_samples)]
+
+
+def check_tasks(dataset: ParameterDataset) -> None:
+    """Raise `ValueError` for a collection without networks of validation and unseen tasks."""
+    if not has_task_networks(dataset):
+        raise ValueError(
+            f"{dataset.source}: expected networks of validation and unseen tasks, with which generated ones are "
+            "compared, found none; collect them (collect.validation, collect.unseen)."
+        )
 
 
 def evaluate_tasks(
@@ -74,8 +83,6 @@ def evaluate_tasks(
 
 def pipe_steps(pipeline_dir: Path) -> int:
     """Steps of training of a pipeline's denoiser."""
-    from ..files import read_json
-
     return int(read_json(pipeline_dir / "train_config.json")["diffusion"]["steps"])
 
 

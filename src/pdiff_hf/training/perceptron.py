@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,7 +33,7 @@ def fit_perceptrons(
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             sizes = (given.shape[1], WIDTH, WIDTH, wanted.shape[1])
-            layers = [nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+            layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
             network = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
         optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -1,4 +1,4 @@
-"""The protocol of unseen tasks: generated networks beside networks trained on the tasks and what needs no generator."""
+"""The protocol of unseen tasks: generated networks beside those trained on the tasks and what needs no generator."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ WAYS = {
     "ridge_latents": ("ridge regression from classes to latents", "latents"),
     "ridge_pairs_latents": ("ridge regression from classes and pairs of them to latents", "latents"),
     "kernel_ridge_latents": ("kernel ridge regression from classes to latents", "latents"),
-    "gaussian_ridge_latents": ("draws around the best of these regressions, by the spread of what it misses", "latents"),
+    "gaussian_ridge_latents": (
+        "draws around the best of these, by the spread of what it misses",
+        "latents",
+    ),
     "perceptron_latents": ("a perceptron from classes to latents", "latents"),
 }
 # From conditions (K, C) and targets (K, d) of a seed, regressions of which the best on validation tasks is taken.
@@ -204,9 +207,7 @@ class _Protocol:
         if bool((distances.amin(1) == 1).all()):
             self._add("hamming_1", accuracies)
         # A task and its complement are the same with flipped labels.
-        complements = [
-            (distance == seen.conditions.shape[1]).nonzero()[:, 0] for distance in distances
-        ]
+        complements = [(distance == seen.conditions.shape[1]).nonzero()[:, 0] for distance in distances]
         if all(len(own) for own in complements):
             tasks = torch.cat([torch.full_like(own, task) for task, own in enumerate(complements)])
             found = unseen.predict(seen.vectors[torch.cat(complements)], tasks).accuracy
@@ -252,4 +253,3 @@ class _Protocol:
         validation = self._validation
         wanted = validation.distinct
         return lambda predict: validation.predict(decode(predict(wanted))).accuracy.mean().item()
-

@@ -57,7 +57,6 @@ class TaskNetworks:
         sums = torch.zeros(len(self), dtype=torch.float64).index_add_(0, tasks, values.double())
         return sums / torch.bincount(tasks, minlength=len(self))
 
-
     def mean_by_task_vectors(self) -> torch.Tensor:
         """The mean network `(T, D)` of every task."""
         sums = torch.zeros(len(self), self.vectors.shape[1], dtype=torch.float64)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from ...results.records import Interval
-from ...results.tasks import TaskGroup, TaskResults
+from ...results.tasks import TaskResults
 from ..intervals import sample_mean_interval
 
 # Mean over seeds of the generator.
@@ -83,12 +83,3 @@ def average_seeds(runs: Sequence[TaskResults]) -> TaskResults:
             setattr(group, key, None if None in values else sum(values) / len(values))
         group.per_seed = [found.accuracy for found in own]
     return summarize(together)
-
-
-def make_results(
-    accuracies: Mapping[str, torch.Tensor], pairs: torch.Tensor, names: Sequence[str], sizes: Sequence[int], **known
-) -> TaskResults:
-    """Results of accuracies `(T,)` by way, `known` being further values of [`TaskResults`]."""
-    groups = {name: TaskGroup(accuracies=values.tolist()) for name, values in accuracies.items()}
-    given = {"names": list(names), "sizes": list(sizes), "pairs": pairs.tolist(), **known}
-    return TaskResults(**given, num_unseen=len(names), unseen=groups)

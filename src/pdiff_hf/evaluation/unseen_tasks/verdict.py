@@ -12,13 +12,13 @@ REGRESSIONS = ("ridge_latents", "ridge_pairs_latents", "kernel_ridge_latents", "
 def tasks_verdict(results: TaskResults) -> tuple[str, str]:
     """Finding and verdict: `unseen_worse`, `unseen_no_gain`, `unseen_space` or `unseen_better`.
 
-    `unseen_worse`: no better than what is made of the seen networks' weights. `unseen_no_gain`: better, and not better
-    than regression in the same latents, and no more diverse. `unseen_space` is the same for draws that differ from each
-    other, and `unseen_better` for draws that are better than these regressions.
+    `unseen_worse`: no better than what is made of the seen networks' weights. `unseen_no_gain`: better than that, and
+    no better than regression in the same latents. `unseen_space`: the same, where tasks have several trained networks,
+    so that it is known how much draws should differ. `unseen_better`: better than these regressions as well.
     """
     groups = results.unseen
     generated = groups["generated"]
-    name, weights = _hardest(results.of_role("weights"))
+    weights = _hardest(results.of_role("weights"))
     text = (
         f"Networks generated for {results.num_unseen} tasks that nobody trained reach {percent(generated.accuracy)} "
         f"(networks trained on them {percent(groups['oracle'].accuracy)}, the more frequent answer "
@@ -31,7 +31,7 @@ def tasks_verdict(results: TaskResults) -> tuple[str, str]:
         return "unseen_worse", f"{text}: no better than what is made of seen weights, {against}."
     text += f": {against}, the best that is made of seen weights"
     in_latents = {key: groups[key] for key in REGRESSIONS if key in groups}
-    key, regression = _hardest(in_latents)
+    regression = _hardest(in_latents)
     if regression is None:
         return "unseen_better", f"{text}."
     against = f"{points(regression.difference, regression.difference_ci95)} points against {regression.description}"
@@ -50,7 +50,6 @@ def tasks_verdict(results: TaskResults) -> tuple[str, str]:
     return "unseen_no_gain", f"{text}."
 
 
-def _hardest(groups: dict[str, TaskGroup]) -> tuple[str | None, TaskGroup | None]:
+def _hardest(groups: dict[str, TaskGroup]) -> TaskGroup | None:
     """The way with the highest accuracy."""
-    name = max(groups, key=lambda name: groups[name].accuracy, default=None)
-    return name, groups.get(name)
+    return max(groups.values(), key=lambda group: group.accuracy, default=None)

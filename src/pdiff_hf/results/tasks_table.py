@@ -19,6 +19,11 @@ ROLES = {
     "latents": "Made in the generator's latents, without the denoiser",
 }
 
+
+def _to_a_thousandth(value: float, interval: Sequence[float] | None) -> str:
+    return quantity(round(value, 3), None if interval is None else [round(end, 3) for end in interval])
+
+
 ACCURACY = (
     Column(
         "accuracy", "% (95 %)", at("accuracy", "ci95"), in_percent, "mean over networks of a task, then over tasks"
@@ -28,7 +33,7 @@ ACCURACY = (
         "recovered",
         "(95 %)",
         at("recovered", "recovered_ci95"),
-        quantity,
+        _to_a_thousandth,
         "(accuracy − majority) / (oracle − majority)",
     ),
     Column("generated minus it", "points (95 %)", at("difference", "difference_ci95"), points, "paired over tasks"),

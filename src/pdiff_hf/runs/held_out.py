@@ -25,7 +25,7 @@ from ..results.records import HeldOut
 from ..training.denoiser import as_denoiser, take, train_denoiser
 from ..training.loop import make_accelerator
 from ..training.losses import compare_with_gaussians
-from ..training.rows import hold_out
+from ..training.rows import condition_units, hold_out
 from .validation import parse_section
 
 # Of the rows of a run; of runs, it is one.
@@ -61,10 +61,13 @@ def held_out_of(
     kinds = [kind for kind in kinds_allowed(runs, order.unordered) if kind in wanted]
     if not config.contains_gaussian or not kinds:
         return {}
-    latents, conditions = autoencoder.scale_latents(autoencoder.encode_rows(originals)), None
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
+    conditions = units = None
     if config.uses_conditions(dataset.condition_spec):
-        conditions = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")(dataset.conditions())
-    found = measure_held_out(latents, runs, kinds, config, conditions)
+        encoder = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")
+        conditions = encoder(dataset.conditions())
+        units = condition_units(conditions, encoder.spec)
+    found = measure_held_out(latents, runs, kinds, config, conditions, units)
     return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 
@@ -90,6 +93,7 @@ def measure_held_out(
     kinds: Sequence[str],
     config: DiffusionConfig,
     conditions: torch.Tensor | None = None,
+    units: torch.Tensor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What [`compare_with_gaussians`] finds of a denoiser that was trained without rows of a kind, by kind.
 
@@ -101,6 +105,7 @@ def measure_held_out(
         kinds (`Sequence[str]`): Of [`kinds_allowed`]; left out is one without enough rows for the latents.
         config ([`DiffusionConfig`]): Of the pipeline's denoiser.
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows.
+        units (`torch.Tensor` of shape `(K,)`, *optional*): Of [`condition_units`].
     """
     found = {}
     for kind in kinds:
@@ -128,6 +133,7 @@ def measure_held_out(
                 Path(folder),
                 description=f"without {kind}",
                 conditions=take(labels, train),
+                units=take(units, train),
             )
             held_rows = latents[held.to(latents.device)].to(accelerator.device)
             losses = compare_with_gaussians(as_denoiser(denoiser, take(labels, held)), rows, held_rows, scheduler)

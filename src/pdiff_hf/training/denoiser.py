@@ -22,7 +22,8 @@ from .step_choice import StepChoice, candidate_steps
 
 # At which a validation loss is taken.
 VALIDATION_TIMESTEPS = 50
-# Rows that choose the step in whole parts of the collection: then all rows are trained on for as many steps.
+# Rows that choose the step in whole parts of the collection, as whole conditions are: then all rows are trained on for
+# as many steps.
 WHOLE_PARTS = ("block", "run")
 # ᾱ at the last timestep, below which predicted noise is no way to draw: the cosine schedule has 2e-9, the linear 4e-5.
 LEAST_SIGNAL = 1e-6
@@ -42,6 +43,7 @@ def train_denoiser(
     sources: Mapping[str, Any] | None = None,
     description: str = "diffusion",
     conditions: torch.Tensor | None = None,
+    units: torch.Tensor | None = None,
 ) -> tuple[ModelMixin, DDPMScheduler, dict[str, Any], list[dict[str, float]]]:
     """Train the denoiser of a config on scaled latents.
 
@@ -58,18 +60,22 @@ def train_denoiser(
         resume_from_checkpoint, sources, description: See [`run_steps`].
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows, as a [`ConditionEncoder`]
             gives them, on the accelerator's device.
+        units (`torch.Tensor` of shape `(K,)`, *optional*): Numbers of the rows that are left out together, see
+            [`condition_units`]; by default each is on its own.
 
     Returns:
         `tuple`: the denoiser in eval mode; the noise schedule; which step was kept, by which rows and by which losses:
-        `{"kept_step", "validate", "num_train", "num_validation", "curve"}`; and the history of the loss.
+        `{"kept_step", "validate", "num_train", "num_validation", "explained", "curve"}`; and the history of the loss.
 
     Raises:
         ValueError: there are too few rows for the latents or for the validation.
     """
-    rows, validation = split_validation(config, runs, latents[0].numel())
+    rows, validation = split_validation(config, runs, latents[0].numel(), units=units)
     rows, validation_rows = rows.to(latents.device), validation.to(latents.device)
     train, validation = latents[rows], latents[validation_rows]
     labels, validation_labels = take(conditions, rows), take(conditions, validation_rows)
+    if conditions is not None and units is None:
+        units = torch.arange(len(latents))
     scheduler, choice = config.build_scheduler(), None
     if config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
         warnings.warn(
@@ -88,30 +94,31 @@ def train_denoiser(
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     resumed = {"resume_from_checkpoint": resume_from_checkpoint, "sources": sources, "description": description}
-    trained = _train(accelerator, train, labels, config, output_dir, choice=choice, **resumed)
+    trained = _train(accelerator, train, labels, take(units, rows), config, output_dir, choice=choice, **resumed)
     kept = config.steps if choice is None else choice.kept_step
     denoiser = trained.model
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
-        denoiser.fit_gaussian(latents, scheduler)
-        if conditions is not None:
+        denoiser.fit_gaussian(latents, scheduler, conditions, units)
+        if conditions is not None and denoiser.explained is None:
             warnings.warn(
-                "expected that a denoiser told conditions predicts unseen checkpoints better than the Gaussian of all "
-                "does, found no such step: networks will not depend on their condition. Train on more checkpoints, or "
-                f"longer ({setting('diffusion.steps')}).",
+                "expected that conditions tell something of unseen checkpoints, found neither a regression nor a step "
+                "of training that does better than the Gaussian of all: networks will not depend on their condition. "
+                f"Train on more checkpoints, or longer ({setting('diffusion.steps')}).",
                 stacklevel=2,
             )
-    elif config.validate in WHOLE_PARTS:
+    elif choice is not None and (config.validate in WHOLE_PARTS or conditions is not None):
         # They are a part of the distribution that nothing else tells of.
         again = config.model_copy(update={"steps": kept, "lr_warmup_steps": min(config.lr_warmup_steps, kept)})
         if resume_from_checkpoint is not None:
             resumed["resume_from_checkpoint"] = "latest"
-        denoiser = _train(accelerator, latents, conditions, again, output_dir / ALL_ROWS, **resumed).model
+        denoiser = _train(accelerator, latents, conditions, units, again, output_dir / ALL_ROWS, **resumed).model
     record = {
         "kept_step": kept,
         "validate": config.validate,
         "num_train": len(train),
         "num_validation": len(validation),
+        "explained": denoiser.explained if conditions is not None else None,
         "threads": trained.threads,
         "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
     }
@@ -122,16 +129,18 @@ def _train(
     accelerator: Accelerator,
     rows: torch.Tensor,
     conditions: torch.Tensor | None,
+    units: torch.Tensor | None,
     config: DiffusionConfig,
     output_dir: Path,
     **options: Any,
 ) -> Trained:
-    """Train a new denoiser on latents `(K, C, L)` and their conditions `(K, n)`; `options` are of [`run_steps`]."""
+    """Train a new denoiser on latents `(K, C, L)`, conditions `(K, n)` and units; `options` are of [`run_steps`]."""
     shape, sizes = tuple(rows.shape[1:]), () if conditions is None else (conditions.shape[1],)
     torch.manual_seed(config.seed)
     denoiser, scheduler = config.build(shape, *sizes), config.build_scheduler()
+    means = None
     if config.contains_gaussian:
-        denoiser.fit_gaussian(rows, scheduler)
+        means = denoiser.fit_gaussian(rows, scheduler, conditions, units)
 
     # Rows of the same condition have the same number.
     kinds = None if conditions is None else conditions.unique(dim=0, return_inverse=True)[1]
@@ -157,6 +166,8 @@ def _train(
         if conditions is not None:
             others = (kinds[indices, None] != kinds) & ~is_dropped[:, None]
             told = {"class_labels": conditions[indices], "force_drop_ids": is_dropped}
+        if means is not None:
+            told["class_means"] = means[indices]
         noisy, target, weights = targets(clean, noise, timesteps, others)
         predicted = model(noisy, timesteps, **told, return_dict=False)[0].float()
         return targets.loss(predicted, target, weights)
@@ -165,7 +176,11 @@ def _train(
 
 
 def split_validation(
-    config: DiffusionConfig, runs: Mapping[str, Sequence[int]], num_latents: int, fewer: str | None = None
+    config: DiffusionConfig,
+    runs: Mapping[str, Sequence[int]],
+    num_latents: int,
+    fewer: str | None = None,
+    units: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the training rows those that are trained on, and those that choose the step that is kept.
 
@@ -174,7 +189,7 @@ def split_validation(
     """
     rows, validation = torch.arange(sum(map(len, runs.values()))), torch.arange(0)
     if config.validate != "none":
-        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed)
+        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed, units)
     if config.contains_gaussian and len(rows) <= num_latents:
         raise ValueError(too_few_rows(num_latents, len(rows), fewer))
     return rows, validation

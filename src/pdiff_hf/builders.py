@@ -61,6 +61,8 @@ def build_network(
     """
     if library == "import":
         factory = _factory(name, kwargs, trusted_imports)
+        if not pretrained and is_own_factory(name):
+            kwargs = _without(kwargs, ("pretrained",))
         try:
             return factory(**kwargs)
         except TypeError as error:
@@ -117,6 +119,18 @@ _BUILDERS: dict[str, Callable[[str, Mapping[str, Any], bool], nn.Module]] = {
 }
 
 
+def is_own_factory(name: str) -> bool:
+    """Whether a name is that of a network of this package."""
+    return plain_reference(name).rpartition(":")[0] == OWN_FACTORIES
+
+
+def timm_name(library: str, name: str, kwargs: Mapping[str, Any]) -> str | None:
+    """The model of timm that a reference is about, `None` of others."""
+    if library == "timm":
+        return name
+    return kwargs.get("model") if library == "import" and name == f"{OWN_FACTORIES}:timm_with_head" else None
+
+
 def _without(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in names}
 
@@ -126,7 +140,7 @@ def _factory(name: str, kwargs: Mapping[str, Any], trusted_imports: Sequence[str
     module, _, factory = name.rpartition(":")
     if not module or not factory:
         raise ValueError(f"base model: expected a factory 'package.module:name' or 'file.py:name', found {name!r}.")
-    if module == OWN_FACTORIES:
+    if is_own_factory(name):
         from . import networks
 
         if not callable(found := vars(networks).get(factory)):

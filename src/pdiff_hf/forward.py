@@ -17,6 +17,9 @@ from .wrapped import copy_network, unwrap
 
 # Parts of the graph, in the order in which they run.
 CONSTANT, PREFIX, TAIL = range(3)
+# Of the largest activation of a prefix, what a CPU computes at once: more is no faster, and the system gives memory for
+# larger ones anew each time.
+PREFIX_BYTES = 2**24
 
 
 def _batch_norm(x, weight, bias, mean, var, momentum, eps):
@@ -162,7 +165,16 @@ class SplitForward:
         with torch.no_grad():
             self._run(CONSTANT, self._constants)
 
-        # 4. Arguments of the tail: the name of a generated tensor, the position of an activation, or a constant
+        # 4. The same for fewer images, of which a CPU computes those of a batch
+        largest = max((node.meta.get("bytes", 0) for node in module.graph.nodes if parts[node] == PREFIX), default=0)
+        size = len(images) * PREFIX_BYTES // max(1, largest)
+        self._part_size, self._part = max(2, size), None
+        if images.device.type == "cpu" and self._part_size < len(images) and self._part_size in exported.batch_sizes:
+            part = SplitForward(full, images[: self._part_size], names, differentiable)
+            if all(len(activation) == self._part_size for activation in part.prefix(images[: self._part_size])):
+                self._part = part
+
+        # 5. Arguments of the tail: the name of a generated tensor, the position of an activation, or a constant
         self._activations: list[Node] = []
         self._slots: list[str | int | torch.Tensor] = []
         for node in self._call[TAIL].args:
@@ -181,6 +193,13 @@ class SplitForward:
 
     def prefix(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Activations of a batch that the tail needs, each of which owns its memory."""
+        if self._part is not None:
+            # The last part overlaps the one before: the graph knows one size.
+            starts = range(0, len(images), self._part_size)
+            firsts = [min(start, len(images) - self._part_size) for start in starts]
+            found = [self._part.prefix(images[first : first + self._part_size]) for first in firsts]
+            kept = [[a[start - first :] for a in part] for start, first, part in zip(starts, firsts, found, strict=True)]
+            return tuple(map(torch.cat, zip(*kept, strict=True)))
         known = {**self._constants, self._images: images}
         self._run(PREFIX, known)
         activations = [_resolve(node, known) for node in self._activations]

@@ -1,4 +1,4 @@
-"""Small networks that are generated as a whole in the paper; factories for `BaseModel.imported`.
+"""Factories for `BaseModel.imported`: small networks that are generated as a whole in the paper, and a head for others.
 
 All take images `(B, C, H, W)`, C the number of channels `in_chans`, and give logits `(B, num_classes)`.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import timm
+import torch
 from timm.models import ConvNeXt, ResNet, VisionTransformer
 from timm.models.resnet import BasicBlock
 from torch import nn
@@ -108,3 +110,111 @@ def convnext_mini(
     return ConvNeXt(
         in_chans, num_classes, depths=(1, 1, 1, 1), dims=tuple(dims), patch_size=patch_size, ls_init_value=None
     )
+
+
+class PrincipalComponents(nn.Module):
+    """Features `(B, n)` in units of their spread along their first k principal components, `(B, k)`.
+
+    Nothing of it is trained. Until it is fitted, it gives the first k features.
+
+    Args:
+        num_features (`int`): n.
+        num_components (`int`): k, n at most.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+
+    def __init__(self, num_features: int, num_components: int):
+        super().__init__()
+        if not 1 <= num_components <= num_features:
+            raise ValueError(
+                f"expected num_components from 1 to {num_features}, the features of the network, found "
+                f"{num_components}."
+            )
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("components", torch.eye(num_features)[:, :num_components].contiguous())
+
+    @torch.no_grad()
+    def fit(self, features: torch.Tensor) -> None:
+        """Fit it to features `(N, n)`; `ValueError` where they do not vary in so many directions."""
+        rows = features.double()
+        mean, num = rows.mean(0), self.components.shape[1]
+        variances, directions = torch.linalg.eigh(torch.cov(rows.T))
+        variances, directions = variances.flip(0)[:num], directions.flip(1)[:, :num]
+        if not (variances[-1] > variances[0] * torch.finfo(features.dtype).eps).item():
+            raise ValueError(
+                f"expected {len(features)} features that vary in {num} directions, found fewer; lower num_components "
+                "or give more examples."
+            )
+        # The sign of a component is arbitrary: its largest weight is positive.
+        signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+        self.mean.copy_(mean)
+        self.components.copy_(signs * directions / variances.sqrt())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Components `(B, k)` of features `(B, n)`."""
+        return (features - self.mean) @ self.components
+
+
+class TimmWithHead(nn.Module):
+    """A network of timm without its classifier, and a head on the features `(B, n)` that it pools.
+
+    Args:
+        network (`nn.Module`): Of timm, made with `num_classes=0`.
+        head (`nn.Module`): Takes the features.
+        image_size (`int`, *optional*): Pixels to which images are enlarged first; as they are by default.
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module, image_size: int | None = None):
+        super().__init__()
+        self.network, self.head, self.image_size = network, head, image_size
+
+    def get_classifier(self) -> nn.Module:
+        """The head, as timm's networks call it."""
+        return self.head
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Pooled features `(B, n)` of images `(B, C, H, W)`."""
+        if self.image_size is not None:
+            images = nn.functional.interpolate(images, (self.image_size,) * 2, mode="bicubic", align_corners=False)
+        return self.network(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
+        return self.head(self.features(images))
+
+
+def timm_with_head(
+    model: str,
+    image_size: int | None = None,
+    num_components: int = 64,
+    hidden: Sequence[int] = (16,),
+    in_chans: int = 3,
+    num_classes: int = 2,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A network of timm whose classifier is a small perceptron with SiLU, on principal components of its features.
+
+    `select: head` are the linear layers alone, which is what the networks of a zoo differ in; the components are fitted
+    to training examples before any training. RPG's heads (arXiv 2501.11587) are such perceptrons on all features.
+
+    Args:
+        model (`str`): Of `timm.list_models()`.
+        image_size (`int`, *optional*): Pixels to which the network enlarges its images; none by default.
+        num_components (`int`, *optional*, defaults to 64): Principal components that the perceptron takes.
+        hidden (`Sequence[int]`, *optional*, defaults to `(16,)`): Widths of its hidden layers.
+        pretrained (`bool`, *optional*, defaults to `False`): Whether timm downloads the weights that it has.
+
+    Raises:
+        ValueError: timm has no such model, or it has fewer features.
+    """
+    if not timm.is_model(model):
+        raise ValueError(f"base model: timm {timm.__version__} has no model {model!r}.")
+    network = timm.create_model(model, pretrained=pretrained, in_chans=in_chans, num_classes=0)
+    width = num_components
+    layers: list[nn.Module] = [PrincipalComponents(network.head_hidden_size, width)]
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.SiLU()]
+        width = size
+    return TimmWithHead(network, nn.Sequential(*layers, nn.Linear(width, num_classes)), image_size)

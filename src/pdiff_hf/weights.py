@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
+from .files import errors_of
 from .host_copy import host_copies
 from .selection import check_network, check_values
 from .wrapped import fit_names, own_state, plain_names, unwrap
@@ -72,6 +76,39 @@ def put_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str, 
             )
     for key, tensor in own.items():
         tensor.data = values[key]
+
+
+def load_backbone(model: nn.Module, file: Path) -> None:
+    """Give a network of timm all weights of a safetensors file but those of its classifier, which stays as it is.
+
+    Raises:
+        ValueError: there is no such file, or it is of another network.
+    """
+    if not file.is_file():
+        raise ValueError(
+            f"base_model.pretrained: expected a safetensors file with the weights of {type(model).__name__}, found none "
+            f"at {file}; correct it, or leave it out and set base_model.kwargs.pretrained=true, which downloads them."
+        )
+    with errors_of(f"base_model.pretrained: {file} is not a valid safetensors file", SafetensorError):
+        state = load_file(file)
+    names = model.pretrained_cfg["classifier"]
+    heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    own = {name: tensor for name, tensor in own_state(model).items() if not name.startswith(heads)}
+    given = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+    wrong = [name for name in own.keys() | given.keys() if _shape(own.get(name)) != _shape(given.get(name))]
+    if wrong:
+        name = min(wrong)
+        raise ValueError(
+            f"base_model.pretrained: {file}: tensor {name!r}: expected {_shape(own.get(name))} of "
+            f"{type(model).__name__}, found {_shape(given.get(name))}; the weights belong to another network, or have "
+            "other names than timm's."
+        )
+    for name, tensor in own.items():
+        tensor.data.copy_(given[name])
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
 
 
 def same_memory(tensor: torch.Tensor) -> tuple:

@@ -12,6 +12,7 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, model_validator
 
 from ..base_model import BaseModel
+from ..builders import build_network, timm_name
 from ..models.auto import AutoencoderSection, DiffusionSection
 from ..models.few_rows import fit_to_rows
 from ..sections import without_foreign_keys
@@ -36,24 +37,31 @@ class BaseModelConfig(PydanticModel):
     name: str
     kwargs: dict[str, Any] = {}
     pretrained: str | None = Field(
-        None, description="of transformers: Hub id or folder of the weights to start from; timm has kwargs.pretrained"
+        None,
+        description="weights to start from. transformers: Hub id or folder; timm: a file, .safetensors or .pth, in place "
+        "of those that kwargs.pretrained downloads",
     )
     trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
 
     @model_validator(mode="after")
     def _check_reference(self) -> BaseModelConfig:
         self.reference()
-        if self.pretrained is not None and self.library != "transformers":
+        if self.pretrained is not None and self.library != "transformers" and self._timm_name is None:
             raise ValueError(
-                f"expected base_model.pretrained for transformers only, found {self.pretrained!r} for {self.library}; "
-                "with timm set base_model.kwargs.pretrained=true."
+                f"expected base_model.pretrained for transformers and timm only, found {self.pretrained!r} for "
+                f"{self.name} of {self.library}; leave it out."
             )
         return self
 
     @property
+    def _timm_name(self) -> str | None:
+        return timm_name(self.library, self.name, self.kwargs)
+
+    @property
     def is_untrained(self) -> bool:
-        """Whether the network is known to begin without trained weights; what a factory does is not known."""
-        return self.library != "import" and self.pretrained is None and not self.kwargs.get("pretrained")
+        """Whether the network is known to begin without trained weights; what a factory of the user does is not known."""
+        is_known = self.library != "import" or self._timm_name is not None
+        return is_known and self.pretrained is None and not self.kwargs.get("pretrained")
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
@@ -65,6 +73,8 @@ class BaseModelConfig(PydanticModel):
         Raises:
             ValueError: as [`BaseModel.build`], or there are no such pretrained weights.
         """
+        if self.pretrained is not None and self._timm_name is not None:
+            return self._build_timm()
         model = self.reference().build()
         if self.pretrained is None:
             return model
@@ -79,6 +89,14 @@ class BaseModelConfig(PydanticModel):
                 f"base_model.pretrained: no weights under {self.pretrained!r} ({str(error).splitlines()[0]}); correct "
                 "it, or set it to null to train from scratch."
             ) from error
+
+    def _build_timm(self) -> nn.Module:
+        from ..networks import TimmWithHead
+        from ..weights import load_backbone
+
+        model = build_network(self.library, self.name, self.kwargs, pretrained=False, trusted_imports=())
+        load_backbone(model.network if isinstance(model, TimmWithHead) else model, Path(self.pretrained))
+        return model.eval()
 
 
 class GenerateConfig(PydanticModel):

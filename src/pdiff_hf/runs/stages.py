@@ -28,6 +28,7 @@ from ..tasks.base_training import train_base_model_once
 from ..tasks.collect import check_collection, collect_checkpoints
 from ..tasks.collect_runs import is_whole_network
 from ..tasks.collect_tasks import NUM_ANSWERS, check_classes
+from ..tasks.components import components_of
 from ..tasks.conditions import have_own_tasks
 from ..tasks.config import FunctionConfig, SplitConfig, ZooConfig
 from ..tasks.evaluators import AnyTask, make_gate_evaluator, open_task
@@ -234,10 +235,11 @@ def collect_stage(recipe: Recipe, output_dir: Path, task: Task, model: torch.nn.
     """
     base_model = recipe.base_model.reference()
     training, build = recipe.base_training, recipe.base_model.build
-    if isinstance(recipe.collect, ZooConfig):
+    is_zoo = isinstance(recipe.collect, ZooConfig)
+    if is_zoo and not components_of(model):
         model.to(default_device())
     else:
-        model, _ = train_base_model_once(task, base_model, model, training, partial_folder(output_dir))
+        model, _ = train_base_model_once(task, base_model, model, training, partial_folder(output_dir), is_zoo)
     return collect_checkpoints(task, base_model, model, training, recipe.collect, output_dir, recipe.seed, build=build)
 
 

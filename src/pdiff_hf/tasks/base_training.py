@@ -21,6 +21,7 @@ from ..forward import forward_logits
 from ..graphs import graphed, takes_graphs
 from ..host_copy import to_device
 from ..machine import ThreadChoice, default_device, precision_of, process_state
+from .components import fit_components
 from .config import BaseTrainingConfig
 from .task import Task
 
@@ -52,7 +53,8 @@ def train_base_model(
     """
     device = torch.device(device or default_device())
     set_seed(config.seed)
-    model.to(device).train()
+    fit_components(task, model.to(device).eval())
+    model.train()
     history, threads, steps = [], ThreadChoice(device), num_training_steps(task, config)
 
     examples = task.examples("train", device)
@@ -140,8 +142,11 @@ def train_base_model_once(
     model: nn.Module,
     config: BaseTrainingConfig,
     folder: str | Path,
+    is_fixed: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Trains a base model unless a folder holds the result of the same training, and keeps the result there.
+
+    One that `is_fixed` is not trained, only its components are fitted.
 
     Of several processes of `accelerate launch`, which share the folder, the main one trains.
 
@@ -167,7 +172,9 @@ def train_base_model_once(
     state.wait_for_everyone()
     if not is_known and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
-        result = train_base_model(task, model, config)
+        if is_fixed:
+            fit_components(task, model.to(default_device()))
+        result = {} if is_fixed else train_base_model(task, model, config)
         stored = base_model.save_weights(model, folder).to_dict()
         write_json(file, {"plan": plan, "result": result, "stored": stored})
     state.wait_for_everyone()

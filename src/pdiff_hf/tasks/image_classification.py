@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
 from ..base_model import BaseModel
+from ..builders import timm_name
 from ..host_copy import to_device
 from ..wording import setting
 from .config import ImageClassificationConfig
@@ -100,7 +101,8 @@ class ImageClassification(Task):
         # 3. What the configuration leaves open about the images
         network = _inputs_of(base_model)
         in_chans = config.in_chans or network["in_chans"] or 3
-        family = timm.get_pretrained_cfg(base_model.name) if base_model and base_model.library == "timm" else None
+        name = base_model and timm_name(base_model.library, base_model.name, base_model.kwargs)
+        family = timm.get_pretrained_cfg(name) if name else None
         defaults = resolve_data_config({"in_chans": in_chans}, pretrained_cfg=family.to_dict() if family else None)
         image_size = config.image_size or network["image_size"] or (defaults["input_size"][-1] if family else None)
         update: dict[str, Any] = {
@@ -228,8 +230,9 @@ class ImageClassification(Task):
 def _inputs_of(base_model: BaseModel | None) -> dict[str, int | None]:
     """Channels and pixels of the images of a network, `None` where its reference does not say it."""
     known: dict[str, Any] = {}
-    if base_model is not None and base_model.library == "timm":
-        known = {"in_chans": base_model.kwargs.get("in_chans"), "image_size": base_model.kwargs.get("img_size")}
+    if base_model is not None and timm_name(base_model.library, base_model.name, base_model.kwargs):
+        kwargs = base_model.kwargs
+        known = {"in_chans": kwargs.get("in_chans"), "image_size": kwargs.get("img_size", kwargs.get("image_size"))}
     elif base_model is not None and base_model.library == "transformers":
         config = base_model.kwargs["config"]
         known = {"in_chans": config.get("num_channels"), "image_size": config.get("image_size")}

@@ -17,8 +17,8 @@ from .wrapped import copy_network, unwrap
 
 # Parts of the graph, in the order in which they run.
 CONSTANT, PREFIX, TAIL = range(3)
-# Of the largest activation of a prefix, what a CPU computes at once: more is no faster, and the system gives memory for
-# larger ones anew each time.
+# Of the largest activation of a prefix, what a CPU computes at once: more is no faster, and the system gives memory
+# for larger ones anew each time.
 PREFIX_BYTES = 2**24
 
 
@@ -198,7 +198,8 @@ class SplitForward:
             starts = range(0, len(images), self._part_size)
             firsts = [min(start, len(images) - self._part_size) for start in starts]
             found = [self._part.prefix(images[first : first + self._part_size]) for first in firsts]
-            kept = [[a[start - first :] for a in part] for start, first, part in zip(starts, firsts, found, strict=True)]
+            parts = zip(starts, firsts, found, strict=True)
+            kept = [[activation[start - first :] for activation in part] for start, first, part in parts]
             return tuple(map(torch.cat, zip(*kept, strict=True)))
         known = {**self._constants, self._images: images}
         self._run(PREFIX, known)

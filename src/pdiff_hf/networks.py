@@ -1,4 +1,4 @@
-"""Factories for `BaseModel.imported`: small networks that are generated as a whole in the paper, and a head for others.
+"""Factories for `BaseModel.imported`: small networks that are generated as a whole, and a head for others.
 
 All take images `(B, C, H, W)`, C the number of channels `in_chans`, and give logits `(B, num_classes)`.
 """
@@ -196,8 +196,9 @@ def timm_with_head(
 ) -> nn.Module:
     """A network of timm whose classifier is a small perceptron with SiLU, on principal components of its features.
 
-    `select: head` are the linear layers alone, which is what the networks of a zoo differ in; the components are fitted
-    to training examples before any training. RPG's heads (arXiv 2501.11587) are such perceptrons on all features.
+    `select: head` are the linear layers alone, which is what the networks of a zoo differ in; the components are
+    fitted to training examples before any training. RPG's heads (arXiv 2501.11587) are such perceptrons on all
+    features.
 
     Args:
         model (`str`): Of `timm.list_models()`.

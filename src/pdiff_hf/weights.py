@@ -86,8 +86,8 @@ def load_backbone(model: nn.Module, file: Path) -> None:
     """
     if not file.is_file():
         raise ValueError(
-            f"base_model.pretrained: expected a safetensors file with the weights of {type(model).__name__}, found none "
-            f"at {file}; correct it, or leave it out and set base_model.kwargs.pretrained=true, which downloads them."
+            f"base_model.pretrained: expected a safetensors file with the weights of {type(model).__name__}, found "
+            f"none at {file}; correct it, or set base_model.kwargs.pretrained=true instead, which downloads them."
         )
     with errors_of(f"base_model.pretrained: {file} is not a valid safetensors file", SafetensorError):
         state = load_file(file)

@@ -38,8 +38,8 @@ class BaseModelConfig(PydanticModel):
     kwargs: dict[str, Any] = {}
     pretrained: str | None = Field(
         None,
-        description="weights to start from. transformers: Hub id or folder; timm: a file, .safetensors or .pth, in place "
-        "of those that kwargs.pretrained downloads",
+        description="weights to start from. transformers: Hub id or folder; timm: a safetensors file, in place of "
+        "those that kwargs.pretrained downloads",
     )
     trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
 
@@ -59,7 +59,7 @@ class BaseModelConfig(PydanticModel):
 
     @property
     def is_untrained(self) -> bool:
-        """Whether the network is known to begin without trained weights; what a factory of the user does is not known."""
+        """Whether the network is known to begin without trained weights; of a user's factory nothing is known."""
         is_known = self.library != "import" or self._timm_name is not None
         return is_known and self.pretrained is None and not self.kwargs.get("pretrained")
 

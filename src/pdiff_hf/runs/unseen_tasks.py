@@ -53,8 +53,9 @@ def evaluate_tasks(
         ValueError: the networks are not those of these tasks, as many of each.
     """
     options = {"batch_size": config.batch_size, "max_cache_bytes": config.max_cache_mb * 2**20}
-    roles = ("seen", "validation", "unseen")
-    seen, validation, unseen = (open_task_networks(dataset, role, task, **options) for role in roles)
+    seen = open_task_networks(dataset, "seen", task)
+    validation = open_task_networks(dataset, "validation", task, "val", **options)
+    unseen = open_task_networks(dataset, "unseen", task, "test", **options)
     generated = _in_order(generated_dir, dataset, unseen)
     pipe = load_pipeline(pipeline_dir)
     further, seconds = _further_draws(pipe, read_index(generated_dir), unseen, len(generated) // len(unseen))

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..data.dataset import ParameterDataset
 from ..evaluation.unseen_tasks.networks import TaskNetworks
 from .collect_tasks import ROLES
+from .conditions import task_labels
 from .evaluators import make_task_evaluator
 from .splits import Split
 from .task import Task
 
-# Of networks of a role, the examples that they are judged on: what is compared is chosen on validation examples.
-JUDGED_ON: dict[str, Split] = {"seen": "val", "validation": "val", "unseen": "test"}
 
-
-def open_task_networks(dataset: ParameterDataset, role: str, task: Task, **options) -> TaskNetworks:
+def open_task_networks(
+    dataset: ParameterDataset, role: str, task: Task, split: Split | None = None, **options
+) -> TaskNetworks:
     """Networks of the tasks of a role, `seen`, `validation` or `unseen`, of the collection that has those seen.
 
-    `options` are those of [`make_evaluator`].
+    Without a `split` of the examples, nothing judges them. `options` are those of [`make_evaluator`].
 
     Raises:
         ValueError: the collection has no tasks of this role, or one is not as it was collected.
     """
     own = dataset if role == "seen" else ParameterDataset(dataset.folder, ROLES[role])
-    evaluator = make_task_evaluator(own, JUDGED_ON[role], task, **options)
-    train = make_task_evaluator(own, "train", task, **options).targets
-    answers = train.float().mean(1).round().long()
-    majority = (evaluator.targets == answers[:, None]).double().mean(1).cpu()
-    conditions, rows = own.conditions(), evaluator.rows
-    names = [""] * (int(rows.max()) + 1)
-    for row, name in zip(rows.tolist(), own.tasks, strict=True):
-        names[row] = name
-    return TaskNetworks(own.vectors(), conditions, rows, names, evaluator, majority)
+    labels, rows = task_labels(own, task, "train")
+    networks = TaskNetworks(own.vectors(), own.conditions(), rows, [*labels])
+    if split is None:
+        return networks
+    evaluator = make_task_evaluator(own, split, task, **options)
+    answers = torch.stack([*labels.values()]).double().mean(1).round().long()
+    majority = (evaluator.targets.cpu() == answers[:, None]).double().mean(1)
+    return replace(networks, evaluator=evaluator, majority=majority)
 
 
 def has_task_networks(dataset: ParameterDataset) -> bool:

@@ -21,16 +21,17 @@ class TaskNetworks:
         conditions (`torch.Tensor` of shape `(K, C)`): Of every network, 1 for a class of its subset, else 0.
         rows (`torch.Tensor` of shape `(K,)`, `int64`): The task of every network.
         names (`Sequence[str]`): Of the T tasks.
-        evaluator ([`ParameterEvaluator`]): Judges networks by the labels of these tasks, its populations.
-        majority (`torch.Tensor` of shape `(T,)`): How often the answer is right that is more frequent in training.
+        evaluator ([`ParameterEvaluator`], *optional*): Judges networks by the labels of these tasks, its populations.
+        majority (`torch.Tensor` of shape `(T,)`, *optional*): Share of the answer that is more
+            frequent in training.
     """
 
     vectors: Vectors
     conditions: torch.Tensor
     rows: torch.Tensor
     names: Sequence[str]
-    evaluator: ParameterEvaluator
-    majority: torch.Tensor
+    evaluator: ParameterEvaluator | None = None
+    majority: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -96,4 +96,4 @@ def test_transformers_network_starts_from_pretrained_weights(tmp_path):
         BaseModelConfig(**wanted, pretrained=str(tmp_path / "nowhere")).build()
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"base_model.kwargs.pretrained=true"):
-        load_recipe("resnet18-last-norms", ["base_model.pretrained=microsoft/resnet-18"])
+        load_recipe("resnet18-last-norms", ["base_model.pretrained=microsoft/resnet-18"]).base_model.build()

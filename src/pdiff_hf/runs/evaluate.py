@@ -142,7 +142,8 @@ def _evaluate(
     task = task or require_task(dataset)
     if have_own_tasks(dataset, task):
         check_tasks(dataset)
-        metrics = evaluate_tasks(dataset, task, config, pipeline_dir, generated_dir)
+        seconds = generator_seconds(run) if is_own else None
+        metrics = evaluate_tasks(dataset, task, config, pipeline_dir, generated_dir, seconds)
         if process_state().is_main_process:
             if (denoiser := read_denoiser(pipeline_dir)) != Denoiser():
                 metrics.denoiser = denoiser

@@ -21,11 +21,18 @@ from ..pipelines.network_folder import load_generated, read_index
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..results.metrics import SCHEMA, Metrics
+from ..tasks.collect_tasks import ROLES
+from ..tasks.conditions import task_labels
 from ..tasks.families_config import TASKS
 from ..tasks.task import Task
+from ..tasks.task_rivals import TaskTraining, multi_task_accuracies
 from ..tasks.unseen_tasks import has_task_networks, open_task_networks, places_of
 from ..training.perceptron import fit_perceptrons
 from .recipe import EvaluateConfig
+
+# Examples of every class, for training from the mean of the networks seen.
+SHOTS = (1, 5, 20)
+HYPERNETWORK_STEPS = 2000
 
 
 def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[dict[str, Any]]:
@@ -45,9 +52,16 @@ def check_tasks(dataset: ParameterDataset) -> None:
 
 
 def evaluate_tasks(
-    dataset: ParameterDataset, task: Task, config: EvaluateConfig, pipeline_dir: Path, generated_dir: Path
+    dataset: ParameterDataset,
+    task: Task,
+    config: EvaluateConfig,
+    pipeline_dir: Path,
+    generated_dir: Path,
+    generator_seconds: float | None = None,
 ) -> Metrics:
     """Judge networks that were generated for the unseen tasks of a collection, beside other ways to such networks.
+
+    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it.
 
     Raises:
         ValueError: the networks are not those of these tasks, as many of each.
@@ -58,16 +72,18 @@ def evaluate_tasks(
     unseen = open_task_networks(dataset, "unseen", task, "test", **options)
     generated = _in_order(generated_dir, dataset, unseen)
     pipe = load_pipeline(pipeline_dir)
-    further, seconds = _further_draws(pipe, read_index(generated_dir), unseen, len(generated) // len(unseen))
+    further, drawing = _further_draws(pipe, read_index(generated_dir), unseen, len(generated) // len(unseen))
+    trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config.seed)
     results = evaluate_unseen_tasks(
         seen,
         validation,
         unseen,
         generated,
         _latent_space(dataset, pipeline_dir),
-        further=further,
-        fit=partial(fit_perceptrons, steps=pipe_steps(pipeline_dir)),
-        seconds={"generated": seconds},
+        further={**further, **trained},
+        accuracies=accuracies,
+        fit=partial(fit_perceptrons, steps=_denoiser_steps(pipeline_dir)),
+        seconds={"generated": drawing, **seconds},
         seed=config.seed,
     )
     results.split = dataset.metadata.get(TASKS, {}).get("split")
@@ -82,7 +98,35 @@ def evaluate_tasks(
     return metrics
 
 
-def pipe_steps(pipeline_dir: Path) -> int:
+def _trained(
+    dataset: ParameterDataset,
+    task: Task,
+    seen: TaskNetworks,
+    unseen: TaskNetworks,
+    generator_seconds: float | None,
+    seed: int,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]:
+    """Networks and accuracies of ways that learn from labels, and seconds of one network."""
+    if dataset.metadata.get("base_training") is None:
+        # Nobody knows how its networks were trained.
+        return {}, {}, {}
+    mean = seen.vectors[:].mean(0)
+    labels = torch.stack([*task_labels(ParameterDataset(dataset.folder, ROLES["unseen"]), task, "train")[0].values()])
+    training = TaskTraining(dataset, task, labels, mean)
+    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
+    seconds = {"oracle": training.seconds}
+    if generator_seconds is not None:
+        networks["fine_tuned"], seconds["fine_tuned"] = training.fine_tuned(generator_seconds / len(unseen))
+    known = torch.stack([*task_labels(dataset, task, "train")[0].values()])
+    spread = seen.vectors[:].std(0)
+    writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, HYPERNETWORK_STEPS, seed)
+    networks["hypernetwork"] = writer(unseen.distinct)
+    targets = unseen.evaluator.targets.cpu()
+    together = multi_task_accuracies(dataset, task, unseen.distinct, targets)
+    return networks, {} if together is None else {"multi_task": together}, seconds
+
+
+def _denoiser_steps(pipeline_dir: Path) -> int:
     """Steps of training of a pipeline's denoiser."""
     return int(read_json(pipeline_dir / "train_config.json")["diffusion"]["steps"])
 

@@ -118,7 +118,7 @@ def train_networks(
         for name, parameter in network.named_parameters():
             if name in tensors:
                 tensors[name].requires_grad_(parameter.requires_grad)
-        losses_of = _losses(network, tensors, prefix, config.mixed_precision == "bf16")
+        losses_of = stacked_losses(network, tensors, prefix, config.mixed_precision == "bf16")
         batches = _Batches(task, inputs or prefix, [seeds[place] for place in places], own, config, device)
         set_seed(seeds[places[0]])
         training = train_steps(
@@ -162,8 +162,8 @@ def _is_faster_stacked(network: nn.Module, start: Mapping[str, torch.Tensor]) ->
     return not (is_cpu and any(tensor.ndim == 4 for tensor in start.values()))
 
 
-def _losses(
-    network: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: SharedPrefix | None, is_half: bool
+def stacked_losses(
+    network: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: SharedPrefix | None, is_half: bool = False
 ) -> Callable[[tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
     """The losses `(R,)` of R networks with stacked tensors, on stacked inputs `(R, B, …)` and labels `(R, B)`."""
     model = _Logits(network)

@@ -72,7 +72,7 @@ def test_what_is_no_condition_is_refused(spec, condition, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("colour", 1), "kind classes, label, metric, text, vector, found 'colour'"),
+        (("colour", 1), "kind classes, label, metric, text, vector, composed, found 'colour'"),
         (("classes", 2, ("cat",)), "2 different names"),
         (("label", 2, ("a", "a")), "2 different names"),
         (("vector", 2, ("a", "b")), "0 different names"),

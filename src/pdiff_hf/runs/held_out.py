@@ -21,6 +21,7 @@ from ..models.auto import DENOISER
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.condition_encoder import ConditionEncoder
 from ..models.config import DiffusionConfig
+from ..models.partial_conditions import PartialConditions
 from ..results.records import HeldOut
 from ..training.denoiser import as_denoiser, take, train_denoiser
 from ..training.loop import make_accelerator
@@ -61,10 +62,11 @@ def held_out_of(
     kinds = [kind for kind in kinds_allowed(runs, order.unordered) if kind in wanted]
     if not config.contains_gaussian or not kinds:
         return {}
-    latents, conditions = autoencoder.scale_latents(autoencoder.encode_rows(originals)), None
+    latents, conditions, partial = autoencoder.scale_latents(autoencoder.encode_rows(originals)), None, None
     if config.uses_conditions(dataset.condition_spec):
-        conditions = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")(dataset.conditions())
-    found = measure_held_out(latents, runs, kinds, config, conditions)
+        encoder = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")
+        conditions, partial = encoder(dataset.conditions()), encoder.partial
+    found = measure_held_out(latents, runs, kinds, config, conditions, partial)
     return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 
@@ -90,6 +92,7 @@ def measure_held_out(
     kinds: Sequence[str],
     config: DiffusionConfig,
     conditions: torch.Tensor | None = None,
+    partial: PartialConditions | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What [`compare_with_gaussians`] finds of a denoiser that was trained without rows of a kind, by kind.
 
@@ -101,6 +104,7 @@ def measure_held_out(
         kinds (`Sequence[str]`): Of [`kinds_allowed`]; left out is one without enough rows for the latents.
         config ([`DiffusionConfig`]): Of the pipeline's denoiser.
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows.
+        partial ([`PartialConditions`], *optional*): How something of them is left open while training.
     """
     found = {}
     for kind in kinds:
@@ -128,6 +132,7 @@ def measure_held_out(
                 Path(folder),
                 description=f"without {kind}",
                 conditions=take(labels, train),
+                partial=partial,
             )
             held_rows = latents[held.to(latents.device)].to(accelerator.device)
             losses = compare_with_gaussians(as_denoiser(denoiser, take(labels, held)), rows, held_rows, scheduler)

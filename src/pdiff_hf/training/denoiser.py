@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from diffusers import DDPMScheduler, ModelMixin
 
 from ..models.config import DiffusionConfig, too_few_rows
+from ..models.partial_conditions import PartialConditions
 from ..wording import setting
 from .batches import GlobalBatch
 from .loop import Trained, run_steps
@@ -42,6 +43,7 @@ def train_denoiser(
     sources: Mapping[str, Any] | None = None,
     description: str = "diffusion",
     conditions: torch.Tensor | None = None,
+    partial: PartialConditions | None = None,
 ) -> tuple[ModelMixin, DDPMScheduler, dict[str, Any], list[dict[str, float]]]:
     """Train the denoiser of a config on scaled latents.
 
@@ -58,6 +60,8 @@ def train_denoiser(
         resume_from_checkpoint, sources, description: See [`run_steps`].
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows, as a [`ConditionEncoder`]
             gives them, on the accelerator's device.
+        partial ([`PartialConditions`], *optional*): How something of them is left open while training, in a share
+            `config.partial_conditions` of the rows.
 
     Returns:
         `tuple`: the denoiser in eval mode; the noise schedule; which step was kept, by which rows and by which losses:
@@ -78,6 +82,9 @@ def train_denoiser(
             "Take prediction_type=v_prediction, or beta_schedule=linear.",
             stacklevel=2,
         )
+    if partial is not None:
+        noise = torch.randn(len(validation), partial.num_noise, generator=torch.Generator().manual_seed(config.seed))
+        validation_labels = partial.hide(validation_labels, noise.to(latents.device), config.partial_conditions)
     if len(validation):
 
         def validation_losses(model: torch.nn.Module) -> torch.Tensor:
@@ -88,6 +95,7 @@ def train_denoiser(
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     resumed = {"resume_from_checkpoint": resume_from_checkpoint, "sources": sources, "description": description}
+    resumed["partial"] = partial
     trained = _train(accelerator, train, labels, config, output_dir, choice=choice, **resumed)
     kept = config.steps if choice is None else choice.kept_step
     denoiser = trained.model
@@ -124,6 +132,7 @@ def _train(
     conditions: torch.Tensor | None,
     config: DiffusionConfig,
     output_dir: Path,
+    partial: PartialConditions | None = None,
     **options: Any,
 ) -> Trained:
     """Train a new denoiser on latents `(K, C, L)` and their conditions `(K, n)`; `options` are of [`run_steps`]."""
@@ -142,7 +151,8 @@ def _train(
         drawn = batch.indices, *noises, batch.integers(config.num_train_timesteps)
         if conditions is None:
             return drawn
-        return *drawn, batch.integers(DROPOUT_LEVELS) < denoiser.config.class_dropout_prob * DROPOUT_LEVELS
+        is_dropped = batch.integers(DROPOUT_LEVELS) < denoiser.config.class_dropout_prob * DROPOUT_LEVELS
+        return *drawn, is_dropped, *([] if partial is None else [batch.normal(partial.num_noise)])
 
     def loss_fn(
         model: torch.nn.Module,
@@ -151,12 +161,19 @@ def _train(
         noise: torch.Tensor,
         timesteps: torch.Tensor,
         is_dropped: torch.Tensor | None = None,
+        hiding: torch.Tensor | None = None,
     ) -> torch.Tensor:
         clean = torch.add(rows[indices], latent_noise, alpha=config.latent_noise)
         others, told = None, {}
         if conditions is not None:
-            others = (kinds[indices, None] != kinds) & ~is_dropped[:, None]
-            told = {"class_labels": conditions[indices], "force_drop_ids": is_dropped}
+            labels = conditions[indices]
+            if partial is None:
+                others = kinds[indices, None] != kinds
+            else:
+                labels = partial.hide(labels, hiding, config.partial_conditions)
+                others = partial.differ(labels, conditions)
+            others &= ~is_dropped[:, None]
+            told = {"class_labels": labels, "force_drop_ids": is_dropped}
         noisy, target, weights = targets(clean, noise, timesteps, others)
         predicted = model(noisy, timesteps, **told, return_dict=False)[0].float()
         return targets.loss(predicted, target, weights)

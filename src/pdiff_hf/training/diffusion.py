@@ -80,7 +80,8 @@ def train_diffusion(
     train, runs = latents[train_rows.to(latents.device)], dataset.order.by_run(train_rows.tolist())
     encoder, labels = None, None
     if has_conditions:
-        encoder, stored = ConditionEncoder(**spec.to_dict()).eval(), dataset.conditions()
+        is_partial = config.partial_conditions > 0
+        encoder, stored = ConditionEncoder(**spec.to_dict(), partial=is_partial).eval(), dataset.conditions()
         encoder.fit(stored[train_rows])
         labels = encoder(stored).to(accelerator.device)
     weights = sorted(Path(autoencoder_dir).glob("*.safetensors"))
@@ -96,6 +97,7 @@ def train_diffusion(
         resume_from_checkpoint,
         sources,
         conditions=take(labels, train_rows),
+        partial=None if encoder is None else encoder.partial,
     )
 
     # 3. What it has learned of the others

@@ -53,10 +53,11 @@ class Latents:
         scaled = autoencoder.unscale_latents(latents.view(-1, *autoencoder.latent_shape))
         return torch.cat([*autoencoder.decode_rows(scaled)])
 
-    def draw(self, embeds: torch.Tensor, seed: int) -> torch.Tensor:
+    def draw(self, embeds: torch.Tensor, seed: int, guidance_scale: float = 1.0) -> torch.Tensor:
         """A network for each row of class labels `(B, n)`: `(B, D)`."""
         generator = torch.Generator().manual_seed(seed)
         options = {"num_inference_steps": STEPS, "generator": generator, "output_type": "pt"}
+        options["guidance_scale"] = guidance_scale
         return self.pipe(len(embeds), condition_embeds=embeds, **options).parameters
 
 

@@ -131,6 +131,7 @@ def measure(run: Path, judge: Judge, pipe, draws: int, seed: int) -> dict[str, d
             "latents: ridge": lambda: latents.decode(ridge.mean(told)),  # noqa: B023 - called in this round
             "latents: Gaussian around ridge": lambda: latents.decode(ridge.draw(repeated, seed)),  # noqa: B023
             "**generated**": lambda: latents.draw(repeated, seed),  # noqa: B023
+            "… guidance 2": lambda: latents.draw(repeated, seed, 2.0),  # noqa: B023
             "a consistent task drawn, then generated": lambda: latents.draw(random, seed),  # noqa: B023
             "… then ridge": lambda: latents.decode(of_complete.mean(random)),  # noqa: B023
             "… of seen ones, its network": lambda: vectors[of_rows.multinomial(1, generator=generator)[:, 0]],  # noqa: B023

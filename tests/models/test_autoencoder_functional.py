@@ -6,15 +6,17 @@ from functional_zoo import make_images, make_layout, make_network, make_vectors
 from pdiff_hf import AutoencoderFunctional, PDiffPipeline
 from pdiff_hf.models.function_decoder import FunctionDecoder
 from pdiff_hf.models.function_encoder import FunctionEncoder, explained_shares
+from pdiff_hf.models.functions import analogies
 from pdiff_hf.models.kinds import UNet1DConditionConfig
 from pdiff_hf.networks import mlp3
 
 
-def make_autoencoder(vectors=None, **options):
+def make_autoencoder(vectors=None, probabilities=False, **options):
     torch.manual_seed(0)
     options = {"latent_channels": 6, "hidden": (16,), "rank": 4, **options}
     autoencoder = AutoencoderFunctional(layout=make_layout().to_dict(), **options)
-    autoencoder.fit(make_vectors() if vectors is None else vectors, make_images(), make_network(0))
+    vectors = make_vectors() if vectors is None else vectors
+    autoencoder.fit(vectors, make_images(), make_network(0), probabilities=probabilities)
     return autoencoder.eval()
 
 
@@ -56,6 +58,28 @@ def test_all_components_tell_the_distances_of_functions():
     functions = autoencoder._functions.of(vectors, autoencoder.encoder.probes).flatten(1)
     scores = autoencoder.encode_rows(vectors).flatten(1) * autoencoder.latent_deviations
     assert torch.allclose(torch.cdist(scores, scores), torch.cdist(functions, functions), rtol=1e-3, atol=1e-3)
+
+
+def test_of_probabilities_latents_are_those_of_analogies_as_well():
+    # More of them than the 20 networks span.
+    autoencoder = make_autoencoder(probabilities=True, latent_channels=40)
+    probabilities = autoencoder._functions.of(make_vectors(), autoencoder.encoder.probes).softmax(-1)
+    assert torch.equal(autoencoder.values(make_vectors()), probabilities)
+    rows = torch.randint(20, (400, 3), generator=torch.Generator().manual_seed(7))
+    scores = autoencoder.encoder.scores(analogies(probabilities, rows))
+    assert torch.allclose(scores.std(0), torch.ones(40), atol=0.5)
+    seen = autoencoder.encode_rows(make_vectors()).flatten(1)
+    assert seen.square().sum(1).mean() < 0.8 * scores.square().sum(1).mean()
+
+
+def test_saved_and_loaded_it_knows_that_it_compares_probabilities(tmp_path):
+    autoencoder = make_autoencoder(probabilities=True)
+    autoencoder.save_pretrained(tmp_path)
+    loaded = AutoencoderFunctional.from_pretrained(tmp_path)
+    loaded.connect(make_network(7))
+    latents = loaded.encode(make_vectors(3)).latents
+    assert torch.allclose(latents, autoencoder.encode(make_vectors(3)).latents, atol=1e-5)
+    assert not torch.allclose(latents, make_autoencoder().encode(make_vectors(3)).latents, atol=0.1)
 
 
 def test_a_new_one_decodes_to_its_reference_plus_an_offset_that_depends_on_the_latents():

@@ -5,7 +5,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from pdiff_hf.forward import forward_logits
 from pdiff_hf.layout import ParameterLayout
-from pdiff_hf.models.functions import NetworkFunctions
+from pdiff_hf.models.functions import NetworkFunctions, analogies
 from pdiff_hf.networks import convnet3, mlp3, resnet_mini, vit_mini
 
 
@@ -131,3 +131,25 @@ def test_timm_networks_are_functions_too():
     found = functions.of(layout.flatten(model)[None], images)
     with torch.no_grad():
         assert torch.allclose(found, by_loading(model, layout, layout.flatten(model)[None], images), atol=1e-5)
+
+
+def of_sets(*sets):
+    """Probabilities `(K, 5, 2)` of networks that say surely which of five examples are in a set."""
+    members = torch.tensor([[float(example in each) for example in range(5)] for each in sets])
+    return torch.stack([1 - members, members], -1)
+
+
+def test_analogies_of_sets_are_sets_of_other_sizes():
+    networks = of_sets({0, 1}, {2, 3}, {1, 4}, {1, 2})
+    rows = torch.tensor([[0, 1, 2], [0, 2, 3], [3, 3, 3]])
+    assert torch.equal(analogies(networks, rows), of_sets({0, 2, 3}, {0, 1, 4}, {1, 2}))
+    assert torch.equal(analogies(networks.transpose(0, 1), rows, 1).transpose(0, 1), analogies(networks, rows))
+
+
+def test_analogies_are_probabilities():
+    networks = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
+    found = analogies(networks, torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    assert torch.allclose(found.sum(-1), torch.ones(2, 5)) and found.min() == 0
+    plain = networks[0] + networks[1] - networks[2]
+    inside = (plain >= 0).all(-1)
+    assert 0 < inside.sum() < 5 and torch.allclose(found[0][inside], plain[inside])

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -20,6 +22,10 @@ CONDITIONS = {
         {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2},
         torch.randn(5, 2, generator=torch.Generator().manual_seed(3)),
     ),
+    "projection with a regression": (
+        {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2, "has_regression": True},
+        torch.randn(5, 2, generator=torch.Generator().manual_seed(3)),
+    ),
     "simple_projection": (
         {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 2},
         torch.randn(5, 2, generator=torch.Generator().manual_seed(3)),
@@ -31,16 +37,26 @@ def noisy(channels=4, length=2, num=5, seed=1):
     return torch.randn(num, channels, length, generator=torch.Generator().manual_seed(seed))
 
 
-def make_model(channels=4, length=2, is_trained=True, **options):
+def make_model(channels=4, length=2, is_trained=True, has_regression=False, **options):
     """A small model of the Gaussian of some latents; a trained one has a residual of its own."""
     torch.manual_seed(0)
     options = {"block_out_channels": (16,), **options}
     model = UNet1DConditionModel(sample_size=length, in_channels=channels, **options)
-    model.fit_gaussian(2 * noisy(channels, length, 80, seed=0) + 1, SCHEDULER)
+    latents, labels = 2 * noisy(channels, length, 80, seed=0) + 1, None
+    if has_regression:
+        labels = torch.randn(80, 2, generator=torch.Generator().manual_seed(4))
+        latents = latents + means_of(labels, channels, length)
+    model.fit_gaussian(latents, SCHEDULER, labels)
     if is_trained:
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+def means_of(labels, channels, length):
+    """Where latents with conditions `(K, 2)` are."""
+    directions = torch.randn(2, channels * length, generator=torch.Generator().manual_seed(5))
+    return (3 * labels @ directions).unflatten(1, (channels, length))
 
 
 @torch.no_grad()
@@ -107,7 +123,10 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path, condition):
     model = make_model(**options)
     model.save_pretrained(tmp_path)
     loaded = UNet1DConditionModel.from_pretrained(tmp_path)
-    assert not loaded.training and dict(loaded.config).items() >= options.items()
+    has_regression = options.get("has_regression", False)
+    expected = {key: value for key, value in options.items() if key != "has_regression"}
+    assert not loaded.training and dict(loaded.config).items() >= expected.items()
+    assert (loaded.regression is not None) == has_regression
     assert torch.equal(predict(loaded, class_labels=labels), predict(model, class_labels=labels))
     assert load_file(tmp_path / "diffusion_pytorch_model.safetensors").keys() == model.state_dict().keys()
 
@@ -270,3 +289,115 @@ def test_labels_for_a_model_without_conditions_are_refused():
 def test_options_that_are_not_known_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         UNet1DConditionModel(**options)
+
+
+# The Gaussian around a regression of the condition
+
+TOLD = CONDITIONS["projection with a regression"]
+
+
+def test_before_training_it_is_the_gaussian_around_what_a_regression_expects():
+    options, labels = TOLD
+    model = make_model(is_trained=False, **options)
+    assert model.explained > 0.3 and model.config.num_condition_centers == len(model.regression.centers)
+    assert (model.regression(labels) - 1 - means_of(labels, 4, 2).flatten(1)).abs().mean() < 0.8
+    found = predict(model, class_labels=labels)
+    for row, mean in enumerate(model.regression(labels)):
+        model.conditional_gaussian.mean.copy_(mean)
+        torch.testing.assert_close(
+            found[row], model.conditional_gaussian(noisy(), TIMESTEPS)[row], atol=1e-5, rtol=1e-5
+        )
+    # Of what is left around it, the variance of 2² that make_model gives, and what 80 conditions leave open.
+    assert 3 < model.conditional_gaussian.variances.mean() < 6 < model.gaussian.variances.mean()
+    assert torch.equal(predict(model), model.gaussian(noisy(), TIMESTEPS))
+
+
+def test_to_train_with_there_are_means_that_rows_were_left_out_of():
+    options, labels = TOLD
+    model = make_model(is_trained=False, **options)
+    told = torch.randn(80, 2, generator=torch.Generator().manual_seed(4))
+    latents = 2 * noisy(num=80, seed=0) + 1 + means_of(told, 4, 2)
+    means = model.fit_gaussian(latents, SCHEDULER, told)
+    rest = latents.flatten(1) - means
+    torch.testing.assert_close(rest.square().sum(1).mean(), model.conditional_gaussian.variances.sum())
+    assert rest.square().sum() > 1.02 * (latents.flatten(1) - model.regression(told)).square().sum()
+    with torch.no_grad():
+        shifted = model(noisy(), TIMESTEPS, class_labels=labels, class_means=model.regression(labels) + 1).sample
+    assert not torch.allclose(shifted, predict(model, class_labels=labels), atol=0.1)
+
+
+def test_conditions_that_explain_nothing_leave_the_gaussian():
+    torch.manual_seed(0)
+    options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2}
+    model = UNet1DConditionModel(sample_size=2, in_channels=4, block_out_channels=(16,), **options)
+    model.fit_gaussian(noisy(num=80), SCHEDULER, torch.randn(80, 2))
+    assert model.regression is None and model.explained is None and model.config.num_condition_centers is None
+    labels = torch.randn(5, 2)
+    assert torch.equal(predict(model, class_labels=labels), predict(model))
+
+
+def test_folders_of_before_know_no_regression(tmp_path):
+    options, labels = CONDITIONS["projection"]
+    model = make_model(**options)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["num_condition_centers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = UNet1DConditionModel.from_pretrained(tmp_path)
+    assert torch.equal(predict(loaded, class_labels=labels), predict(model, class_labels=labels))
+
+
+def test_half_precision_leaves_the_regression_in_float32(tmp_path):
+    options, labels = TOLD
+    model = make_model(is_trained=False, **options)
+    model.save_pretrained(tmp_path)
+    half = UNet1DConditionModel.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert {buffer.dtype for buffer in half.buffers()} == {torch.float32}
+    assert torch.equal(predict(half, class_labels=labels), predict(model, class_labels=labels))
+
+
+# Conditions of which something is left open
+
+
+def make_open_model(with_open=True):
+    """Told two numbers and which of them are known, and what it was told of its rows."""
+    options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4}
+    model = UNet1DConditionModel(sample_size=2, in_channels=4, block_out_channels=(16,), **options)
+    numbers = torch.randn(200, 2, generator=torch.Generator().manual_seed(4))
+    latents = 0.5 * noisy(num=200, seed=0) + 1 + means_of(numbers, 4, 2)
+    known = torch.cat([torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 0]])])
+    told = torch.cat([torch.cat([numbers * bits, bits.expand(200, -1)], 1) for bits in known])
+    model.fit_gaussian(latents, SCHEDULER, told[:200], None, told if with_open else None)
+    return model.eval(), numbers, told.view(3, 200, 4)
+
+
+def test_where_something_is_left_open_it_is_the_gaussian_around_what_is_known():
+    model, numbers, (complete, first, nothing) = make_open_model()
+    assert model.config.num_open_centers == len(model.open_regression.centers)
+    one_known = numbers * torch.tensor([1.0, 0.0])
+    # The means of 200 rows, whose other number adds a deviation of about 3 in each of the eight values.
+    expected = 1 + means_of(one_known, 4, 2).flatten(1)
+    assert (model.expected(first) - expected).abs().mean() < 0.6 and (model.expected(nothing) - 1).abs().mean() < 0.6
+    assert torch.equal(model.expected(complete), model.regression(complete))
+    assert model.open_gaussian.variances.sum() > 20 * model.conditional_gaussian.variances.sum()
+    sample, timestep = noisy(num=200), torch.full((200,), 500)
+    found = model(sample, timestep, class_labels=first).sample
+    torch.testing.assert_close(found, model.open_gaussian(sample, timestep, model.open_regression(first)))
+
+
+def test_complete_conditions_and_hidden_ones_are_what_they_are_without():
+    (model, _, (complete, first, _)), (other, _, _) = make_open_model(), make_open_model(with_open=False)
+    sample, timestep = noisy(num=200), torch.full((200,), 500)
+    labels = torch.cat([complete[:100], first[:100]])
+    found, expected = (one(sample, timestep, class_labels=labels).sample for one in (model, other))
+    assert torch.equal(found[:100], expected[:100]) and not torch.allclose(found[100:], expected[100:], atol=0.1)
+    hidden = model(sample, timestep, class_labels=labels, force_drop_ids=torch.ones(200, dtype=torch.bool)).sample
+    torch.testing.assert_close(hidden, model.gaussian(sample, timestep))
+
+
+def test_saved_and_loaded_it_expects_the_same_of_what_is_known(tmp_path):
+    model, _, (_, first, _) = make_open_model()
+    model.save_pretrained(tmp_path)
+    loaded = UNet1DConditionModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.expected(first), model.expected(first))
+    assert loaded.to(torch.bfloat16).open_gaussian.variances.dtype == torch.float32

@@ -168,3 +168,24 @@ def test_components_that_were_not_trained_together_are_refused(pipeline):
     plain = make_pipeline("pca")
     with pytest.raises(ValueError, match="takes conditions of 0 numbers"):
         PDiffPipeline(plain.autoencoder, plain.unet, plain.scheduler, condition_encoder=pipeline.condition_encoder)
+
+
+def test_truncation_leads_to_what_a_regression_expects_of_the_condition():
+    pipeline = make_conditional_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    labels = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(80, 4, 2, generator=torch.Generator().manual_seed(1))
+    pipeline.unet.fit_gaussian(noise + labels[:, :1, None], pipeline.scheduler, labels)
+    conditions = [CAT, PETS]
+    expected = pipeline.unet.regression(pipeline.condition_encoder.encode(conditions)).view(2, 4, 2)
+    found = sample(pipeline, condition=conditions, truncation=0)
+    torch.testing.assert_close(found, expected)
+    drawn, half = (sample(pipeline, condition=conditions, truncation=share) for share in (1, 0.5))
+    torch.testing.assert_close(half, (drawn + expected) / 2)
+    # Guidance exaggerates it, and without weight for the condition it is the mean of all networks.
+    autoencoder = pipeline.autoencoder
+    mean = autoencoder.scale_latents(autoencoder.latent_mean)
+    exaggerated = sample(pipeline, condition=conditions, truncation=0, guidance_scale=2.0)
+    torch.testing.assert_close(exaggerated, 2 * expected - mean)
+    left_out = sample(pipeline, condition=conditions, truncation=0, guidance_scale=0)
+    torch.testing.assert_close(left_out, mean.expand(2, -1, -1))

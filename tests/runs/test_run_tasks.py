@@ -40,6 +40,9 @@ def test_the_gate_judges_networks_by_the_labels_of_their_own_task(tasks_run):
     assert gate["accuracy_original"] == pytest.approx(
         dataset.metrics["val_accuracy"][held_out].mean().item(), abs=1e-6
     )
+    # Whoever learns tasks learns those that none of the networks has, and is asked for them.
+    assert gate["combined_networks"] == 3 and 0.5 < gate["analogies_agreement"] <= 1
+    assert any("for tasks that no network was trained on" in line for line in tasks_run[2])
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -9,6 +9,7 @@ from pdiff_hf import AutoencoderFunctional
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.data.vectors import split_rows
 from pdiff_hf.data.writer import save_parameter_dataset
+from pdiff_hf.models.functions import analogies
 from pdiff_hf.models.kinds import AutoencoderFunctionalConfig
 from pdiff_hf.tasks.auto import load_task
 from pdiff_hf.tasks.config import ImageClassificationConfig
@@ -16,10 +17,11 @@ from pdiff_hf.tasks.evaluators import make_gate_evaluator
 from pdiff_hf.tasks.probes import ProbeSource, make_probes
 from pdiff_hf.training.autoencoder import train_autoencoder
 from pdiff_hf.training.batches import GlobalBatch
-from pdiff_hf.training.functional import FunctionObjective, choose_neighbours, nearest, normal_weights
-from pdiff_hf.training.functional_gate import check_functions, disagreements, match_diversity
+from pdiff_hf.training.functional import FunctionObjective
+from pdiff_hf.training.functional_gate import check_functions, disagreements, match_diversity, measure_functions
 from pdiff_hf.training.gate import PoorReconstructionError
 from pdiff_hf.training.logs import NonFiniteLossError
+from pdiff_hf.training.targets import choose_neighbours, nearest, normal_weights
 
 
 def config_of(**options):
@@ -41,7 +43,8 @@ def make_objective(class_labels=None, **options):
     config, layout, vectors, model = config_of(**options), make_layout(), make_vectors(), make_network(0)
     torch.manual_seed(0)
     autoencoder = config.build(layout.to_dict())
-    functions = autoencoder.fit(vectors, make_images(), model)
+    of_tasks = class_labels is not None or config.targets == "analogies"
+    functions = autoencoder.fit(vectors, make_images(), model, probabilities=of_tasks)
     probes = ProbeSource(load_task(ImageClassificationConfig()))
     return autoencoder, FunctionObjective(autoencoder, functions, vectors, model, probes, config, class_labels)
 
@@ -83,15 +86,16 @@ def test_latents_of_targets_are_those_of_the_networks():
 
 def test_combinations_have_mean_and_covariance_of_the_networks():
     _, objective = make_objective(targets="combinations")
-    weights = objective._combine(GlobalBatch(20, 4000, 0, 0))
+    (weights,) = objective.targets.draw(GlobalBatch(20, 4000, 0, 0))
     assert torch.allclose(weights.sum(1), torch.ones(4000), atol=1e-4)
-    latents = weights @ objective.latents
+    latents = objective.targets.latents(weights)
     assert latents.mean(0).abs().max() < 0.1
     assert torch.allclose(torch.cov(latents.T), torch.eye(6), atol=0.1)
 
 
-def test_a_step_sees_the_same_however_many_processes_share_it():
-    autoencoder, objective = make_objective()
+@pytest.mark.parametrize("targets", ["auto", "analogies"])
+def test_a_step_sees_the_same_however_many_processes_share_it(targets):
+    autoencoder, objective = make_objective(targets=targets, task_loss=1.0, weight_loss=1.0)
     whole = loss_of(objective, autoencoder, GlobalBatch(20, 8, 3, 0))
     parts = [loss_of(objective, autoencoder, GlobalBatch(20, 4, 3, 0, rank=rank, world_size=2)) for rank in (0, 1)]
     assert whole.item() == pytest.approx((parts[0] + parts[1]).item() / 2, rel=1e-5)
@@ -133,10 +137,63 @@ def test_combinations_of_networks_of_several_tasks_have_no_labels():
         make_objective(class_labels=torch.zeros(20, 10, dtype=torch.int64), task_loss=1.0, targets="combinations")
 
 
+CLASS_LABELS = torch.stack([torch.arange(10).roll(row) for row in range(20)])
+
+
+def test_networks_of_several_tasks_are_written_beside_analogies_of_them():
+    autoencoder, objective = make_objective(class_labels=CLASS_LABELS)
+    batch = GlobalBatch(20, 8, 0, 0)
+    (rows,) = objective.targets.draw(batch)
+    assert torch.equal(rows[:, 0], batch.indices) and objective.describe() == {"combined_networks": 3}
+    assert (rows[::2] == rows[::2, :1]).all() and (rows[1::2, 1:] != rows[1::2, :1]).any(1).all()
+    assert objective.targets.is_network(rows).tolist() == [1, 0] * 4
+    latents, seen = objective.targets.latents(rows), autoencoder.encode(make_vectors()[rows[:, 0]]).latents.flatten(1)
+    assert torch.allclose(latents[::2], seen[::2], atol=1e-4) and not torch.allclose(
+        latents[1::2], seen[1::2], atol=0.1
+    )
+    assert make_objective(class_labels=CLASS_LABELS, function_loss=0.0, task_loss=1.0)[1].targets.num_combined == 0
+
+
+def test_the_function_loss_of_analogies_is_the_cross_entropy_to_their_probabilities():
+    autoencoder, objective = make_objective(targets="analogies", function_loss=2.0)
+    batch, vectors = GlobalBatch(20, 8, 0, 0), make_vectors()
+    written = Written(autoencoder.normalizer.normalize(vectors[:8]))
+    found = loss_of(objective, written, batch)
+    (rows,) = objective.targets.draw(GlobalBatch(20, 8, 0, 0))
+    activations, probabilities = objective._pool_of(0).draw(16, GlobalBatch(20, 8, 0, 0).shared_generator())
+    logits = objective.functions(vectors, activations)
+    assert torch.allclose(probabilities.transpose(0, 1), logits.softmax(-1), atol=1e-5)
+    wanted = analogies(logits.softmax(-1), rows)
+    expected = -(wanted * logits[:8].log_softmax(-1)).sum(-1).mean()
+    assert found.item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_labels_and_parameters_are_of_networks_and_of_no_analogy():
+    options = {"class_labels": CLASS_LABELS, "targets": "analogies", "function_loss": 1e-9}
+    batch, vectors = GlobalBatch(20, 8, 0, 0), make_vectors()
+    for losses in ({"task_loss": 1.0}, {"weight_loss": 1.0}):
+        autoencoder, objective = make_objective(**options, **losses)
+        written = autoencoder.normalizer.normalize(vectors[batch.indices]) + 0.5
+        other = written.clone()
+        other[1::2] += 1
+        first, second = (
+            loss_of(objective, Written(each), GlobalBatch(20, 8, 0, 0)).item() for each in (written, other)
+        )
+        assert first == pytest.approx(second, rel=1e-4) and first > 0.1
+        other[0] += 1
+        assert abs(loss_of(objective, Written(other), GlobalBatch(20, 8, 0, 0)).item() - first) > 1e-2
+    assert first == pytest.approx(0.25 / 2, rel=1e-3)
+
+
+def test_analogies_are_learned_by_the_function_loss():
+    with pytest.raises(ValueError, match=r"expected a function_loss with targets=analogies.*found 0"):
+        config_of(targets="analogies", function_loss=0.0, task_loss=1.0)
+
+
 def test_the_weight_loss_is_the_distance_to_combined_parameters():
     autoencoder, objective = make_objective(function_loss=0.0, weight_loss=1.0, targets="combinations")
     batch = GlobalBatch(20, 8, 0, 0)
-    target = objective._combine(batch) @ autoencoder.normalizer.normalize(make_vectors())
+    target = objective.targets.draw(batch)[0] @ autoencoder.normalizer.normalize(make_vectors())
     loss = loss_of(objective, Written(target + 0.5), GlobalBatch(20, 8, 0, 0))
     assert loss.item() == pytest.approx(0.25, rel=1e-3)
 
@@ -260,6 +317,10 @@ REPORT |= {"agreement_other": 0.97, "agreement_ci95": [0.005, 0.015], "disagreem
         ({"explained_variance": float("nan")}, "explains nan%"),
         ({"accuracy_drop": 0.05}, "loses 5.00 points of accuracy, expected at most 1.00"),
         ({"agreement_ci95": [-0.01, 0.01]}, "agree with their own original on 98.0% and with others on 97.0%"),
+        (
+            {"analogies_agreement": 0.92},
+            "no.* was trained on which agree with what was wanted on 92.0% of the examples",
+        ),
     ],
 )
 def test_the_gate(changed, problem):
@@ -268,6 +329,41 @@ def test_the_gate(changed, problem):
     with pytest.raises(PoorReconstructionError, match=problem):
         check_functions({**REPORT, **changed}, config)
     check_functions({**REPORT, **changed}, config.model_copy(update={"allow_poor_reconstruction": True}))
+
+
+def test_the_gate_asks_for_functions_that_no_network_has(dataset):
+    dataset, config = ParameterDataset(dataset), config_of()
+    evaluator, vectors, autoencoder = (
+        make_gate_evaluator(dataset),
+        make_vectors(),
+        config.build(make_layout().to_dict()),
+    )
+    autoencoder.fit(vectors, make_images(), make_network(0), 3, probabilities=True)
+    with torch.no_grad():
+        for parameter in autoencoder.decoder.parameters():
+            parameter.zero_()
+    # It writes its reference whatever it is asked for, and analogies of one network with itself are that network.
+    same, other = (vectors[[row]].expand(4, -1) for row in (3, 5))
+    own, found = (measure_functions(autoencoder.eval(), rows, rows[:1], evaluator) for rows in (same, other))
+    assert own["analogies_agreement"] == 1
+    assert own["accuracy_drop"] == pytest.approx(0, abs=1e-9)
+    answers = evaluator.predictions(vectors[[3, 5]])
+    assert found["analogies_agreement"] == pytest.approx((answers[0] == answers[1]).double().mean().item())
+    check_functions({**REPORT, "analogies_agreement": 0.935}, AutoencoderFunctionalConfig())
+
+
+def test_analogies_of_the_gate_are_of_a_held_out_network_and_two_that_were_trained_on(dataset):
+    dataset, config, vectors = ParameterDataset(dataset), config_of(), make_vectors()
+    autoencoder = config.build(make_layout().to_dict())
+    autoencoder.fit(vectors, make_images(), make_network(0), probabilities=True)
+    asked = []
+    autoencoder.decoder.register_forward_hook(lambda _, given, written: asked.append(given[0]))
+    measure_functions(autoencoder.eval(), vectors[:2], vectors[[5]], make_gate_evaluator(dataset))
+    own, first, second = autoencoder.values(vectors[[5, 0, 1]])
+    wanted = analogies(torch.stack([own, first, second]), torch.tensor([[0, 0, 0], [0, 1, 2], [0, 2, 1]]))
+    found = asked[-1].unique(dim=0)
+    assert torch.cdist(autoencoder.encoder.scores(wanted), found).amin(1).max() < 1e-4 and len(asked[-1]) == 100
+    assert torch.cdist(found, autoencoder.encoder.scores(wanted)).amin(1).max() < 1e-4
 
 
 def test_disagreements_are_shares_of_examples():

@@ -45,11 +45,16 @@ def steps(pretended, monkeypatch):
     return between
 
 
-def train(folder, shape, **options):
+def train(folder, shape, num_classes=None, **options):
     config = DENOISER.validate({"steps": NUM_STEPS, "validate": "none", "lr_warmup_steps": 0, **options})
     accelerator = make_accelerator(config, folder)
     latents = torch.randn(NUM_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(accelerator.device)
-    return train_denoiser(accelerator, latents, {"run": range(NUM_ROWS)}, config, folder)[0]
+    conditions = None
+    if num_classes is not None:
+        conditions = torch.randn(NUM_ROWS, num_classes, generator=torch.Generator().manual_seed(1))
+        latents[:, 0] += 3 * conditions[:, :1].to(latents.device)
+        conditions = conditions.to(latents.device)
+    return train_denoiser(accelerator, latents, {"run": range(NUM_ROWS)}, config, folder, conditions=conditions)[0]
 
 
 @pytest.mark.parametrize("shape", [(32, 1), (32, 4), (128, 1)])
@@ -58,6 +63,11 @@ def test_a_step_of_the_default_denoiser_is_150_launches_and_one_copy(steps, tmp_
     assert len(steps()) == NUM_STEPS - 2
     for launches, waits, copies in steps():
         assert launches <= 150 and waits == 0 and copies == 1
+
+
+def test_a_step_of_a_denoiser_of_conditions_is_200_launches_and_one_copy(steps, tmp_path):
+    assert train(tmp_path, (32, 1), num_classes=10).regression is not None
+    assert all(launches <= 200 and waits == 0 and copies == 1 for launches, waits, copies in steps())
 
 
 def test_a_step_of_the_other_denoiser_launches_plain_layers(steps, tmp_path):

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from factories import make_dataset
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.order import RowOrder
-from pdiff_hf.training.rows import hold_out
+from pdiff_hf.models.condition_encoder import ConditionEncoder
+from pdiff_hf.training.rows import condition_units, hold_out
 
 ONE = RowOrder.of_runs(24).by_run()
 THREE = RowOrder.of_runs(8, 10, 6).by_run()
@@ -30,6 +32,46 @@ def test_between_draws_every_row_equally_often():
         counts[split("between", THREE, 0.25, seed)[1]] += 1
     # Of 800 with probability ¼: five deviations.
     assert ((counts - 200).abs() < 62).all()
+
+
+def test_rows_of_a_condition_are_drawn_together():
+    conditions = torch.arange(12).repeat(2)[:, None].float()
+    units = condition_units(conditions, ConditionSpec("vector", 1))
+    for seed in range(5):
+        train, held = split("between", ONE, 0.25, seed, units)
+        assert len(held) == 6 and {row % 12 for row in held}.isdisjoint(row % 12 for row in train)
+
+
+def test_a_subset_of_classes_and_its_complement_are_drawn_together():
+    spec, signs = ConditionSpec.named("classes", [*"abcde"]), torch.tensor([1.0, -1.0])
+    conditions = torch.cartesian_prod(*[signs] * 5)
+    units = condition_units(conditions, spec)
+    assert torch.equal(units, units.flip(0)) and len(units.unique()) == 16
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_whatever_else_a_condition_says_its_subset_and_the_complement_are_drawn_together(is_partial):
+    spec = ConditionSpec.composed(
+        ConditionSpec.named("metric", ["val_accuracy"]), ConditionSpec.named("classes", [*"abcde"])
+    )
+    subsets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)[1:-1]
+    encoder = ConditionEncoder(**spec.to_dict(), partial=is_partial)
+    rows = torch.cat([torch.linspace(0.5, 1, len(subsets))[:, None], subsets], 1)
+    encoder.fit(rows)
+    units = condition_units(encoder(rows), spec)
+    assert torch.equal(units, units.flip(0)) and len(units.unique()) == 15
+
+
+@pytest.mark.parametrize(
+    ("conditions", "spec"),
+    [
+        (torch.eye(12).repeat(2, 1), ConditionSpec.named("label", [*"abcdefghijkl"])),
+        (torch.arange(4.0).repeat(6)[:, None], ConditionSpec("vector", 1)),
+    ],
+    ids=["labels", "few"],
+)
+def test_of_labels_and_of_few_conditions_each_row_is_on_its_own(conditions, spec):
+    assert torch.equal(condition_units(conditions, spec), torch.arange(24))
 
 
 def test_block_is_the_middle_of_a_run_with_a_gap_on_both_sides():

@@ -14,11 +14,13 @@ from torch import nn
 from .autoencoder_base import ParameterAutoencoderMixin, ParameterEncoderOutput
 from .function_decoder import FunctionDecoder
 from .function_encoder import FunctionEncoder
-from .functions import NetworkFunctions
+from .functions import NetworkFunctions, analogies
 from .normalizer import BLOCK_VALUES
 
 # Probe inputs that are computed at once when networks are encoded.
 PROBES_AT_ONCE = 100
+# Of networks and analogies of them, so many are what components are fitted to.
+NUM_ANALOGIES = 1024
 
 
 class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
@@ -26,7 +28,8 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
 
     `encode` computes every network on stored probe inputs and gives the scores of its outputs, less their mean over
     the classes, along the principal components of those of the training networks: whatever the order of hidden units
-    is, it plays no part. `decode` writes parameters, as an offset from a reference network, that compute such a
+    is, it plays no part. Of networks of several tasks these are probabilities, and the components those of analogies,
+    too. `decode` writes parameters, as an offset from a reference network, that compute such a
     function; another network than was encoded, and the same function as far as the decoder has learned it, which is
     what it is trained for (`pdiff_hf.training.functional`).
 
@@ -37,8 +40,8 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         num_parameters, layout, normalization, scaling_factor, shift_factor: See [`AutoencoderPDiff`].
         latent_channels (`int`), latent_length (`int`): C and L; C·L components are kept.
         hidden (`tuple[int, ...]`), rank (`int`), max_decoder_mb (`int`): Of the decoder, see [`FunctionDecoder`].
-        probe_shape (`list[int]`, *optional*), num_outputs (`int`, *optional*), token_ids (`bool`): Of the probe inputs
-            and of the outputs on them, known once it is fitted.
+        probe_shape (`list[int]`, *optional*), num_outputs (`int`, *optional*), token_ids (`bool`), probabilities
+            (`bool`): Of the probe inputs and of the outputs on them, known once it is fitted.
     """
 
     needs_network: ClassVar[bool] = True
@@ -57,6 +60,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         probe_shape: list[int] | None = None,
         num_outputs: int | None = None,
         token_ids: bool = False,
+        probabilities: bool = False,
         scaling_factor: float | list[float] = 1.0,
         shift_factor: float = 0.0,
     ):
@@ -67,7 +71,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         self.decoder = FunctionDecoder(tensors, size, hidden, rank, max_decoder_mb)
         self.encoder = None
         if probe_shape is not None:
-            self.encoder = FunctionEncoder(size, tuple(probe_shape), num_outputs, token_ids)
+            self.encoder = FunctionEncoder(size, tuple(probe_shape), num_outputs, token_ids, probabilities)
         self._functions: NetworkFunctions | None = None
 
     @property
@@ -90,7 +94,14 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             )
 
     @torch.no_grad()
-    def fit(self, vectors: torch.Tensor, probes: torch.Tensor, model: nn.Module, reference: int = 0) -> torch.Tensor:
+    def fit(
+        self,
+        vectors: torch.Tensor,
+        probes: torch.Tensor,
+        model: nn.Module,
+        reference: int = 0,
+        probabilities: bool = False,
+    ) -> torch.Tensor:
         """Fit normaliser and encoder to raw training vectors `(K, D)`, one of which becomes the reference.
 
         Args:
@@ -99,9 +110,11 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
             model (`nn.Module`): The base network.
             reference (`int`, *optional*, defaults to 0): The row that offsets are from. What is written has its
                 faults, wherever the functions that are asked for do not say otherwise: take a good one.
+            probabilities (`bool`, *optional*, defaults to `False`): Compare probabilities in place of logits, along
+                the principal components of networks and of as many [`analogies`] of them, which reach farther.
 
         Returns:
-            `torch.Tensor`: the functions `(K, P, classes)` of the training networks on the probes.
+            `torch.Tensor`: the functions, as logits, `(K, P, classes)` of the training networks on the probes.
 
         Raises:
             ValueError: the base network does not take the probes, there are too few networks for the latents, or they
@@ -111,11 +124,17 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         functions = NetworkFunctions(model, self.layout, probes[:PROBES_AT_ONCE], self.device)
         found = torch.cat([functions.of(vectors[rows], probes) for rows in self._blocks(len(vectors))])
         is_tokens = not probes.is_floating_point()
-        self.register_to_config(probe_shape=list(probes.shape), num_outputs=functions.num_outputs, token_ids=is_tokens)
+        kind = {"num_outputs": functions.num_outputs, "token_ids": is_tokens, "probabilities": probabilities}
+        self.register_to_config(probe_shape=list(probes.shape), **kind)
         size = self.latent_shape[0] * self.latent_shape[1]
-        encoder = FunctionEncoder(size, tuple(probes.shape), functions.num_outputs, is_tokens).to(self.device)
+        encoder = FunctionEncoder(size, tuple(probes.shape), **kind).to(self.device)
         encoder.probes.copy_(probes)
-        encoder.fit(found)
+        values = encoder.values(found)
+        if probabilities:
+            rows = torch.randint(len(values), (NUM_ANALOGIES, 3), generator=torch.Generator().manual_seed(0))
+            rows[::2] = rows[::2, :1]
+            values = analogies(values, rows.to(self.device))
+        encoder.fit(values)
         self.encoder, self._functions = encoder, functions
         row = vectors[reference : reference + 1].to(self.device)
         self.decoder.reference.copy_(self.normalizer.normalize(row)[0])
@@ -136,6 +155,16 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: it was not given the base network, or vectors of another length.
         """
+        latents = self._fitted().scores(self.values(x)).reshape(-1, *self.latent_shape)
+        return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @torch.no_grad()
+    def values(self, x: torch.Tensor) -> torch.Tensor:
+        """What is compared of raw vectors `(B, D)`: logits or probabilities `(B, P, classes)` on the probes.
+
+        Raises:
+            ValueError: it was not given the base network, or vectors of another length.
+        """
         self._check_vectors(x)
         encoder = self._fitted()
         if self._functions is None:
@@ -143,8 +172,7 @@ class AutoencoderFunctional(ParameterAutoencoderMixin, ModelMixin, ConfigMixin):
                 "expected a functional autoencoder that was given its base network, which it needs to encode, found "
                 "none; call autoencoder.connect(base_model.build()) first."
             )
-        latents = encoder(self._functions.of(x, encoder.probes)).reshape(-1, *self.latent_shape)
-        return ParameterEncoderOutput(latents=latents) if return_dict else (latents,)
+        return encoder.values(self._functions.of(x, encoder.probes))
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.decoder(latents)

@@ -92,3 +92,21 @@ class NetworkFunctions:
 def _centred(logits: torch.Tensor) -> torch.Tensor:
     logits = logits.float()
     return logits - logits.mean(-1, keepdim=True)
+
+
+def analogies(probabilities: torch.Tensor, rows: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Functions that no network has, made of three networks': p₁ + p₂ - p₃, where that is negative 0, over its sum.
+
+    Of networks that say whether an example is in a set, they say it of the first set with what the second has and the
+    third has not, and without what the third alone has: sets of all sizes, of networks of small ones. They are
+    analogies, as a model's parameters have them in "task arithmetic" (Ilharco et al. 2023, arXiv 2212.04089), of
+    functions. Of three times the same network they are that network's.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(…, K, …, classes)`): Of K networks.
+        rows (`torch.Tensor` of shape `(B, 3)`): Which networks.
+        dim (`int`, *optional*, defaults to 0): Where the K networks are.
+    """
+    first, second, third = (probabilities.index_select(dim, index) for index in rows.unbind(1))
+    found = (first + (second - third)).clamp_min(0)
+    return found / found.sum(-1, keepdim=True)

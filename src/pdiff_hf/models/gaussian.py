@@ -51,8 +51,13 @@ class LatentGaussian(Float32Module):
         if not rows.isfinite().all() or (rows == rows[0]).all():
             found = "they are all the same" if rows.isfinite().all() else "some are not finite"
             raise ValueError(f"the latents must be finite and vary, found that {found}.")
-        variances, basis = torch.linalg.eigh(torch.cov(rows.T).reshape(size, size))
         self.mean.copy_(rows.mean(0))
+        self.set_covariance(torch.cov(rows.T).reshape(size, size))
+
+    @torch.no_grad()
+    def set_covariance(self, covariance: torch.Tensor) -> None:
+        """Take over Σ `(C·L, C·L)`, float64."""
+        variances, basis = torch.linalg.eigh(covariance)
         self.variances.copy_(variances.clamp_min(0))
         self.basis.copy_(basis)
 
@@ -79,8 +84,12 @@ class LatentGaussian(Float32Module):
         noise = torch.randn(num, len(self.variances), generator=generator).to(self.mean.device)
         return (self.mean + (noise * self.variances.sqrt()) @ self.basis.T).unflatten(1, self.latent_shape)
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Predict from noisy latents `(B, C, L)` at timesteps `(B,)`, which may lie between two of training."""
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict from noisy latents `(B, C, L)` at timesteps `(B,)`, which may lie between two of training.
+
+        Rows may have means of their own, `mean` `(B, C·L)`.
+        """
+        mean = self.mean if mean is None else mean
         shape, x, log_snr = x.shape, x.float().flatten(1), self._log_snr(timestep)[:, None]
         alpha, rest = log_snr.sigmoid(), (-log_snr).sigmoid()
         signal, sigma = alpha.sqrt(), rest.sqrt()
@@ -89,11 +98,11 @@ class LatentGaussian(Float32Module):
         if self.prediction_type != "epsilon":
             gain = gain * (1 - self.variances if self.prediction_type == "v_prediction" else self.variances)
         with without_autocast(x.device):
-            found = ((torch.addcmul(x, signal, self.mean, value=-1) @ self.basis) * gain) @ self.basis.T
+            found = ((torch.addcmul(x, signal, mean, value=-1) @ self.basis) * gain) @ self.basis.T
         if self.prediction_type == "v_prediction":
-            found = torch.addcmul(found, sigma, self.mean, value=-1)
+            found = torch.addcmul(found, sigma, mean, value=-1)
         elif self.prediction_type == "sample":
-            found = found + self.mean
+            found = found + mean
         return found.view(shape)
 
     def _log_snr(self, timestep: torch.Tensor) -> torch.Tensor:

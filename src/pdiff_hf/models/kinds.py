@@ -196,8 +196,10 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
     )
     pool_steps: int = Field(1000, ge=1, description="after which there are new ones")
     max_pool_mb: int = Field(512, ge=1, description="memory of the outputs of all networks on them")
-    targets: Literal["auto", "seen", "combinations"] = Field(
-        "auto", description="functions to be written: those of networks, or combinations that no network has"
+    targets: Literal["auto", "seen", "combinations", "analogies"] = Field(
+        "auto",
+        description="functions to be written: those of networks, or combinations that no network has; of networks of "
+        "several tasks analogies, which have tasks that no network has",
     )
     latent_noise: float = Field(0.1, ge=0, description="on latents of networks, not of combinations")
     match_diversity: bool = Field(
@@ -214,6 +216,11 @@ class AutoencoderFunctionalConfig(AutoencoderConfig, OptimizationConfig):
         if not self.function_loss + self.task_loss + self.weight_loss:
             raise ValueError(
                 f"expected a loss with a weight above 0, found none; give {setting('autoencoder.function_loss', '1')}"
+            )
+        if self.targets == "analogies" and not self.function_loss:
+            raise ValueError(
+                "expected a function_loss with targets=analogies, which have no labels and no parameters, found 0; "
+                f"give {setting('autoencoder.function_loss', '1')}."
             )
         return self
 
@@ -250,7 +257,6 @@ class UNet1DConditionConfig(DiffusionConfig):
     class_dropout_prob: float = Field(
         0.1, ge=0, lt=1, description="share of the conditions that training hides, for guidance: arXiv 2207.12598"
     )
-
     partial_conditions: float = Field(
         0.0,
         ge=0,

@@ -11,11 +11,16 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from .condition_regression import ConditionRegression
 from .gaussian import LatentGaussian
 from .patches import PatchConv1d, PatchConvTranspose1d
 
 # Sines and cosines of a timestep.
 TIME_FREQUENCIES = 64
+# Conditions, or rows, without which there is nothing to regress on.
+MIN_UNITS = 3
+# Share of the variance of the latents that a regression has to predict.
+MIN_EXPLAINED = 0.01
 
 CLASS_EMBED_TYPES = (None, "timestep", "identity", "projection", "simple_projection")
 
@@ -32,7 +37,8 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
 
     Its output is that of [`LatentGaussian`], a closed form that [`~UNet1DConditionModel.fit_gaussian`] sets, plus that
     of a 1-D UNet which begins at zero: before the first step of training it is exactly the denoiser of a Gaussian with
-    the latents' mean and covariance. Each level of the UNet halves the length, as long as it is even. Over one
+    the latents' mean and covariance. Told a condition, it is that of a Gaussian around a regression, a
+    [`ConditionRegression`] of the condition. Each level of the UNet halves the length, as long as it is even. Over one
     position all its convolutions are matrix products.
 
     Parameters:
@@ -52,10 +58,21 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         class_dropout_prob (`float`, *optional*, defaults to 0.1): Share of the conditions that training replaces by
             the learned null vector, so that the model also knows the distribution without a condition (Source: Ho and
             Salimans 2022, arXiv 2207.12598).
+        num_condition_centers (`int`, *optional*): Kernels of the regression on conditions, which
+            [`~UNet1DConditionModel.fit_gaussian`] sets; without it, the closed form knows no condition.
+        num_open_centers (`int`, *optional*): Kernels of another regression, on conditions of which something is left
+            open, around which latents are spread wider. The second half of the `class_labels` then says of every
+            number of the first half if it is known, 1, or left open, 0, see [`PartialConditions`].
     """
 
     _supports_gradient_checkpointing = True
-    _keep_in_fp32_modules = ["gaussian"]  # noqa: RUF012 - diffusers' declaration
+    _keep_in_fp32_modules = [  # noqa: RUF012 - diffusers' declaration
+        "gaussian",
+        "conditional_gaussian",
+        "regression",
+        "open_gaussian",
+        "open_regression",
+    ]
 
     @register_to_config
     def __init__(
@@ -71,9 +88,12 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
         projection_class_embeddings_input_dim: int | None = None,
         class_dropout_prob: float = 0.1,
+        num_condition_centers: int | None = None,
+        num_open_centers: int | None = None,
     ):
         super().__init__()
         self.gaussian = LatentGaussian((in_channels, sample_size), num_train_timesteps, prediction_type)
+        self._know_conditions(num_condition_centers, num_open_centers)
 
         # 1. Time and condition
         width = block_out_channels[0]
@@ -105,14 +125,86 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.bias)
         self.gradient_checkpointing = False
 
-    def fit_gaussian(self, latents: torch.Tensor, scheduler: SchedulerMixin) -> None:
+    def fit_gaussian(
+        self,
+        latents: torch.Tensor,
+        scheduler: SchedulerMixin,
+        class_labels: torch.Tensor | None = None,
+        units: torch.Tensor | None = None,
+        open_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
         """Set the closed form to mean and covariance of scaled latents `(K, C, L)`, and to a scheduler's noise.
+
+        With conditions it is also set to a regression on them and to the covariance of what that does not predict of
+        rows left out, if it predicts something; so it is for those of which something is left open.
+
+        Args:
+            class_labels (`torch.Tensor` of shape `(K, n)`, *optional*): Conditions of the rows, for projections.
+            units (`torch.Tensor` of shape `(K,)`, *optional*): Numbers of what is left out at once; by default all
+                rows of a condition are.
+            open_labels (`torch.Tensor` of shape `(r · K, n)`, *optional*): What is said of the rows, of all of them r
+                times in turn, where something may be left open, see `num_open_centers`.
+
+        Returns:
+            `torch.Tensor` of shape `(K, C·L)`: what the regression expects of the rows without their units, the
+            `class_means` to train with; `None` without a regression.
 
         Raises:
             ValueError: as [`LatentGaussian.fit`].
         """
         self.gaussian.fit(latents)
         self.gaussian.set_schedule(scheduler)
+        if class_labels is None:
+            return None
+        if units is None:
+            units = class_labels.unique(dim=0, return_inverse=True)[1]
+        self._know_conditions(None)
+        if len(units.unique()) < MIN_UNITS or (class_labels == class_labels[0]).all():
+            return None
+        regression = ConditionRegression(class_labels.shape[1], len(self.gaussian.mean), 1)
+        residuals = regression.fit(class_labels, latents.flatten(1), units)
+        covariance = residuals.T @ residuals / len(residuals)
+        if covariance.trace() > (1 - MIN_EXPLAINED) * self.gaussian.variances.sum().item():
+            return None
+        of_open = None
+        if open_labels is not None:
+            rows = _is_open(open_labels).flatten().nonzero().flatten()
+            of_row = rows % len(latents)
+            if len(units[of_row].unique()) >= MIN_UNITS:
+                of_open = ConditionRegression(open_labels.shape[1], len(self.gaussian.mean), 1)
+                left = of_open.fit(open_labels[rows], latents.flatten(1)[of_row], units[of_row])
+        self._know_conditions(len(regression.centers), None if of_open is None else len(of_open.centers))
+        self.regression.load_state_dict(regression.state_dict())
+        self.conditional_gaussian.set_covariance(covariance)
+        self.conditional_gaussian.set_schedule(scheduler)
+        if of_open is not None:
+            self.open_regression.load_state_dict(of_open.state_dict())
+            self.open_gaussian.set_covariance(left.T @ left / len(left))
+            self.open_gaussian.set_schedule(scheduler)
+        return latents.flatten(1) - residuals.to(latents)
+
+    @property
+    def explained(self) -> float | None:
+        """Share of the latents' variance that the regression predicts of conditions left out; `None` without one."""
+        if self.regression is None:
+            return None
+        return 1 - (self.conditional_gaussian.variances.sum() / self.gaussian.variances.sum()).item()
+
+    def _know_conditions(self, num_centers: int | None, num_open_centers: int | None = None) -> None:
+        """Give the closed form what it needs for regressions with so many kernels, or nothing for `None`."""
+        self.register_to_config(num_condition_centers=num_centers, num_open_centers=num_open_centers)
+        self.regression = self.conditional_gaussian = self.open_regression = self.open_gaussian = None
+        if num_centers is None:
+            return
+        size, device = self.config.projection_class_embeddings_input_dim, self.gaussian.mean.device
+        if size is None:
+            raise ValueError("num_condition_centers needs projection_class_embeddings_input_dim.")
+        shape, options = self.gaussian.latent_shape, (self.config.num_train_timesteps, self.config.prediction_type)
+        self.conditional_gaussian = LatentGaussian(shape, *options).to(device)
+        self.regression = ConditionRegression(size, math.prod(shape), num_centers).to(device)
+        if num_open_centers is not None:
+            self.open_gaussian = LatentGaussian(shape, *options).to(device)
+            self.open_regression = ConditionRegression(size, math.prod(shape), num_open_centers).to(device)
 
     def check_scheduler(self, scheduler: SchedulerMixin) -> None:
         """Raise `ValueError` for a scheduler that the closed form is not for."""
@@ -124,6 +216,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float,
         class_labels: torch.Tensor | None = None,
         force_drop_ids: torch.Tensor | None = None,
+        class_means: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet1DConditionOutput | tuple[torch.Tensor]:
         """Predict noise, velocity or clean latents.
@@ -135,15 +228,47 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
                 them are unknown by default.
             force_drop_ids (`torch.Tensor` of shape `(B,)`, `bool`, *optional*): Rows whose condition is unknown; while
                 training they are drawn by default.
+            class_means (`torch.Tensor` of shape `(B, C·L)`, *optional*): What is expected of the conditions, in the
+                place of what the regression says: of rows that it was fitted to it knows too much.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
 
         Raises:
             ValueError: `class_labels` for a model without conditions.
         """
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        if class_labels is not None and force_drop_ids is None and self.training:
+            force_drop_ids = torch.rand(len(sample), device=sample.device) < self.config.class_dropout_prob
         residual = self._residual(sample.to(self.dtype), self._embed(timestep, class_labels, force_drop_ids))
-        output = (self.gaussian(sample, timestep) + residual).to(sample.dtype)
+        output = self.closed_form(sample, timestep, class_labels, force_drop_ids, class_means) + residual
+        output = output.to(sample.dtype)
         return UNet1DConditionOutput(sample=output) if return_dict else (output,)
+
+    def closed_form(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        force_drop_ids: torch.Tensor | None = None,
+        class_means: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What is best for Gaussian latents `(B, C, L)`, float32; arguments as of the model."""
+        if class_labels is None or self.regression is None:
+            return self.gaussian(sample, timestep)
+        class_means = self.regression(class_labels) if class_means is None else class_means
+        found = self.conditional_gaussian(sample, timestep, class_means)
+        if self.open_regression is not None:
+            of_open = self.open_gaussian(sample, timestep, self.open_regression(class_labels))
+            found = torch.where(_is_open(class_labels)[:, None], of_open, found)
+        if force_drop_ids is None:
+            return found
+        return torch.where(force_drop_ids[:, None, None], self.gaussian(sample, timestep), found)
+
+    def expected(self, class_labels: torch.Tensor) -> torch.Tensor:
+        """What the regression expects of latents with conditions `(B, n)`, float32 `(B, C·L)`."""
+        found = self.regression(class_labels)
+        if self.open_regression is None:
+            return found
+        return torch.where(_is_open(class_labels), self.open_regression(class_labels), found)
 
     def _embed(
         self, timestep: torch.Tensor, class_labels: torch.Tensor | None, force_drop_ids: torch.Tensor | None
@@ -160,8 +285,6 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
                 class_labels = self.time_proj(class_labels)
             if class_labels.is_floating_point():
                 class_labels = class_labels.to(self.dtype)
-            if force_drop_ids is None and self.training:
-                force_drop_ids = torch.rand(len(embedding), device=embedding.device) < self.config.class_dropout_prob
             given = self.class_embedding(class_labels).to(embedding.dtype)
             condition = given if force_drop_ids is None else torch.where(force_drop_ids[:, None], condition, given)
         return nn.functional.silu(embedding + condition)
@@ -182,6 +305,11 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+
+def _is_open(class_labels: torch.Tensor) -> torch.Tensor:
+    """Conditions `(B, 1)` of which something is left open."""
+    return (class_labels.chunk(2, 1)[1] == 0).any(1, keepdim=True)
 
 
 def _class_embedding(

@@ -63,6 +63,20 @@ class Guidance:
         conditioned, unconditioned = both[0].float().chunk(2)
         return torch.lerp(unconditioned, conditioned, self.scale)
 
+    def expected(self, unet: ModelMixin, mean: torch.Tensor) -> torch.Tensor:
+        """Where networks of the condition are expected `(1 or B, C, L)`, by the denoiser's regression if it has one.
+
+        `mean` `(C, L)` is that of all networks.
+        """
+        if getattr(unet, "regression", None) is None:
+            return mean
+        unconditioned = mean
+        if self.negative_embeds is not None:
+            unconditioned = unet.expected(self.negative_embeds).view(-1, *mean.shape)
+        if self.embeds is None:
+            return unconditioned
+        return torch.lerp(unconditioned, unet.expected(self.embeds).view(-1, *mean.shape), self.scale)
+
 
 def is_conditional(unet: ModelMixin) -> bool:
     """Whether a denoiser takes `class_labels`."""

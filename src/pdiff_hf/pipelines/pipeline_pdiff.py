@@ -306,7 +306,8 @@ class PDiffPipeline(DiffusionPipeline):
             latents (`torch.Tensor` of shape `(batch_size, C, L)`, *optional*):
                 Standard normal noise to start from, instead of drawing it.
             truncation (`float`, *optional*, defaults to 1.0):
-                Shrinks the final latents towards the mean of the dataset's: 1 as sampled, 0 the decoded mean.
+                Shrinks the final latents towards the mean of the dataset's, with a condition towards what a regression
+                expects of it, where the UNet has one: 1 as sampled, 0 the decoded mean.
             output_type (`str`, *optional*, defaults to `"state_dict"`):
                 `"state_dict"`, `"pt"` or `"np"` for vectors `(B, D)`, `"latent"` for scaled latents `(B, C, L)`.
             return_dict (`bool`, *optional*, defaults to `True`):
@@ -382,6 +383,7 @@ class PDiffPipeline(DiffusionPipeline):
 
         # 4. Truncate
         mean = self.autoencoder.scale_latents(self.autoencoder.latent_mean).to(device=device, dtype=latents.dtype)
+        mean = guidance.expected(self.unet, mean)
         latents = torch.lerp(mean.expand_as(latents), latents, float(truncation))
 
         # 5. Decode

@@ -11,6 +11,7 @@ from ..results.tables import (
     DISTRIBUTION_COLUMNS,
     ENSEMBLE_COLUMNS,
     HELD_OUT_COLUMNS,
+    REGRESSION_COLUMNS,
     comparison_columns,
     group_table,
     make_table,
@@ -175,8 +176,11 @@ def _denoiser(metrics: Metrics) -> Section:
         "for white noise, and a Gaussian with their mean and covariance."
     ]
     if denoiser.kept_step is not None:
-        more = "" if denoiser.kept_step else ", where it is this Gaussian: the rows that choose it find nothing better"
-        text[0] += f" Its weights are those of step {denoiser.kept_step:g}{more}."
+        closed_form = "this Gaussian" if denoiser.explained is None else denoiser.closed_form
+        text[0] += f" Its weights are those of step {denoiser.kept_step:g}"
+        text[0] += (
+            "." if denoiser.kept_step else f", where it is {closed_form}: the rows that choose it find nothing better."
+        )
     text += [f"{kind.capitalize()}: {HELD_OUT_KINDS[kind]}." for kind in denoiser.held_out if kind in HELD_OUT_KINDS]
     if beyond := [kind for kind, losses in denoiser.held_out.items() if losses.is_beyond_what_was_learned]:
         text.append(
@@ -184,7 +188,9 @@ def _denoiser(metrics: Metrics) -> Section:
             "denoiser and its Gaussian, which are sure of directions that these rows do not keep to."
         )
     rows = [(kind, (values,)) for kind, values in denoiser.held_out.items()]
-    table = make_table("held out", HELD_OUT_COLUMNS, rows, "Loss on checkpoints not seen")
+    is_told = any(losses.regression is not None for losses in denoiser.held_out.values())
+    columns = HELD_OUT_COLUMNS + REGRESSION_COLUMNS * is_told
+    table = make_table("held out", columns, rows, "Loss on checkpoints not seen")
     return Section("What the denoiser has learned", text, tables=[table])
 
 

@@ -12,6 +12,7 @@ from ..files import read_json, write_json
 from .metric import Metric
 from .population import Population
 from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
+from .tasks import TaskResults
 
 METRICS_FILE = "metrics.json"
 TRAJECTORY_FILE = "trajectory.json"
@@ -86,9 +87,12 @@ class Metrics(Record):
     population: dict[str, Population] = Field(default_factory=dict)
     """By group, what it is as a population beside held-out originals of other runs; not in schema 1, and not of one
     trajectory, whose held-out rows are neighbours of those seen."""
+    tasks: TaskResults | None = None
+    """Networks for unseen tasks beside other ways to them, of `collect.kind: tasks`; such metrics have no `groups`."""
     finding: str | None = None
     """`copying`, `worse`, `no_gain`, `averaging`, `better`, or `none` without generated networks; with `population`
-    `copying`, `collapsed`, `worse`, `less_diverse`, `more_diverse` or `equal_population`."""
+    `copying`, `collapsed`, `worse`, `less_diverse`, `more_diverse` or `equal_population`; with `tasks`
+    `no_better_than_weights`, `no_better_than_latents` or `better_than_latents`."""
     verdict: str = ""
     """The finding as one sentence."""
     seed: int | None = None

@@ -229,6 +229,12 @@ class HeldOut(Record):
     """Paired over the rows, on the same noise."""
     n: int | float | None = None
     """Rows."""
+    regression: float | None = None
+    """Of a denoiser of conditions: the loss of its closed form, a Gaussian around a regression of the condition."""
+    regression_difference: float | None = None
+    """`loss` minus `regression`."""
+    regression_difference_ci95: Interval | None = None
+    """Paired over the rows, on the same noise."""
     unconditioned: float | None = None
     """Of a denoiser of conditions: its loss when it is told none."""
     shuffled: float | None = None
@@ -253,23 +259,36 @@ class Denoiser(Record):
     """What the denoiser has learned: the content of `denoiser.json`, beside it."""
 
     kept_step: int | float | None = None
-    """Of its training, the step whose weights were kept; 0 is the Gaussian of the latents."""
+    """Of its training, the step whose weights were kept; 0 is the Gaussian of the latents, around a regression of the
+    condition where that explains something."""
     validate_: str | None = Field(None, alias="validate")
     """Rows by which it was chosen: `between`, `block` or `run`; `none` where it is the last step."""
     num_train: int | float | None = None
     """Rows that it was trained on."""
     num_validation: int | float | None = None
     """Rows that chose the step."""
+    explained: float | None = None
+    """Share of the variance of the latents that a regression predicts of conditions left out; `None` without one."""
     curve: dict[str, float | None] = {}
     """Loss on these, by step."""
     held_out: dict[str, HeldOut] = {}
     """By what rows are to those seen: `between`, `block`, `end`, `run`."""
 
+    @property
+    def closed_form(self) -> str:
+        """What it is before its first step of training."""
+        if self.explained is None:
+            return "the Gaussian of the latents"
+        return (
+            "the Gaussian of the latents around a regression of the condition, which predicts "
+            f"{100 * self.explained:.0f} % of their variance for conditions left out"
+        )
+
     def describe(self) -> str:
         """What it has learned in one sentence, without a full stop."""
         if self.kept_step == 0:
             return (
-                f"the Gaussian of the latents, step 0: by {self.num_validation:g} checkpoints that were not trained "
+                f"{self.closed_form}, step 0: by {self.num_validation:g} checkpoints that were not trained "
                 f"on (diffusion.validate={self.validate_}) no later step is better beyond doubt"
             )
         text = "" if self.kept_step is None else f"step {self.kept_step:g}"
@@ -280,15 +299,21 @@ class Denoiser(Record):
         text += f"{between.white_gaussian:.3f}"
         if between.gaussian is None:
             return text
-        interval = ""
-        if between.difference_ci95 is not None:
-            low, high = (signed(end, ".3f") for end in between.difference_ci95)
-            interval = f", 95 % {low} to {high}"
-        difference = signed(between.difference, ".3f")
-        text += f", full Gaussian {between.gaussian:.3f} (difference {difference}{interval})"
+        text += f", full Gaussian {between.gaussian:.3f} ({_difference(between.difference, between.difference_ci95)})"
+        if between.regression is not None:
+            difference = _difference(between.regression_difference, between.regression_difference_ci95)
+            text += f", Gaussian around a regression of the condition {between.regression:.3f} ({difference})"
         if between.unconditioned is not None and between.shuffled is not None:
             text += f"; told no condition {between.unconditioned:.3f}, those of others {between.shuffled:.3f}"
         return text
+
+
+def _difference(value: float | None, ci95: Interval | None) -> str:
+    """A difference of losses with its interval, in words."""
+    if ci95 is None:
+        return f"difference {signed(value, '.3f')}"
+    low, high = (signed(end, ".3f") for end in ci95)
+    return f"difference {signed(value, '.3f')}, 95 % {low} to {high}"
 
 
 class DistributionIntervals(Record):

@@ -171,6 +171,13 @@ HELD_OUT_COLUMNS: tuple[Column, ...] = (
     Column("rows", "", at("n"), in_format("g"),
         "Checkpoints held out."),
 )
+# Of denoisers of conditions, beside those.
+REGRESSION_COLUMNS: tuple[Column, ...] = (
+    Column("regression", "", at("regression"), in_format(".3f"),
+        "That of a Gaussian around a regression of the condition."),
+    Column("minus regression", "(95 %)", at("regression_difference", "regression_difference_ci95"), in_difference,
+        "Of the denoiser minus that of the Gaussian around a regression, row by row."),
+)
 # With a row for every ensemble: what was found, and the number of its networks.
 ENSEMBLE_COLUMNS: tuple[Column, ...] = (
     Column("M", "", lambda found, size: (size, None), lambda size, _: size,

@@ -78,6 +78,9 @@ def reconstruction(gate: Mapping[str, Any]) -> str:
         )
         if gate["disagreement_ratio"] is not None:
             text += f", and with each other they disagree {gate['disagreement_ratio']:.2f} times as often as originals"
+        if "analogies_agreement" in gate:
+            agreement = percent(gate["analogies_agreement"])
+            text += f"; for tasks that no network was trained on, they agree with what was wanted on {agreement}"
     if "accuracy_drop" in gate:
         text += f"; reconstruction loses {100 * max(gate['accuracy_drop'], 0):.2f} points of accuracy"
     if "score_drop" in gate:

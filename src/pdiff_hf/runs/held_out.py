@@ -26,7 +26,7 @@ from ..results.records import HeldOut
 from ..training.denoiser import as_denoiser, take, train_denoiser
 from ..training.loop import make_accelerator
 from ..training.losses import compare_with_gaussians
-from ..training.rows import hold_out
+from ..training.rows import condition_units, hold_out
 from .validation import parse_section
 
 # Of the rows of a run; of runs, it is one.
@@ -62,11 +62,13 @@ def held_out_of(
     kinds = [kind for kind in kinds_allowed(runs, order.unordered) if kind in wanted]
     if not config.contains_gaussian or not kinds:
         return {}
-    latents, conditions, partial = autoencoder.scale_latents(autoencoder.encode_rows(originals)), None, None
+    latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
+    conditions = units = partial = None
     if config.uses_conditions(dataset.condition_spec):
         encoder = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")
         conditions, partial = encoder(dataset.conditions()), encoder.partial
-    found = measure_held_out(latents, runs, kinds, config, conditions, partial)
+        units = condition_units(conditions, encoder.spec)
+    found = measure_held_out(latents, runs, kinds, config, conditions, units, partial)
     return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 
@@ -92,6 +94,7 @@ def measure_held_out(
     kinds: Sequence[str],
     config: DiffusionConfig,
     conditions: torch.Tensor | None = None,
+    units: torch.Tensor | None = None,
     partial: PartialConditions | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What [`compare_with_gaussians`] finds of a denoiser that was trained without rows of a kind, by kind.
@@ -104,6 +107,7 @@ def measure_held_out(
         kinds (`Sequence[str]`): Of [`kinds_allowed`]; left out is one without enough rows for the latents.
         config ([`DiffusionConfig`]): Of the pipeline's denoiser.
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows.
+        units (`torch.Tensor` of shape `(K,)`, *optional*): Of [`condition_units`].
         partial ([`PartialConditions`], *optional*): How something of them is left open while training.
     """
     found = {}
@@ -132,6 +136,7 @@ def measure_held_out(
                 Path(folder),
                 description=f"without {kind}",
                 conditions=take(labels, train),
+                units=take(units, train),
                 partial=partial,
             )
             held_rows = latents[held.to(latents.device)].to(accelerator.device)

@@ -85,7 +85,10 @@ def train_autoencoder(
     if config.compares_functions:
         model = check_functional_inputs(dataset, evaluator, probes)
         what["reference"] = best = best_network(evaluator, train_vectors, own_train)
-        functions = autoencoder.fit(train_vectors, probes.draw(config.num_probes, config.seed), model, best)
+        labels = None if probes.class_labels is None else probes.class_labels[train_rows]
+        inputs = probes.draw(config.num_probes, config.seed)
+        of_tasks = labels is not None or config.targets == "analogies"
+        functions = autoencoder.fit(train_vectors, inputs, model, best, probabilities=of_tasks)
     else:
         autoencoder.fit_statistics(train_vectors)
 
@@ -105,14 +108,13 @@ def train_autoencoder(
             return model(rows if is_stored else train_vectors[rows], *noise, loss_only=True)
 
         if config.compares_functions:
-            labels = None if probes.class_labels is None else probes.class_labels[train_rows]
             objective = FunctionObjective(autoencoder, functions, train_vectors, model, probes, config, labels)
             draw, loss_fn, what = objective.draw, objective.loss, what | objective.describe()
         sources = {"layout": identity.fingerprint, "base model": identity.rest, "number of rows": len(vectors)}
         stage = (config.optimization, output_dir, "autoencoder", resume_from_checkpoint, sources)
         autoencoder, history, threads = run_steps(accelerator, autoencoder, len(train_vectors), draw, loss_fn, *stage)
-        if config.compares_functions and config.match_diversity and objective.combines_all:
-            drawn, seen = objective.draw_latents(NUM_DRAWS, config.seed), train_vectors[:NUM_DRAWS]
+        if config.compares_functions and config.match_diversity and objective.targets.combines_all:
+            drawn, seen = objective.targets.draw_latents(NUM_DRAWS, config.seed), train_vectors[:NUM_DRAWS]
             what |= match_diversity(autoencoder.eval(), drawn, seen, evaluator)
     autoencoder.eval()
 

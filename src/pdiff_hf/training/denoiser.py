@@ -23,7 +23,10 @@ from .step_choice import StepChoice, candidate_steps
 
 # At which a validation loss is taken.
 VALIDATION_TIMESTEPS = 50
-# Rows that choose the step in whole parts of the collection: then all rows are trained on for as many steps.
+# Of a condition, with something else left open each time, for a regression and for a validation loss.
+HIDINGS = 4
+# Rows that choose the step in whole parts of the collection, as whole conditions are: then all rows are trained on for
+# as many steps.
 WHOLE_PARTS = ("block", "run")
 # ᾱ at the last timestep, below which predicted noise is no way to draw: the cosine schedule has 2e-9, the linear 4e-5.
 LEAST_SIGNAL = 1e-6
@@ -43,6 +46,7 @@ def train_denoiser(
     sources: Mapping[str, Any] | None = None,
     description: str = "diffusion",
     conditions: torch.Tensor | None = None,
+    units: torch.Tensor | None = None,
     partial: PartialConditions | None = None,
 ) -> tuple[ModelMixin, DDPMScheduler, dict[str, Any], list[dict[str, float]]]:
     """Train the denoiser of a config on scaled latents.
@@ -60,20 +64,24 @@ def train_denoiser(
         resume_from_checkpoint, sources, description: See [`run_steps`].
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows, as a [`ConditionEncoder`]
             gives them, on the accelerator's device.
+        units (`torch.Tensor` of shape `(K,)`, *optional*): Numbers of the rows that are left out together, see
+            [`condition_units`]; by default each is on its own.
         partial ([`PartialConditions`], *optional*): How something of them is left open while training, in a share
             `config.partial_conditions` of the rows.
 
     Returns:
         `tuple`: the denoiser in eval mode; the noise schedule; which step was kept, by which rows and by which losses:
-        `{"kept_step", "validate", "num_train", "num_validation", "curve"}`; and the history of the loss.
+        `{"kept_step", "validate", "num_train", "num_validation", "explained", "curve"}`; and the history of the loss.
 
     Raises:
         ValueError: there are too few rows for the latents or for the validation.
     """
-    rows, validation = split_validation(config, runs, latents[0].numel())
+    rows, validation = split_validation(config, runs, latents[0].numel(), units=units)
     rows, validation_rows = rows.to(latents.device), validation.to(latents.device)
     train, validation = latents[rows], latents[validation_rows]
     labels, validation_labels = take(conditions, rows), take(conditions, validation_rows)
+    if conditions is not None and units is None:
+        units = torch.arange(len(latents))
     scheduler, choice = config.build_scheduler(), None
     if config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
         warnings.warn(
@@ -82,44 +90,50 @@ def train_denoiser(
             "Take prediction_type=v_prediction, or beta_schedule=linear.",
             stacklevel=2,
         )
+    validated = [validation_labels]
     if partial is not None:
-        noise = torch.randn(len(validation), partial.num_noise, generator=torch.Generator().manual_seed(config.seed))
-        validation_labels = partial.hide(validation_labels, noise.to(latents.device), config.partial_conditions)
+        validated += _open_labels(validation_labels, partial, config.seed).chunk(HIDINGS)
     if len(validation):
 
         def validation_losses(model: torch.nn.Module) -> torch.Tensor:
-            denoiser = as_denoiser(model, validation_labels)
-            losses = denoising_losses(denoiser, validation, scheduler, VALIDATION_TIMESTEPS)
+            losses, *of_open = (
+                denoising_losses(as_denoiser(model, labels), validation, scheduler, VALIDATION_TIMESTEPS)
+                for labels in validated
+            )
+            if of_open:
+                losses = torch.lerp(losses, torch.stack(of_open).mean(0), config.partial_conditions)
             # One choice for all, should processes round differently.
             return broadcast(losses.float().to(accelerator.device)).cpu()
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     resumed = {"resume_from_checkpoint": resume_from_checkpoint, "sources": sources, "description": description}
     resumed["partial"] = partial
-    trained = _train(accelerator, train, labels, config, output_dir, choice=choice, **resumed)
+    trained = _train(accelerator, train, labels, take(units, rows), config, output_dir, choice=choice, **resumed)
     kept = config.steps if choice is None else choice.kept_step
     denoiser = trained.model
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
-        denoiser.fit_gaussian(latents, scheduler)
-        if conditions is not None:
+        open_labels = None if partial is None else _open_labels(conditions, partial, config.seed)
+        denoiser.fit_gaussian(latents, scheduler, conditions, units, open_labels)
+        if conditions is not None and denoiser.explained is None:
             warnings.warn(
-                "expected that a denoiser told conditions predicts unseen checkpoints better than the Gaussian of all "
-                "does, found no such step: networks will not depend on their condition. Train on more checkpoints, or "
-                f"longer ({setting('diffusion.steps')}).",
+                "expected that conditions tell something of unseen checkpoints, found neither a regression nor a step "
+                "of training that does better than the Gaussian of all: networks will not depend on their condition. "
+                f"Train on more checkpoints, or longer ({setting('diffusion.steps')}).",
                 stacklevel=2,
             )
-    elif config.validate in WHOLE_PARTS:
+    elif choice is not None and (config.validate in WHOLE_PARTS or conditions is not None):
         # They are a part of the distribution that nothing else tells of.
         again = config.model_copy(update={"steps": kept, "lr_warmup_steps": min(config.lr_warmup_steps, kept)})
         if resume_from_checkpoint is not None:
             resumed["resume_from_checkpoint"] = "latest"
-        denoiser = _train(accelerator, latents, conditions, again, output_dir / ALL_ROWS, **resumed).model
+        denoiser = _train(accelerator, latents, conditions, units, again, output_dir / ALL_ROWS, **resumed).model
     record = {
         "kept_step": kept,
         "validate": config.validate,
         "num_train": len(train),
         "num_validation": len(validation),
+        "explained": denoiser.explained if conditions is not None else None,
         "threads": trained.threads,
         "curve": {} if choice is None else {str(step): loss for step, loss in choice.curve.items()},
     }
@@ -130,17 +144,20 @@ def _train(
     accelerator: Accelerator,
     rows: torch.Tensor,
     conditions: torch.Tensor | None,
+    units: torch.Tensor | None,
     config: DiffusionConfig,
     output_dir: Path,
     partial: PartialConditions | None = None,
     **options: Any,
 ) -> Trained:
-    """Train a new denoiser on latents `(K, C, L)` and their conditions `(K, n)`; `options` are of [`run_steps`]."""
+    """Train a new denoiser on latents `(K, C, L)`, conditions `(K, n)` and units; `options` are of [`run_steps`]."""
     shape, sizes = tuple(rows.shape[1:]), () if conditions is None else (conditions.shape[1],)
     torch.manual_seed(config.seed)
     denoiser, scheduler = config.build(shape, *sizes), config.build_scheduler()
+    means = None
     if config.contains_gaussian:
-        denoiser.fit_gaussian(rows, scheduler)
+        open_labels = None if partial is None else _open_labels(conditions, partial, config.seed)
+        means = denoiser.fit_gaussian(rows, scheduler, conditions, units, open_labels)
 
     # Rows of the same condition have the same number.
     kinds = None if conditions is None else conditions.unique(dim=0, return_inverse=True)[1]
@@ -174,6 +191,8 @@ def _train(
                 others = partial.differ(labels, conditions)
             others &= ~is_dropped[:, None]
             told = {"class_labels": labels, "force_drop_ids": is_dropped}
+        if means is not None:
+            told["class_means"] = means[indices]
         noisy, target, weights = targets(clean, noise, timesteps, others)
         predicted = model(noisy, timesteps, **told, return_dict=False)[0].float()
         return targets.loss(predicted, target, weights)
@@ -181,8 +200,19 @@ def _train(
     return run_steps(accelerator, denoiser, len(rows), draw, loss_fn, config, output_dir, **options)
 
 
+def _open_labels(conditions: torch.Tensor, partial: PartialConditions, seed: int) -> torch.Tensor:
+    """What is said of conditions `(K, n)` where something is left open, of all of them several times in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(HIDINGS * len(conditions), partial.num_noise, generator=generator).to(conditions.device)
+    return partial.hide(conditions.repeat(HIDINGS, 1), noise, 1.0)
+
+
 def split_validation(
-    config: DiffusionConfig, runs: Mapping[str, Sequence[int]], num_latents: int, fewer: str | None = None
+    config: DiffusionConfig,
+    runs: Mapping[str, Sequence[int]],
+    num_latents: int,
+    fewer: str | None = None,
+    units: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the training rows those that are trained on, and those that choose the step that is kept.
 
@@ -191,7 +221,7 @@ def split_validation(
     """
     rows, validation = torch.arange(sum(map(len, runs.values()))), torch.arange(0)
     if config.validate != "none":
-        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed)
+        rows, validation = hold_out(config.validate, runs, config.validation_share, config.seed, units)
     if config.contains_gaussian and len(rows) <= num_latents:
         raise ValueError(too_few_rows(num_latents, len(rows), fewer))
     return rows, validation

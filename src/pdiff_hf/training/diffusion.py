@@ -22,8 +22,8 @@ from .checkpoints import writing
 from .denoiser import as_denoiser, take, train_denoiser
 from .logs import write_log
 from .loop import make_accelerator
-from .losses import compare_with_gaussians, denoising_losses
-from .rows import read_holdout_every
+from .losses import compare_with_gaussians, compare_with_regression, denoising_losses
+from .rows import condition_units, read_holdout_every
 
 
 @precision_of("evaluation")
@@ -39,7 +39,8 @@ def train_diffusion(
     """Train the denoiser on latents encoded once, and save the whole pipeline.
 
     The rows that the gate of the autoencoder holds out are held out from the denoiser, too: by them it is compared
-    with Gaussians, see [`compare_with_gaussians`]. Where it is told conditions, these Gaussians are not.
+    with Gaussians, see [`compare_with_gaussians`]. Where it is told conditions, these Gaussians are not, but the one
+    around a regression of the condition is, see [`compare_with_regression`].
 
     Args:
         dataset ([`ParameterDataset`], `str` or `Path`): The parameter dataset the autoencoder was trained on.
@@ -78,12 +79,13 @@ def train_diffusion(
     )
     train_rows, heldout_rows = split_rows(len(latents), holdout_every)
     train, runs = latents[train_rows.to(latents.device)], dataset.order.by_run(train_rows.tolist())
-    encoder, labels = None, None
+    encoder = labels = units = None
     if has_conditions:
         is_partial = config.partial_conditions > 0
         encoder, stored = ConditionEncoder(**spec.to_dict(), partial=is_partial).eval(), dataset.conditions()
         encoder.fit(stored[train_rows])
         labels = encoder(stored).to(accelerator.device)
+        units = condition_units(labels, spec)
     weights = sorted(Path(autoencoder_dir).glob("*.safetensors"))
     sources = {"autoencoder": " ".join(map(sha256_file, weights)), "number of rows": len(latents)}
     if labels is not None:
@@ -97,6 +99,7 @@ def train_diffusion(
         resume_from_checkpoint,
         sources,
         conditions=take(labels, train_rows),
+        units=take(units, train_rows),
         partial=None if encoder is None else encoder.partial,
     )
 
@@ -107,6 +110,7 @@ def train_diffusion(
         own = take(labels, heldout_rows)
         record["held_out"]["between"] = compare_with_gaussians(as_denoiser(unet, own), train, heldout, scheduler)
         if own is not None:
+            record["held_out"]["between"] |= compare_with_regression(unet, own, heldout, scheduler)
             others = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).to(own.device)]
             for name, told in (("unconditioned", None), ("shuffled", others)):
                 losses = denoising_losses(as_denoiser(unet, told), heldout, scheduler)

@@ -9,6 +9,7 @@ from ..evaluation.intervals import sample_mean_interval
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.autoencoder_functional import AutoencoderFunctional
 from ..models.config import AutoencoderConfig
+from ..models.functions import analogies
 from ..wording import setting
 from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
 
@@ -16,6 +17,9 @@ from .gate import MAX_EVALUATED_VALUES, PoorReconstructionError, reconstruct
 NUM_DRAWS, MAX_GAIN, GAIN_STEPS = 100, 2.0, 6
 # Values of the networks that are computed at a time: 32 MB.
 VALUES_AT_ONCE = MAX_EVALUATED_VALUES // 8
+# Share of examples by which networks written for analogies may be less like what was wanted than those written for
+# networks are: a decoder that has learned nothing but the tasks seen loses 13 points on sets larger than those.
+MAX_ANALOGIES_DROP = 0.05
 # Training rows whose reconstruction is measured, evenly spaced.
 MAX_TRAIN_ROWS = 100
 
@@ -34,7 +38,9 @@ def measure_functions(
 
     Returns:
         `dict`: `explained_variance`, `train_explained_variance`, `1 - Σ(f - f̂)² / Σ(f - f̄)²` over rows, examples and
-        classes, f the logits less their mean and f̄ their mean over the training rows; `accuracy_original`,
+        classes, f the logits less their mean, or the probabilities where the autoencoder compares these, and f̄ their
+        mean over the training rows; of probabilities, `analogies_explained_variance` and `analogies_agreement`, of
+        functions that no network has: [`analogies`] of a held-out network and two training ones; `accuracy_original`,
         `accuracy_reconstructed`, `accuracy_drop` (fractions, means over the held-out rows); `agreement_own`, share of
         examples on which a reconstructed held-out network answers as its own original, `agreement_other`, as the other
         held-out originals do, mean over these, `agreement_difference` and its 95 % interval over the rows,
@@ -49,6 +55,11 @@ def measure_functions(
     rows = slice(0, max(2, MAX_EVALUATED_VALUES // heldout_vectors.shape[1]))
     own, decoded = _functions(evaluator, autoencoder, heldout_vectors[rows])
     report["explained_variance"] = _explained(own, decoded, mean)
+    if _compares_probabilities(autoencoder):
+        vectors = torch.cat([heldout_vectors[rows].cpu(), train_vectors[train_rows].cpu()])
+        wanted, written = _analogies(evaluator, autoencoder, vectors, torch.cat([own, train]), len(own))
+        report["analogies_explained_variance"] = _explained(wanted, written, mean)
+        report["analogies_agreement"] = (wanted.argmax(-1) == written.argmax(-1)).double().mean().item()
     targets = evaluator.targets.cpu()
     answers, decoded_answers = own.argmax(-1), decoded.argmax(-1)
     labels = targets.expand(len(own), -1, -1) if population is None else targets[population[: len(own)], None]
@@ -155,6 +166,11 @@ def check_functions(report: dict, config: AutoencoderConfig) -> None:
             f"gives networks that agree with their own original on {report['agreement_own']:.1%} and with others on "
             f"{report['agreement_other']:.1%} of the examples"
         )
+    if report.get("analogies_agreement", 1.0) < report["agreement_own"] - MAX_ANALOGIES_DROP:
+        problems.append(
+            f"gives networks for tasks that none was trained on which agree with what was wanted on "
+            f"{report['analogies_agreement']:.1%} of the examples, and with networks on {report['agreement_own']:.1%}"
+        )
     if problems and not config.allow_poor_reconstruction:
         raise PoorReconstructionError(
             f"the autoencoder {' and '.join(problems)}. Try more steps ({setting('autoencoder.steps')}, now "
@@ -171,9 +187,43 @@ def _functions(
     found = []
     for part in vectors.split(max(1, VALUES_AT_ONCE // vectors.shape[1])):
         pair = torch.cat([part.cpu(), reconstruct(autoencoder, part).cpu()])
-        logits = torch.cat([logits.cpu() for _, logits in evaluator.logits(pair)])
-        found.append((logits - logits.mean(-1, keepdim=True)).chunk(2))
+        found.append(_computed(evaluator, autoencoder, pair).chunk(2))
     return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
+def _computed(
+    evaluator: ParameterEvaluator, autoencoder: ParameterAutoencoderMixin, vectors: torch.Tensor
+) -> torch.Tensor:
+    logits = torch.cat([logits.cpu() for _, logits in evaluator.logits(vectors)])
+    return logits.softmax(-1) if _compares_probabilities(autoencoder) else logits - logits.mean(-1, keepdim=True)
+
+
+def _compares_probabilities(autoencoder: ParameterAutoencoderMixin) -> bool:
+    return isinstance(autoencoder, AutoencoderFunctional) and autoencoder.config.probabilities
+
+
+@torch.no_grad()
+def _analogies(
+    evaluator: ParameterEvaluator,
+    autoencoder: AutoencoderFunctional,
+    vectors: torch.Tensor,
+    probabilities: torch.Tensor,
+    num_first: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities `(B, N, classes)` of analogies, and of the networks that are written for them.
+
+    They are of the networks `(K, D)` with `probabilities` `(K, N, classes)`, the first of each one of `num_first`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    first = torch.arange(NUM_DRAWS) % num_first
+    others = torch.randint(num_first, len(vectors), (NUM_DRAWS, 2), generator=generator)
+    rows = torch.cat([first[:, None], others], 1)
+    parts = vectors.split(max(1, VALUES_AT_ONCE // vectors.shape[1]))
+    on_probes = torch.cat([autoencoder.values(part.to(autoencoder.device)) for part in parts])
+    scores = autoencoder.encoder.scores(analogies(on_probes, rows.to(autoencoder.device)))
+    blocks = autoencoder.decode_rows(scores.view(-1, *autoencoder.latent_shape))
+    written = torch.cat([_computed(evaluator, autoencoder, block) for block in blocks])
+    return analogies(probabilities, rows), written
 
 
 def _explained(functions: torch.Tensor, decoded: torch.Tensor, mean: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, ModelMixin
 from diffusers.training_utils import compute_snr
 
 from ..evaluation.intervals import sample_mean_interval
@@ -169,3 +169,28 @@ def compare_with_gaussians(
         found |= {"gaussian": of_gaussian.mean().item(), "difference": difference.mean().item()}
         found["difference_ci95"] = sample_mean_interval(difference)
     return found
+
+
+def compare_with_regression(
+    model: ModelMixin, conditions: torch.Tensor, held_out: torch.Tensor, scheduler: DDPMScheduler
+) -> dict:
+    """Losses of a denoiser on rows `(n, C, L)` that were not seen, beside those of its closed form for conditions.
+
+    Returns:
+        `dict`: `regression`, the loss of the Gaussian around a regression of the conditions `(n, c)`;
+        `regression_difference`, the denoiser's minus that, with its 95 % interval over the rows,
+        `regression_difference_ci95`. Nothing where the closed form knows no condition.
+    """
+    if getattr(model, "regression", None) is None:
+        return {}
+
+    def losses(predict: Callable) -> torch.Tensor:
+        def told(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return predict(noisy, timesteps, conditions.repeat(len(noisy) // len(conditions), 1))
+
+        return denoising_losses(told, held_out, scheduler)
+
+    of_regression = losses(model.closed_form)
+    difference = losses(lambda *inputs: model(*inputs, return_dict=False)[0]) - of_regression
+    found = {"regression": of_regression.mean().item(), "regression_difference": difference.mean().item()}
+    return {**found, "regression_difference_ci95": sample_mean_interval(difference)}

@@ -1,6 +1,7 @@
 """Which rows of a collection are kept from training: what a held-out loss means depends on it.
 
-* `between`: drawn at random; along one trajectory they lie between neighbours that were seen: interpolation.
+* `between`: drawn at random; along one trajectory they lie between neighbours that were seen: interpolation. Where
+  conditions may be asked for that nobody has seen, all rows of a condition together.
 * `block`: of every run a block in the middle, with a gap on both sides that nothing is trained on.
 * `end`: of every run the last tenth: drift, which no generator of the past can know.
 * `run`: whole runs, where there are several: the only independent rows.
@@ -15,16 +16,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..conditions import ConditionSpec
 from ..files import read_object
 from ..wording import setting
 
 KINDS = ("between", "block", "end", "run")
 # Rows on either side of a block, in units of its own size.
 GAP = 0.5
+# Fewer conditions say little about others.
+MIN_CONDITIONS = 8
+
+
+def condition_units(conditions: torch.Tensor, spec: ConditionSpec) -> torch.Tensor:
+    """Numbers `(K,)` of the rows that are left out together, by their class labels `(K, n)` of a [`ConditionEncoder`].
+
+    They are those of a condition, so that what is learned of conditions is what holds of others: of a subset of
+    classes, whatever else a condition says, also those of its complement, whose task is the same with other names for
+    the answers. Each row is on its own where there are no others, of labels, or too few to learn from.
+    """
+    classes = spec.part("classes")
+    if classes is not None:
+        # Encoded as -1 and 1.
+        conditions = conditions[:, classes[1]]
+        conditions = conditions * conditions[:, :1]
+    distinct, units = conditions.unique(dim=0, return_inverse=True)
+    if spec.kind == "label" or len(distinct) < MIN_CONDITIONS:
+        return torch.arange(len(conditions), device=conditions.device)
+    return units
 
 
 def hold_out(
-    kind: str, runs: Mapping[str, Sequence[int]], share: float, seed: int = 0
+    kind: str, runs: Mapping[str, Sequence[int]], share: float, seed: int = 0, units: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split rows into those that are trained on and those that are kept from it, as indices.
 
@@ -33,6 +55,7 @@ def hold_out(
         runs (`Mapping[str, Sequence[int]]`): By run the rows, in the order of their time, see [`RowOrder.by_run`].
         share (`float`): Of the rows, of each run's rows or of the runs, to be kept from training; at least one.
         seed (`int`, *optional*, defaults to 0): Of what is drawn at random.
+        units (`torch.Tensor` of shape `(K,)`, *optional*): Of `between`, the numbers of rows that are drawn together.
 
     Raises:
         ValueError: nothing is left on one of the two sides.
@@ -42,7 +65,9 @@ def hold_out(
     held, gap = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
     random = np.random.default_rng(seed)
     if kind == "between":
-        held[random.permutation(number)[: _count(share, number)]] = True
+        units = np.arange(number) if units is None else units.unique(return_inverse=True)[1].cpu().numpy()
+        num_units = units.max() + 1
+        held = np.isin(units, random.permutation(num_units)[: _count(share, num_units)])
     elif kind == "run":
         for run in random.permutation(len(members))[: _count(share, len(members))]:
             held[members[run]] = True

@@ -143,18 +143,18 @@ def make_pipeline(kind="pdiff"):
     return pipeline
 
 
-def make_conditional_pipeline(spec=None):
+def make_conditional_pipeline(spec=None, partial=False):
     """A pipeline whose untrained denoiser listens to its conditions, by default subsets of three classes."""
     spec = spec or ConditionSpec.named("classes", ["airplane", "cat", "dog"])
     torch.manual_seed(0)
     shape = {"in_channels": LATENTS["latent_channels"], "sample_size": LATENTS["latent_length"]}
-    condition = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": spec.size}
+    encoder = ConditionEncoder(**spec.to_dict(), partial=partial).eval()
+    condition = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": encoder.embed_size}
     unet = UNet1DConditionModel(**shape, **condition, block_out_channels=(16,)).eval()
     for weights in (unet.conv_out.weight, unet.null_embedding):
         torch.nn.init.normal_(weights, std=0.5)
     scheduler = DDPMScheduler(clip_sample=False, prediction_type="v_prediction")
     unet.gaussian.set_schedule(scheduler)
-    encoder = ConditionEncoder(**spec.to_dict()).eval()
     pipeline = PDiffPipeline(make_autoencoder("pca"), unet, scheduler, condition_encoder=encoder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

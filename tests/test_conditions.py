@@ -12,6 +12,8 @@ LABEL = ConditionSpec.named("label", ["wide", "deep"])
 METRIC = ConditionSpec.named("metric", ["val_accuracy", "ece"])
 TEXT = ConditionSpec("text", 3, encoder="user/encoder")
 VECTOR = ConditionSpec("vector", 2)
+BOTH = ConditionSpec.composed(CLASSES, METRIC)
+CAT = {"classes": ["cat"], "metric": {"val_accuracy": 0.5, "ece": 0.25}}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,8 @@ VECTOR = ConditionSpec("vector", 2)
         (METRIC, {"ece": 0.5, "val_accuracy": 0.25}, [0.25, 0.5], {"val_accuracy": 0.25, "ece": 0.5}),
         (TEXT, [1, 2.5, -1], [1, 2.5, -1], [1, 2.5, -1]),
         (VECTOR, torch.tensor([0.5, 3.0], dtype=torch.bfloat16), [0.5, 3], [0.5, 3]),
+        (BOTH, CAT, [1, 0, 0, 0.5, 0.25], CAT),
+        (BOTH, torch.tensor([1, 0, 0, 0.5, 0.25]), [1, 0, 0, 0.5, 0.25], CAT),
     ],
 )
 def test_conditions_are_numbers_and_back(spec, condition, values, described):
@@ -62,6 +66,9 @@ def test_conditions_are_numbers_and_back(spec, condition, values, described):
         (VECTOR, [1, 1e39], "that float32 holds"),
         (VECTOR, torch.tensor([1.0, math.nan]), "finite numbers"),
         (VECTOR, 1.0, "2 numbers"),
+        (BOTH, ["cat"], "an object of classes and metric"),
+        (BOTH, {"classes": ["cat"]}, "an object of classes and metric"),
+        (BOTH, torch.zeros(4), "5 numbers"),
     ],
 )
 def test_what_is_no_condition_is_refused(spec, condition, message):
@@ -72,12 +79,17 @@ def test_what_is_no_condition_is_refused(spec, condition, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("colour", 1), "kind classes, label, metric, text, vector, found 'colour'"),
+        (("colour", 1), "kind classes, label, metric, text, vector, composed, found 'colour'"),
         (("classes", 2, ("cat",)), "2 different names"),
         (("label", 2, ("a", "a")), "2 different names"),
         (("vector", 2, ("a", "b")), "0 different names"),
         (("vector", 0), "with 0 numbers"),
         (("vector", 2, (), "user/encoder"), "an encoder of texts alone"),
+        (("composed", 3), "two or more parts of a condition, of different kinds among .*found none"),
+        (("composed", 6, (), None, (CLASSES, CLASSES)), "different kinds among .*found classes, classes"),
+        (("composed", 5, (), None, (VECTOR, TEXT)), "different kinds among classes, label, metric, vector; found"),
+        (("composed", 6, (), None, (CLASSES, METRIC)), "the numbers of all parts of a composed condition, found 6"),
+        (("vector", 2, (), None, (CLASSES, METRIC)), "the numbers of all parts"),
     ],
 )
 def test_names_and_size_have_to_fit(arguments, message):
@@ -85,7 +97,7 @@ def test_names_and_size_have_to_fit(arguments, message):
         ConditionSpec(*arguments)
 
 
-@pytest.mark.parametrize("spec", [CLASSES, LABEL, METRIC, TEXT, VECTOR])
+@pytest.mark.parametrize("spec", [CLASSES, LABEL, METRIC, TEXT, VECTOR, BOTH])
 def test_specs_are_written_and_read(spec, tmp_path):
     assert ConditionSpec.read(tmp_path) is None
     spec.save(tmp_path)
@@ -116,3 +128,18 @@ def test_what_is_no_json_is_named(tmp_path):
     (tmp_path / CONDITION_FILE).write_text("[")
     with pytest.raises(ValueError, match=f"^[^:]*{CONDITION_FILE} is not valid JSON"):
         ConditionSpec.read(tmp_path)
+
+
+def test_a_part_that_is_no_condition_of_its_kind_is_refused():
+    with pytest.raises(ValueError, match="condition of kind classes: expected one class or more"):
+        BOTH.values({**CAT, "classes": []})
+    with pytest.raises(ValueError, match="condition of kind classes: expected ones for what is meant"):
+        BOTH.values(torch.tensor([0.5, 0, 0, 0.5, 0.25]))
+    with pytest.raises(ValueError, match="condition of kind metric: expected a number for each"):
+        BOTH.values({**CAT, "metric": {"ece": 0.5}})
+
+
+def test_parts_and_their_places_are_found():
+    assert BOTH.part("metric") == (METRIC, slice(3, 5)) and BOTH.part("label") is None
+    assert CLASSES.part("classes") == (CLASSES, slice(0, 3)) and CLASSES.part("metric") is None
+    assert BOTH.summary == "classes (cat, dog, ship) and metric (val_accuracy, ece)"

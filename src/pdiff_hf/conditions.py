@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -10,13 +11,23 @@ from typing import Any, Literal, get_args
 
 from .files import errors_of, read_object, write_json
 
-Kind = Literal["classes", "label", "metric", "text", "vector"]
+Kind = Literal["classes", "label", "metric", "text", "vector", "composed"]
 CONDITION_FILE = "condition.json"
-SCHEMA = 1
+# Of one kind, and of several parts.
+SCHEMA, SCHEMA_OF_PARTS = 1, 2
 # Of float32, in which conditions are stored.
 MAX_VALUE = 3.4028234663852886e38
 # What the numbers of a kind are.
-ENCODINGS = {"classes": "multi_hot", "label": "one_hot", "metric": "raw", "text": "embedding", "vector": "raw"}
+ENCODINGS = {
+    "classes": "multi_hot",
+    "label": "one_hot",
+    "metric": "raw",
+    "text": "embedding",
+    "vector": "raw",
+    "composed": "parts",
+}
+# A sentence has a column of its own.
+KINDS_OF_PARTS = ("classes", "label", "metric", "vector")
 
 
 @dataclass(frozen=True)
@@ -25,24 +36,38 @@ class ConditionSpec:
 
     Args:
         kind (`str`): `classes`, a subset of named classes; `label`, one of some names; `metric`, named numbers such as
-            a validation accuracy, as they are; `text`, a sentence by its embedding; `vector`, numbers of any meaning.
+            a validation accuracy, as they are; `text`, a sentence by its embedding; `vector`, numbers of any meaning;
+            `composed`, several of these at once, one after the other.
         size (`int`): Numbers of a condition.
         names (`tuple[str, ...]`, *optional*): Of the classes, labels or metrics, in the order of the numbers.
         encoder (`str`, *optional*): Of texts: the sentence encoder whose embeddings these are, such as a name on the
             Hub.
+        parts (`tuple[ConditionSpec, ...]`, *optional*): Of a composed one: two or more of different kinds.
 
     Raises:
-        ValueError: names that do not fit the kind and the size.
+        ValueError: parts or names that do not fit the kind and the size.
     """
 
     kind: Kind
     size: int
     names: tuple[str, ...] = ()
     encoder: str | None = None
+    parts: tuple[ConditionSpec, ...] = ()
 
     def __post_init__(self):
         if self.kind not in get_args(Kind):
             raise ValueError(f"expected a condition of kind {', '.join(get_args(Kind))}, found {self.kind!r}.")
+        kinds = [part.kind for part in self.parts]
+        is_composed = self.kind == "composed"
+        if is_composed and (len({*kinds} & {*KINDS_OF_PARTS}) < max(2, len(kinds))):
+            raise ValueError(
+                f"expected two or more parts of a condition, of different kinds among {', '.join(KINDS_OF_PARTS)}; "
+                f"found {', '.join(kinds) or 'none'}."
+            )
+        if (kinds and not is_composed) or (is_composed and self.size != sum(part.size for part in self.parts)):
+            raise ValueError(
+                f"expected the numbers of all parts of a composed condition, found {self.size} of {kinds}."
+            )
         wanted = self.size if self.kind in ("classes", "label", "metric") else 0
         if self.size < 1 or len(self.names) != wanted or len(set(self.names)) != len(self.names):
             raise ValueError(
@@ -55,6 +80,8 @@ class ConditionSpec:
     @property
     def summary(self) -> str:
         """What they are in a few words."""
+        if self.parts:
+            return " and ".join(part.summary for part in self.parts)
         if self.names:
             what = ", ".join(self.names[:12]) + (", …" if self.size > 12 else "")
         else:
@@ -66,6 +93,22 @@ class ConditionSpec:
         """Of classes, labels or metrics."""
         return cls(kind, len(names), tuple(map(str, names)))
 
+    @classmethod
+    def composed(cls, *parts: ConditionSpec) -> ConditionSpec:
+        """Of several at once, such as classes and metrics."""
+        return cls("composed", sum(part.size for part in parts), parts=parts)
+
+    @property
+    def placed(self) -> list[tuple[ConditionSpec, slice]]:
+        """Its parts, and which of the numbers are theirs; of one kind, itself."""
+        ends = list(itertools.accumulate((part.size for part in self.parts), initial=0))
+        places = itertools.starmap(slice, itertools.pairwise(ends))
+        return list(zip(self.parts, places, strict=True)) or [(self, slice(0, self.size))]
+
+    def part(self, kind: Kind) -> tuple[ConditionSpec, slice] | None:
+        """That of a kind, and which of the numbers are its; `None` where there is none."""
+        return next(((part, place) for part, place in self.placed if part.kind == kind), None)
+
     @property
     def is_choice(self) -> bool:
         """Whether its numbers are ones for what is meant and zeros for the rest."""
@@ -76,8 +119,9 @@ class ConditionSpec:
 
         Args:
             condition: Of `classes` a sequence of their names or indices; of `label` a name or index; of `metric` a
-                mapping of all names to numbers; of `text` and `vector` a sequence of `size` numbers. Of any kind, a
-                tensor or an array of floats `(size,)` is the numbers themselves.
+                mapping of all names to numbers; of `text` and `vector` a sequence of `size` numbers; of a composed
+                one a mapping of the kinds of all parts to theirs. Of any kind, a tensor or an array of floats
+                `(size,)` is the numbers themselves.
 
         Raises:
             ValueError: it is none of this kind, names what is unknown, is an empty subset, or has a number that is
@@ -87,6 +131,11 @@ class ConditionSpec:
             is_numbers, condition = "float" in str(condition.dtype), condition.tolist()
             if is_numbers:
                 return self.check(condition)
+        if self.parts:
+            kinds = [part.kind for part in self.parts]
+            if not isinstance(condition, Mapping) or set(condition) != set(kinds):
+                raise self._error(f"an object of {' and '.join(kinds)}", condition)
+            return [number for part in self.parts for number in part.values(condition[part.kind])]
         if self.kind == "classes":
             if not _is_sequence(condition):
                 raise self._error("a list of classes", condition)
@@ -116,6 +165,8 @@ class ConditionSpec:
         # A NaN is not below anything.
         if not all(abs(value) <= MAX_VALUE for value in found):
             raise self._error("finite numbers that float32 holds", values)
+        if self.parts:
+            return [number for part, place in self.placed for number in part.check(found[place])]
         if self.kind in ("classes", "label") and (
             not set(found) <= {0.0, 1.0} or not sum(found) or (self.kind == "label" and sum(found) != 1)
         ):
@@ -124,6 +175,8 @@ class ConditionSpec:
 
     def describe(self, values: Sequence[float]) -> Any:
         """The condition that numbers stand for, as [`~ConditionSpec.values`] takes it."""
+        if self.parts:
+            return {part.kind: part.describe(values[place]) for part, place in self.placed}
         if self.kind == "metric":
             return dict(zip(self.names, map(float, values), strict=True))
         if self.kind not in ("classes", "label"):
@@ -143,14 +196,16 @@ class ConditionSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """What `condition.json` holds."""
+        parts = {"parts": [part.to_dict() for part in self.parts]} if self.parts else {}
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA_OF_PARTS if self.parts else SCHEMA,
             "kind": self.kind,
             "size": self.size,
             "names": list(self.names),
             "encoding": ENCODINGS[self.kind],
             "encoder": self.encoder,
             "null": "learned",
+            **parts,
         }
 
     @classmethod
@@ -158,11 +213,15 @@ class ConditionSpec:
         """That of [`~ConditionSpec.to_dict`]; `ValueError` for anything else."""
         schema, kind, size, encoding = (values.get(key) for key in ("schema", "kind", "size", "encoding"))
         names, encoder = values.get("names", []), values.get("encoder")
-        if schema != SCHEMA or kind not in [*ENCODINGS] or encoding != ENCODINGS[kind] or type(size) is not int:
-            raise ValueError(f"expected schema {SCHEMA}, kind, size and encoding, found {values!r:.200}.")
+        parts = values.get("parts", [])
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, Mapping) for part in parts):
+            raise ValueError(f"expected the parts of a condition, found {parts!r:.200}.")
+        expected = SCHEMA_OF_PARTS if kind == "composed" else SCHEMA
+        if schema != expected or kind not in [*ENCODINGS] or encoding != ENCODINGS[kind] or type(size) is not int:
+            raise ValueError(f"expected schema {expected}, kind, size and encoding, found {values!r:.200}.")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"expected names of a condition, found {names!r:.200}.")
-        return cls(kind, size, tuple(names), encoder)
+        return cls(kind, size, tuple(names), encoder, tuple(map(cls.from_dict, parts)))
 
     def save(self, folder: Path) -> None:
         """Write `condition.json`."""

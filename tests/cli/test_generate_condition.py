@@ -131,3 +131,35 @@ def test_training_with_conditions_takes_a_dataset_that_has_them(pdiff, tmp_path)
         'expected a parameter dataset with conditions for --set "diffusion.condition=true", found one without' in err
     )
     assert not (tmp_path / "run").exists()
+
+
+BOTH = ConditionSpec.composed(
+    ConditionSpec.named("classes", ["airplane", "cat", "dog"]), ConditionSpec.named("metric", ["val_accuracy"])
+)
+
+
+def test_networks_are_drawn_for_several_conditions_at_once(pdiff, tmp_path):
+    make_conditional_pipeline(BOTH).save_pretrained(tmp_path / "pipeline")
+    given = ["--condition", '{"classes": ["cat"], "metric": {"val_accuracy": 0.9}}']
+    code, _, err = pdiff("generate", tmp_path / "pipeline", "--out", tmp_path / "out", *FEW, *given)
+    assert code == 0, err
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["condition"] == {"classes": ["cat"], "metric": {"val_accuracy": 0.9}}
+    write_pipeline_card(tmp_path / "pipeline")
+    card = (tmp_path / "pipeline" / "README.md").read_text()
+    assert 'condition={"classes": ["airplane", "cat"], "metric": {"val_accuracy": 0.0}}' in card
+    code, _, err = pdiff("generate", tmp_path / "pipeline", "--out", tmp_path / "no", *FEW, "--condition", PETS)
+    assert code == 2 and 'as {"classes": …, "metric": …}' in " ".join(err.split()) and "Traceback" not in err
+    assert "diffusion.partial_conditions" in err and not (tmp_path / "no").exists()
+
+
+def test_something_may_be_left_open(pdiff, tmp_path):
+    make_conditional_pipeline(BOTH, partial=True).save_pretrained(tmp_path / "pipeline")
+    given = ["--condition", '{"classes": {"include": ["cat"], "size": 2}}']
+    code, _, err = pdiff("generate", tmp_path / "pipeline", "--out", tmp_path / "out", *FEW, *given)
+    assert code == 0, err
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["condition"] == {"classes": {"include": ["cat"], "size": 2}}
+    given = ["--condition", '{"classes": {"include": ["cat"], "size": 9}}']
+    code, _, err = pdiff("generate", tmp_path / "pipeline", "--out", tmp_path / "no", *FEW, *given)
+    assert code == 2 and "a subset of 1 to 3 classes" in " ".join(err.split()) and not (tmp_path / "no").exists()

@@ -278,3 +278,31 @@ def test_networks_are_recorded_with_conditions(tmp_path):
         recorder.record(network, step=0, condition={"ece": torch.tensor(0.25).item()})
     dataset = ParameterDataset(tmp_path / "ds")
     assert dataset.condition_spec.describe(dataset.conditions()[0]) == {"ece": 0.25}
+
+
+METRIC = ConditionSpec.named("metric", ["val_accuracy"])
+COMPOSED = ConditionSpec.composed(CLASSES, METRIC)
+
+
+def test_conditions_of_several_parts_are_one_column(tmp_path):
+    told = [{"classes": subset, "metric": {"val_accuracy": row / 8}} for row, subset in enumerate(SUBSETS)]
+    dataset = save(tmp_path / "ds", COMPOSED, told)
+    values = torch.tensor([[*own, row / 8] for row, own in enumerate(NUMBERS)])
+    assert dataset.condition_spec == COMPOSED and torch.equal(dataset.conditions(), values)
+    assert json.loads((tmp_path / "ds" / CONDITION_FILE).read_text())["parts"] == [CLASSES.to_dict(), METRIC.to_dict()]
+    assert dataset.stats["conditions"]["example"] == told[0] and dataset.stats["conditions"]["num_conditions"] == 6
+    dataset.append(make_vectors(1), {"run": ["b"], "condition": [told[2]]})
+    assert torch.equal(ParameterDataset(tmp_path / "ds").conditions()[-1], values[2])
+    with pytest.raises(ValueError, match="one class or more"):
+        dataset.append(make_vectors(1), {"run": ["c"], "condition": [{**told[0], "classes": []}]})
+    bad = torch.tensor([[0.5, 0, 0, 0.5]])
+    with pytest.raises(ValueError, match="ones for what is meant"):
+        dataset.append(make_vectors(1), {"run": ["c"], "condition": bad})
+
+
+def test_parts_of_others_do_not_stand_beside_them(tmp_path):
+    save(tmp_path / "ds", COMPOSED, [{"classes": ["cat"], "metric": {"val_accuracy": 0.5}}])
+    other = ConditionSpec.composed(CLASSES, ConditionSpec.named("metric", ["ece"]))
+    columns = {"run": ["b"], "condition": [{"classes": ["cat"], "metric": {"ece": 0.5}}]}
+    with pytest.raises(ValueError, match=r"metric \(val_accuracy\); found .*metric \(ece\)"):
+        append_rows(make_vectors(1), LAYOUT, tmp_path / "ds", columns=columns, conditions=other)

@@ -354,3 +354,50 @@ def test_half_precision_leaves_the_regression_in_float32(tmp_path):
     half = UNet1DConditionModel.from_pretrained(tmp_path, torch_dtype=torch.float16)
     assert {buffer.dtype for buffer in half.buffers()} == {torch.float32}
     assert torch.equal(predict(half, class_labels=labels), predict(model, class_labels=labels))
+
+
+# Conditions of which something is left open
+
+
+def make_open_model(with_open=True):
+    """Told two numbers and which of them are known, and what it was told of its rows."""
+    options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4}
+    model = UNet1DConditionModel(sample_size=2, in_channels=4, block_out_channels=(16,), **options)
+    numbers = torch.randn(200, 2, generator=torch.Generator().manual_seed(4))
+    latents = 0.5 * noisy(num=200, seed=0) + 1 + means_of(numbers, 4, 2)
+    known = torch.cat([torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 0]])])
+    told = torch.cat([torch.cat([numbers * bits, bits.expand(200, -1)], 1) for bits in known])
+    model.fit_gaussian(latents, SCHEDULER, told[:200], None, told if with_open else None)
+    return model.eval(), numbers, told.view(3, 200, 4)
+
+
+def test_where_something_is_left_open_it_is_the_gaussian_around_what_is_known():
+    model, numbers, (complete, first, nothing) = make_open_model()
+    assert model.config.num_open_centers == len(model.open_regression.centers)
+    one_known = numbers * torch.tensor([1.0, 0.0])
+    # The means of 200 rows, whose other number adds a deviation of about 3 in each of the eight values.
+    expected = 1 + means_of(one_known, 4, 2).flatten(1)
+    assert (model.expected(first) - expected).abs().mean() < 0.6 and (model.expected(nothing) - 1).abs().mean() < 0.6
+    assert torch.equal(model.expected(complete), model.regression(complete))
+    assert model.open_gaussian.variances.sum() > 20 * model.conditional_gaussian.variances.sum()
+    sample, timestep = noisy(num=200), torch.full((200,), 500)
+    found = model(sample, timestep, class_labels=first).sample
+    torch.testing.assert_close(found, model.open_gaussian(sample, timestep, model.open_regression(first)))
+
+
+def test_complete_conditions_and_hidden_ones_are_what_they_are_without():
+    (model, _, (complete, first, _)), (other, _, _) = make_open_model(), make_open_model(with_open=False)
+    sample, timestep = noisy(num=200), torch.full((200,), 500)
+    labels = torch.cat([complete[:100], first[:100]])
+    found, expected = (one(sample, timestep, class_labels=labels).sample for one in (model, other))
+    assert torch.equal(found[:100], expected[:100]) and not torch.allclose(found[100:], expected[100:], atol=0.1)
+    hidden = model(sample, timestep, class_labels=labels, force_drop_ids=torch.ones(200, dtype=torch.bool)).sample
+    torch.testing.assert_close(hidden, model.gaussian(sample, timestep))
+
+
+def test_saved_and_loaded_it_expects_the_same_of_what_is_known(tmp_path):
+    model, _, (_, first, _) = make_open_model()
+    model.save_pretrained(tmp_path)
+    loaded = UNet1DConditionModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.expected(first), model.expected(first))
+    assert loaded.to(torch.bfloat16).open_gaussian.variances.dtype == torch.float32

@@ -13,6 +13,7 @@ from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
 from pdiff_hf.tasks.collect_runs import build_with_seed
 from pdiff_hf.tasks.config import BaseTrainingConfig
+from pdiff_hf.tasks.evaluators import make_task_evaluator
 from pdiff_hf.tasks.families import complement, task_name
 from pdiff_hf.tasks.families_config import TasksConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
@@ -101,6 +102,24 @@ def test_runs_of_a_task_differ_by_their_order_or_by_their_start_too(task, tmp_pa
     others = ParameterDataset(tmp_path / "own").vectors()
     # From one start, networks end near it.
     assert (vectors - start).norm(dim=1).max() < (others[1:] - start).norm(dim=1).min()
+
+
+def test_conditions_may_have_metrics_beside_the_subset(task, tmp_path):
+    tasks, found = collect(task, tmp_path / "zoo", metric=["val_accuracy"], at=[0.5, 1.0])
+    assert found["num_checkpoints"] == 12 and found["num_unseen"] == 8
+    dataset = ParameterDataset(tmp_path / "zoo")
+    spec, columns = dataset.condition_spec, columns_of(dataset)
+    assert [part.kind for part, _ in spec.placed] == ["classes", "metric"]
+    told = [spec.describe(row) for row in dataset.conditions().tolist()]
+    assert ["+".join(row["classes"]) for row in told] == columns["task"]
+    assert [row["metric"]["val_accuracy"] for row in told] == pytest.approx(columns["val_accuracy"])
+    assert columns["task"][::2] == columns["task"][1::2] == [task_name(own, task.class_names) for own in tasks.seen]
+    # Halfway, and at the end.
+    assert len({*columns["step"]}) == 2 and columns["epoch"][:2] == [pytest.approx(1.5, abs=0.3), 3]
+    evaluator = make_task_evaluator(dataset, "val", task)
+    assert len(evaluator.targets) == 6
+    accuracies = evaluator.predict(dataset.vectors(), population=evaluator.rows).accuracy
+    torch.testing.assert_close(accuracies.cpu(), torch.tensor(columns["val_accuracy"]).float(), atol=1e-5, rtol=0)
 
 
 def test_killed_collection_goes_on_with_the_same_bits(task, tmp_path, monkeypatch):

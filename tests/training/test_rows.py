@@ -4,6 +4,7 @@ import torch
 from factories import make_dataset
 from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.order import RowOrder
+from pdiff_hf.models.condition_encoder import ConditionEncoder
 from pdiff_hf.training.rows import condition_units, hold_out
 
 ONE = RowOrder.of_runs(24).by_run()
@@ -46,6 +47,19 @@ def test_a_subset_of_classes_and_its_complement_are_drawn_together():
     conditions = torch.cartesian_prod(*[signs] * 5)
     units = condition_units(conditions, spec)
     assert torch.equal(units, units.flip(0)) and len(units.unique()) == 16
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_whatever_else_a_condition_says_its_subset_and_the_complement_are_drawn_together(is_partial):
+    spec = ConditionSpec.composed(
+        ConditionSpec.named("metric", ["val_accuracy"]), ConditionSpec.named("classes", [*"abcde"])
+    )
+    subsets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)[1:-1]
+    encoder = ConditionEncoder(**spec.to_dict(), partial=is_partial)
+    rows = torch.cat([torch.linspace(0.5, 1, len(subsets))[:, None], subsets], 1)
+    encoder.fit(rows)
+    units = condition_units(encoder(rows), spec)
+    assert torch.equal(units, units.flip(0)) and len(units.unique()) == 15
 
 
 @pytest.mark.parametrize(

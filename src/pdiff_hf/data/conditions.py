@@ -24,9 +24,11 @@ Embed = Callable[[list[str]], Any]
 def check_rows(spec: ConditionSpec, values: np.ndarray, unit: str = "row", first: int = 0) -> None:
     """Raise `ValueError` naming the first row of `(K, size)` that is no condition of this kind."""
     fits = (np.abs(values) <= MAX_VALUE).all(1)
-    if spec.kind in ("classes", "label"):
-        ones = (values == 1).sum(1)
-        fits &= ((values == 0) | (values == 1)).all(1) & (ones > 0 if spec.kind == "classes" else ones == 1)
+    for part, place in spec.placed:
+        if part.is_choice:
+            own = values[:, place]
+            ones = (own == 1).sum(1)
+            fits &= ((own == 0) | (own == 1)).all(1) & (ones > 0 if part.kind == "classes" else ones == 1)
     if not fits.all():
         row = int(fits.argmin())
         with errors_of(f"checkpoint of {unit} {first + row}"):
@@ -108,7 +110,9 @@ def check_same_conditions(
         return
     expected, found = ("none" if spec is None else spec.summary for spec in (known, new))
     if expected == found:
-        expected, found = f"the names {', '.join(known.names)}", ", ".join(new.names)
+        expected, found = (
+            "the names " + ", ".join(name for part, _ in spec.placed for name in part.names) for spec in (known, new)
+        )
     raise ValueError(f"{where}: expected conditions as it has them, {expected}; found {found}; {advice}.")
 
 

@@ -257,6 +257,13 @@ class UNet1DConditionConfig(DiffusionConfig):
     class_dropout_prob: float = Field(
         0.1, ge=0, lt=1, description="share of the conditions that training hides, for guidance: arXiv 2207.12598"
     )
+    partial_conditions: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the conditions of which training hides a part, so that something may be left open; 0: "
+        "networks are drawn for complete ones",
+    )
 
     def uses_conditions(self, spec: ConditionSpec | None) -> bool:
         """Where the dataset has them, unless `condition` says otherwise."""

@@ -60,10 +60,19 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
             Salimans 2022, arXiv 2207.12598).
         num_condition_centers (`int`, *optional*): Kernels of the regression on conditions, which
             [`~UNet1DConditionModel.fit_gaussian`] sets; without it, the closed form knows no condition.
+        num_open_centers (`int`, *optional*): Kernels of another regression, on conditions of which something is left
+            open, around which latents are spread wider. The second half of the `class_labels` then says of every
+            number of the first half if it is known, 1, or left open, 0, see [`PartialConditions`].
     """
 
     _supports_gradient_checkpointing = True
-    _keep_in_fp32_modules = ["gaussian", "conditional_gaussian", "regression"]  # noqa: RUF012 - diffusers' declaration
+    _keep_in_fp32_modules = [  # noqa: RUF012 - diffusers' declaration
+        "gaussian",
+        "conditional_gaussian",
+        "regression",
+        "open_gaussian",
+        "open_regression",
+    ]
 
     @register_to_config
     def __init__(
@@ -80,10 +89,11 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         projection_class_embeddings_input_dim: int | None = None,
         class_dropout_prob: float = 0.1,
         num_condition_centers: int | None = None,
+        num_open_centers: int | None = None,
     ):
         super().__init__()
         self.gaussian = LatentGaussian((in_channels, sample_size), num_train_timesteps, prediction_type)
-        self._know_conditions(num_condition_centers)
+        self._know_conditions(num_condition_centers, num_open_centers)
 
         # 1. Time and condition
         width = block_out_channels[0]
@@ -121,16 +131,19 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         scheduler: SchedulerMixin,
         class_labels: torch.Tensor | None = None,
         units: torch.Tensor | None = None,
+        open_labels: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Set the closed form to mean and covariance of scaled latents `(K, C, L)`, and to a scheduler's noise.
 
         With conditions it is also set to a regression on them and to the covariance of what that does not predict of
-        rows left out, if it predicts something.
+        rows left out, if it predicts something; so it is for those of which something is left open.
 
         Args:
             class_labels (`torch.Tensor` of shape `(K, n)`, *optional*): Conditions of the rows, for projections.
             units (`torch.Tensor` of shape `(K,)`, *optional*): Numbers of what is left out at once; by default all
                 rows of a condition are.
+            open_labels (`torch.Tensor` of shape `(r · K, n)`, *optional*): What is said of the rows, of all of them r
+                times in turn, where something may be left open, see `num_open_centers`.
 
         Returns:
             `torch.Tensor` of shape `(K, C·L)`: what the regression expects of the rows without their units, the
@@ -153,10 +166,21 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         covariance = residuals.T @ residuals / len(residuals)
         if covariance.trace() > (1 - MIN_EXPLAINED) * self.gaussian.variances.sum().item():
             return None
-        self._know_conditions(len(regression.centers))
+        of_open = None
+        if open_labels is not None:
+            rows = _is_open(open_labels).flatten().nonzero().flatten()
+            of_row = rows % len(latents)
+            if len(units[of_row].unique()) >= MIN_UNITS:
+                of_open = ConditionRegression(open_labels.shape[1], len(self.gaussian.mean), 1)
+                left = of_open.fit(open_labels[rows], latents.flatten(1)[of_row], units[of_row])
+        self._know_conditions(len(regression.centers), None if of_open is None else len(of_open.centers))
         self.regression.load_state_dict(regression.state_dict())
         self.conditional_gaussian.set_covariance(covariance)
         self.conditional_gaussian.set_schedule(scheduler)
+        if of_open is not None:
+            self.open_regression.load_state_dict(of_open.state_dict())
+            self.open_gaussian.set_covariance(left.T @ left / len(left))
+            self.open_gaussian.set_schedule(scheduler)
         return latents.flatten(1) - residuals.to(latents)
 
     @property
@@ -166,10 +190,10 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
             return None
         return 1 - (self.conditional_gaussian.variances.sum() / self.gaussian.variances.sum()).item()
 
-    def _know_conditions(self, num_centers: int | None) -> None:
-        """Give the closed form what it needs for a regression with so many kernels, or nothing for `None`."""
-        self.register_to_config(num_condition_centers=num_centers)
-        self.regression = self.conditional_gaussian = None
+    def _know_conditions(self, num_centers: int | None, num_open_centers: int | None = None) -> None:
+        """Give the closed form what it needs for regressions with so many kernels, or nothing for `None`."""
+        self.register_to_config(num_condition_centers=num_centers, num_open_centers=num_open_centers)
+        self.regression = self.conditional_gaussian = self.open_regression = self.open_gaussian = None
         if num_centers is None:
             return
         size, device = self.config.projection_class_embeddings_input_dim, self.gaussian.mean.device
@@ -178,6 +202,9 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         shape, options = self.gaussian.latent_shape, (self.config.num_train_timesteps, self.config.prediction_type)
         self.conditional_gaussian = LatentGaussian(shape, *options).to(device)
         self.regression = ConditionRegression(size, math.prod(shape), num_centers).to(device)
+        if num_open_centers is not None:
+            self.open_gaussian = LatentGaussian(shape, *options).to(device)
+            self.open_regression = ConditionRegression(size, math.prod(shape), num_open_centers).to(device)
 
     def check_scheduler(self, scheduler: SchedulerMixin) -> None:
         """Raise `ValueError` for a scheduler that the closed form is not for."""
@@ -229,9 +256,19 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
             return self.gaussian(sample, timestep)
         class_means = self.regression(class_labels) if class_means is None else class_means
         found = self.conditional_gaussian(sample, timestep, class_means)
+        if self.open_regression is not None:
+            of_open = self.open_gaussian(sample, timestep, self.open_regression(class_labels))
+            found = torch.where(_is_open(class_labels)[:, None], of_open, found)
         if force_drop_ids is None:
             return found
         return torch.where(force_drop_ids[:, None, None], self.gaussian(sample, timestep), found)
+
+    def expected(self, class_labels: torch.Tensor) -> torch.Tensor:
+        """What the regression expects of latents with conditions `(B, n)`, float32 `(B, C·L)`."""
+        found = self.regression(class_labels)
+        if self.open_regression is None:
+            return found
+        return torch.where(_is_open(class_labels), self.open_regression(class_labels), found)
 
     def _embed(
         self, timestep: torch.Tensor, class_labels: torch.Tensor | None, force_drop_ids: torch.Tensor | None
@@ -268,6 +305,11 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+
+def _is_open(class_labels: torch.Tensor) -> torch.Tensor:
+    """Conditions `(B, 1)` of which something is left open."""
+    return (class_labels.chunk(2, 1)[1] == 0).any(1, keepdim=True)
 
 
 def _class_embedding(

@@ -136,7 +136,7 @@ def _condition_argument(encoder: ConditionEncoder | None) -> str:
         return ""
     if (example := encoder.example()) is not None:
         return f"condition={literal(example)}, "
-    return f"condition_embeds=torch.zeros(1, {encoder.spec.size}), "
+    return f"condition_embeds=torch.zeros(1, {encoder.embed_size}), "
 
 
 def _making_lines(

@@ -68,15 +68,14 @@ class Guidance:
 
         `mean` `(C, L)` is that of all networks.
         """
-        regression = getattr(unet, "regression", None)
-        if regression is None:
+        if getattr(unet, "regression", None) is None:
             return mean
         unconditioned = mean
         if self.negative_embeds is not None:
-            unconditioned = regression(self.negative_embeds).view(-1, *mean.shape)
+            unconditioned = unet.expected(self.negative_embeds).view(-1, *mean.shape)
         if self.embeds is None:
             return unconditioned
-        return torch.lerp(unconditioned, regression(self.embeds).view(-1, *mean.shape), self.scale)
+        return torch.lerp(unconditioned, unet.expected(self.embeds).view(-1, *mean.shape), self.scale)
 
 
 def is_conditional(unet: ModelMixin) -> bool:
@@ -89,7 +88,7 @@ def check_components(unet: ModelMixin, encoder: ConditionEncoder | None) -> None
     if encoder is None and not is_conditional(unet):
         return
     takes = unet.config.get("projection_class_embeddings_input_dim")
-    gives = None if encoder is None else encoder.config.size
+    gives = None if encoder is None else encoder.embed_size
     if takes != gives:
         raise ValueError(
             f"the unet takes conditions of {takes or 0} numbers, the condition_encoder gives {gives or 0}; give those "
@@ -131,7 +130,7 @@ def prepare_guidance(
     if condition is None and condition_embeds is None and guidance_scale != 0:
         raise ValueError(
             f"this pipeline draws networks for a condition, {encoder.spec.summary}; give {argument('condition')} "
-            f'as {{"{encoder.spec.kind}": …}}, or {argument("guidance_scale", "0", "0")} for those of all conditions.'
+            f"as {encoder.form}, or {argument('guidance_scale', '0', '0')} for those of all conditions."
         )
     if negative_condition_embeds is not None and guidance_scale == 1:
         raise ValueError("negative_condition_embeds have no weight with guidance_scale=1; give another one.")
@@ -139,7 +138,7 @@ def prepare_guidance(
         condition_embeds = encode_conditions(encoder, condition)
     for name, embeds in (("conditions", condition_embeds), ("negative_condition_embeds", negative_condition_embeds)):
         if embeds is not None:
-            _check_embeds(name, embeds, batch_size, encoder.config.size)
+            _check_embeds(name, embeds, batch_size, encoder.embed_size)
     return Guidance(condition_embeds, negative_condition_embeds, float(guidance_scale))
 
 

@@ -21,6 +21,7 @@ from ..models.auto import DENOISER
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.condition_encoder import ConditionEncoder
 from ..models.config import DiffusionConfig
+from ..models.partial_conditions import PartialConditions
 from ..results.records import HeldOut
 from ..training.denoiser import as_denoiser, take, train_denoiser
 from ..training.loop import make_accelerator
@@ -62,12 +63,12 @@ def held_out_of(
     if not config.contains_gaussian or not kinds:
         return {}
     latents = autoencoder.scale_latents(autoencoder.encode_rows(originals))
-    conditions = units = None
+    conditions = units = partial = None
     if config.uses_conditions(dataset.condition_spec):
         encoder = ConditionEncoder.from_pretrained(pipeline_dir / "condition_encoder")
-        conditions = encoder(dataset.conditions())
+        conditions, partial = encoder(dataset.conditions()), encoder.partial
         units = condition_units(conditions, encoder.spec)
-    found = measure_held_out(latents, runs, kinds, config, conditions, units)
+    found = measure_held_out(latents, runs, kinds, config, conditions, units, partial)
     return {kind: HeldOut.model_validate(losses) for kind, losses in found.items()}
 
 
@@ -94,6 +95,7 @@ def measure_held_out(
     config: DiffusionConfig,
     conditions: torch.Tensor | None = None,
     units: torch.Tensor | None = None,
+    partial: PartialConditions | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What [`compare_with_gaussians`] finds of a denoiser that was trained without rows of a kind, by kind.
 
@@ -106,6 +108,7 @@ def measure_held_out(
         config ([`DiffusionConfig`]): Of the pipeline's denoiser.
         conditions (`torch.Tensor` of shape `(K, n)`, *optional*): Class labels of the rows.
         units (`torch.Tensor` of shape `(K,)`, *optional*): Of [`condition_units`].
+        partial ([`PartialConditions`], *optional*): How something of them is left open while training.
     """
     found = {}
     for kind in kinds:
@@ -134,6 +137,7 @@ def measure_held_out(
                 description=f"without {kind}",
                 conditions=take(labels, train),
                 units=take(units, train),
+                partial=partial,
             )
             held_rows = latents[held.to(latents.device)].to(accelerator.device)
             losses = compare_with_gaussians(as_denoiser(denoiser, take(labels, held)), rows, held_rows, scheduler)

@@ -221,6 +221,17 @@ class ZooCollector(Collector):
         columns = {name: [row[name] for row in found] for name in found[0]}
         save_parameter_dataset(torch.stack(vectors), self.layout, folder, columns=columns)
 
+    def _metric(self, columns: Mapping[str, list], rows: Sequence[int]) -> torch.Tensor:
+        """Of some rows the numbers of `collect.metric` `(n, m)`."""
+        return torch.tensor([[float(columns[name][row]) for name in self.config.metric] for row in rows])
+
+    def _with_metric(self, spec: ConditionSpec | None = None) -> ConditionSpec | None:
+        """Conditions of `spec`, if any, and of `collect.metric`, if any."""
+        if not self.config.metric:
+            return spec
+        metric = ConditionSpec.named("metric", self.config.metric)
+        return metric if spec is None else ConditionSpec.composed(spec, metric)
+
     def _steps(self, shares: Sequence[float]) -> set[int]:
         """The steps of these shares of the training."""
         num_steps = num_training_steps(self.task, self.base_training)
@@ -285,6 +296,14 @@ class RunsCollector(ZooCollector):
         """The run's population, where there are several."""
         population = self.populations[run]
         return {"population": population.name} if population else {}
+
+    def datasets(self, columns: Mapping[str, list]) -> dict[str, CollectedRows]:
+        """As [`Collector.datasets`], with conditions where `collect.metric` says which."""
+        rows = list(range(len(columns["run"])))
+        if not self.config.metric:
+            return {"": CollectedRows(rows)}
+        condition = {"condition": self._metric(columns, rows)}
+        return {"": CollectedRows(rows, condition, conditions=self._with_metric())}
 
     def labels(self, split: Split, columns: Mapping[str, list]) -> torch.Tensor:
         """Those of every row's population."""

@@ -43,7 +43,11 @@ class TasksCollector(ZooCollector):
 
     @cached_property
     def spec(self) -> ConditionSpec:
-        """Conditions are the subsets."""
+        """Conditions are the subsets, and with `collect.metric` numbers of the rows beside them."""
+        return self._with_metric(self._subsets)
+
+    @cached_property
+    def _subsets(self) -> ConditionSpec:
         return ConditionSpec.named("classes", self.task.class_names)
 
     @cached_property
@@ -53,7 +57,7 @@ class TasksCollector(ZooCollector):
 
     def shares(self, run: int) -> Sequence[float]:
         """As [`ZooCollector.shares`]."""
-        return (1.0,)
+        return self.config.at
 
     def seeds(self, run: int) -> tuple[int, int]:
         """As [`ZooCollector.seeds`]."""
@@ -81,9 +85,10 @@ class TasksCollector(ZooCollector):
             own = {task_name(task, self.task.class_names) for task in dealt[role]}
             rows = [row for row, name in enumerate(columns["task"]) if name in own]
             if rows:
-                conditions = [self.spec.values(self._by_name[columns["task"][row]]) for row in rows]
+                conditions = torch.tensor([self._subsets.values(self._by_name[columns["task"][row]]) for row in rows])
+                conditions = torch.cat([conditions, self._metric(columns, rows)], 1)
                 told = {"family": self.config.family, "split": self.config.split, "role": role, **numbers}
-                given = rows, {"condition": torch.tensor(conditions)}, {TASKS: told}, self.spec
+                given = rows, {"condition": conditions}, {TASKS: told}, self.spec
                 found[config] = CollectedRows(*given)
         return found
 
@@ -92,5 +97,5 @@ class TasksCollector(ZooCollector):
         return {task_name(task, self.task.class_names): task for task in self.tasks}
 
     def _labels(self, split: Split, tasks: Sequence[Subset]) -> torch.Tensor:
-        conditions = torch.tensor([self.spec.values(task) for task in tasks])
-        return condition_labels(self.task.labels(split), self.task.class_names, self.spec, conditions)
+        conditions = torch.tensor([self._subsets.values(task) for task in tasks])
+        return condition_labels(self.task.labels(split), self.task.class_names, self._subsets, conditions)

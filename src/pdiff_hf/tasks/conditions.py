@@ -15,15 +15,14 @@ from .task import Task
 def have_own_tasks(dataset: ParameterDataset, task: object) -> bool:
     """Whether the networks of a dataset are for subsets of the task's classes, and have labels of their own."""
     spec = dataset.condition_spec
-    if spec is None or spec.kind != "classes" or not isinstance(task, Task):
-        return False
-    return {*spec.names} <= {*task.class_names}
+    found = None if spec is None else spec.part("classes")
+    return found is not None and isinstance(task, Task) and {*found[0].names} <= {*task.class_names}
 
 
 def task_labels(dataset: ParameterDataset, task: Task, split: Split) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Labels `(N,)` of a split as every task of a dataset has them, by its name, and the task of every row `(K,)`."""
-    spec = dataset.condition_spec
-    distinct, rows = dataset.conditions().unique(dim=0, return_inverse=True)
+    spec, place = dataset.condition_spec.part("classes")
+    distinct, rows = dataset.conditions()[:, place].unique(dim=0, return_inverse=True)
     labels = condition_labels(task.labels(split), task.class_names, spec, distinct)
     names = ["+".join(spec.describe(condition)) for condition in distinct.tolist()]
     return dict(zip(names, labels, strict=True)), rows
@@ -40,8 +39,8 @@ def condition_labels(
 ) -> torch.Tensor:
     """The labels by which networks are trained and judged that are made for these conditions.
 
-    A subset of the classes is the task "is it one of these?"; conditions of all other kinds leave the labels of
-    examples as they are.
+    A subset of the classes, alone or as a part, is the task "is it one of these?"; conditions of all other kinds leave
+    the labels of examples as they are.
 
     Args:
         classes (`torch.Tensor` of shape `(N,)`): Of every example, int64: [`Task.labels`].
@@ -55,8 +54,10 @@ def condition_labels(
     Raises:
         ValueError: the conditions are subsets of other classes.
     """
-    if spec is None or spec.kind != "classes":
+    found = None if spec is None else spec.part("classes")
+    if found is None:
         return classes.expand(len(conditions), -1)
+    spec, place = found
     if unknown := [name for name in spec.names if name not in class_names]:
         raise ValueError(
             f"expected conditions on classes of the task, {', '.join(class_names)!s:.300}, found {unknown[0]!r}; give "
@@ -64,5 +65,5 @@ def condition_labels(
         )
     # Classes that no condition can name are in no subset.
     members = torch.zeros(len(conditions), len(class_names), dtype=torch.int64)
-    members[:, [list(class_names).index(name) for name in spec.names]] = conditions.long().cpu()
+    members[:, [list(class_names).index(name) for name in spec.names]] = conditions[:, place].long().cpu()
     return members.to(classes.device)[:, classes]

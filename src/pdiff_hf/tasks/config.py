@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -17,6 +18,8 @@ from ..wording import setting
 # Wang et al. 2024, arXiv 2402.13144, v3: a subset is trained on with a higher learning rate than the whole network.
 SUBSET_LEARNING_RATE = 3e-2
 WHOLE_LEARNING_RATE = 3e-3
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class CollectionConfig(PydanticModel):
@@ -58,6 +61,26 @@ class ZooConfig(CollectionConfig):
     select: str | list[str] = Field(
         "all", description="`all`, `last_norms:K`, `head`, or globs on names; the rest stays as the base model has it"
     )
+    at: list[Share] = Field(
+        [1.0], min_length=1, description="shares of the training after which a run has a row each, rising"
+    )
+    metric: list[Literal["val_accuracy", "train_loss", "epoch"]] = Field(
+        [], description="columns of the rows that are their condition, or a part of it"
+    )
+
+    @field_validator("at")
+    @classmethod
+    def _check_at(cls, at: list[float]) -> list[float]:
+        if any(late <= early for early, late in itertools.pairwise(at)):
+            raise ValueError(f"expected rising shares of the training, found {at}; correct collect.at")
+        return at
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: list[str]) -> list[str]:
+        if len(set(metric)) < len(metric):
+            raise ValueError(f"expected every metric once, found {metric}; correct collect.metric")
+        return metric
 
 
 class CollectConfig(CollectionConfig):

@@ -63,10 +63,10 @@ class TasksConfig(ZooConfig):
 
     @property
     def rows_per_run(self) -> int:
-        """Checkpoints of every run: the last."""
-        return 1
+        """Checkpoints of every run."""
+        return len(self.at)
 
     @property
     def num_rows(self) -> int:
         """Networks of the tasks seen."""
-        return len(self.tasks.seen) * self.runs_per_task
+        return len(self.tasks.seen) * self.runs_per_task * self.rows_per_run

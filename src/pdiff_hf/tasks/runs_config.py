@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,10 +10,8 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from ..sections import OneOf, by_kind
-from .config import CollectConfig, CollectionConfig, ZooConfig
+from .config import CollectConfig, CollectionConfig, Share, ZooConfig
 from .families_config import TASKS, TasksConfig
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class PopulationConfig(PydanticModel):
@@ -69,17 +66,7 @@ class RunsConfig(ZooConfig):
 
     kind: Literal["runs"] = "runs"
     runs: int = Field(ge=2)
-    at: list[Share] = Field(
-        [1.0], min_length=1, description="shares of the training after which a run has a row each, rising"
-    )
     populations: list[PopulationConfig] = Field([], description="dealt to the runs in turn, every round shuffled anew")
-
-    @field_validator("at")
-    @classmethod
-    def _check_at(cls, at: list[float]) -> list[float]:
-        if any(late <= early for early, late in itertools.pairwise(at)):
-            raise ValueError(f"expected rising shares of the training, found {at}; correct collect.at")
-        return at
 
     @field_validator("populations")
     @classmethod

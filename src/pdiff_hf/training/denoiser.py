@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from diffusers import DDPMScheduler, ModelMixin
 
 from ..models.config import DiffusionConfig, too_few_rows
+from ..models.partial_conditions import PartialConditions
 from ..wording import setting
 from .batches import GlobalBatch
 from .loop import Trained, run_steps
@@ -22,6 +23,8 @@ from .step_choice import StepChoice, candidate_steps
 
 # At which a validation loss is taken.
 VALIDATION_TIMESTEPS = 50
+# Of a condition, with something else left open each time, for a regression and for a validation loss.
+HIDINGS = 4
 # Rows that choose the step in whole parts of the collection, as whole conditions are: then all rows are trained on for
 # as many steps.
 WHOLE_PARTS = ("block", "run")
@@ -44,6 +47,7 @@ def train_denoiser(
     description: str = "diffusion",
     conditions: torch.Tensor | None = None,
     units: torch.Tensor | None = None,
+    partial: PartialConditions | None = None,
 ) -> tuple[ModelMixin, DDPMScheduler, dict[str, Any], list[dict[str, float]]]:
     """Train the denoiser of a config on scaled latents.
 
@@ -62,6 +66,8 @@ def train_denoiser(
             gives them, on the accelerator's device.
         units (`torch.Tensor` of shape `(K,)`, *optional*): Numbers of the rows that are left out together, see
             [`condition_units`]; by default each is on its own.
+        partial ([`PartialConditions`], *optional*): How something of them is left open while training, in a share
+            `config.partial_conditions` of the rows.
 
     Returns:
         `tuple`: the denoiser in eval mode; the noise schedule; which step was kept, by which rows and by which losses:
@@ -84,22 +90,31 @@ def train_denoiser(
             "Take prediction_type=v_prediction, or beta_schedule=linear.",
             stacklevel=2,
         )
+    validated = [validation_labels]
+    if partial is not None:
+        validated += _open_labels(validation_labels, partial, config.seed).chunk(HIDINGS)
     if len(validation):
 
         def validation_losses(model: torch.nn.Module) -> torch.Tensor:
-            denoiser = as_denoiser(model, validation_labels)
-            losses = denoising_losses(denoiser, validation, scheduler, VALIDATION_TIMESTEPS)
+            losses, *of_open = (
+                denoising_losses(as_denoiser(model, labels), validation, scheduler, VALIDATION_TIMESTEPS)
+                for labels in validated
+            )
+            if of_open:
+                losses = torch.lerp(losses, torch.stack(of_open).mean(0), config.partial_conditions)
             # One choice for all, should processes round differently.
             return broadcast(losses.float().to(accelerator.device)).cpu()
 
         choice = StepChoice(validation_losses, candidate_steps(config.steps, config.contains_gaussian))
     resumed = {"resume_from_checkpoint": resume_from_checkpoint, "sources": sources, "description": description}
+    resumed["partial"] = partial
     trained = _train(accelerator, train, labels, take(units, rows), config, output_dir, choice=choice, **resumed)
     kept = config.steps if choice is None else choice.kept_step
     denoiser = trained.model
     if kept == 0:
         # Nothing was learned that the rows for validation confirm: now they count as well.
-        denoiser.fit_gaussian(latents, scheduler, conditions, units)
+        open_labels = None if partial is None else _open_labels(conditions, partial, config.seed)
+        denoiser.fit_gaussian(latents, scheduler, conditions, units, open_labels)
         if conditions is not None and denoiser.explained is None:
             warnings.warn(
                 "expected that conditions tell something of unseen checkpoints, found neither a regression nor a step "
@@ -132,6 +147,7 @@ def _train(
     units: torch.Tensor | None,
     config: DiffusionConfig,
     output_dir: Path,
+    partial: PartialConditions | None = None,
     **options: Any,
 ) -> Trained:
     """Train a new denoiser on latents `(K, C, L)`, conditions `(K, n)` and units; `options` are of [`run_steps`]."""
@@ -140,7 +156,8 @@ def _train(
     denoiser, scheduler = config.build(shape, *sizes), config.build_scheduler()
     means = None
     if config.contains_gaussian:
-        means = denoiser.fit_gaussian(rows, scheduler, conditions, units)
+        open_labels = None if partial is None else _open_labels(conditions, partial, config.seed)
+        means = denoiser.fit_gaussian(rows, scheduler, conditions, units, open_labels)
 
     # Rows of the same condition have the same number.
     kinds = None if conditions is None else conditions.unique(dim=0, return_inverse=True)[1]
@@ -151,7 +168,8 @@ def _train(
         drawn = batch.indices, *noises, batch.integers(config.num_train_timesteps)
         if conditions is None:
             return drawn
-        return *drawn, batch.integers(DROPOUT_LEVELS) < denoiser.config.class_dropout_prob * DROPOUT_LEVELS
+        is_dropped = batch.integers(DROPOUT_LEVELS) < denoiser.config.class_dropout_prob * DROPOUT_LEVELS
+        return *drawn, is_dropped, *([] if partial is None else [batch.normal(partial.num_noise)])
 
     def loss_fn(
         model: torch.nn.Module,
@@ -160,12 +178,19 @@ def _train(
         noise: torch.Tensor,
         timesteps: torch.Tensor,
         is_dropped: torch.Tensor | None = None,
+        hiding: torch.Tensor | None = None,
     ) -> torch.Tensor:
         clean = torch.add(rows[indices], latent_noise, alpha=config.latent_noise)
         others, told = None, {}
         if conditions is not None:
-            others = (kinds[indices, None] != kinds) & ~is_dropped[:, None]
-            told = {"class_labels": conditions[indices], "force_drop_ids": is_dropped}
+            labels = conditions[indices]
+            if partial is None:
+                others = kinds[indices, None] != kinds
+            else:
+                labels = partial.hide(labels, hiding, config.partial_conditions)
+                others = partial.differ(labels, conditions)
+            others &= ~is_dropped[:, None]
+            told = {"class_labels": labels, "force_drop_ids": is_dropped}
         if means is not None:
             told["class_means"] = means[indices]
         noisy, target, weights = targets(clean, noise, timesteps, others)
@@ -173,6 +198,13 @@ def _train(
         return targets.loss(predicted, target, weights)
 
     return run_steps(accelerator, denoiser, len(rows), draw, loss_fn, config, output_dir, **options)
+
+
+def _open_labels(conditions: torch.Tensor, partial: PartialConditions, seed: int) -> torch.Tensor:
+    """What is said of conditions `(K, n)` where something is left open, of all of them several times in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(HIDINGS * len(conditions), partial.num_noise, generator=generator).to(conditions.device)
+    return partial.hide(conditions.repeat(HIDINGS, 1), noise, 1.0)
 
 
 def split_validation(

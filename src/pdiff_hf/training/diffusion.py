@@ -81,7 +81,8 @@ def train_diffusion(
     train, runs = latents[train_rows.to(latents.device)], dataset.order.by_run(train_rows.tolist())
     encoder = labels = units = None
     if has_conditions:
-        encoder, stored = ConditionEncoder(**spec.to_dict()).eval(), dataset.conditions()
+        is_partial = config.partial_conditions > 0
+        encoder, stored = ConditionEncoder(**spec.to_dict(), partial=is_partial).eval(), dataset.conditions()
         encoder.fit(stored[train_rows])
         labels = encoder(stored).to(accelerator.device)
         units = condition_units(labels, spec)
@@ -99,6 +100,7 @@ def train_diffusion(
         sources,
         conditions=take(labels, train_rows),
         units=take(units, train_rows),
+        partial=None if encoder is None else encoder.partial,
     )
 
     # 3. What it has learned of the others

@@ -28,14 +28,16 @@ MIN_CONDITIONS = 8
 
 
 def condition_units(conditions: torch.Tensor, spec: ConditionSpec) -> torch.Tensor:
-    """Numbers `(K,)` of the rows that are left out together, by their conditions `(K, n)`.
+    """Numbers `(K,)` of the rows that are left out together, by their class labels `(K, n)` of a [`ConditionEncoder`].
 
     They are those of a condition, so that what is learned of conditions is what holds of others: of a subset of
-    classes also those of its complement, whose task is the same with other names for the answers. Each row is on its
-    own where there are no others, of labels, or too few to learn from.
+    classes, whatever else a condition says, also those of its complement, whose task is the same with other names for
+    the answers. Each row is on its own where there are no others, of labels, or too few to learn from.
     """
-    if spec.kind == "classes":
+    classes = spec.part("classes")
+    if classes is not None:
         # Encoded as -1 and 1.
+        conditions = conditions[:, classes[1]]
         conditions = conditions * conditions[:, :1]
     distinct, units = conditions.unique(dim=0, return_inverse=True)
     if spec.kind == "label" or len(distinct) < MIN_CONDITIONS:

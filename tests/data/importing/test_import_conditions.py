@@ -54,6 +54,16 @@ def write(folder, name, content):
         ),
         (
             "c.json",
+            {
+                "epoch_1": {"classes": ["dog", "cat"], "metric": {"ece": 0.5}},
+                "epoch_2": {"classes": ["ship"], "metric": {"ece": 0.25}},
+                "epoch_10": {"metric": {"ece": 1}, "classes": ["dog"]},
+            },
+            f"Conditions, as they look: {CLASSES} and metric (ece).",
+            [[1, 1, 0, 0.5], [0, 0, 1, 0.25], [0, 1, 0, 1]],
+        ),
+        (
+            "c.json",
             {"kind": "classes", "names": ["ship", "dog", "cat"], "conditions": {"nets": ["cat"]}},
             "Conditions, as the file says: classes (ship, dog, cat).",
             [[0, 0, 1]] * 3,

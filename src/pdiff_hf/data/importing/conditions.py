@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...conditions import ConditionSpec
+from ...conditions import KINDS_OF_PARTS, ConditionSpec
 from ...files import check_regular, errors_of, read_object
 from ...text_encoder import TextEncoder
 from ...wording import argument
@@ -67,7 +67,8 @@ def read_conditions_file(path: str | Path) -> tuple[dict[str, Any], dict[str, An
     """Conditions by the names of checkpoints, and what the file tells of them: `kind` and `names`, if it does.
 
     A CSV file has names in its first column, and a column `classes` (`cat;dog`), `label` or `text`, or one of numbers
-    for each metric. A JSON file is an object of names and conditions, or of `conditions`, `kind` and `names`.
+    for each metric. A JSON file is an object of names and conditions, or of `conditions`, `kind` and `names`; of
+    conditions of several parts `names` are by their kinds.
 
     Raises:
         ValueError: the file is not there, or is none of this.
@@ -111,13 +112,13 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def find_spec(
     values: Sequence[Any],
     kind: str | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     embed: Embed | None = None,
 ) -> ConditionSpec:
     """What conditions are, as far as it is told, and else as they look.
 
-    Objects are metrics, lists of names or whole numbers classes, lists of other numbers vectors; texts are sentences
-    where there is an encoder, and else labels. Names are those that occur.
+    Objects by kinds are conditions of several parts, others metrics; lists of names or whole numbers classes, lists of
+    other numbers vectors; texts are sentences where there is an encoder, and else labels. Names are those that occur.
 
     Raises:
         ValueError: they are not of one kind, or there is no encoder for sentences.
@@ -136,6 +137,14 @@ def find_spec(
             raise ValueError(f"expected the encoder of conditions that are sentences, found none; give {given}.")
         encoder = embed.name if isinstance(embed, TextEncoder) else None
         return ConditionSpec("text", np.shape(embed(list(map(str, values[:1]))))[-1], encoder=encoder)
+    if kind == "composed":
+        kinds = list(values[0]) if isinstance(values[0], Mapping) else []
+        if any(not isinstance(value, Mapping) or {*value} != {*kinds} for value in values):
+            raise ValueError(f"expected an object of {' and '.join(map(str, kinds))} for each, found others.")
+        if not isinstance(names := names or {}, Mapping):
+            raise ValueError(f"expected the names of parts by their kinds, found {names!r:.200}.")
+        own = {part: [value[part] for value in values] for part in kinds}
+        return ConditionSpec.composed(*(find_spec(own[part], part, names.get(part)) for part in kinds))
     if kind == "vector":
         return ConditionSpec("vector", len(values[0]) if isinstance(values[0], list) else 1)
     if names is None and kind == "metric":
@@ -156,7 +165,8 @@ def find_spec(
 
 def _look(value: Any, embed: Embed | None) -> str | None:
     if isinstance(value, Mapping):
-        return "metric"
+        is_number = all(isinstance(number, Real) for number in value.values())
+        return "metric" if is_number or not {*value} <= {*KINDS_OF_PARTS} else "composed"
     if isinstance(value, str):
         return "label" if embed is None else "text"
     if isinstance(value, list) and value:

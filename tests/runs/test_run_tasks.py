@@ -128,3 +128,13 @@ def test_what_would_guess_the_task_is_one_line(tasks_run, pdiff):
         make_evaluator(dataset, "test")
     code, out, error = pdiff("inspect", folder / "dataset")
     assert code == 0 and "The networks are not evaluated" in out + error
+
+
+def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(tmp_path):
+    settings = ["collect.metric=[val_accuracy]", "generate.num_samples=2"]
+    metrics = run_recipe(load_recipe("digits-subsets", settings, profile="cpu-smoke"), tmp_path / "run")
+    seen = ParameterDataset(tmp_path / "run" / "dataset")
+    asked = read_json(tmp_path / "run" / "generated" / "index.json")["condition"]
+    mean = seen.metrics["val_accuracy"].mean().item()
+    assert [found["metric"]["val_accuracy"] for found in asked] == pytest.approx([mean] * len(asked))
+    assert metrics.tasks.num_unseen == 4 and metrics.tasks.unseen["nearest"].accuracy > 0

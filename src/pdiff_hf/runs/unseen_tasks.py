@@ -36,10 +36,21 @@ HYPERNETWORK_STEPS = 2000
 
 
 def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[dict[str, Any]]:
-    """As many conditions for every unseen task of a collection, one task after another."""
-    unseen, spec = ParameterDataset(dataset.folder, "unseen"), dataset.condition_spec
-    distinct = unseen.conditions().unique(dim=0).tolist()
-    return [{spec.kind: spec.describe(values)} for values in distinct for _ in range(num_samples)]
+    """As many conditions for every unseen task of a collection, one task after another.
+
+    Where a condition says more than the subset, such as an accuracy, it is the mean of the networks seen.
+    """
+    unseen, spec = ParameterDataset(dataset.folder, ROLES["unseen"]), dataset.condition_spec
+    subsets = unseen.conditions()[:, spec.part("classes")[1]].unique(dim=0)
+    described = [spec.describe(values) for values in _whole_conditions(dataset, subsets).tolist()]
+    return [told if spec.parts else {spec.kind: told} for told in described for _ in range(num_samples)]
+
+
+def _whole_conditions(dataset: ParameterDataset, subsets: torch.Tensor) -> torch.Tensor:
+    """Conditions `(T, size)` of subsets `(T, C)`, all else as the networks seen have it on average."""
+    whole = dataset.conditions().mean(0).expand(len(subsets), -1).clone()
+    whole[:, dataset.condition_spec.part("classes")[1]] = subsets
+    return whole
 
 
 def check_tasks(dataset: ParameterDataset) -> None:
@@ -72,7 +83,8 @@ def evaluate_tasks(
     unseen = open_task_networks(dataset, "unseen", task, "test", **options)
     generated = _in_order(generated_dir, dataset, unseen)
     pipe = load_pipeline(pipeline_dir)
-    further, drawing = _further_draws(pipe, read_index(generated_dir), unseen, len(generated) // len(unseen))
+    wanted, draws = _whole_conditions(dataset, unseen.distinct), len(generated) // len(unseen)
+    further, drawing = _further_draws(pipe, read_index(generated_dir), wanted, draws)
     trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config.seed)
     results = evaluate_unseen_tasks(
         seen,
@@ -139,8 +151,8 @@ def _in_order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetwor
         if given is None:
             raise ValueError("expected networks for the unseen tasks of the dataset, found them without conditions.")
         given = given if isinstance(given, list) else [given] * num
-        conditions = torch.tensor([spec.values(condition[spec.kind]) for condition in given])
-        places = places_of(conditions, unseen.distinct)
+        values = [spec.values(condition if spec.parts else condition[spec.kind]) for condition in given]
+        places = places_of(torch.tensor(values)[:, spec.part("classes")[1]], unseen.distinct)
     vectors = load_generated(generated_dir, dataset.layout)
     return vectors[places.argsort(stable=True)]
 
@@ -162,7 +174,7 @@ def _latent_space(dataset: ParameterDataset, pipeline_dir: Path) -> LatentSpace:
 
 
 def _further_draws(
-    pipe: PDiffPipeline, index: dict[str, Any], unseen: TaskNetworks, draws: int
+    pipe: PDiffPipeline, index: dict[str, Any], wanted: torch.Tensor, draws: int
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Networks for other tasks than they are judged by, and what regressions expect; and seconds of one network."""
     pipe.scheduler = make_scheduler(index["scheduler"], pipe.scheduler, index["num_inference_steps"])
@@ -178,10 +190,10 @@ def _further_draws(
             output_type="pt",
         ).parameters.cpu()
 
-    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(index["seed"]))
-    others = torch.empty_like(unseen.distinct)
-    others[order] = unseen.distinct[order.roll(1)]
+    order = torch.randperm(len(wanted), generator=torch.Generator().manual_seed(index["seed"]))
+    others = torch.empty_like(wanted)
+    others[order] = wanted[order.roll(1)]
     begin = time.perf_counter()
     shuffled = draw(others.repeat_interleave(draws, 0), index["truncation"])
     seconds = (time.perf_counter() - begin) / len(shuffled)
-    return {"shuffled": shuffled, "expected": draw(unseen.distinct, 0.0)}, seconds
+    return {"shuffled": shuffled, "expected": draw(wanted, 0.0)}, seconds

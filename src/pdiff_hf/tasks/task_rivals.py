@@ -218,6 +218,6 @@ def multi_task_accuracies(
     if found is None:
         return None
     classes = torch.arange(task.num_classes)
-    members = condition_labels(classes, task.class_names, dataset.condition_spec, conditions)
+    members = condition_labels(classes, task.class_names, dataset.condition_spec.part("classes")[0], conditions)
     answers = found.double() @ members.double().T >= 0.5
     return (answers.T == targets.bool()).double().mean(1)

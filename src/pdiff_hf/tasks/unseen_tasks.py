@@ -27,7 +27,8 @@ def open_task_networks(
     """
     own = dataset if role == "seen" else ParameterDataset(dataset.folder, ROLES[role])
     labels, rows = task_labels(own, task, "train")
-    networks = TaskNetworks(own.vectors(), own.conditions(), rows, [*labels])
+    _, place = own.condition_spec.part("classes")
+    networks = TaskNetworks(own.vectors(), own.conditions()[:, place], rows, [*labels])
     if split is None:
         return networks
     evaluator = make_task_evaluator(own, split, task, **options)

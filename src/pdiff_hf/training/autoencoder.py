@@ -26,6 +26,7 @@ from .functional_gate import NUM_DRAWS, best_network, check_functions, match_div
 from .gate import check_reconstruction, measure_reconstruction
 from .logs import write_log
 from .loop import make_accelerator, run_steps
+from .targets import chosen_targets
 
 
 @precision_of("evaluation")
@@ -87,8 +88,8 @@ def train_autoencoder(
         what["reference"] = best = best_network(evaluator, train_vectors, own_train)
         labels = None if probes.class_labels is None else probes.class_labels[train_rows]
         inputs = probes.draw(config.num_probes, config.seed)
-        of_tasks = labels is not None or config.targets == "analogies"
-        functions = autoencoder.fit(train_vectors, inputs, model, best, probabilities=of_tasks)
+        kind = chosen_targets(config, of_tasks=labels is not None)
+        functions = autoencoder.fit(train_vectors, inputs, model, best, probabilities=kind == "analogies")
     else:
         autoencoder.fit_statistics(train_vectors)
 

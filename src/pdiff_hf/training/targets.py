@@ -26,28 +26,34 @@ MAX_NEAR = 1.25
 NUM_DRAWS, MIN_NEIGHBOURS = 256, 8
 
 
-def make_targets(
-    autoencoder: AutoencoderFunctional,
-    functions: torch.Tensor,
-    config: AutoencoderFunctionalConfig,
-    of_tasks: bool,
-) -> Combinations | Analogies:
-    """The targets of `config` for networks with `functions` `(K, P, classes)` on the probes of `autoencoder`.
-
-    By default they are analogies of networks of several tasks (`of_tasks`), where `function_loss` learns them, and
-    else combinations of as many networks as are one population.
+def chosen_targets(config: AutoencoderFunctionalConfig, of_tasks: bool) -> str:
+    """What `targets` of a config are: `auto` are analogies of networks of several tasks (`of_tasks`), whose functions
+    are learned, those seen where labels alone are, and combinations of others, as many as are one population.
 
     Raises:
         ValueError: labels are to be learned of combinations of networks of several tasks, which have none.
     """
-    targets = config.targets
-    if of_tasks and targets == "combinations" and config.task_loss:
+    if not of_tasks:
+        return config.targets
+    if config.targets == "combinations" and config.task_loss:
         raise ValueError(
             f"expected {setting('autoencoder.targets', 'analogies')} or seen with a task_loss for networks of several "
             "tasks, found combinations, which have no labels."
         )
-    if of_tasks and targets == "auto":
-        targets = "analogies" if config.function_loss else "seen"
+    if config.targets == "auto":
+        return "analogies" if config.function_loss else "seen"
+    return config.targets
+
+
+def make_targets(
+    autoencoder: AutoencoderFunctional, functions: torch.Tensor, config: AutoencoderFunctionalConfig, of_tasks: bool
+) -> Combinations | Analogies:
+    """The targets of `config` for networks with `functions` `(K, P, classes)` on the probes of `autoencoder`.
+
+    Raises:
+        ValueError: as [`chosen_targets`].
+    """
+    targets = chosen_targets(config, of_tasks)
     if targets == "analogies":
         return Analogies(autoencoder.encoder, functions)
     return Combinations(autoencoder.encoder, functions, targets, config.latent_noise)

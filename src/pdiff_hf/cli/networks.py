@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def generate(
     pipeline: Annotated[str, typer.Argument(help="Folder of a pipeline, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="New folder for the networks.")],
-    num_samples: Annotated[int, typer.Option(min=1)] = 100,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="100 by default; as many as conditions with --conditions.")
+    ] = None,
     num_inference_steps: Annotated[int, typer.Option(min=1)] = 20,
     scheduler: Annotated[str, typer.Option(help="dpmsolver++, ddim or ddpm")] = "dpmsolver++",
     truncation: Annotated[float, typer.Option(min=0, max=1, help="1 as sampled, 0 the mean")] = 1.0,
@@ -28,6 +30,13 @@ def generate(
         str | None,
         typer.Option(metavar="JSON", help='What the networks are for, such as {"classes": ["cat", "dog"]}.'),
     ] = None,
+    conditions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A network for every line of a file, a condition as JSON each.")
+    ] = None,
+    format: Annotated[
+        Literal["files", "dataset"],
+        typer.Option(help="files: a safetensors file each; dataset: rows of a parameter dataset, for many."),
+    ] = "files",
     guidance_scale: Annotated[
         float, typer.Option(min=0, help="1 the condition as it was learned, more exaggerates it, 0 leaves it out")
     ] = 1.0,
@@ -48,7 +57,13 @@ def generate(
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate networks as safetensors files; with --choose, the best of them."""
+    """Generate networks as safetensors files or rows of a dataset; with --choose, the best of them."""
+    if conditions is not None and (condition is not None or num_samples is not None):
+        raise ValueError(
+            f"--conditions has one for every network; leave out {'--condition' if condition else '--num-samples'}."
+        )
+    if format == "dataset" and choose is not None:
+        raise ValueError("networks that are chosen are files; leave out --format dataset.")
     given = {"--top": top, "--soup": soup, "--reestimate-bn": reestimate_bn, "--dataset": dataset}
     given |= {"--task": task, "--trust": trusted}
     if choose is None and (needless := [name for name, value in given.items() if value]):
@@ -63,37 +78,40 @@ def generate(
     beside = Path(os.path.normpath(Path(pipeline, "..", "dataset")))
     if choose is not None:
         check_split(choose)
-        if (top or 1) > num_samples:
-            raise ValueError(f"expected --top of at most --num-samples, {num_samples}, found {top}.")
+        if (top or 1) > (num_samples or 100):
+            raise ValueError(f"expected --top of at most --num-samples, {num_samples or 100}, found {top}.")
         if dataset is None and not beside.is_dir():
             raise ValueError(f"expected a parameter dataset at {beside}, found none; name it with --dataset.")
         check_dataset(dataset or beside)
     given_task, wanted = parse_given_task(task), parse_condition(condition)
+    if conditions is not None:
+        from ..runs.conditions_file import read_conditions
+
+        wanted = read_conditions(conditions)
+    num_samples = num_samples or (100 if conditions is None else len(wanted))
     quiet()
     from ..data.dataset import ParameterDataset
     from ..pipelines.hub import resolve_pipeline
     from ..pipelines.sampling import load_pipeline
     from ..results.metric import Metric
     from ..runs.generate import ChoiceConfig, generate_networks
+    from ..runs.generate_rows import generate_rows
 
     loaded, choice = load_pipeline(resolve_pipeline(pipeline)), None
     if choose is not None:
         opened = ParameterDataset(dataset or beside, trusted_imports=trusted or ())
         choice = ChoiceConfig(opened, choose, top or 1, soup, reestimate_bn, given_task)
     line, summary = line_printer(as_json), {"folder": str(out), "num_samples": num_samples}
+    drawn = (loaded, out, num_samples, num_inference_steps, scheduler, truncation, seed)
+    told = {"condition": wanted, "guidance_scale": guidance_scale}
     with warnings_as_lines(line):
-        generate_networks(
-            loaded,
-            out,
-            num_samples,
-            num_inference_steps,
-            scheduler,
-            truncation,
-            seed,
-            choice,
-            condition=wanted,
-            guidance_scale=guidance_scale,
-        )
+        if format == "dataset":
+            generate_rows(*drawn, **told)
+        else:
+            generate_networks(*drawn, choice, **told)
+    if format == "dataset":
+        line(f"{num_samples} networks → {out}\nRead them: pdiff_hf.ParameterDataset({str(out)!r}).vectors()")
+        return print_json(summary, as_json)
     if choice is None:
         line(f"{num_samples} networks → {out}")
         line(f"Load one: {_how_to_load(loaded, pipeline, min(out.glob('*.safetensors')))}")

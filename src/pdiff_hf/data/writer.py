@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +186,57 @@ def save_parameter_dataset(
         ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, a value is NaN, infinite
             or too large, or a row has no condition or one of another kind.
     """
-    output_dir = Path(output_dir)
     table = _table(vectors, layout, columns, conditions, embed)
     if not len(table):
         raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
     if unordered_runs is None:
         unordered_runs = _without_order(table, columns)
+    _write_new(table, layout, output_dir, base_model, metadata, unordered_runs, conditions)
+
+
+def stream_parameter_dataset(
+    batches: Iterable[tuple[torch.Tensor, Mapping[str, Sequence[Any]]]],
+    layout: ParameterLayout,
+    output_dir: str | Path,
+    base_model: BaseModel | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    conditions: ConditionSpec | None = None,
+) -> None:
+    """Write a new parameter dataset of more rows than fit into memory, whose order says nothing of time.
+
+    Args:
+        batches (`Iterable[tuple]`): Vectors `(k, D)` and their columns, made on the way; all of them have the same
+            columns, `run` and `step` among them.
+        layout, output_dir, base_model, metadata, conditions: As of [`save_parameter_dataset`].
+
+    Raises:
+        ValueError: as [`save_parameter_dataset`]; nothing is left then.
+    """
+    runs: dict[str, None] = {}
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for vectors, columns in batches:
+            stored = condition_columns(conditions, columns, first=first)
+            table = shards.rows_table(vectors.detach().cpu().numpy(), layout, stored, first=first)
+            runs.update(dict.fromkeys(columns["run"]))
+            first += len(vectors)
+            yield from table.to_batches()
+
+    _write_new(rows(), layout, output_dir, base_model, metadata, runs, conditions)
+
+
+def _write_new(
+    rows: pa.Table | Iterable[pa.RecordBatch],
+    layout: ParameterLayout,
+    output_dir: str | Path,
+    base_model: BaseModel | None,
+    metadata: Mapping[str, Any] | None,
+    unordered_runs: Iterable[str],
+    conditions: ConditionSpec | None,
+) -> None:
+    output_dir = Path(output_dir)
     with locked(output_dir):
         if (output_dir / "layout.json").exists() or find_shards(output_dir):
             raise ValueError(f"{output_dir} already holds a parameter dataset; choose another folder.")
@@ -201,7 +246,7 @@ def save_parameter_dataset(
             if (output_dir / "README.md").is_file():
                 shutil.copy2(output_dir / "README.md", folder)
             write_layout(folder, layout, base_model, conditions)
-            shards.append_shards(table, folder)
+            shards.append_shards(rows, folder)
             finish_dataset(folder, metadata, unordered_runs)
 
 

@@ -238,7 +238,8 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         if class_labels is not None and force_drop_ids is None and self.training:
             force_drop_ids = torch.rand(len(sample), device=sample.device) < self.config.class_dropout_prob
-        residual = self._residual(sample.to(self.dtype), self._embed(timestep, class_labels, force_drop_ids))
+        embedding = self._embed(timestep, class_labels, force_drop_ids)
+        residual = self._residual(sample.to(self.conv_in.weight.dtype), embedding)
         output = self.closed_form(sample, timestep, class_labels, force_drop_ids, class_means) + residual
         output = output.to(sample.dtype)
         return UNet1DConditionOutput(sample=output) if return_dict else (output,)
@@ -274,7 +275,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
         self, timestep: torch.Tensor, class_labels: torch.Tensor | None, force_drop_ids: torch.Tensor | None
     ) -> torch.Tensor:
         """What every residual layer is told `(B, E)`."""
-        embedding = self.time_embedding(self.time_proj(timestep).to(self.dtype))
+        embedding = self.time_embedding(self.time_proj(timestep).to(self.conv_in.weight.dtype))
         if self.class_embedding is None:
             if class_labels is not None:
                 raise ValueError("this denoiser knows no conditions; leave class_labels out.")
@@ -284,7 +285,7 @@ class UNet1DConditionModel(ModelMixin, ConfigMixin):
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels)
             if class_labels.is_floating_point():
-                class_labels = class_labels.to(self.dtype)
+                class_labels = class_labels.to(self.conv_in.weight.dtype)
             given = self.class_embedding(class_labels).to(embedding.dtype)
             condition = given if force_drop_ids is None else torch.where(force_drop_ids[:, None], condition, given)
         return nn.functional.silu(embedding + condition)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Guidance:
     embeds: torch.Tensor | None = None
     negative_embeds: torch.Tensor | None = None
     scale: float = 1.0
+    # What the denoiser's regression expects of the conditions, the same at every step.
+    class_means: torch.Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Guidance:
         """The same on a device."""
@@ -47,6 +49,12 @@ class Guidance:
         parts = (self.embeds, self.negative_embeds)
         return Guidance(*(part[rows] if part is not None and len(part) > 1 else part for part in parts), self.scale)
 
+    def prepared(self, unet: ModelMixin) -> Guidance:
+        """The same for many steps of a denoiser: what does not change is computed once."""
+        if self.scale != 1 or self.embeds is None or getattr(unet, "regression", None) is None:
+            return self
+        return replace(self, class_means=unet.regression(self.embeds))
+
     def predict(self, unet: ModelMixin, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The prediction of a denoiser for noisy latents `(B, C, L)`, in float32."""
         embeds = self.embeds if self.scale else self.negative_embeds
@@ -54,7 +62,8 @@ class Guidance:
             return unet(sample, timestep, return_dict=False)[0].float()
         embeds = embeds.expand(len(sample), -1)
         if self.scale in (0, 1):
-            return unet(sample, timestep, class_labels=embeds, return_dict=False)[0].float()
+            told = {} if self.class_means is None else {"class_means": self.class_means.expand(len(sample), -1)}
+            return unet(sample, timestep, class_labels=embeds, return_dict=False, **told)[0].float()
         negative, dropped = self.negative_embeds, None
         if negative is None:
             negative, dropped = embeds, torch.arange(2, device=sample.device).repeat_interleave(len(sample)).bool()

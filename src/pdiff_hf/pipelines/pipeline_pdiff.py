@@ -365,14 +365,15 @@ class PDiffPipeline(DiffusionPipeline):
         # In float32, whatever the UNet computes in: the same seeds give the same networks, and steps do not round.
         latents = latents.to(device=device, dtype=torch.float32) * self.scheduler.init_noise_sigma
         options = step_options(self.scheduler, generator)
-        guidance = guidance.to(device, self.unet.dtype)
+        dtype = self.unet.dtype
+        guidance = guidance.to(device, dtype).prepared(self.unet)
 
         # 3. Denoise
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
-                model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+                model_input = self.scheduler.scale_model_input(latents, t).to(dtype)
                 noise_pred = guidance.predict(self.unet, model_input, t)
                 latents = self.scheduler.step(noise_pred, t, latents, return_dict=False, **options)[0]
                 if callback_on_step_end is not None:

@@ -14,6 +14,7 @@ SLOW = [
     "docs/recipes.md",
     "docs/runs.md",
     "docs/unseen_tasks.md",
+    "docs/where_diffusion_helps.md",
     "docs/zoos.md",
     "training/README.md",
 ]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from .adapters.config import read_adapter_config
 from .builders import LIBRARIES, build_network, check_arguments
 from .files import atomic_write, errors_of, sha256_file
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 KEYS = ("library", "name", "kwargs", "weights", "sha256")
 HUB_KEYS = ("repo", "revision")
+ADAPTER_KEYS = ("adapter",)
 WEIGHTS = "base/model.safetensors"
 
 
@@ -38,6 +40,8 @@ class BaseModel:
         sha256 (`str`, *optional*): Hash of the weights file.
         repo (`str`, *optional*): Model repository on the Hub that has the weights file, instead of the own folder.
         revision (`str`, *optional*): Commit of `repo`, 40 hexadecimal digits.
+        adapter (`dict`, *optional*): Configuration of a PEFT adapter around the network, as `adapter_config.json` has
+            it; the network then is a `PeftModel`, and the weights file has the adapter in it. Needs `pdiff-hf[adapters]`.
         root (`Path`, *optional*): Folder of the artefact; neither serialised nor compared.
         trusted_imports (`tuple[str, ...]`, *optional*): Modules (`"mypackage"`, with all below) or factories
             (`"mypackage.nets:small"`) that may be imported and called beside those of `pdiff_hf.tasks.networks`; given
@@ -54,6 +58,7 @@ class BaseModel:
     sha256: str | None = None
     repo: str | None = None
     revision: str | None = None
+    adapter: dict[str, Any] | None = None
     root: Path | None = field(default=None, compare=False)
     trusted_imports: tuple[str, ...] = field(default=(), compare=False)
 
@@ -79,6 +84,9 @@ class BaseModel:
             # What a reference is compared with has been JSON once: tuples are lists, keys are strings.
             object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs)))
         check_arguments(self.library, self.name, self.kwargs)
+        if self.adapter is not None:
+            with errors_of("base model: adapter"):
+                object.__setattr__(self, "adapter", read_adapter_config(self.adapter).to_dict())
 
     @classmethod
     def timm(cls, name: str, **kwargs: Any) -> BaseModel:
@@ -114,6 +122,10 @@ class BaseModel:
         from .weights import put_weights, whole_network
 
         model = whole_network(model, self.name)
+        if self.adapter is not None:
+            from .adapters.network import add_adapter
+
+            model = add_adapter(model, self.adapter)
         if self.weights is not None:
             put_weights(model, self.state_dict(), self.weights, self.name)
         return model.eval()
@@ -218,14 +230,15 @@ class BaseModel:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without `root`."""
-        return {key: vars(self)[key] for key in (*KEYS, *(HUB_KEYS if self.repo else ()))}
+        optional = (*(HUB_KEYS if self.repo else ()), *(ADAPTER_KEYS if self.adapter else ()))
+        return {key: vars(self)[key] for key in (*KEYS, *optional)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, root: str | Path | None = None) -> BaseModel | None:
         """Read `to_dict()` back and check it, `None` as `None`; `root` is the folder that `weights` is relative to."""
         if values is None:
             return None
-        if set(values) not in ({*KEYS}, {*KEYS, *HUB_KEYS}):
+        if set(values) - {*ADAPTER_KEYS} not in ({*KEYS}, {*KEYS, *HUB_KEYS}):
             raise ValueError(f"base model: expected the keys {sorted(KEYS)}, found {sorted(values)}.")
         return cls(**values, root=None if root is None else Path(root))
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .exported import export_forward
+from .peft_model import called_network
 from .wrapped import copy_network, unwrap
 
 # Parts of the graph, in the order in which they run.
@@ -259,6 +260,7 @@ def forward_logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     # Only where it is another one: torch.export notes every conversion.
     if inputs.is_floating_point() and inputs.dtype != (dtype := input_dtype(model)):
         inputs = inputs.to(dtype)
+    model = called_network(model)
     if isinstance(unwrap(model), PreTrainedModel) and not inputs.is_floating_point():
         mask = (inputs != model.config.pad_token_id).to(inputs.dtype)
         output = model(input_ids=inputs, attention_mask=mask)

@@ -274,6 +274,14 @@ def _base_difference(first: NetworkIdentity, second: NetworkIdentity) -> str | N
     return f"tensor {names[0]!r} of the base model differs{also}"
 
 
+def adapter_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first key in which the configs of two adapters differ, `{}` being that of none."""
+    if not first or not other:
+        return f"an adapter ({(first or other)['peft_type']}) and none"
+    key = next(key for key in [*first, *other] if first.get(key) != other.get(key))
+    return f"adapter, {key!r}: {first.get(key, 'its default')} and {other.get(key, 'its default')}"
+
+
 def reference_difference(first: BaseModel, other: BaseModel) -> str | None:
     """What two references with the same tensors may compute differently, e.g. the number of heads; `None` for nothing.
 
@@ -282,6 +290,8 @@ def reference_difference(first: BaseModel, other: BaseModel) -> str | None:
     for a, b in ((first.library, other.library), (first.name, other.name)):
         if a != b:
             return f"{a} and {b}"
+    if first.adapter != other.adapter:
+        return adapter_difference(first.adapter or {}, other.adapter or {})
     a, b = first.kwargs, other.kwargs
     # Weights of its own replace the pretrained ones.
     keys, ignored = a.keys() | b.keys(), ("pretrained",) if first.weights or other.weights else ()

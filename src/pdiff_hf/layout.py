@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import nn
 
 from .files import errors_of
 from .host_copy import copy_values
+from .peft_model import gauged_names
 from .selection import DTYPES, check_values, select_tensors
 from .wrapped import fit_names, own_modules, own_parameters, own_state, plain_name
 
 SCHEMA = 1
 
-TRANSFORMS = ("identity", "log")
+TRANSFORMS = ("identity", "log", "canonical_lora")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class TensorSpec:
         shape (`tuple[int, ...]`): Its shape, `()` for a scalar.
         offset (`int`): Position of its first value in the vector.
         dtype (`str`): `"float32"`, `"float16"` or `"bfloat16"`.
-        transform (`str`): `"identity"`, or `"log"`: the autoencoder's normaliser works on the logarithm.
+        transform (`str`): `"identity"`; `"log"`: the autoencoder's normaliser works on the logarithm; or
+            `"canonical_lora"`: a factor of LoRA, whose rows are recorded in canonical form, see `adapters.gauge`.
     """
 
     name: str
@@ -124,7 +127,7 @@ class ParameterLayout:
                 Whether a parameter is frozen plays no part; tied parameters are taken once, under their first name.
             select (`str` or `Sequence[str]`, *optional*, defaults to `"all"`):
                 `"all"`; `"last_norms:K"` for the parameters of the last K normalisation layers; `"head"` for the
-                classifier; or one or several globs on parameter names. Integer parameters are never selected.
+                classifier; `"adapter"` for that of a `PeftModel`, with the heads saved beside it; or one or several globs on parameter names. Integer parameters are never selected.
             buffers (`bool`, *optional*, defaults to `False`):
                 Adds the floating-point buffers (BatchNorm statistics) of the modules whose parameters are selected, of
                 all modules for `"all"`; `running_var` with the transform `"log"`. Counters are never selected.
@@ -134,10 +137,12 @@ class ParameterLayout:
                 complex, of a lazy layer, quantized, sparse, or shares its memory with another one.
         """
         specs, offset = [], 0
-        for name, tensor in select_tensors(model, select, buffers).items():
+        tensors = select_tensors(model, select, buffers)
+        for name, tensor in tensors.items():
             specs.append(TensorSpec.of(name, tensor, offset))
             offset += tensor.numel()
-        return cls(tuple(specs))
+        pairs = _gauged_pairs(gauged_names(model) & tensors.keys())
+        return cls(tuple(replace(s, transform="canonical_lora") if s.name in pairs else s for s in specs))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form: `schema`, `num_parameters`, `fingerprint` and `tensors`."""
@@ -257,3 +262,13 @@ class ParameterLayout:
     def locate(self, index: int) -> str:
         """Name of the tensor that holds position `index` of the vector."""
         return next(spec.name for spec in self.tensors if index < spec.offset + spec.numel)
+
+
+def _gauged_pairs(names: set[str]) -> set[str]:
+    """Those names of factors whose other factor is among them as well: a constant one leaves no gauge."""
+    other = {"A": "B", "B": "A"}
+    return {
+        n
+        for n in names
+        if re.sub(r"(?<=\.lora_)((?:embedding_)?)([AB])(?=\.)", lambda m: m[1] + other[m[2]], n) in names
+    }

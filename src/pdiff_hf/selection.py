@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .peft_model import adapter_parameters
 from .wrapped import GATHER, is_shard, own_buffers, own_modules, own_parameters, own_state, unwrap
 
 # float64 would lose digits in a float32 vector.
@@ -35,11 +36,13 @@ def select_tensors(model: nn.Module, select: str | Sequence[str], buffers: bool)
     parameters = {n: p for n, p in own_parameters(model).items() if p.is_floating_point() or p.is_complex()}
     if not parameters:
         raise ValueError("expected a network with floating-point parameters, found none; buffers alone do not do.")
-    forms = f"'all', 'last_norms:K', 'head' or globs on names such as {', '.join(list(parameters)[:3])}"
+    forms = f"'all', 'last_norms:K', 'head', 'adapter' or globs on names such as {', '.join(list(parameters)[:3])}"
     if select == "all":
         chosen = set(parameters)
     elif select == "head":
         chosen = _names_of(_head(model), parameters)
+    elif select == "adapter":
+        chosen = _names_of(adapter_parameters(model), parameters)
     elif isinstance(select, str) and select.startswith("last_norms:"):
         chosen = _names_of(_last_norms(model, select), parameters)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def add_adapter(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
         ValueError: peft is not installed, or does not take the configuration for this network.
     """
     peft = require_peft()
-    values = {key: value for key, value in config.items() if key != "peft_type"}
+    # For some tasks, peft adds heads to the list that it is given.
+    values = copy.deepcopy({key: value for key, value in config.items() if key != "peft_type"})
     kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(config["peft_type"])]
     is_meta = any(parameter.is_meta for parameter in model.parameters())
     with (
@@ -114,8 +116,6 @@ def tensors_of_config(config: AdapterConfig, base: nn.Module) -> AdapterTensors:
     Raises:
         ValueError: an expression takes too long, or peft does not take the configuration for this base.
     """
-    import copy
-
     check_patterns(config, [name for name, _ in base.named_modules()])
     model = add_adapter(copy.deepcopy(base), config.values | {"peft_type": config.kind})
     return AdapterTensors.of(model)

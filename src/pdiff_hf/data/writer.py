@@ -202,13 +202,16 @@ def stream_parameter_dataset(
     metadata: Mapping[str, Any] | None = None,
     *,
     conditions: ConditionSpec | None = None,
+    embed: Embed | None = None,
+    unordered_runs: Iterable[str] | None = None,
 ) -> None:
-    """Write a new parameter dataset of more rows than fit into memory, whose order says nothing of time.
+    """Write a new parameter dataset of more rows than fit into memory.
 
     Args:
         batches (`Iterable[tuple]`): Vectors `(k, D)` and their columns, made on the way; all of them have the same
             columns, `run` and `step` among them.
-        layout, output_dir, base_model, metadata, conditions: As of [`save_parameter_dataset`].
+        layout, output_dir, base_model, metadata, conditions, embed: As of [`save_parameter_dataset`].
+        unordered_runs (`Iterable[str]`, *optional*): Runs whose steps say nothing of time; all of them by default.
 
     Raises:
         ValueError: as [`save_parameter_dataset`]; nothing is left then.
@@ -218,13 +221,14 @@ def stream_parameter_dataset(
     def rows() -> Iterator[pa.RecordBatch]:
         first = 0
         for vectors, columns in batches:
-            stored = condition_columns(conditions, columns, first=first)
+            stored = condition_columns(conditions, columns, embed, first=first)
             table = shards.rows_table(vectors.detach().cpu().numpy(), layout, stored, first=first)
             runs.update(dict.fromkeys(columns["run"]))
             first += len(vectors)
             yield from table.to_batches()
 
-    _write_new(rows(), layout, output_dir, base_model, metadata, runs, conditions)
+    unordered = runs if unordered_runs is None else unordered_runs
+    _write_new(rows(), layout, output_dir, base_model, metadata, unordered, conditions)
 
 
 def _write_new(

@@ -65,7 +65,7 @@ def _saved_model(place: Path, source: str, run: str) -> Checkpoint:
     if match := TRAINER.fullmatch(place.name):
         step = int(match[1])
         if "trainer_state.json" in names:
-            epoch, metrics = _trainer_state(place / "trainer_state.json", step)
+            epoch, metrics = trainer_state(place / "trainer_state.json", step)
     return Checkpoint(
         str(place),
         source,
@@ -78,7 +78,7 @@ def _saved_model(place: Path, source: str, run: str) -> Checkpoint:
     )
 
 
-def _trainer_state(file: Path, step: int) -> tuple[float | None, dict[str, float]]:
+def trainer_state(file: Path, step: int) -> tuple[float | None, dict[str, float]]:
     """Epoch and metrics of a step: `loss` is `train_loss`, `eval_accuracy` is `val_accuracy`."""
     state = read_json(file)
     if not isinstance(state, dict) or not isinstance(history := state.get("log_history"), list):

@@ -1,0 +1,128 @@
+"""The gauge of LoRA: `(BG, G⁻¹A)` is the same adapter as `(B, A)`, and one of them stands for all.
+
+Factors are canonical when they come from the singular value decomposition BA = U S Vᵀ as B = U √S and A = √S Vᵀ, with
+singular values in descending order, and signs by a rule: the sum of the cubes of a column of U and of V together is not
+negative. Source: QR and SVD of the factors as in Weight2Token (2603.15990); the sign rule is ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..layout import ParameterLayout, TensorSpec
+
+FACTOR_A = re.compile(r"\.lora_((?:embedding_)?)A\.")
+# Singular values below this share of the largest one are rounding, whose vectors are arbitrary.
+ROUNDING = 1e-7
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """Two factors with a gauge.
+
+    Args:
+        layer (`str`): Name of the layer in the network.
+        a ([`TensorSpec`]): A, `(r, in, …)`.
+        b ([`TensorSpec`]): B, `(out, r / groups, …)`.
+    """
+
+    layer: str
+    a: TensorSpec
+    b: TensorSpec
+
+    @property
+    def groups(self) -> int:
+        """Of a grouped convolution, whose A is whole and whose B is cut; 1 otherwise."""
+        return self.a.shape[0] // self.b.shape[1]
+
+    def factors(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views `(n, groups, out / groups, r / groups)` of B and `(n, groups, r / groups, in)` of A in rows `(n, D)`."""
+        n, groups = len(rows), self.groups
+        a = rows[:, self.a.offset : self.a.offset + self.a.numel]
+        b = rows[:, self.b.offset : self.b.offset + self.b.numel]
+        rank = self.a.shape[0] // groups
+        return b.unflatten(1, (groups, -1, rank)), a.unflatten(1, (groups, rank, -1)) if n else a
+
+
+def lora_pairs(layout: ParameterLayout) -> list[LoraPair]:
+    """The factors of a layout that have a gauge, in the order of their A."""
+    specs = {spec.name: spec for spec in layout.tensors if spec.transform == "canonical_lora"}
+    found = []
+    for name, spec in specs.items():
+        if (match := FACTOR_A.search(name)) is not None:
+            other = FACTOR_A.sub(r".lora_\1B.", name)
+            if other not in specs:
+                raise ValueError(f"layout: tensor {name!r} is canonical without its other factor {other!r}.")
+            found.append(LoraPair(name[: match.start()], spec, specs[other]))
+    return found
+
+
+@torch.no_grad()
+def canonical_rows(layout: ParameterLayout, rows: torch.Tensor) -> torch.Tensor:
+    """Rows `(n, D)` with canonical factors, float32; all else is as it was. Rows without factors are returned as such.
+
+    BA is that of the rows up to their rounding: everything is computed in double precision.
+    """
+    pairs = lora_pairs(layout)
+    if not pairs or not len(rows):
+        return rows
+    found = rows.clone()
+    by_shape: dict[tuple, list[LoraPair]] = defaultdict(list)
+    for pair in pairs:
+        by_shape[pair.groups, pair.a.shape[0], pair.a.numel, pair.b.numel].append(pair)
+    for alike in by_shape.values():
+        b, a = (torch.stack(parts).double() for parts in zip(*(p.factors(rows) for p in alike), strict=True))
+        b, a = canonical_factors(b, a)
+        for pair, own_b, own_a in zip(alike, b, a, strict=True):
+            target_b, target_a = pair.factors(found)
+            target_b.copy_(own_b)
+            target_a.copy_(own_a)
+    return found
+
+
+def canonical_factors(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The canonical form of B `(…, out, r)` and A `(…, r, in)`, of the same shapes and type."""
+    rank = a.shape[-2]
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.mT)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    u, v = q_b @ u, q_a @ vh.mT
+    sign = torch.where((u**3).sum(-2) + (v**3).sum(-2) < 0, -1.0, 1.0)
+    # Vectors of what is zero are arbitrary.
+    root = torch.where(s > ROUNDING * s[..., :1], s, 0.0).sqrt() * 1.0
+    new_b, new_a = u * (root * sign).unsqueeze(-2), (v * (root * sign).unsqueeze(-2)).mT
+    # Ranks above the width of the matrix have no singular value.
+    missing = rank - root.shape[-1]
+    return torch.nn.functional.pad(new_b, (0, missing)), torch.nn.functional.pad(new_a, (0, 0, 0, missing))
+
+
+def delta_weights(layout: ParameterLayout, rows: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What the factors of rows `(n, D)` multiply to, layer by layer: BA `(n, groups, out / groups, in)`, unscaled."""
+    for pair in lora_pairs(layout):
+        b, a = pair.factors(rows)
+        yield pair.layer, b @ a
+
+
+def singular_values(layout: ParameterLayout, rows: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Singular values of BA of canonical rows `(n, D)`, layer by layer: `(n, groups, r / groups)`, descending."""
+    for pair in lora_pairs(layout):
+        b, _ = pair.factors(rows)
+        yield pair.layer, b.double().square().sum(-2)
+
+
+def near_equal(layout: ParameterLayout, rows: torch.Tensor, tolerance: float = 0.01) -> dict[str, float]:
+    """By layer, the share of rows with two neighbouring singular values within a relative `tolerance`.
+
+    There the canonical vectors turn into one another, and equal adapters may have other rows.
+    """
+    found = {}
+    for layer, values in singular_values(layout, rows):
+        first, second = values[..., :-1], values[..., 1:]
+        close = (second > ROUNDING * values[..., :1]) & (first - second < tolerance * first)
+        found[layer] = close.flatten(1).any(1).double().mean().item()
+    return found

@@ -1,5 +1,7 @@
 """Names by which scripts and files call what has moved."""
 
+from inspect import isfunction
+
 import pytest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -19,6 +19,8 @@ from .files import atomic_write, errors_of, sha256_file
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from .layout import ParameterLayout
     from transformers import PretrainedConfig
 
 KEYS = ("library", "name", "kwargs", "weights", "sha256")
@@ -200,6 +202,30 @@ class BaseModel:
         path = self.checked_weights()
         with errors_of(f"base model: {path} is not a valid safetensors file", SafetensorError):
             return load_file(path)
+
+    def adapter_constants(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """The tensors of the adapter that are not among `names`, those of a layout: all adapters share them."""
+        from safetensors import safe_open
+
+        from .adapters.folder import is_of_adapter
+
+        if self.adapter is None or self.weights is None:
+            return {}
+        with safe_open(self.checked_weights(), framework="pt") as file:
+            found = [name for name in file.keys() if is_of_adapter(name) and name not in names]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in found}
+
+    def save_adapter(self, layout: ParameterLayout, vector: torch.Tensor, folder: str | Path) -> None:
+        """Write the values `(D,)` of a layout as a folder that `PeftModel.from_pretrained(base, folder)` loads.
+
+        Raises:
+            ValueError: the network has no adapter, or the values do not fit the layout.
+        """
+        if self.adapter is None:
+            raise ValueError(f"expected parameters of an adapter, found those of {self.name} itself; save_weights.")
+        from .adapters.folder import write_adapter
+
+        write_adapter(folder, self.adapter, layout.unflatten(vector), self.adapter_constants(layout.names))
 
     def save_weights(self, model: nn.Module | Mapping[str, torch.Tensor], root: str | Path) -> BaseModel:
         """Write all weights of a network or state dict to `root/base/model.safetensors`, tied ones once.

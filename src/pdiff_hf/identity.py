@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .adapters.folder import network_name
 from .base_model import BaseModel
 from .files import errors_of, read_json
 from .layout import ParameterLayout, TensorSpec
@@ -169,18 +170,23 @@ def generated_identity(folder: str | Path, where: str | None = None) -> NetworkI
         root = folder / pipeline if pipeline.startswith("..") else folder
         base_model = BaseModel.from_dict(values.get("base_model"), root=root)
         name = next(iter(values["files"]), "")
-        layout = _layout_of(folder / Path(name).name, values.get("batch_norm", ()))
+        adapter = None if base_model is None else base_model.adapter
+        # The network's own file, or that of its adapter in a folder of its own.
+        file = folder / Path(name).name if adapter is None else folder / Path(name).parent.name / Path(name).name
+        layout = _layout_of(file, values.get("batch_norm", ()), adapter)
         return NetworkIdentity(where or shown(folder), values["layout"], layout, base_model, values.get("rest"))
 
 
-def _layout_of(file: Path, without: Collection[str]) -> ParameterLayout | None:
+def _layout_of(
+    file: Path, without: Collection[str], adapter: Mapping[str, Any] | None = None
+) -> ParameterLayout | None:
     """What is known of a layout by a network with its tensors: all but their order. `None` for a file that is none."""
     specs, offset = [], 0
     try:
         with safe_open(file, framework="pt") as opened:
             for name in sorted(set(opened.keys()).difference(without)):
                 tensor = opened.get_tensor(name)
-                specs.append(TensorSpec.of(name, tensor, offset))
+                specs.append(TensorSpec.of(name if adapter is None else network_name(name, adapter), tensor, offset))
                 offset += tensor.numel()
         return ParameterLayout(tuple(specs))
     except (OSError, SafetensorError, ValueError):
@@ -274,11 +280,14 @@ def _base_difference(first: NetworkIdentity, second: NetworkIdentity) -> str | N
     return f"tensor {names[0]!r} of the base model differs{also}"
 
 
-def adapter_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first key in which the configs of two adapters differ, `{}` being that of none."""
-    if not first or not other:
+def _adapter_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first key in which the configs of two adapters differ, `{}` being that of none; names of bases aside."""
+    if bool(first) != bool(other):
         return f"an adapter ({(first or other)['peft_type']}) and none"
-    key = next(key for key in [*first, *other] if first.get(key) != other.get(key))
+    keys = [key for key in [*first, *other] if first.get(key) != other.get(key) and key != "base_model_name_or_path"]
+    if not keys:
+        return None
+    key = keys[0]
     return f"adapter, {key!r}: {first.get(key, 'its default')} and {other.get(key, 'its default')}"
 
 
@@ -290,8 +299,8 @@ def reference_difference(first: BaseModel, other: BaseModel) -> str | None:
     for a, b in ((first.library, other.library), (first.name, other.name)):
         if a != b:
             return f"{a} and {b}"
-    if first.adapter != other.adapter:
-        return adapter_difference(first.adapter or {}, other.adapter or {})
+    if (difference := _adapter_difference(first.adapter or {}, other.adapter or {})) is not None:
+        return difference
     a, b = first.kwargs, other.kwargs
     # Weights of its own replace the pretrained ones.
     keys, ignored = a.keys() | b.keys(), ("pretrained",) if first.weights or other.weights else ()

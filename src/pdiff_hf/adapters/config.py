@@ -94,8 +94,9 @@ class AdapterConfig:
         return json.dumps({"peft_type": self.kind, **self.values})
 
     def to_dict(self) -> dict[str, Any]:
-        """As a base model reference has it."""
-        return {"peft_type": self.kind, **self.values}
+        """As a base model reference has it, and an `adapter_config.json`."""
+        named = {} if self.base_name is None else {"base_model_name_or_path": self.base_name}
+        return {"peft_type": self.kind, **named, **self.values}
 
 
 def read_adapter_config(values: Any) -> AdapterConfig:

@@ -1,4 +1,4 @@
-"""Networks as a folder: one safetensors file each, and `index.json`."""
+"""Networks as a folder: one safetensors file each, or one folder of an adapter, and `index.json`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..adapters.folder import WEIGHTS as ADAPTER_WEIGHTS
+from ..adapters.folder import is_constant, read_adapter, write_adapter
 from ..base_model import BaseModel
 from ..data.vectors import Vectors, empty_vectors
 from ..files import atomic_folder, check_new, errors_of, partial_folder, read_object, write_json
@@ -33,6 +35,7 @@ def write_networks(
     *,
     rows: Sequence[int] | None = None,
     num_networks: int | None = None,
+    base_model: BaseModel | None = None,
 ) -> None:
     """Write networks to a new folder, which appears under its name when it is complete.
 
@@ -46,6 +49,8 @@ def write_networks(
         rows (`Sequence[int]`, *optional*): Numbers of these networks, where processes of `accelerate launch` share
             them. All processes call; without this, the main one has all networks and writes them.
         num_networks (`int`, *optional*): Of all processes, with `rows`.
+        base_model ([`BaseModel`], *optional*): The network around. Adapters are written as folders that peft loads, with
+            the constants that are in its weights.
 
     Raises:
         ValueError: the folder is not empty.
@@ -53,18 +58,27 @@ def write_networks(
     output_dir = Path(output_dir)
     check_new(output_dir, "the networks")
     processes, partial, written = process_state(), partial_folder(output_dir), 0
+    adapter = None if base_model is None else base_model.adapter
+    constants = {} if adapter is None else base_model.adapter_constants(layout.names)
+
+    def save(state: Mapping[str, torch.Tensor], name: str) -> None:
+        if adapter is None:
+            _save(state, partial / name)
+        else:
+            write_adapter((partial / name).parent, adapter, state, constants)
+
     with atomic_folder(output_dir) if processes.is_main_process else nullcontext():
         processes.wait_for_everyone()
         if rows is not None or processes.is_main_process:
             for row, state in zip(itertools.count() if rows is None else rows, states, strict=rows is not None):
-                _save(state, partial / _file_name(row))
+                save(state, _file_name(row, adapter))
                 written += 1
         processes.wait_for_everyone()
         if processes.is_main_process:
             for name, state in (extra or {}).items():
-                _save(state, partial / name)
+                save(state, name)
             known = {"schema": SCHEMA, "layout": layout.fingerprint, "num_parameters": layout.num_parameters}
-            files = [_file_name(row) for row in range(written if num_networks is None else num_networks)]
+            files = [_file_name(row, adapter) for row in range(written if num_networks is None else num_networks)]
             write_json(partial / "index.json", {**known, **index, "files": files})
     processes.wait_for_everyone()
 
@@ -96,7 +110,8 @@ def load_generated(folder: str | Path, layout: ParameterLayout, base_model: Base
     vectors = empty_vectors(len(index["files"]), torch.empty(0, layout.num_parameters))
     for row, (path, state) in enumerate(_states(Path(folder), index)):
         with errors_of(path):
-            if undeclared := sorted(state.keys() - {*layout.names, *index.get("batch_norm", ())}):
+            known = {*layout.names, *index.get("batch_norm", ())}
+            if undeclared := sorted(name for name in state.keys() - known if not is_constant(name)):
                 raise ValueError(f"tensor {undeclared[0]!r} is neither in the layout nor declared in index.json.")
             vector = layout.flatten(state)
             if not vector.isfinite().all():
@@ -119,16 +134,29 @@ def load_statistics(folder: str | Path) -> dict[str, torch.Tensor]:
 
 def _states(folder: Path, index: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
     for name in index["files"]:
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise ValueError(f"{folder}: index.json names {name!r}, found no such file in the folder.")
-        with errors_of(path, SafetensorError):
-            state = load_file(path)
-        yield path, state
+        yield folder / name, read_network(folder, name, index)
 
 
-def _file_name(row: int) -> str:
-    return f"{row:05d}.safetensors"
+def read_network(folder: Path, name: str, index: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a file that `index.json` names, by the network's names.
+
+    Raises:
+        ValueError: it is not in the folder, or damaged.
+    """
+    adapter = (index.get("base_model") or {}).get("adapter")
+    path = folder / name
+    inside = Path(name).parent.name if adapter is not None else Path(name).name
+    expected = f"{inside}/{ADAPTER_WEIGHTS}" if adapter is not None else inside
+    if name != expected or inside in ("", "..") or not path.is_file():
+        raise ValueError(f"{folder}: index.json names {name!r}, found no such file in the folder.")
+    if adapter is not None:
+        return read_adapter(path, adapter)
+    with errors_of(path, SafetensorError):
+        return load_file(path)
+
+
+def _file_name(row: int, adapter: Mapping[str, Any] | None) -> str:
+    return f"{row:05d}.safetensors" if adapter is None else f"{row:05d}/{ADAPTER_WEIGHTS}"
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -163,6 +163,25 @@ class PDiffPipeline(DiffusionPipeline):
         self.layout.load_into(model, vector)
         return model
 
+    def save_adapter(
+        self, parameters: Mapping[str, torch.Tensor] | torch.Tensor, save_directory: str | Path
+    ) -> None:
+        """Save generated parameters as a folder that `peft.PeftModel.from_pretrained(base, save_directory)` loads.
+
+        Args:
+            parameters (`Mapping[str, torch.Tensor]` or `torch.Tensor` of shape `(D,)`):
+                One element of the pipeline's output.
+            save_directory (`str` or `Path`):
+                Made when it does not exist.
+
+        Raises:
+            ValueError: what it generates are no adapters, or the parameters do not fit its layout.
+        """
+        if self.base_model is None:
+            raise ValueError("this pipeline carries no base model; set pipe.base_model = BaseModel.timm(...) first.")
+        vector = parameters if isinstance(parameters, torch.Tensor) else self.layout.flatten(parameters)
+        self.base_model.save_adapter(self.layout, vector, save_directory)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Save the pipeline with its base model's weights and the `pipeline.py` that plain diffusers needs.
 

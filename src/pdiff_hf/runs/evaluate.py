@@ -79,6 +79,7 @@ def fine_tune_run(
             dataset.layout,
             map(dataset.layout.unflatten, networks),
             {**dataset.identity.to_dict(), "seconds": seconds, "steps": steps},
+            base_model=dataset.base_model,
         )
 
     run.do("fine_tune", stage, report, keep_later=is_new)

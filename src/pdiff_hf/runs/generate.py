@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.folder import WEIGHTS as ADAPTER_WEIGHTS
 from ..data.dataset import ParameterDataset
 from ..evaluation.baselines import uniform_soup
 from ..evaluation.batch_norm import BatchNormEstimator
@@ -155,6 +156,7 @@ def generate_networks(
     if chooser is None:
         states = draw("state_dict", own) if draws is None else map(draws.state_dicts, own)
         shared = {"rows": [row for rows in own for row in rows.tolist()], "num_networks": num_samples}
+        shared["base_model"] = pipeline.base_model
         write_networks(output_dir, pipeline.layout, itertools.chain.from_iterable(states), index, **shared)
         return output_dir
     if draws is None:
@@ -163,7 +165,7 @@ def generate_networks(
     states, extra, chosen = chooser.choose(draws)
     seconds = {"draw": drawn - begin, "select": time.perf_counter() - drawn + chooser.seconds}
     chosen["choice"]["seconds"] = seconds
-    write_networks(output_dir, pipeline.layout, states, {**index, **chosen}, extra)
+    write_networks(output_dir, pipeline.layout, states, {**index, **chosen}, extra, base_model=pipeline.base_model)
     return output_dir
 
 
@@ -233,6 +235,7 @@ class _Chooser:
             choice["metric"] = metric.model_dump()
         index: dict[str, Any] = {"choice": choice}
         states = [self._layout.unflatten(vector) for vector in vectors]
+        soup_file = SOUP_FILE if self._config.dataset.base_model.adapter is None else f"soup/{ADAPTER_WEIGHTS}"
         if self._estimator is not None:
             index["batch_norm"] = self._estimator.names
             choice["val_accuracy_before_batch_norm"] = output.score[: config.top].tolist()
@@ -245,5 +248,5 @@ class _Chooser:
                 choice[f"soup_{name}"] = values[-1].item()
         extra = {}
         if config.soup:
-            index["soup"], extra[SOUP_FILE] = SOUP_FILE, states.pop()
+            index["soup"], extra[soup_file] = soup_file, states.pop()
         return states, extra, index

@@ -31,7 +31,7 @@ from .base import AdapterBase, open_base
 from .older_names import newer_names, renamed_config
 from .rows import RowWriter, Source, common_config
 from .sources import find_adapters, read_config_of
-from .tensors import PREFIX, check_finite, fitted, read_tensors
+from .tensors import PREFIX, check_finite, fitted, plain_names, read_tensors
 
 # Rows are made and written together, of so many bytes at most.
 BATCH, BATCH_BYTES = 32, 2**26
@@ -229,7 +229,7 @@ class _Collection:
     def _read(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         with errors_of(checkpoint.where):
             (file,) = checkpoint.files()
-            return read_tensors(file)
+            return plain_names(read_tensors(file))
 
     def values(self, number: int) -> tuple[dict[str, torch.Tensor], AdapterTensors]:
         """The tensors of an adapter by the network's names, checked, and what they are."""

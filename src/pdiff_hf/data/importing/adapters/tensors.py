@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ....adapters.config import AdapterConfig
+from ....adapters.folder import file_name
 from ....adapters.network import AdapterTensors
 from ....files import errors_of
 from ....hub.snapshot import some_of
+from ..placeholder import Placeholder
 from ..state_dict import read_values
 
 PREFIX = "base_model.model."
@@ -33,9 +35,18 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
     values = read_values([file], file.name)
     if not isinstance(values, Mapping) or not all(isinstance(value, torch.Tensor) for value in values.values()):
-        other = type(values).__name__ if not isinstance(values, Mapping) else "other objects among them"
-        raise ValueError(f"{file.name}: expected tensors by their names, found {other}.")
+        objects = values.values() if isinstance(values, Mapping) else [values]
+        other = next((value for value in objects if not isinstance(value, torch.Tensor)), None)
+        what = f"an object of {other.full_name}, whose code would run" if isinstance(other, Placeholder) else type(other)
+        raise ValueError(f"{file.name}: expected tensors by their names, found {what}; nothing of it was run.")
     return dict(values)
+
+
+def plain_names(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names without that of peft's default adapter, which some versions of transformers write; peft finds them too."""
+    if not any(".default" in name for name in values):
+        return values
+    return {file_name(name): tensor for name, tensor in values.items()}
 
 
 def fitted(values: dict[str, torch.Tensor], config: AdapterConfig, expected: AdapterTensors) -> dict[str, torch.Tensor]:
@@ -45,9 +56,6 @@ def fitted(values: dict[str, torch.Tensor], config: AdapterConfig, expected: Ada
         ValueError: a tensor is missing or none of the configuration's, has another shape, or no finite numbers.
     """
     names = expected.names
-    if values.keys() != names.keys():
-        # As some versions of transformers write them; peft finds them too.
-        values = {re.sub(r"(?<=\.)default\.(?=(weight|bias)$)|\.default$", "", name): v for name, v in values.items()}
     if values.keys() != names.keys():
         raise _wrong_names(values, names)
     found = {}

@@ -19,9 +19,9 @@ from .files import atomic_write, errors_of, sha256_file
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PretrainedConfig
 
     from .layout import ParameterLayout
-    from transformers import PretrainedConfig
 
 KEYS = ("library", "name", "kwargs", "weights", "sha256")
 HUB_KEYS = ("repo", "revision")
@@ -43,7 +43,7 @@ class BaseModel:
         repo (`str`, *optional*): Model repository on the Hub that has the weights file, instead of the own folder.
         revision (`str`, *optional*): Commit of `repo`, 40 hexadecimal digits.
         adapter (`dict`, *optional*): Configuration of a PEFT adapter around the network, as `adapter_config.json` has
-            it; the network then is a `PeftModel`, and the weights file has the adapter in it. Needs `pdiff-hf[adapters]`.
+            it; the network then is a `PeftModel`, and the weights file has an adapter in it.
         root (`Path`, *optional*): Folder of the artefact; neither serialised nor compared.
         trusted_imports (`tuple[str, ...]`, *optional*): Modules (`"mypackage"`, with all below) or factories
             (`"mypackage.nets:small"`) that may be imported and called beside those of `pdiff_hf.tasks.networks`; given
@@ -212,7 +212,7 @@ class BaseModel:
         if self.adapter is None or self.weights is None:
             return {}
         with safe_open(self.checked_weights(), framework="pt") as file:
-            found = [name for name in file.keys() if is_of_adapter(name) and name not in names]  # noqa: SIM118
+            found = [name for name in file.keys() if is_of_adapter(name) and name not in names]
             return {name: file.get_tensor(name) for name in found}
 
     def save_adapter(self, layout: ParameterLayout, vector: torch.Tensor, folder: str | Path) -> None:

@@ -127,7 +127,8 @@ class ParameterLayout:
                 Whether a parameter is frozen plays no part; tied parameters are taken once, under their first name.
             select (`str` or `Sequence[str]`, *optional*, defaults to `"all"`):
                 `"all"`; `"last_norms:K"` for the parameters of the last K normalisation layers; `"head"` for the
-                classifier; `"adapter"` for that of a `PeftModel`, with the heads saved beside it; or one or several globs on parameter names. Integer parameters are never selected.
+                classifier; `"adapter"` for that of a `PeftModel`, with the heads saved beside it; or one or several
+                globs on parameter names. Integer parameters are never selected.
             buffers (`bool`, *optional*, defaults to `False`):
                 Adds the floating-point buffers (BatchNorm statistics) of the modules whose parameters are selected, of
                 all modules for `"all"`; `running_var` with the transform `"log"`. Counters are never selected.

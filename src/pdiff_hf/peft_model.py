@@ -1,4 +1,4 @@
-"""A `PeftModel` by its own names: which tensors are its adapter's, what files call them, which factors have a gauge."""
+"""A `PeftModel` by its own names: its adapter's tensors, what files call them, which factors have a gauge."""
 
 from __future__ import annotations
 

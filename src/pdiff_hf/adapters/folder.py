@@ -24,13 +24,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OWN = re.compile(rf"(\.(?:lora_\w+|ia3_l|vera_\w+))\.{ADAPTER}(?=\.|$)")
 IN_FILES = re.compile(r"(\.(?:lora_\w+|ia3_l|vera_\w+))(?=\.|$)")
 CONSTANTS = re.compile(rf"\.(vera_[AB]|lora_(?:embedding_)?A)\.{ADAPTER}(?=\.|$)")
+# In the network, every layer has it; in the file, it is there once.
+SHARED = re.compile(rf"^base_model\..*\.(vera_[AB]\.{ADAPTER})$")
 MAGNITUDE = ".lora_magnitude_vector"
 HEAD = f".modules_to_save.{ADAPTER}."
 
 
 def file_name(name: str) -> str:
     """What the file of an adapter calls a tensor of the network."""
-    name = name.removesuffix(".weight") if MAGNITUDE in name else name
+    name = name.removesuffix(".weight") if MAGNITUDE in name else SHARED.sub(r"base_model.\1", name)
     return OWN.sub(r"\1", name).replace(HEAD, ".")
 
 

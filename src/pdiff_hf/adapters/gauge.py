@@ -1,8 +1,8 @@
 """The gauge of LoRA: `(BG, G⁻¹A)` is the same adapter as `(B, A)`, and one of them stands for all.
 
 Factors are canonical when they come from the singular value decomposition BA = U S Vᵀ as B = U √S and A = √S Vᵀ, with
-singular values in descending order, and signs by a rule: the sum of the cubes of a column of U and of V together is not
-negative. Source: QR and SVD of the factors as in Weight2Token (2603.15990); the sign rule is ours.
+singular values in descending order, and signs by a rule: the sum of the cubes of a column of U and of V together is
+not negative. Source: QR and SVD of the factors as in Weight2Token (2603.15990); the sign rule is ours.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class LoraPair:
         return self.a.shape[0] // self.b.shape[1]
 
     def factors(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views `(n, groups, out / groups, r / groups)` of B and `(n, groups, r / groups, in)` of A in rows `(n, D)`."""
-        n, groups = len(rows), self.groups
+        """Views of B `(n, groups, out / groups, r / groups)` and A `(n, groups, r / groups, in)` in rows `(n, D)`."""
+        groups = self.groups
         a = rows[:, self.a.offset : self.a.offset + self.a.numel]
         b = rows[:, self.b.offset : self.b.offset + self.b.numel]
         rank = self.a.shape[0] // groups
-        return b.unflatten(1, (groups, -1, rank)), a.unflatten(1, (groups, rank, -1)) if n else a
+        return b.unflatten(1, (groups, -1, rank)), a.unflatten(1, (groups, rank, -1))
 
 
 def lora_pairs(layout: ParameterLayout) -> list[LoraPair]:

@@ -51,7 +51,7 @@ def outputs_of(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def probe_inputs(model: torch.nn.Module) -> torch.Tensor | None:
-    """Random inputs for a network with an adapter, images or token ids; `None` where it does not say which it takes."""
+    """Random images or token ids for a network with an adapter; `None` where it does not say which it takes."""
     network = called_network(model)
     generator = torch.Generator().manual_seed(0)
     dtype = next(model.parameters()).dtype

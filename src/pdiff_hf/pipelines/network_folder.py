@@ -49,8 +49,8 @@ def write_networks(
         rows (`Sequence[int]`, *optional*): Numbers of these networks, where processes of `accelerate launch` share
             them. All processes call; without this, the main one has all networks and writes them.
         num_networks (`int`, *optional*): Of all processes, with `rows`.
-        base_model ([`BaseModel`], *optional*): The network around. Adapters are written as folders that peft loads, with
-            the constants that are in its weights.
+        base_model ([`BaseModel`], *optional*): The network around. Adapters are written as folders that peft loads,
+            with the constants that are in its weights.
 
     Raises:
         ValueError: the folder is not empty.

@@ -163,9 +163,7 @@ class PDiffPipeline(DiffusionPipeline):
         self.layout.load_into(model, vector)
         return model
 
-    def save_adapter(
-        self, parameters: Mapping[str, torch.Tensor] | torch.Tensor, save_directory: str | Path
-    ) -> None:
+    def save_adapter(self, parameters: Mapping[str, torch.Tensor] | torch.Tensor, save_directory: str | Path) -> None:
         """Save generated parameters as a folder that `peft.PeftModel.from_pretrained(base, save_directory)` loads.
 
         Args:

@@ -102,7 +102,8 @@ def _named(base: str, kwargs: Mapping[str, Any], num_labels: int | None) -> tupl
     with errors_of(f"--base {base}: its weights cannot be loaded", Exception):
         model = found.build()
     # Its weights go into the dataset.
-    return BaseModel.timm(found.name, **{key: v for key, v in found.kwargs.items() if key != "pretrained"}), model, set()
+    kept = {key: value for key, value in found.kwargs.items() if key != "pretrained"}
+    return BaseModel.timm(found.name, **kept), model, set()
 
 
 def _saved(
@@ -163,7 +164,7 @@ def _transformers_folder(
             trust_remote_code=False,
             **options,
         )
-    new = {name if isinstance(name, str) else name[0] for key in ("missing_keys", "mismatched_keys") for name in info[key]}
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     # Where it was loaded from says nothing of the network.
     model.config.name_or_path = ""
     return BaseModel.transformers(model.config, type(model).__name__), model, new

@@ -155,8 +155,8 @@ def _notes(checkpoints: Sequence[Checkpoint], configs: Sequence[AdapterConfig], 
     if len(found) > 1 and not any_base_name:
         (first, a), (second, b), *_ = found.items()
         raise ValueError(
-            f"{b} was trained on a base called {second!r:.100}, {a} on {first!r:.100}; import adapters of one base, or "
-            "give --base-name any when both are the same."
+            f"{b} was trained on a base called {second!r:.100}, {a} on {first!r:.100}; import adapters of one base, "
+            "or give --base-name any when both are the same."
         )
     return [f"{note} in {count} of {len(configs)} configs." for note, count in notes.items()]
 

@@ -57,8 +57,8 @@ def renamed_config(config: AdapterConfig, names: Collection[str], renamed: dict[
     for key in ("rank_pattern", "alpha_pattern"):
         if values.get(key):
             raise ValueError(
-                f"its modules have names of transformers 4, and so has {key}: rename the modules in adapter_config.json "
-                "to those of transformers 5, e.g. attention.q_proj."
+                f"its modules have names of transformers 4, and so has {key}: rename them in adapter_config.json to "
+                "those of transformers 5, e.g. attention.q_proj."
             )
     for key in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         values.pop(key, None)

@@ -83,7 +83,7 @@ def _listed(file: Path) -> list[Checkpoint]:
 
 
 def _local(folder: Path) -> list[Checkpoint]:
-    """The adapters in a folder; beside the checkpoints of a Trainer, what lies in the folder itself is the last one."""
+    """The adapters in a folder, at least one."""
     found = _walk(folder, MAX_DEPTH)
     if not found:
         names = [path.name for path in folder.iterdir()]

@@ -21,7 +21,9 @@ from ..state_dict import read_values
 PREFIX = "base_model.model."
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 KOHYA = re.compile(r"^lora_(te\d*|unet|transformer)_|\.lora_(down|up)\.|\.alpha$")
-NAMED = re.compile(r"\.(?:lora_(?:embedding_)?[AB]|lora_magnitude_vector|ia3_l|vera_lambda_[bd])\.([^.]+)(?:\.weight|\.bias)?$")
+NAMED = re.compile(
+    r"\.(?:lora_(?:embedding_)?[AB]|lora_magnitude_vector|ia3_l|vera_lambda_[bd])\.([^.]+)(?:\.weight|\.bias)?$"
+)
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -37,7 +39,9 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(values, Mapping) or not all(isinstance(value, torch.Tensor) for value in values.values()):
         objects = values.values() if isinstance(values, Mapping) else [values]
         other = next((value for value in objects if not isinstance(value, torch.Tensor)), None)
-        what = f"an object of {other.full_name}, whose code would run" if isinstance(other, Placeholder) else type(other)
+        what = f"a {type(other).__name__}"
+        if isinstance(other, Placeholder):
+            what = f"an object of {other.full_name}, whose code would run"
         raise ValueError(f"{file.name}: expected tensors by their names, found {what}; nothing of it was run.")
     return dict(values)
 
@@ -49,7 +53,9 @@ def plain_names(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {file_name(name): tensor for name, tensor in values.items()}
 
 
-def fitted(values: dict[str, torch.Tensor], config: AdapterConfig, expected: AdapterTensors) -> dict[str, torch.Tensor]:
+def fitted(
+    values: dict[str, torch.Tensor], config: AdapterConfig, expected: AdapterTensors
+) -> dict[str, torch.Tensor]:
     """The tensors of a file by the network's names: all that its configuration builds, and no other.
 
     Raises:

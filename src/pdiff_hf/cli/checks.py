@@ -75,3 +75,24 @@ def check_import(
         find_local(local)
     if pattern is not None:
         compile_pattern(pattern)
+
+
+def check_adapters(
+    sources: Sequence[str], base: str, pattern: str | None, out: Path, conditions: Path | None = None
+) -> None:
+    """Raise `ValueError` for adapters on this machine whose configs, names and shapes are against them."""
+    from ..data.importing.adapters.headers import check_early
+    from ..data.importing.adapters.sources import find_adapters, read_config_of
+    from ..data.importing.checkpoint import compile_pattern
+    from ..files import check_new, check_regular, errors_of
+
+    check_new(out, "the dataset")
+    if conditions is not None:
+        check_regular(conditions, "a file of conditions")
+    if pattern is not None:
+        compile_pattern(pattern)
+    local = [source for source in sources if Path(source).expanduser().is_dir()]
+    for checkpoint in find_adapters(local) if local else ():
+        config = read_config_of(checkpoint)
+        with errors_of(checkpoint.where):
+            check_early(*checkpoint.files(), config, base)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .adapters import import_adapter_folders
 from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_import, parse_given_task
 
@@ -75,21 +76,40 @@ def import_(
         str | None,
         typer.Option(metavar="NAME", help="Of conditions that are sentences: a folder, or a name on the Hub."),
     ] = None,
+    peft: Annotated[
+        bool,
+        typer.Option(
+            "--peft", help="The sources are PEFT adapters of --base: a model's folder, timm:NAME or user/name."
+        ),
+    ] = False,
+    keep_scaling: Annotated[
+        bool, typer.Option("--keep-scaling", help="With --peft: scalings and ranks stay, and have to be equal.")
+    ] = False,
+    base_name: Annotated[
+        str | None, typer.Option(metavar="any", help="With --peft: adapters may name different bases.")
+    ] = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a parameter dataset from checkpoints that exist already."""
+    """Make a parameter dataset from checkpoints or PEFT adapters that exist already."""
+    if encoder is not None and conditions is None:
+        raise ValueError("--encoder is for --conditions; give a file of them, too.")
+    if peft:
+        others = {"--select": select, "--buffers": buffers, "--rest": rest, "--revisions": revisions, "--run": run}
+        others |= {"--independent": independent, "--key": key, "--base-model-json": base_model_json}
+        given = {"keep_scaling": keep_scaling, "base_name": base_name, "metrics_pattern": metrics_pattern}
+        given |= {"task": task, "conditions": conditions, "encoder": encoder, "as_json": as_json}
+        summary = import_adapter_folders(sources, out, base, _kwargs(kwargs, base), others, **given)
+        return _say_next(summary, out, line_printer(as_json), "adapters")
+    if keep_scaling or base_name is not None:
+        raise ValueError("--keep-scaling and --base-name are for adapters; give --peft, too.")
     if revisions not in (None, "all"):
         raise ValueError(f"--revisions: expected 'all', found {revisions!r}.")
     arguments = _builder_arguments(base, kwargs, base_model_json)
-    if encoder is not None and conditions is None:
-        raise ValueError("--encoder is for --conditions; give a file of them, too.")
     check_import(sources, revisions == "all", metrics_pattern, out, conditions)
     given_task = parse_given_task(task)
     quiet()
     from ..data.importing.importer import import_checkpoints
-    from ..models.auto import AUTOENCODER, DENOISER
-    from ..models.few_rows import MIN_ROWS, fit_to_rows
     from ..runs.task_spec import task_describer
     from ..text_encoder import TextEncoder
     from ..trust import remember
@@ -117,9 +137,18 @@ def import_(
         )
     if base_model is not None and base_model.library == "import":
         remember(base_model.name, base_model.kwargs)
+    _say_next(summary, out, line, "checkpoints")
+    print_json({"folder": str(out), **summary}, as_json)
+
+
+def _say_next(summary: dict[str, Any], out: Path, line: Callable[[str], None], noun: str) -> None:
+    """What was imported, and what to do with it."""
+    from ..models.auto import AUTOENCODER, DENOISER
+    from ..models.few_rows import MIN_ROWS, fit_to_rows
+
     for note in summary["notes"]:
         line(note)
-    line(f"{summary['num_checkpoints']} checkpoints of {summary['num_parameters']:,} parameters → {out}")
+    line(f"{summary['num_checkpoints']} {noun} of {summary['num_parameters']:,} parameters → {out}")
     if summary["num_checkpoints"] < MIN_ROWS:
         line(f"To be trained on, they are too few: {MIN_ROWS} are the fewest.")
     else:
@@ -128,24 +157,30 @@ def import_(
         lines.append(f"Next: {command('pdiff', 'train', out, '--out', run_dir)}")
         for text in [*lines, f"What stands in the way of it: {command('pdiff', 'inspect', out)}"]:
             line(text)
-    print_json({"folder": str(out), **summary}, as_json)
+
+
+def _kwargs(text: str | None, base: str | None) -> dict[str, Any]:
+    """The JSON object of `--kwargs`."""
+    from ..files import parse_json
+
+    if text is not None and base is None:
+        raise ValueError("--kwargs is for --base; give it too.")
+    try:
+        arguments = parse_json(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--kwargs: expected a JSON object, found {text!r}: {error}.") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--kwargs: expected a JSON object, found {text!r}.")
+    return arguments
 
 
 def _builder_arguments(base: str | None, kwargs: str | None, base_model_json: Path | None) -> dict[str, Any]:
     """What `--kwargs` says; what is wrong with the options that name a base model is found."""
     from ..base_model import split_reference
-    from ..files import parse_json
 
     if base is not None and base_model_json is not None:
         raise ValueError("give --base or --base-model-json, not both.")
-    if kwargs is not None and base is None:
-        raise ValueError("--kwargs is for --base; give it too.")
-    try:
-        arguments = parse_json(kwargs or "{}")
-    except ValueError as error:
-        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}: {error}.") from error
-    if not isinstance(arguments, dict):
-        raise ValueError(f"--kwargs: expected a JSON object, found {kwargs!r}.")
+    arguments = _kwargs(kwargs, base)
     if base is not None:
         split_reference(base)
     if base_model_json is not None and not base_model_json.is_file():

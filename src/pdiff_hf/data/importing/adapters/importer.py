@@ -28,10 +28,11 @@ from ...writer import stream_parameter_dataset
 from ..checkpoint import Checkpoint, compile_pattern, metric_columns, read_pattern
 from ..conditions import take_conditions
 from .base import AdapterBase, open_base
+from .headers import PREFIX, check_header, header_of
 from .older_names import newer_names, renamed_config
 from .rows import RowWriter, Source, common_config
 from .sources import find_adapters, read_config_of
-from .tensors import PREFIX, check_finite, fitted, plain_names, read_tensors
+from .tensors import check_finite, fitted, plain_names, read_tensors
 
 # Rows are made and written together, of so many bytes at most.
 BATCH, BATCH_BYTES = 32, 2**26
@@ -237,8 +238,8 @@ class _Collection:
         found = self._read(checkpoint)
         with errors_of(checkpoint.where):
             found = {self._renamed.get(name, name): tensor for name, tensor in found.items()}
-            found = self._without_base(found, source.tensors)
-            values = fitted(found, source.config, source.tensors)
+            check_header(header_of(found), source.config)
+            values = fitted(self._without_base(found, source.tensors), source.tensors)
             for name, constant in self._constants.items():
                 if not torch.equal(values[name].to(constant.dtype), constant):
                     if name in self._common.factors:

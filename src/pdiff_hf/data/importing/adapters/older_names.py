@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from ....adapters.config import AdapterConfig
-from .tensors import PREFIX
+from .headers import PREFIX
 
 # Behind the name of a module in the names of an adapter's tensors.
 PARTS = (".lora_", ".ia3_l", ".vera_lambda_", ".base_layer.")

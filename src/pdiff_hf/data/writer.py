@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..adapters.gauge import canonical_rows
 from ..base_model import BaseModel
 from ..conditions import CONDITION_FILE, ConditionSpec
 from ..files import replacing, restoring, write_json
@@ -72,7 +73,7 @@ def _table(
     embed: Embed | None,
 ) -> pa.Table:
     columns = condition_columns(conditions, columns or {}, embed)
-    return shards.rows_table(vectors.detach().cpu().numpy(), layout, columns)
+    return shards.rows_table(canonical_rows(layout, vectors.detach().cpu()).numpy(), layout, columns)
 
 
 def check_append(

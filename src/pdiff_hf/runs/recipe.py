@@ -15,6 +15,7 @@ from ..base_model import BaseModel
 from ..builders import build_network, timm_name
 from ..models.auto import AutoencoderSection, DiffusionSection
 from ..models.few_rows import fit_to_rows
+from ..own_code import package_path
 from ..sections import without_foreign_keys
 from ..strict_yaml import read_mapping
 from ..tasks.auto import TaskConfig
@@ -39,7 +40,12 @@ class BaseModelConfig(PydanticModel):
     pretrained: str | None = Field(
         None,
         description="weights to start from. transformers: Hub id or folder; timm: a safetensors file, in place of "
-        "those that kwargs.pretrained downloads",
+        "those that kwargs.pretrained downloads. package:NAME/path is inside an installed package",
+    )
+    adapter: dict[str, Any] | None = Field(
+        None,
+        description="configuration of a PEFT adapter around the network, as adapter_config.json has it; the selection "
+        "`adapter` then is what is trained",
     )
     trusted_imports: list[str] = Field([], description="own modules or factories that may be imported and called")
 
@@ -65,7 +71,8 @@ class BaseModelConfig(PydanticModel):
 
     def reference(self) -> BaseModel:
         """The base model, still without weights."""
-        return BaseModel(self.library, self.name, dict(self.kwargs), trusted_imports=tuple(self.trusted_imports))
+        own = {"adapter": self.adapter, "trusted_imports": tuple(self.trusted_imports)}
+        return BaseModel(self.library, self.name, dict(self.kwargs), **own)
 
     def build(self) -> nn.Module:
         """The network that base training starts from, in eval mode; what `pretrained` lacks, such as a head, is new.
@@ -73,6 +80,11 @@ class BaseModelConfig(PydanticModel):
         Raises:
             ValueError: as [`BaseModel.build`], or there are no such pretrained weights.
         """
+        if self.adapter is not None:
+            from ..adapters.network import add_adapter
+
+            bare = self.model_copy(update={"adapter": None})
+            return add_adapter(bare.build(), self.reference().adapter)
         if self.pretrained is not None and self._timm_name is not None:
             return self._build_timm()
         model = self.reference().build()
@@ -82,7 +94,7 @@ class BaseModelConfig(PydanticModel):
 
         try:
             return type(model).from_pretrained(
-                self.pretrained, config=model.config, ignore_mismatched_sizes=True, dtype=torch.float32
+                package_path(self.pretrained), config=model.config, ignore_mismatched_sizes=True, dtype=torch.float32
             )
         except OSError as error:
             raise ValueError(
@@ -95,7 +107,7 @@ class BaseModelConfig(PydanticModel):
         from ..weights import load_backbone
 
         model = build_network(self.library, self.name, self.kwargs, pretrained=False, trusted_imports=())
-        load_backbone(model.network if isinstance(model, TimmWithHead) else model, Path(self.pretrained))
+        load_backbone(model.network if isinstance(model, TimmWithHead) else model, Path(package_path(self.pretrained)))
         return model.eval()
 
 

@@ -17,6 +17,7 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..base_model import BaseModel
+from ..own_code import package_path
 from ..wording import setting
 from .config import TextClassificationConfig
 from .sources import check_fingerprint, load_splits
@@ -167,7 +168,7 @@ def make_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedToke
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer of a folder or of the Hub, with a padding token, else `ValueError`; its code is never executed."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(package_path(name))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"expected a tokenizer in a folder or on the Hub, found none under {name!r} "

@@ -62,6 +62,12 @@ CONVERT = (
 )
 
 TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION", None)
+# What peft saves beside adapters of a task, whether it is asked to or not.
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 BIASES = ("none", "all", "lora_only")
 
 MAX_RANK = 4096
@@ -134,6 +140,10 @@ def read_adapter_config(values: Any) -> AdapterConfig:
         raise ValueError("lora_alpha: expected a number, found none; the strength of the adapter is not known.")
     if "target_modules" not in found:
         raise ValueError("target_modules: expected the names of the layers, found none; write them into the config.")
+    if (heads := HEADS.get(found.get("task_type"))) is not None:
+        saved = found.get("modules_to_save") or []
+        saved = [saved] if isinstance(saved, str) else saved
+        found["modules_to_save"] = [*saved, *(head for head in heads if head not in saved)]
     base = values.get("base_model_name_or_path")
     return AdapterConfig(kind, found, base if isinstance(base, str) else None, notes)
 

@@ -253,9 +253,8 @@ class ParameterRecorder:
             with errors_of(f"step {row['step']}"):
                 self._rest.compare({name: copy.view(shape).to(dtype) for (name, (shape, dtype)), copy in copies})
         columns = {name: [value] for name, value in row.items()}
-        table = rows_table(
-            canonical_rows(self.layout, vector[None]).numpy(), self.layout, columns, unit="step", first=row["step"]
-        )
+        vectors = canonical_rows(self.layout, vector[None]).numpy()
+        table = rows_table(vectors, self.layout, columns, unit="step", first=row["step"])
         if self._file is None:
             self._open(table.schema, row["step"])
         if (found := table.schema.names) != (expected := self._schema.names):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -5,6 +7,7 @@ from hub_client import ClientError
 from transformers import ViTConfig, ViTForImageClassification
 
 from pdiff_hf import BaseModel, ParameterLayout, save_parameter_dataset
+from pdiff_hf.identity import NetworkIdentity
 from pdiff_hf.networks import mlp3
 from pdiff_hf.pipelines.network_folder import write_networks
 
@@ -161,3 +164,28 @@ def test_networks_of_another_layout_are_not_pushed(hub, client, tmp_path):
     with pytest.raises(ClientError, match="belong to different networks: tensor"):
         push(client, tmp_path)
     assert not hub.repos
+
+
+def test_an_adapter_is_pushed_as_peft_has_it(hub, client, tmp_path):
+    pytest.importorskip("peft")
+    config = ViTConfig(**VIT, patch_size=4, num_labels=3)
+    adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    adapter |= {"modules_to_save": ["classifier"], "base_model_name_or_path": "someone/vit"}
+    base = replace(BaseModel.transformers(config, "ViTForImageClassification"), adapter=adapter)
+    model = base.build()
+    base, layout = base.save_weights(model, tmp_path / "source"), ParameterLayout.from_model(model, "adapter")
+    vectors = torch.randn(2, layout.num_parameters, generator=torch.Generator().manual_seed(1))
+    save_parameter_dataset(vectors, layout, tmp_path / "dataset", base, metadata={"task": TASK})
+    index = NetworkIdentity.of("", layout, base).to_dict()
+    write_networks(tmp_path / "generated", layout, map(layout.unflatten, vectors), index, base_model=base)
+    push(client, tmp_path, index=1)
+    files = hub.files(REPO)
+    written = (tmp_path / "generated" / "00001" / "adapter_model.safetensors").read_bytes()
+    assert files["adapter_model.safetensors"] == written and "model.safetensors" not in files
+    card = files["README.md"].decode()
+    assert "library_name: peft" in card and "base_model: someone/vit" in card
+    assert 'base = ViTForImageClassification.from_pretrained("someone/vit", num_labels=3)' in card
+    assert "It has a head of its own" in card
+    push(client, tmp_path, "user/zoo", zoo=True)
+    names = hub.files("user/zoo").keys()
+    assert {"00000/adapter_config.json", "00001/adapter_model.safetensors", "base/model.safetensors"} <= names

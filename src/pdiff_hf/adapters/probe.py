@@ -9,6 +9,8 @@ from ..peft_model import called_network
 from ..wrapped import unwrap
 
 NUM_INPUTS, NUM_TOKENS = 8, 16
+# Adapters whose effect is measured, of many.
+NUM_PROBED = 8
 
 
 @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .app import line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_adapters, parse_given_task
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_pdiff import PDiffPipeline
 
 # An adapter that moves outputs by less of their spread does nothing that could be seen.
 NO_EFFECT = 1e-3
@@ -60,13 +63,26 @@ def import_adapter_folders(
             embed=None if encoder is None else TextEncoder(encoder),
         )
     line(f"Base: {base}, sha256 {summary['base_sha256'][:12]}…; no adapter says which weights it was trained on.")
-    if effects := summary["effects"]:
-        weak = sum(effect < NO_EFFECT for effect in effects)
-        line(
-            f"On random inputs, the first {len(effects)} move the base's outputs by {min(effects):.2g} to "
-            f"{max(effects):.2g} of their spread."
-        )
-        if weak:
-            line(f"WARNING: {weak} of them do nothing: their outputs are the base's.")
+    _say(summary["effects"], line)
     print_json({"folder": str(out), **summary}, as_json)
     return summary
+
+
+def say_effects(pipeline: PDiffPipeline, generated: Path, line: Callable[[str], None], trusted: Sequence[str]) -> None:
+    """Say what generated adapters do to the outputs of their base, on random inputs."""
+    from ..adapters.probe import NUM_PROBED, adapter_effects
+    from ..pipelines.network_folder import load_generated
+
+    rows = load_generated(generated, pipeline.layout)[:NUM_PROBED]
+    _say(adapter_effects(pipeline.base_model.build(trusted), pipeline.layout, rows), line)
+
+
+def _say(effects: Sequence[float], line: Callable[[str], None]) -> None:
+    if not effects:
+        return line("What they do to the base's outputs is not known: it does not say which inputs it takes.")
+    line(
+        f"On random inputs, the first {len(effects)} move the base's outputs by {min(effects):.2g} to "
+        f"{max(effects):.2g} of their spread."
+    )
+    if weak := sum(effect < NO_EFFECT for effect in effects):
+        line(f"WARNING: {weak} of them do nothing: their outputs are the base's.")

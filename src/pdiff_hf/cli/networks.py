@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .adapters import say_effects
 from .app import AsJson, TaskSpec, Trusted, app, command, console, line_printer, print_json, quiet, warnings_as_lines
 from .checks import check_dataset, check_generated, check_pipeline, parse_condition, parse_given_task
 
@@ -114,7 +115,11 @@ def generate(
         return print_json(summary, as_json)
     if choice is None:
         line(f"{num_samples} networks → {out}")
-        line(f"Load one: {_how_to_load(loaded, pipeline, min(out.glob('*.safetensors')))}")
+        if loaded.base_model is not None and loaded.base_model.adapter is not None:
+            say_effects(loaded, out, line, trusted or ())
+            line(f"Load one: peft.PeftModel.from_pretrained(base, {str(out / '00000')!r})")
+        else:
+            line(f"Load one: {_how_to_load(loaded, pipeline, min(out.glob('*.safetensors')))}")
         if judged := _how_to_judge(Path(pipeline), out):
             line(f"Next: {judged}")
         return print_json(summary, as_json)

@@ -102,12 +102,14 @@ def render_card(
     """
     results = card_lines.eval_results(metrics, values)
     metadata = ModelCardData(
-        tags=TAGS,
-        base_model=card_lines.base_model_id(base_model),
-        metrics=["accuracy"] if results else None,
-        model_name=title if results else None,
-        eval_results=results or None,
-        **data,
+        **{
+            "tags": TAGS,
+            "base_model": card_lines.base_model_id(base_model),
+            "metrics": ["accuracy"] if results else None,
+            "model_name": title if results else None,
+            "eval_results": results or None,
+            **data,
+        }
     )
     card = ModelCard.from_template(
         metadata,

@@ -10,6 +10,7 @@ from ..layout import ParameterLayout
 from ..results.card_lines import build_arguments, generated_values, short_name, task_lines
 from ..results.metric import Metric
 from ..results.metrics import Metrics
+from .adapter_card import adapter_snippet, base_repo, loading_lines
 from .card import render_card
 
 SNIPPETS = {
@@ -62,6 +63,15 @@ def make_generated_card(
         "library_name": kind if kind in ("timm", "transformers") else "pdiff-hf",
         "pipeline_tag": "image-classification" if kind == "timm" else None,
     }
+    is_adapter = base_model.adapter is not None
+    if is_adapter:
+        name = f"adapter of {name}"
+        # A pipeline tag would have the Hub run it without its base.
+        data = {"library_name": "peft", "base_model": base_repo(base_model)}
+    if is_adapter and row is not None:
+        snippet = adapter_snippet(base_model, repo_id)
+    else:
+        snippet = SNIPPETS[kind].format(repo_id=repo_id, name=base_model.name, arguments=arguments)
     settings = {key: value for key, value in index.items() if key not in NOT_SHOWN}
     return render_card(
         "generated_card.md",
@@ -73,7 +83,8 @@ def make_generated_card(
         data,
         is_zoo=row is None,
         pipeline=hub_id(pipeline) if pipeline else None,
-        snippet=SNIPPETS[kind].format(repo_id=repo_id, name=base_model.name, arguments=arguments),
+        snippet=snippet,
+        loading=loading_lines(base_model, layout) if is_adapter else [],
         choice=_choice_text(index, row),
         verdict=escape(metrics.verdict) if is_evaluated else None,
         results=_result_lines(metrics, row),

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 
+from ..adapters.folder import CONFIG as ADAPTER_CONFIG
+from ..adapters.folder import write_adapter
 from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
 from ..data.folder import write_layout
@@ -26,7 +28,7 @@ from ..wording import argument
 from ..wrapped import own_state
 from .generated_card import make_generated_card
 from .hub import resolve_pipeline
-from .network_folder import load_generated, read_index
+from .network_folder import load_generated, read_index, read_network
 
 # What a task has to say of its images.
 KEYS = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
@@ -99,7 +101,14 @@ def push_generated(
         if zoo:
             write_layout(output_dir, layout, base_model)
             write_json(output_dir / "index.json", values)
-            files = {name: folder / name for name in [*values["files"], *filter(None, [values.get("soup")])]}
+            names = [*values["files"], *filter(None, [values.get("soup")])]
+            if base_model.adapter is not None:
+                names += [str(Path(name).parent / ADAPTER_CONFIG) for name in names]
+            files = {name: folder / name for name in names}
+        elif base_model.adapter is not None:
+            state = read_network(folder, values["files"][index], values)
+            write_adapter(output_dir, base_model.adapter, state, base_model.adapter_constants(layout.names))
+            write_json(output_dir / "index.json", {**values, "files": [values["files"][index]], "index": index})
         else:
             model = base_model.build(trusted_imports)
             path = folder / values["files"][index]
@@ -113,7 +122,9 @@ def push_generated(
         card = make_generated_card(repo_id, values, layout, base_model, index, str(source), metrics)
         (output_dir / "README.md").write_text(card, encoding="utf-8")
         files |= select_files(output_dir, ["**/*"])
-        return push_files(files, repo_id, "model", "generated", ["?????.safetensors"] if zoo else [], **options)
+        return push_files(
+            files, repo_id, "model", "generated", ["?????.safetensors", "?????/adapter_*"] if zoo else [], **options
+        )
 
 
 def _read_source(source: str | Path, token: str | None) -> tuple[ParameterLayout, BaseModel, dict | None]:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ....adapters.config import AdapterConfig
 from ....adapters.gauge import canonical_rows
 from ....adapters.network import AdapterTensors, add_adapter, require_peft, tensors_of_config
-from ....adapters.probe import adapter_effects
+from ....adapters.probe import NUM_PROBED, adapter_effects
 from ....base_model import WEIGHTS, BaseModel
 from ....conditions import ConditionSpec
 from ....files import atomic_folder, check_new, errors_of
@@ -36,11 +36,9 @@ from .tensors import check_finite, fitted, plain_names, read_tensors
 
 # Rows are made and written together, of so many bytes at most.
 BATCH, BATCH_BYTES = 32, 2**24
-# Adapters whose effect on the outputs is measured.
-NUM_PROBED = 8
 
 
-class _NotConstantError(ValueError):
+class _NotConstantError(Exception):
     """A factor that the first adapters share is another one in a later one."""
 
 

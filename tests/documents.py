@@ -12,6 +12,7 @@ Several are separated by `;`. Lines that begin with `accelerate` start processes
 """
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -268,6 +269,17 @@ def nets_in_memory(session):
     session.names |= {"model": networks[0], "networks": networks, "evaluate": names["evaluate"]}
 
 
+def adapters(session):
+    """Adapters of a small BERT, for two tasks in turn."""
+    from adapters.adapter_cases import lora, make_adapter, make_base
+
+    if not Path("base").exists():
+        make_base(Path(), "bert").rename("base")
+    for number in range(8):
+        make_adapter(Path(f"adapters/{number}"), Path("base"), lora(), number)
+    Path("tasks.json").write_text(json.dumps({str(n): "cats" if n % 2 else "dogs" for n in range(8)}))
+
+
 GIVEN = {
     function.__name__: function
     for function in (
@@ -283,5 +295,6 @@ GIVEN = {
         perceptrons,
         nets_in_memory,
         modules,
+        adapters,
     )
 }

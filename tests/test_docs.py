@@ -6,6 +6,7 @@ from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 
 FAST = ["README.md", "docs/conditions.md", "docs/datasets.md", "docs/evaluation.md", "docs/judging.md"]
 SLOW = [
+    "docs/adapters.md",
     "docs/ablate.md",
     "docs/analysis.md",
     "docs/conditional.md",

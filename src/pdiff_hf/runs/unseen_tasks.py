@@ -138,6 +138,26 @@ def _trained(
     return networks, {} if together is None else {"multi_task": together}, seconds
 
 
+# Networks seen that are shown in a plane.
+MAX_SHOWN = 600
+
+
+def task_latents(
+    dataset: ParameterDataset, task: Task, pipeline_dir: Path, generated_dir: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Latents `(n, C * L)` of networks seen, trained on the unseen tasks and generated for them, and sizes `(n,)`.
+
+    A size is how many classes the subset of a network's task has. Of the networks seen, some are taken.
+    """
+    seen, unseen = (open_task_networks(dataset, role, task) for role in ("seen", "unseen"))
+    generated, space = _in_order(generated_dir, dataset, unseen), _latent_space(dataset, pipeline_dir)
+    some = torch.linspace(0, len(seen.vectors) - 1, min(MAX_SHOWN, len(seen.vectors))).round().long()
+    vectors = {"seen": seen.vectors[some], "oracle": unseen.vectors, "generated": generated}
+    sizes = {"seen": seen.conditions[some].sum(1), "oracle": unseen.conditions.sum(1)}
+    sizes["generated"] = unseen.distinct.sum(1).repeat_interleave(len(generated) // len(unseen))
+    return {name: space.encode(own) for name, own in vectors.items()}, {n: own.long() for n, own in sizes.items()}
+
+
 def _denoiser_steps(pipeline_dir: Path) -> int:
     """Steps of training of a pipeline's denoiser."""
     return int(read_json(pipeline_dir / "train_config.json")["diffusion"]["steps"])

@@ -173,3 +173,10 @@ def test_a_map_of_latents_by_condition_is_in_the_report(tasks_run):
 def test_an_ablation_of_many_tasks_is_refused_before_it_begins(pdiff, tmp_path):
     code, _, error = pdiff("ablate", "digits-subsets", "--axis", "noise=none,both", "--out", tmp_path / "ablation")
     assert code == 2 and "collects networks of many tasks" in error and not (tmp_path / "ablation").exists()
+
+
+def test_a_run_that_would_draw_for_no_condition_is_refused_before_it_begins(tmp_path):
+    recipe = load_recipe("digits-accuracy", ["generate.guidance_scale=1"], profile="cpu-smoke")
+    with pytest.raises(ValueError, match=r"makes val_accuracy conditions.*generate\.guidance_scale=0"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -138,12 +138,12 @@ def plot_condition_map(latents: Mapping[str, torch.Tensor], sizes: Mapping[str, 
             )
             for place, kind in enumerate(kinds)
         }
-        legend(figure, handles, list(handles), loc="outside lower center", ncols=4 if narrow else 9)
+        legend(figure, handles, list(handles), loc="outside lower center", ncols=3 if narrow else 5)
         return figure
 
     far = {name: (values.double() - center).square().sum(1).mean().sqrt() for name, values in latents.items()}
     ratio = (far["generated"] / far["oracle"].clamp_min(1e-30)).item()
-    title = f"In latent space networks for unseen tasks spread {ratio:.2f} times as far as those trained on them"
+    title = f"Networks for unseen tasks spread {ratio:.2f} times as far as those trained on them"
     alt = f"Two scatter plots of the first two principal components ({explained[0]:.0%} and {explained[1]:.0%} of the "
     alt += "variance of the networks seen), coloured by the number of classes of the task: networks trained on unseen "
     alt += f"tasks, and generated for them, among {len(seen)} seen."

@@ -148,7 +148,8 @@ class EvaluateConfig(PydanticModel):
     rivals: list[Literal["pdiff", "pdiff_aligned"]] = Field(
         ["pdiff", "pdiff_aligned"],
         description="of zoos of independent runs with an autoencoder that compares functions: p-diff as published, "
-        "without and with weight matching before, is trained on the same rows",
+        "without and with weight matching before, is trained on the same rows; of many tasks, whether networks are "
+        "also trained from labels of the unseen ones (few-shot, hypernetwork, fine-tuned)",
     )
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")

@@ -57,7 +57,7 @@ def test_metrics_have_the_documented_form_and_are_json(setting):
     assert metrics["num_test"] == 400
     names = ["original", "reconstructed", "generated", "generated_uniform_soup", "generated_greedy_soup"]
     names += ["uniform_soup", "greedy_soup", "average_16", "noise_0.05", "noise_0.1", "gaussian", "pca_gaussian"]
-    names += ["gaussian_latents", "swag", "interpolation"]
+    names += ["gaussian_latents", "swag", "interpolation", "slerp"]
     assert list(metrics["groups"]) == names
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in metrics["groups"].values():

@@ -52,6 +52,7 @@ def test_groups_have_as_many_draws_as_the_generator_and_soups_are_one_network(la
         "gaussian_latents": 4,
         "swag": 4,
         "interpolation": 4,
+        "slerp": 4,
     }
     assert set(seconds) == set(groups) - {"original", "reconstructed", "generated"}
     assert all(value > 0 for value in seconds.values())

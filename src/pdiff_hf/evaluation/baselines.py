@@ -75,10 +75,10 @@ def noised_originals(
         columns = slice(spec.offset, spec.offset + spec.numel)
         noise = _Normals(num * spec.numel, generator)
         for rows in row_slices(num, spec.numel, BLOCK_VALUES):
-            values = _log_tensors(originals[drawn[rows].to(originals.device), columns], layout, torch.log, columns)
+            values = log_tensors(originals[drawn[rows].to(originals.device), columns], layout, torch.log, columns)
             scale = sigma * values.std(1, correction=0, keepdim=True)
             values = values + scale * noise.take(*values.shape).to(values)
-            networks[rows, columns] = _log_tensors(values, layout, torch.exp, columns)
+            networks[rows, columns] = log_tensors(values, layout, torch.exp, columns)
     return networks
 
 
@@ -101,14 +101,20 @@ def interpolations(originals: Vectors, num: int, generator: torch.Generator) -> 
     """Points between two different random originals each, uniform on the segment, `(num, D)`."""
     if len(originals) < 2:
         return originals[:1].repeat(num, 1)
-    pairs = torch.stack([torch.randperm(len(originals), generator=generator)[:2] for _ in range(num)])
+    pairs, weights = draw_pairs(len(originals), num, generator)
     first, second = pairs.T.to(originals.device)
-    weights = torch.rand(num, 1, generator=generator).to(originals.device)
+    weights = weights.to(originals.device)
     networks = empty_vectors(num, originals)
     for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
         block = originals[:, columns]
         networks[:, columns] = torch.lerp(block[first], block[second], weights)
     return networks
+
+
+def draw_pairs(num_originals: int, num: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two different random rows each `(num, 2)`, and places between them in [0, 1], `(num, 1)`."""
+    pairs = torch.stack([torch.randperm(num_originals, generator=generator)[:2] for _ in range(num)])
+    return pairs, torch.rand(num, 1, generator=generator)
 
 
 def gaussian(originals: Vectors, layout: ParameterLayout, num: int, generator: torch.Generator) -> Vectors:
@@ -120,7 +126,7 @@ def gaussian(originals: Vectors, layout: ParameterLayout, num: int, generator: t
     networks, noise = empty_vectors(num, originals), _Normals(num * originals.shape[1], generator)
     for rows, columns in _in_memory_order(num, originals.shape[1]):
         values = mean[columns] + noise.take(*_size(rows, columns)).to(mean) * std[columns]
-        networks[rows, columns] = _log_tensors(values, layout, torch.exp, columns)
+        networks[rows, columns] = log_tensors(values, layout, torch.exp, columns)
     return networks
 
 
@@ -132,8 +138,8 @@ def pca_gaussian(originals: Vectors, layout: ParameterLayout, num: int, generato
     weights = torch.randn(num, len(originals), generator=generator)
     networks = empty_vectors(num, originals)
     for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
-        fitted = GaussianOfRows(_log_tensors(originals[:, columns], layout, torch.log, columns)[..., None])
-        networks[:, columns] = _log_tensors(fitted.combine(weights)[..., 0], layout, torch.exp, columns)
+        fitted = GaussianOfRows(log_tensors(originals[:, columns], layout, torch.log, columns)[..., None])
+        networks[:, columns] = log_tensors(fitted.combine(weights)[..., 0], layout, torch.exp, columns)
     return networks
 
 
@@ -208,13 +214,13 @@ def swag(
     weights = torch.randn(num, rank, generator=generator).to(mean)
     first = len(originals) - rank
     for columns in column_slices(max(num, len(originals)), originals.shape[1], BLOCK_VALUES):
-        values = _log_tensors(originals[:, columns], layout, torch.log, columns)
+        values = log_tensors(originals[:, columns], layout, torch.log, columns)
         total, deviations = values[:first].double().sum(0), torch.empty_like(values[first:])
         for index, row in enumerate(range(first, len(values))):
             total += values[row]
             deviations[index] = values[row] - total / (row + 1)
         low_rank = weights @ deviations / (2 * max(1, rank - 1)) ** 0.5
-        networks[:, columns] = _log_tensors(networks[:, columns] + low_rank, layout, torch.exp, columns)
+        networks[:, columns] = log_tensors(networks[:, columns] + low_rank, layout, torch.exp, columns)
     return networks
 
 
@@ -222,12 +228,12 @@ def _moments(originals: Vectors, layout: ParameterLayout) -> tuple[torch.Tensor,
     """Mean and standard deviation `(D,)` of every coordinate, of `log` tensors those of the logarithm."""
     mean, std = torch.empty(2, originals.shape[1], dtype=originals.dtype, device=originals.device)
     for columns in column_slices(*originals.shape, BLOCK_VALUES):
-        values = _log_tensors(originals[:, columns], layout, torch.log, columns)
+        values = log_tensors(originals[:, columns], layout, torch.log, columns)
         mean[columns], std[columns] = values.mean(0), values.std(0, correction=0)
     return mean, std
 
 
-def _log_tensors(values: torch.Tensor, layout: ParameterLayout, function: Callable, columns: slice) -> torch.Tensor:
+def log_tensors(values: torch.Tensor, layout: ParameterLayout, function: Callable, columns: slice) -> torch.Tensor:
     """`function` applied to what some columns `(n, w)` have of tensors with the `log` transform, on a copy."""
     values = values.clone()
     for spec in layout.tensors:

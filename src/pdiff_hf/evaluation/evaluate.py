@@ -52,6 +52,7 @@ def evaluate_groups(
     memory: RunMemory | None = None,
     permutations: PermutationSpec | None = None,
     seconds: Mapping[str, float] | None = None,
+    chosen: Mapping[str, Mapping] | None = None,
     extend: Callable[[Vectors, str], Vectors] | None = None,
     n_effective: Mapping[str, float] | None = None,
     apart: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -77,6 +78,8 @@ def evaluate_groups(
         permutations ([`PermutationSpec`], *optional*): Of [`find_permutations`]; then distances to the nearest
             original after permutation matching are reported too.
         seconds (`Mapping[str, float]`, *optional*): What making the networks of a group took; read when all are made.
+        chosen (`Mapping[str, Mapping]`, *optional*): What was chosen on validation examples for a group as a whole,
+            such as a scale; read when all are made.
         extend (`Callable`, *optional*): Gives of a group's networks `(n, D)` and its name the same networks `(n, E)`
             in the evaluators' layout, where it has more tensors than count for distances.
         n_effective (`Mapping[str, float]`, *optional*): How many independent networks those of other groups count as
@@ -153,6 +156,7 @@ def evaluate_groups(
             iou=wrong_iou(wrong[name], wrong[name]) if metric.is_accuracy else None,
             spread=nearness[name].spread,
             seconds=(seconds or {}).get(name),
+            chosen=(chosen or {}).get(name),
         )
         for name, group in evaluations.items()
     }

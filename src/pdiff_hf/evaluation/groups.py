@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
+from ..adapters.gauge import lora_pairs
 from ..data.vectors import Vectors
 from ..layout import ParameterLayout
 from .baselines import (
@@ -21,6 +22,7 @@ from .baselines import (
     swag,
     uniform_soup,
 )
+from .merging.checkpoints import TaskVectors, dare, model_stock, slerp, task_arithmetic, ties
 
 Place = Literal["points", "latents", "matrix", "histogram", "ensembles"]
 # Where single networks are seen: as points, in latent space, and in the matrix of shared mistakes.
@@ -46,6 +48,10 @@ class GroupInputs:
             latents of originals.
         aligned (`Vectors` of shape `(K, D)`, *optional*): The originals after weight matching.
         is_zoo (`bool`, *optional*, defaults to `False`): The originals are independent networks, not a trajectory.
+        start (`torch.Tensor` of shape `(1, D)`, *optional*): Where all trainings of the originals began, if that is
+            known: task vectors are differences from it, and else from the mean.
+        has_peft (`bool`, *optional*, defaults to `False`): The library that has parts of TIES and DARE is there.
+        chosen (`dict`, *optional*): Where a group says what was chosen for it on the validation examples.
     """
 
     originals: Vectors
@@ -58,6 +64,26 @@ class GroupInputs:
     noise_latents: Callable[[int, torch.Generator], Vectors] | None = None
     aligned: Vectors | None = None
     is_zoo: bool = False
+    start: torch.Tensor | None = None
+    has_peft: bool = False
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def known(self) -> set[str]:
+        """What a group may need of it and finds; `plain` weights are no factors of adapters, which multiply."""
+        given = {key for key, value in vars(self).items() if value is not None and value is not False}
+        return given if lora_pairs(self.layout) else {*given, "plain"}
+
+    @property
+    def task_vectors(self) -> TaskVectors:
+        """The originals as differences from where they began."""
+        return TaskVectors(self.originals, self.layout, self.start)
+
+    def choose(self, found: tuple[Vectors, dict[str, Any]]) -> Vectors:
+        """Keep what was chosen of networks, and give these."""
+        networks, chosen = found
+        self.chosen.update(chosen)
+        return networks
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,8 @@ class Group:
         made_of_single_originals (`bool`, *optional*, defaults to `False`): Its networks are single originals that
             were changed, and depend on each other as these do.
         counterpart (`str`, *optional*): Of a `generated_average`, the same average of originals.
-        needs (`str`, *optional*): What is not in all [`GroupInputs`], and without which there is no such group.
+        needs (`tuple[str, ...]`, *optional*): What is not in all [`GroupInputs`], and without which there is no such
+            group.
         is_single (`bool`, *optional*, defaults to `False`): It is made as one network, others as `num`.
     """
 
@@ -93,7 +120,7 @@ class Group:
     label: str | None = None
     made_of_single_originals: bool = False
     counterpart: str | None = None
-    needs: str | None = None
+    needs: tuple[str, ...] = ()
     is_single: bool = False
 
 
@@ -123,7 +150,7 @@ GROUPS: dict[str, Group] = {
     "generated_greedy_soup": Group(
         lambda given: greedy_soup(given.generated, given.val_worth),
         "generated_average", "the greedy soup of generated networks", "vermillion", "$G$", counterpart="greedy_soup",
-        needs="val_worth", is_single=True,
+        needs=("val_worth",), is_single=True,
     ),
     "uniform_soup": Group(
         lambda given: uniform_soup(given.originals),
@@ -131,7 +158,7 @@ GROUPS: dict[str, Group] = {
     ),
     "greedy_soup": Group(
         lambda given: greedy_soup(given.originals, given.val_worth),
-        "average", "the greedy soup of originals", "green", "P", needs="val_worth", is_single=True,
+        "average", "the greedy soup of originals", "green", "P", needs=("val_worth",), is_single=True,
     ),
     "average_16": Group(
         _mixtures(averages), "average", "averages of 16 originals", "green", "^", (*SINGLY, "histogram")
@@ -148,28 +175,51 @@ GROUPS: dict[str, Group] = {
     "pca_gaussian": Group(_draws(pca_gaussian), "baseline", "the Gaussian of all weights", "orange", "p"),
     "gaussian_latents": Group(
         lambda given: given.draw_latents(given.num, given.generator),
-        "baseline", "the Gaussian of the denoiser's latents", "orange", "$L$", needs="draw_latents",
+        "baseline", "the Gaussian of the denoiser's latents", "orange", "$L$", needs=("draw_latents",),
     ),
     "noise_latents": Group(
         lambda given: given.noise_latents(given.num, given.generator),
         "baseline", "noise around the latents of originals", "purple", "$N$", made_of_single_originals=True,
-        needs="noise_latents",
+        needs=("noise_latents",),
     ),
     "noise_one": Group(
         lambda given: noised_originals(given.originals[:1], given.layout, given.num, given.generator, sigma=0.05),
-        "baseline", "one original with 5 % noise", "purple", "$1$", needs="is_zoo",
+        "baseline", "one original with 5 % noise", "purple", "$1$", needs=("is_zoo",),
     ),
     "matched_soup": Group(
         lambda given: uniform_soup(given.aligned),
-        "average", "the uniform soup of all originals after weight matching", "green", "$M$", needs="aligned",
+        "average", "the uniform soup of all originals after weight matching", "green", "$M$", needs=("aligned",),
         is_single=True,
     ),
     "matched_gaussian": Group(
         lambda given: pca_gaussian(given.aligned, given.layout, given.num, given.generator),
-        "baseline", "the Gaussian of all weights after weight matching", "orange", "$m$", needs="aligned",
+        "baseline", "the Gaussian of all weights after weight matching", "orange", "$m$", needs=("aligned",),
     ),
     "swag": Group(_draws(swag), "baseline", "SWAG's Gaussian", "orange", "d", ("histogram", "ensembles")),
     "interpolation": Group(_mixtures(interpolations), "baseline", "points between two originals", "sky", "<"),
+    "slerp": Group(
+        _draws(slerp),
+        "baseline", "points on the arc between two originals", "sky", "$Q$", needs=("plain",),
+    ),
+    "task_arithmetic": Group(
+        lambda given: given.choose(task_arithmetic(given.task_vectors, given.val_worth)),
+        "average", "the sum of all task vectors", "green", "$V$", needs=("plain", "start", "val_worth"),
+        is_single=True,
+    ),
+    "ties": Group(
+        lambda given: given.choose(ties(given.task_vectors, given.val_worth)),
+        "average", "the TIES merge of all originals", "green", "$T$", needs=("plain", "has_peft", "val_worth"),
+        label="TIES", is_single=True,
+    ),
+    "dare": Group(
+        lambda given: given.choose(dare(given.task_vectors, given.val_worth, given.generator)),
+        "average", "the DARE merge of all originals", "green", "$D$", needs=("plain", "has_peft", "val_worth"),
+        label="DARE", is_single=True,
+    ),
+    "model_stock": Group(
+        lambda given: model_stock(given.task_vectors),
+        "average", "the model stock of all originals", "green", "$K$", needs=("plain", "start"), is_single=True,
+    ),
     "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
     "pdiff": Group(
         None, "rival", "p-diff as published (AutoencoderPDiff)", "ink", "$P$", ("histogram",), "p-diff"
@@ -246,6 +296,7 @@ class Groups(Mapping[str, Vectors]):
 
     Attributes:
         seconds (`dict[str, float]`): What the networks of a group took, those of baselines once they are made.
+        chosen (`dict[str, dict]`): What was chosen for a baseline on the validation examples, once it is made.
     """
 
     def __init__(
@@ -263,10 +314,10 @@ class Groups(Mapping[str, Vectors]):
         self._seed, self._before = seed, before or {}
         generator = torch.Generator()
         self._inputs = GroupInputs(originals, generated, layout, len(generated), generator, **inputs)
-        known = {key for key, value in vars(self._inputs).items() if value is not None and value is not False}
-        made = [name for name, group in GROUPS.items() if group.make and group.needs in {None, *known}]
+        made = [name for name, group in GROUPS.items() if group.make and {*group.needs} <= self._inputs.known]
         self._names = [*self._given, *made]
         self.seconds: dict[str, float] = {}
+        self.chosen: dict[str, dict[str, Any]] = {}
 
     def give(self, name: str, networks: Vectors) -> None:
         """Add the networks of another group, or put them in the place of those that are there."""
@@ -280,7 +331,10 @@ class Groups(Mapping[str, Vectors]):
             raise KeyError(name)
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(self._seed)
-        networks = GROUPS[name].make(replace(self._inputs, generator=generator))
+        inputs = replace(self._inputs, generator=generator, chosen={})
+        networks = GROUPS[name].make(inputs)
+        if inputs.chosen:
+            self.chosen[name] = inputs.chosen
         if (before := self._before.get(name, 0.0)) is not None:
             self.seconds.setdefault(name, before + time.perf_counter() - start)
         return networks

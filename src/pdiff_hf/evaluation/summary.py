@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,7 +37,10 @@ CENTERS = (
 )
 
 # These describe one run, or have no mean.
-LEFT_OUT = ("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed", "curve")
+LEFT_OUT = (
+    *("p_value", "only_generated", "only_other", "index", "verdict", "finding", "ensembles", "seed", "curve"),
+    "chosen",
+)
 
 # A network is novel at m x when it is farther from its nearest original than m times what is usual among independent
 # originals, and a copy when it is closer than a third of what is usual among all of them, neighbours of a trajectory
@@ -93,6 +97,7 @@ def summarize_group(
     iou: torch.Tensor | None,
     spread: float | None,
     seconds: float | None,
+    chosen: Mapping[str, Any] | None = None,
 ) -> GroupMetrics:
     """Make the entry of a group in `metrics.json`; numbers that do not exist are `None`.
 
@@ -106,6 +111,7 @@ def summarize_group(
         iou (`torch.Tensor` of shape `(n, n)`, *optional*): IoU of wrong predictions within the group.
         spread (`float`, *optional*): Distance to the originals' mean, in units of the originals' own.
         seconds (`float`, *optional*): What making the networks took.
+        chosen (`Mapping`, *optional*): What was chosen for the whole group on validation examples.
     """
     n, n_effective = len(scores), group.n_effective
     yardstick, usual = original.l2_independent.double().mean(), original.l2_nearest.double().mean()
@@ -164,6 +170,7 @@ def summarize_group(
             ),
         ),
         cost=Cost(seconds=seconds, gain_per_second=gain / seconds if seconds else None),
+        **({"chosen": dict(chosen)} if chosen else {}),
         **describe_group(name),
     )
 

@@ -75,6 +75,10 @@ def _groups(metrics: Metrics) -> Section:
             f"Checkpoints of one run are alike: by the autocorrelation of their parameters, the {original.n:g} "
             f"originals count as {original.n_effective:.1f} independent ones in every interval over them."
         )
+    chosen = {name: group.chosen for name, group in metrics.groups.items() if group.chosen}
+    if chosen:
+        told = (f"{name} " + ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in chosen.items())
+        texts.append(f"Merges of originals, with what was chosen for them on the val examples: {'; '.join(told)}.")
     return Section("Are they good?", texts, ["accuracy_similarity", "accuracy_histograms"], [table])
 
 

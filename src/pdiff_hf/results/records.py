@@ -190,6 +190,9 @@ class GroupMetrics(Record):
     as they are, 1/√n for averages of n independent ones."""
     novel_and_performant: Shares = Shares()
     cost: Cost = Cost()
+    chosen: dict[str, Any] = {}
+    """What was chosen for the whole group on validation examples: of merges `scale`, `density`, and `base`, what task
+    vectors are differences from, `start` or `mean`."""
     role: str | None = None
     """`original`, `generated`, `average` (of originals, which a generator has to beat), `rival` (another way that it
     has to beat), `generated_average` (of generated networks, to be set against the same of originals), or

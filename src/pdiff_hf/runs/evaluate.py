@@ -31,7 +31,7 @@ from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
 from ..training.rows import read_holdout_every
 from .folder import GATE_FILE, PEAK_ON_DEVICE, Run, check_report_folder, cost_since
-from .groups import add_own_groups, generator_seconds, known_permutations, make_groups
+from .groups import add_own_groups, common_start, generator_seconds, known_permutations, make_groups
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .recipe import EvaluateConfig
@@ -184,6 +184,7 @@ def _evaluate(
         permutations,
         config.seed,
         cost_of_generated,
+        common_start(dataset, model),
     )
     if apart is not None and autoencoder.needs_network:
         given = (originals, dataset.layout, apart[0], holdout_every, len(generated), permutations, config.seed)
@@ -203,6 +204,7 @@ def _evaluate(
         memory=memory,
         permutations=permutations,
         seconds=groups.seconds,
+        chosen=groups.chosen,
         extend=networks.extend,
         n_effective=n_effective,
         apart=apart,

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from ..layout import ParameterLayout
 from ..models.autoencoder_base import ParameterAutoencoderMixin
 from ..models.normalizer import ParameterNormalizer
 from ..pipelines.network_folder import load_generated
+from ..tasks.runs_config import begins_at_base
 from ..training.gate import reconstruct
 from .folder import UNSEEN, Run
 
@@ -48,6 +50,11 @@ def known_permutations(model: nn.Module, layout: ParameterLayout, is_zoo: bool) 
     return None
 
 
+def common_start(dataset: ParameterDataset, model: nn.Module) -> torch.Tensor | None:
+    """Where all trainings of a dataset's rows began `(1, D)`: its base model, where a recipe went on from that."""
+    return dataset.layout.flatten(model)[None].cpu() if begins_at_base(dataset.metadata) else None
+
+
 def make_groups(
     originals: Vectors,
     generated: Vectors,
@@ -58,6 +65,7 @@ def make_groups(
     permutations: PermutationSpec | None,
     seed: int,
     cost_of_generated: float | None = None,
+    start: torch.Tensor | None = None,
 ) -> Groups:
     """[`Groups`] of a run, with reconstructions of originals.
 
@@ -65,7 +73,7 @@ def make_groups(
     those seen, and the held-out ones are reconstructed. On a trajectory all are: a held-out row is as good as seen.
 
     What is made of generated networks costs what they cost, too, `cost_of_generated` seconds; nothing is known of it
-    when that is not.
+    when that is not. `start` `(1, D)` is where all trainings of the originals began, where that is known.
     """
     seen = held_out = torch.arange(len(originals))
     given = {}
@@ -81,7 +89,10 @@ def make_groups(
     rows = held_out[torch.linspace(0, len(held_out) - 1, min(len(held_out), len(generated))).round().long()]
     reconstructed = reconstruct(autoencoder, take_rows(originals, rows))
     inputs = (take_rows(originals, seen), generated, autoencoder.layout, reconstructed, seed, before)
+    given |= {"start": start, "has_peft": find_spec("peft") is not None}
     groups = Groups(*inputs, val_worth=val_worth, draw_latents=draw_latents, **given)
+    if not given["has_peft"] and val_worth is not None:
+        warnings.warn("Without peft, TIES and DARE are left out: pip install 'pdiff-hf[adapters]'.", stacklevel=2)
     groups.give("original", originals)
     return groups
 

@@ -119,16 +119,29 @@ def from_version_0_1(values: Any) -> Any:
     return {"kind": "runs", **{key: value for key, value in values.items() if key in kept}}
 
 
+def recorded_collection(metadata: Mapping[str, Any]) -> CollectionConfig | None:
+    """How the rows of a parameter dataset were collected, by its metadata; `None` where no recipe did it."""
+    if metadata.get("collect") is None:
+        return None
+    # In which order version 0.1 put hidden units is of no concern.
+    known = {key: value for key, value in metadata["collect"].items() if key != "align"}
+    return COLLECT.validate(from_version_0_1(known))
+
+
+def begins_at_base(metadata: Mapping[str, Any]) -> bool:
+    """Whether all trainings of a parameter dataset began at its base model, as far as its metadata tells."""
+    collect = recorded_collection(metadata)
+    return isinstance(collect, CollectConfig) and not (collect.independent and collect.runs > 1)
+
+
 def fine_tuning_config(metadata: Mapping[str, Any]) -> CollectConfig | None:
     """How a network of a parameter dataset is trained on, as it was trained, by the dataset's metadata.
 
     `None` where it is not known, or where labels depend on the network's population or task.
     """
-    if metadata.get("collect") is None or metadata.keys() & {"populations", TASKS}:
+    collect = recorded_collection(metadata)
+    if collect is None or metadata.keys() & {"populations", TASKS}:
         return None
-    # In which order version 0.1 put hidden units is of no concern.
-    known = {key: value for key, value in metadata["collect"].items() if key != "align"}
-    collect = COLLECT.validate(from_version_0_1(known))
     if isinstance(collect, CollectConfig):
         return collect
     known = {key: metadata["base_training"][key] for key in ("learning_rate", "weight_decay", "train_batch_size")}

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..adapters.gauge import lora_pairs
-from ..adapters.network import require_peft
-from ..base_model import BaseModel
-from ..data.vectors import Vectors
-from ..forward import forward_logits
-from ..layout import ParameterLayout
-from ..peft_model import lora_layers
-from ..results.merges import Merge
+from ...adapters.gauge import lora_pairs
+from ...adapters.network import require_peft
+from ...base_model import BaseModel
+from ...data.vectors import Vectors
+from ...forward import forward_logits
+from ...layout import ParameterLayout
+from ...peft_model import lora_layers
+from ...results.merges import Merge
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -184,8 +184,8 @@ def evaluate_merges(
         examples (`Mapping`): Inputs and labels of `"val"` and of `"test"`.
 
     Returns:
-        `dict[str, Merge]`: by method; of one that peft refuses, why. The mean of single adapters is `single`, their best
-        one on validation examples `best_single`, and the mean of all parameters `mean_factors`.
+        `dict[str, Merge]`: by method; of one that peft refuses, why. The mean of single adapters is `single`, their
+        best one on validation examples `best_single`, and the mean of all parameters `mean_factors`.
 
     Raises:
         ValueError: peft is not installed, or its merges are not for these adapters.

@@ -271,3 +271,31 @@ def test_networks_are_judged_as_peft_computes_them(bases, tmp_path):
     tokens = (torch.arange(16).reshape(2, 8) * 7 + 3) % 60 + 1
     with torch.no_grad():
         assert torch.allclose(forward_logits(model, tokens), probe(model, "bert"), atol=1e-6)
+
+
+def test_what_raw_factors_would_have_cost_is_said(bases, tmp_path, pdiff):
+    generator = torch.Generator().manual_seed(0)
+    folder, labels = tmp_path / "all", {}
+    for task in range(2):
+        for number in range(4):
+            name = f"{task}-{number}"
+            # Trainings of a task that differ by little, and by a frame of their own.
+            turn = torch.randn(4, 4, generator=generator) * 0.5 + torch.eye(4)
+            noise = torch.Generator().manual_seed(number)
+
+            def moved(k, v, turn=turn, noise=noise):
+                v = v + 0.002 * torch.randn(v.shape, generator=noise)
+                return turn @ v if "lora_A" in k else v @ turn.inverse()
+
+            change = tensors(lambda k, v, moved=moved: (k, moved(k, v) if "lora_" in k else v))
+            make_adapter(folder / name, bases["bert"], lora(), task, change)
+            labels[name] = f"task{task}"
+    dataset, _ = take(folder, tmp_path / "out", bases["bert"], conditions=labels)
+    signal = dataset.metadata["import"]["gauge"]
+    assert signal["by"] == "task" and signal["canonical"] > 0.6 > signal["raw"] + 0.3
+    code, output, error = pdiff("inspect", tmp_path / "out", "--json")
+    assert code == 0, error
+    found = json.loads(output)["gauge"]
+    assert found["num_layers"] == 4 and found["signal"] == signal and 0 <= found["near_equal"] < 0.5
+    code, output, _ = pdiff("inspect", tmp_path / "out")
+    assert "of raw factors it would be" in " ".join(output.split())

@@ -32,6 +32,7 @@ from .advice import DEFAULTS, make_advice
 from .cost import autoencoder_costs
 from .families import farthest_tensor, find_families
 from .functional import functional_figures, score_figures
+from .gauge import gauge_figures
 from .geometry import linear_explained_by_kind, linear_explained_variance, nearest_distances, spectrum, thin_out
 
 SCHEMA = 1
@@ -215,6 +216,7 @@ def inspect_dataset(
         }
 
         report["gate"] = _gate(grams)
+        report["gauge"] = gauge_figures(vectors[kept], layout, dataset.metadata)
 
         # 4. What belongs together
         known = [rows.tolist() for run, rows in runs.items() if run not in unordered]

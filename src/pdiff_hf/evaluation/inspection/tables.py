@@ -14,6 +14,7 @@ from ...conditions import conditions_text
 from ...results.metric import Metric
 from ...results.text import by_kind
 from .actions import missing_for_functions, needs_functions
+from .gauge import gauge_text
 
 STYLES = {"stop": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
 
@@ -40,6 +41,8 @@ def _figures(report: Mapping) -> Table:
     table.add_row("values", _values(report))
     if report["conditions"] is not None:
         table.add_row("conditions", escape(conditions_text(report["conditions"])))
+    if report.get("gauge") is not None:
+        table.add_row("gauge", escape(gauge_text(report["gauge"])))
     geometry, functional = report["geometry"], report["functional"]
     if geometry is None:
         return table

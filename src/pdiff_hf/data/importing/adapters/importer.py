@@ -15,9 +15,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ....adapters.config import AdapterConfig
-from ....adapters.gauge import canonical_rows
+from ....adapters.gauge import canonical_rows, lora_pairs
 from ....adapters.network import AdapterTensors, add_adapter, require_peft, tensors_of_config
 from ....adapters.probe import NUM_PROBED, adapter_effects
+from ....adapters.signal import GaugeSignal
 from ....base_model import WEIGHTS, BaseModel
 from ....conditions import ConditionSpec
 from ....files import atomic_folder, check_new, errors_of
@@ -112,7 +113,7 @@ def import_adapters(
             with atomic_folder(output_dir) as folder:
                 base_model, layout = collection.write_base(folder, constants)
                 task = None if describe_task is None else describe_task(base_model, layout)
-                rows = _Rows(collection, layout, columns, progress)
+                rows = _Rows(collection, layout, columns, progress, told)
                 stream_parameter_dataset(
                     rows.batches(),
                     layout,
@@ -305,9 +306,12 @@ class _Rows:
         self.num_copies = 0
         self.first = torch.empty(0)
 
+    told: dict[str, Any]
+
     def batches(self) -> Iterator[tuple[torch.Tensor, Mapping[str, Sequence[Any]]]]:
         """Vectors `(k, D)` and their columns."""
         size, known, next_step = self.layout.num_parameters, set(), Counter()
+        signal = GaugeSignal(self.layout) if lora_pairs(self.layout) else None
         writer, checkpoints = self.collection.writer(self.layout), self.collection.checkpoints
         batch = max(1, min(BATCH, BATCH_BYTES // (4 * size)))
         bar = tqdm(total=len(checkpoints), desc="import", disable=not self.progress, leave=False)
@@ -319,10 +323,12 @@ class _Rows:
                 if not row.isfinite().all():
                     with errors_of(checkpoints[number].where):
                         check_finite(values)
-            rows = canonical_rows(self.layout, rows)
+            raw, rows = rows, canonical_rows(self.layout, rows)
             if not len(self.first):
                 self.first = rows[:NUM_PROBED].clone()
             own = [checkpoints[number] for number in numbers.tolist()]
+            for before, after, checkpoint in zip(raw, rows, own, strict=True) if signal else ():
+                signal.add(before, after, None if checkpoint.condition is None else str(checkpoint.condition))
             for row, norm in zip(rows, rows.double().square().sum(1).tolist(), strict=True):
                 # Two numbers that equal networks share and others hardly do, up to rounding.
                 key = f"{norm:.5e} {row.abs().sum(dtype=torch.float64).item():.5e}"
@@ -341,6 +347,8 @@ class _Rows:
             yield rows, columns
             bar.update(len(own))
         bar.close()
+        if signal is not None and (found := signal.result()) is not None:
+            self.told["gauge"] = found
 
 
 def _num_labels(values: Mapping[str, torch.Tensor]) -> int | None:

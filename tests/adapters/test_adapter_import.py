@@ -2,6 +2,7 @@ import json
 import shutil
 import warnings
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -299,3 +300,45 @@ def test_what_raw_factors_would_have_cost_is_said(bases, tmp_path, pdiff):
     assert found["num_layers"] == 4 and found["signal"] == signal and 0 <= found["near_equal"] < 0.5
     code, output, _ = pdiff("inspect", tmp_path / "out")
     assert "of raw factors it would be" in " ".join(output.split())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_module_names_of_transformers_4_are_those_of_today(tmp_path):
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    config.initializer_range, config.num_labels = 0.3, 5
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit4")
+    model = peft.get_peft_model(
+        transformers.ViTForImageClassification.from_pretrained(tmp_path / "vit4"),
+        peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.eval().save_pretrained(folder := tmp_path / "adapter")
+    older = {"vit.layers.": "vit.encoder.layer.", "attention.q_proj": "attention.attention.query"}
+    older["attention.v_proj"] = "attention.attention.value"
+
+    def old_name(name):
+        for new, old in older.items():
+            name = name.replace(new, old)
+        return name
+
+    tensors(lambda k, v: (old_name(k), v))(folder)
+    set_config(folder, {"target_modules": ["query", "value"]})
+    dataset, summary = take(folder, tmp_path / "out", tmp_path / "vit4")
+    assert any("transformers 4" in note for note in summary["notes"])
+    dataset.base_model.save_adapter(dataset.layout, dataset.vectors()[:][0], tmp_path / "new")
+    images = torch.randn(2, 3, 16, 16)
+    base = transformers.ViTForImageClassification.from_pretrained(tmp_path / "vit4")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "new").eval()
+    with torch.no_grad():
+        assert (again(images).logits - model(images).logits).abs().max() < 1e-5
+        assert (model(images).logits - model.get_base_model()(images).logits).abs().max() < 1e-6
+    set_config(folder, {"rank_pattern": {"query": 1}})
+    with pytest.raises(ValueError, match=r"names of transformers 4, and so has rank_pattern"):
+        import_adapters(folder, tmp_path / "other", str(tmp_path / "vit4"), progress=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.merges import merge_line, merge_table
 from ..results.metrics import Metrics
 from ..results.population_table import POPULATION_COLUMNS, TEST_COLUMNS, population_table
 from ..results.records import SelectedDifference
@@ -43,7 +42,6 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
         *([_groups(metrics)] if metrics.tasks is None else unseen_tasks(metrics)),
         _population(metrics),
         *([_novelty(metrics)] if metrics.tasks is None else []),
-        _merges(metrics),
         _distribution(metrics),
         _denoiser(metrics),
         _comparisons(metrics),
@@ -58,19 +56,6 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
     for section in sections:
         section.plots = [name for name in section.plots if name in plots]
     return [section for section in sections if section.text or section.plots or section.tables]
-
-
-def _merges(metrics: Metrics) -> Section:
-    """What peft makes of adapters."""
-    if not metrics.merges:
-        return Section("Which merge is best?")
-    text = [
-        merge_line(metrics.merges) or "No merge could be made.",
-        "Merges are made by peft, with scalings in the factors; heads are averaged alike for all. ΔW error: the "
-        "distance from the exact mean of ΔW over its norm. Identity: by how much of their spread logits change when "
-        "one adapter is merged with weight 1; reload: when the merge is written and loaded again.",
-    ]
-    return Section("Which merge is best?", text, tables=[merge_table(metrics.merges)])
 
 
 def _groups(metrics: Metrics) -> Section:

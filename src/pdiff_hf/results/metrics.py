@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ..files import read_json, write_json
-from .merges import Merge
 from .metric import Metric
 from .population import Population
 from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
@@ -96,8 +95,6 @@ class Metrics(Record):
     trajectory, whose held-out rows are neighbours of those seen."""
     tasks: TaskResults | None = None
     """Networks for unseen tasks beside other ways to them, of `collect.kind: tasks`; such metrics have no `groups`."""
-    merges: dict[str, Merge] = Field(default_factory=dict)
-    """Of adapters of LoRA: what peft makes of them, by its names of the methods."""
     finding: str | None = None
     """`copying`, `worse`, `no_gain`, `averaging`, `better`, or `none` without generated networks; with `population`
     `copying`, `collapsed`, `worse`, `less_diverse`, `more_diverse` or `equal_population`; with `tasks`

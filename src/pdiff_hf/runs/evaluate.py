@@ -15,7 +15,6 @@ from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.groups import is_shown
-from ..evaluation.merging.adapters import evaluate_merges, why_not_merged
 from ..evaluation.population import unseen_runs
 from ..files import atomic_folder, read_json
 from ..identity import OTHER_DATASET, check_same_network, generated_identity, read_identity
@@ -220,10 +219,6 @@ def _evaluate(
         if holdout_every is not None:
             given = (seen, generated, draw_latents, originals, autoencoder, holdout_every)
             result.metrics.distribution = compare_latents(*given, memory.effective_size, config.seed)
-        if isinstance(task, Task) and why_not_merged(dataset.base_model, dataset.layout) is None:
-            examples = {split: task.arrays(split) for split in ("val", "test")}
-            seen_rows = seen if apart is None else originals[apart[0]]
-            result.metrics.merges = evaluate_merges(dataset.base_model, dataset.layout, seen_rows, examples)
         shown = [name for name in groups if is_shown(name, "latents")]
         latents = {name: autoencoder.encode_rows(groups[name]).flatten(1).cpu() for name in shown}
         followed = output_dir / TRAJECTORY_FILE

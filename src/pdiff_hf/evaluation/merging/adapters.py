@@ -129,32 +129,37 @@ class AdapterMerger:
 
     def _combinations(self) -> dict[str, AdapterMerge]:
         as_is, why = self._as_it_is()
+        found = {name: AdapterMerge(rank=self.rank, identity_error_as_is=as_is, note=why) for name in COMBINATIONS}
+        self._find_identity_errors(found)
         begin = time.perf_counter()
         merger = PeftMerger(self._model, self._layout, self.rows)
-        twice = PeftMerger(self._model, self._layout, self.rows[:1].expand(2, -1))
-        loading, found = time.perf_counter() - begin, {}
-        for combination, (has_density, _) in COMBINATIONS.items():
-            begin = time.perf_counter()
-            merge = AdapterMerge(rank=self.rank, identity_error_as_is=as_is, note=why)
+        loading = time.perf_counter() - begin
+        for combination, merge in found.items():
+            if merge.note is None or merge.note == why:
+                begin = time.perf_counter()
+                merge.row, merge.chosen = self._best(merger, combination)
+                merge.seconds = loading + time.perf_counter() - begin
+        return {f"peft_{combination}": merge for combination, merge in found.items()}
+
+    def _find_identity_errors(self, found: Mapping[str, AdapterMerge]) -> None:
+        """One adapter has to give itself, also when it is merged with its copy: of one alone, peft takes `linear`."""
+        one = self.rows[:1]
+        merger = PeftMerger(self._model, self._layout, one.expand(2, -1))
+        for combination, merge in found.items():
             try:
-                # peft takes `linear` for a single adapter, so each is also merged with its copy.
-                alone = twice.merge(combination, 1.0, 1.0, num=1)
-                copied = twice.merge(combination, weights_of(combination, 2)[0], 1.0)
-                errors = [self._difference(row, self.rows[:1]) for row in (alone, copied)]
-                merge.identity_error = None if None in errors else max(errors)
-                if merge.identity_error is not None and not merge.identity_error <= TOLERANCE:
-                    merge.note = f"one adapter, merged, does not give itself (off by {merge.identity_error:.2g})"
-                else:
-                    merge.row, merge.chosen = self._best(merger, combination, has_density)
+                merged = [merger.merge(combination, 1.0, 1.0, num=1)]
+                merged.append(merger.merge(combination, weights_of(combination, 2)[0], 1.0))
             except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
                 merge.note = f"peft does not merge these layers so: {_first_line(error)}"
-            merge.seconds = loading + time.perf_counter() - begin
-            found[f"peft_{combination}"] = merge
-        return found
+                continue
+            if self._inputs is not None:
+                merge.identity_error = max(self._difference(row, one) for row in merged)
+                if not merge.identity_error <= TOLERANCE:
+                    merge.note = f"one adapter, merged, does not give itself, off by {merge.identity_error:.2g}"
 
-    def _best(self, merger: PeftMerger, combination: str, has_density: bool) -> tuple[torch.Tensor, dict[str, float]]:
+    def _best(self, merger: PeftMerger, combination: str) -> tuple[torch.Tensor, dict[str, float]]:
         """Of weights and densities those that are worth most on the validation examples; ties: the first."""
-        tried = []
+        tried, (has_density, _) = [], COMBINATIONS[combination]
         for density in DENSITIES if has_density else (None,):
             for weight in weights_of(combination, len(self.rows)):
                 row = merger.merge(combination, weight, density, seed=self._seed)

@@ -220,6 +220,20 @@ GROUPS: dict[str, Group] = {
         lambda given: model_stock(given.task_vectors),
         "average", "the model stock of all originals", "green", "$K$", needs=("plain", "start"), is_single=True,
     ),
+    # Of adapters, by `merging.adapters`; the exact mean has another rank, and is beside the groups.
+    "mean_delta_svd": Group(
+        None, "average", "the mean of what all adapters add, at their rank", "green", "$B$", is_single=True
+    ),
+    "mean_factors": Group(None, "average", "the mean of all adapters' factors", "green", "$F$", is_single=True),
+    "peft_linear": Group(None, "average", "peft's linear merge of all adapters", "green", "$l$", is_single=True),
+    "peft_ties": Group(None, "average", "peft's TIES merge of all adapters", "green", "$t$", is_single=True),
+    "peft_ties_svd": Group(
+        None, "average", "peft's TIES merge of what all adapters add", "green", "$v$", is_single=True
+    ),
+    "peft_dare_linear": Group(None, "average", "peft's DARE merge of all adapters", "green", "$d$", is_single=True),
+    "peft_magnitude_prune": Group(
+        None, "average", "peft's merge of all adapters' largest values", "green", "$p$", is_single=True
+    ),
     "fine_tuned": Group(None, "rival", "fine-tuning for the same time", "ink", ">", ("histogram",)),
     "pdiff": Group(
         None, "rival", "p-diff as published (AutoencoderPDiff)", "ink", "$P$", ("histogram",), "p-diff"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..results.merges_table import merges_table, merges_text
 from ..results.metrics import Metrics
 from ..results.population_table import POPULATION_COLUMNS, TEST_COLUMNS, population_table
 from ..results.records import SelectedDifference
@@ -45,6 +46,7 @@ def make_sections(metrics: Metrics, gate: Mapping | None, plots: Sequence[str]) 
         _distribution(metrics),
         _denoiser(metrics),
         _comparisons(metrics),
+        _merges(metrics),
         _ensembles(metrics),
         _calibration(metrics),
         _cost(metrics),
@@ -233,6 +235,18 @@ def _comparisons(metrics: Metrics) -> Section:
         pairs = [(name, (difference, SelectedDifference())) for name, difference in metrics.soup_comparisons.items()]
         tables.append(make_table("soup of generated minus", all_columns[:1], pairs, "Average against average"))
     return Section("Generated against the others", text, tables=tables)
+
+
+def _merges(metrics: Metrics) -> Section:
+    if not metrics.merges:
+        return Section("")
+    text = [
+        *merges_text(metrics),
+        "Heads, and whatever else is no factor, are averaged alike for every merge. Errors of outputs are the largest "
+        "on random inputs, in units of their standard deviation. Identity: one adapter that is merged alone has to "
+        "give itself.",
+    ]
+    return Section("Which merge is best for these adapters?", text, tables=[merges_table(metrics)])
 
 
 def _ensembles(metrics: Metrics) -> Section:

@@ -11,7 +11,16 @@ from pydantic import Field, model_validator
 from ..files import read_json, write_json
 from .metric import Metric
 from .population import Population
-from .records import Denoiser, Difference, Distribution, Ensemble, GroupMetrics, Record, SelectedDifference
+from .records import (
+    Denoiser,
+    Difference,
+    Distribution,
+    Ensemble,
+    GroupMetrics,
+    Merge,
+    Record,
+    SelectedDifference,
+)
 from .tasks import TaskResults
 
 METRICS_FILE = "metrics.json"
@@ -93,6 +102,8 @@ class Metrics(Record):
     population: dict[str, Population] = Field(default_factory=dict)
     """By group, what it is as a population beside held-out originals of other runs; not in schema 1, and not of one
     trajectory, whose held-out rows are neighbours of those seen."""
+    merges: dict[str, Merge] = Field(default_factory=dict)
+    """Of adapters, by name the ways to merge them; the exact mean, which is no network of the layout, among them."""
     tasks: TaskResults | None = None
     """Networks for unseen tasks beside other ways to them, of `collect.kind: tasks`; such metrics have no `groups`."""
     finding: str | None = None
@@ -178,6 +189,11 @@ class Metrics(Record):
         rivals = [(name, group) for name, group in compared if group.role in ("average", "rival")]
         # Of averages, those of which there are many come before single ones.
         return dict(sorted(rivals, key=lambda item: (item[1].role == "rival", item[1].n == 1)))
+
+    def best_merge(self) -> str | None:
+        """The merge of adapters that is best on validation examples; `None` without merges."""
+        worth = {name: self.metric.worth(merge.val) for name, merge in self.merges.items() if merge.val is not None}
+        return max(worth, key=worth.__getitem__, default=None)
 
     def hardest_average(self) -> str | None:
         """The average of originals over which the generated networks gain least; `None` without averages."""

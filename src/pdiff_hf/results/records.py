@@ -98,6 +98,11 @@ class Selected(Record):
         """The test accuracy, or that which stands in its place."""
         return self.test_accuracy if self.test_score is None else self.test_score
 
+    @property
+    def val(self) -> float | None:
+        """The same on validation examples."""
+        return self.val_accuracy if self.val_score is None else self.val_score
+
 
 class SimilarityIntervals(Record):
     """Intervals of mean similarities, over networks; the originals that they are compared with are these."""
@@ -208,6 +213,33 @@ class GroupMetrics(Record):
     def score(self) -> Mean:
         """The test accuracy, or that which stands in its place."""
         return self.test_accuracy if self.test_score.mean is None else self.test_score
+
+
+class Merge(Selected):
+    """A merge of adapters, one network, and what was checked of it."""
+
+    difference: Difference = Difference()
+    """Mean test accuracy, or score, of the generated networks minus that of the merge."""
+    num_adapters: int | float | None = None
+    """How many were merged."""
+    rank: int | float | None = None
+    """Of the merge; the exact mean of what adapters add has the sum of theirs."""
+    identity_error: float | None = None
+    """By how much of their spread the outputs of one adapter change at most when it is merged alone or with its copy,
+    heads and scalings being kept beside."""
+    identity_error_as_is: float | None = None
+    """The same when peft alone merges the adapter as it is; `None` where it refuses, and of other merges."""
+    delta_error: float | None = None
+    """Relative error of what it adds to the weights against the exact mean."""
+    reload_error: float | None = None
+    """By how much of their spread its outputs change at most when it is written and loaded by peft; of the exact mean,
+    when it is merged into the base."""
+    chosen: dict[str, Any] = {}
+    """`weight` of each adapter and `density`, chosen on validation examples."""
+    description: str | None = None
+    """What it is, as a part of a sentence."""
+    note: str | None = None
+    """Why there is none, or what peft alone does to these adapters."""
 
 
 class Ensemble(Record):

@@ -9,15 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..data.dataset import ParameterDataset
+from ..data.vectors import take_rows
 from ..evaluation.autocorrelation import RunMemory
 from ..evaluation.baselines import latent_gaussian
 from ..evaluation.batch_norm import Reestimated
 from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.groups import is_shown
 from ..evaluation.population import unseen_runs
+from ..evaluation.scores import NetworkEvaluator
 from ..files import atomic_folder, read_json
 from ..identity import OTHER_DATASET, check_same_network, generated_identity, read_identity
+from ..layout import ParameterLayout
 from ..machine import locked_together, precision_of, process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
@@ -34,6 +39,7 @@ from .folder import GATE_FILE, PEAK_ON_DEVICE, Run, check_report_folder, cost_si
 from .groups import add_own_groups, common_start, generator_seconds, known_permutations, make_groups
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
+from .merges import merge_adapters
 from .recipe import EvaluateConfig
 from .rivals import make_rivals
 from .unseen_tasks import check_tasks, evaluate_tasks, task_latents
@@ -173,13 +179,14 @@ def _evaluate(
     apart = unseen_runs(memory, holdout_every)
     permutations = known_permutations(model, dataset.layout, is_zoo=apart is not None)
     cost_of_generated = generator_seconds(run) if is_own else None
+    # What is chosen by the scores that are reported would be flattered.
+    val_worth = None if test is val else lambda vectors: val.worth(networks.extend(vectors))
     groups = make_groups(
         originals,
         generated,
         autoencoder,
         draw_latents,
-        # What is chosen by the scores that are reported would be flattered.
-        None if test is val else lambda vectors: val.worth(networks.extend(vectors)),
+        val_worth,
         apart,
         permutations,
         config.seed,
@@ -192,6 +199,11 @@ def _evaluate(
         for name, vectors in rivals.items():
             groups.give(name, vectors)
         groups.seconds |= seconds
+    merges = merge_adapters(
+        dataset, originals if apart is None else take_rows(originals, apart[0]), val_worth, config.seed
+    )
+    if merges is not None:
+        merges.give_to(groups)
     n_effective: dict[str, float] = {}
     if is_own:
         add_own_groups(run, dataset, groups, n_effective, autoencoder.normalizer)
@@ -211,6 +223,10 @@ def _evaluate(
         seed=config.seed,
         device=device,
     )
+    if merges is not None:
+        judge = partial(_judge, dataset, task, options)
+        on_test = test.predict(networks.extend(generated, "generated"))
+        result.metrics.merges = merges.results(result.metrics, judge, on_test)
     found = held_out_of(pipeline_dir, dataset, autoencoder, originals, config.held_out)
     if process_state().is_main_process:
         if (denoiser := read_denoiser(pipeline_dir)) != Denoiser():
@@ -228,6 +244,12 @@ def _evaluate(
         _report(run, write, output_dir, start, task)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)
+
+
+def _judge(
+    dataset: ParameterDataset, task: AnyTask, options: dict[str, Any], model: nn.Module, layout: ParameterLayout
+) -> tuple[NetworkEvaluator, NetworkEvaluator]:
+    return make_val_and_test(dataset, task, model=model, layout=layout, **options)
 
 
 def _report(run: Run, write: Callable[..., Any], output_dir: Path, start: float, task: AnyTask) -> None:

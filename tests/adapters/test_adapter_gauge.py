@@ -97,3 +97,28 @@ def test_a_factor_alone_is_refused():
     spec = TensorSpec("x.lora_A.default.weight", (2, 3), 0, transform="canonical_lora")
     with pytest.raises(ValueError, match=r"without its other factor 'x\.lora_B"):
         lora_pairs(ParameterLayout((spec,)))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_rows_are_turned_to_a_reference(rows, begins):
+    layout, reference = layout_of(), rows[0].clone()
+    generator = torch.Generator().manual_seed(1)
+    near = reference + 0.05 * torch.randn(rows.shape, generator=generator)
+    other = near.clone()
+    for pair in lora_pairs(layout):
+        b, a = pair.factors(other)
+        turn = torch.linalg.qr(torch.randn(a.shape[-2], a.shape[-2], generator=generator)).Q
+        b.copy_(b @ turn.T)
+        a.copy_(turn @ a)
+        if begins:
+            pair.factors(reference[None])[0].zero_()
+    turned = canonical_rows(layout, near, reference)
+    # Of one adapter, one row, whatever frame its training had; and rows of near ones are near each other.
+    assert torch.allclose(canonical_rows(layout, other, reference), turned, atol=1e-5)
+    assert torch.allclose(canonical_rows(layout, turned, reference), turned, atol=1e-5)
+    factors = slice(6, None)
+    spread = (turned - turned.mean(0))[:, factors].norm()
+    assert spread < 0.5 * (other - other.mean(0))[:, factors].norm()
+    products = dict(delta_weights(layout, near.double()))
+    for name, after in delta_weights(layout, turned.double()):
+        assert (after - products[name]).norm() < 1e-6 * products[name].norm()

@@ -3,6 +3,11 @@
 Factors are canonical when they come from the singular value decomposition BA = U S Vᵀ as B = U √S and A = √S Vᵀ, with
 singular values in descending order, and signs by a rule: the sum of the cubes of a column of U and of V together is
 not negative. Source: QR and SVD of the factors as in Weight2Token (2603.15990); the sign rule is ours.
+
+Singular vectors of two adapters that differ by little may be in another order, and turn where singular values are
+nearly equal. So the factors of a collection are then turned together, `(BR, RᵀA)` with R orthogonal, as near as
+possible to those of one reference, the adapter in the base model's weights. That is still a function of BA alone.
+Source of R: Schönemann 1966, "A generalized solution of the orthogonal Procrustes problem".
 """
 
 from __future__ import annotations
@@ -63,10 +68,16 @@ def lora_pairs(layout: ParameterLayout) -> list[LoraPair]:
 
 
 @torch.no_grad()
-def canonical_rows(layout: ParameterLayout, rows: torch.Tensor) -> torch.Tensor:
+def canonical_rows(layout: ParameterLayout, rows: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
     """Rows `(n, D)` with canonical factors, float32; all else is as it was. Rows without factors are returned as such.
 
     BA is that of the rows up to their rounding: everything is computed in double precision.
+
+    Args:
+        layout ([`ParameterLayout`]): Which factors belong together.
+        rows (`torch.Tensor` of shape `(n, D)`): The adapters.
+        reference (`torch.Tensor` of shape `(D,)`, *optional*): What they are turned to; singular vectors stay as they
+            are without it. One that adds nothing, as adapters begin, counts by its factors A.
     """
     pairs = lora_pairs(layout)
     if not pairs or not len(rows):
@@ -78,6 +89,9 @@ def canonical_rows(layout: ParameterLayout, rows: torch.Tensor) -> torch.Tensor:
     for alike in by_shape.values():
         b, a = (torch.stack(parts).double() for parts in zip(*(p.factors(rows) for p in alike), strict=True))
         b, a = canonical_factors(b, a)
+        if reference is not None:
+            own = [p.factors(reference[None].double()) for p in alike]
+            b, a = turned_factors(b, a, *(torch.stack(parts) for parts in zip(*own, strict=True)))
         for pair, own_b, own_a in zip(alike, b, a, strict=True):
             target_b, target_a = pair.factors(found)
             target_b.copy_(own_b)
@@ -101,6 +115,19 @@ def canonical_factors(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, t
     return torch.nn.functional.pad(new_b, (0, missing)), torch.nn.functional.pad(new_a, (0, 0, 0, missing))
 
 
+def turned_factors(
+    b: torch.Tensor, a: torch.Tensor, b_0: torch.Tensor, a_0: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors B `(…, out, r)` and A `(…, r, in)`, turned as near as possible to others, of shapes that broadcast."""
+    begins = (b_0 == 0).flatten(-2).all(-1)[..., None, None]
+    canonical_b, canonical_a = canonical_factors(b_0, a_0)
+    # Of an adapter that adds nothing, the canonical factors are zero.
+    b_0, a_0 = torch.where(begins, b_0, canonical_b), torch.where(begins, a_0, canonical_a)
+    u, _, vh = torch.linalg.svd(b.mT @ b_0 + a @ a_0.mT)
+    turn = u @ vh
+    return b @ turn, turn.mT @ a
+
+
 def delta_weights(layout: ParameterLayout, rows: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """What the factors of rows `(n, D)` multiply to, layer by layer: BA `(n, groups, out / groups, in)`, unscaled."""
     for pair in lora_pairs(layout):
@@ -112,7 +139,8 @@ def singular_values(layout: ParameterLayout, rows: torch.Tensor) -> Iterator[tup
     """Singular values of BA of canonical rows `(n, D)`, layer by layer: `(n, groups, r / groups)`, descending."""
     for pair in lora_pairs(layout):
         b, _ = pair.factors(rows)
-        yield pair.layer, b.double().square().sum(-2)
+        # Turned or not, BᵀB has them as eigenvalues.
+        yield pair.layer, torch.linalg.eigvalsh(b.double().mT @ b.double()).flip(-1).clamp_min(0)
 
 
 def near_equal(layout: ParameterLayout, rows: torch.Tensor, tolerance: float = 0.01) -> dict[str, float]:

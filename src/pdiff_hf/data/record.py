@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters.gauge import canonical_rows
 from ..base_model import BaseModel
 from ..conditions import ConditionSpec
 from ..files import errors_of
@@ -28,6 +27,7 @@ from ..wrapped import gathered
 from .columns import CONDITION, CONDITION_TEXT
 from .conditions import Embed, condition_columns
 from .folder import write_layout
+from .gauge import gauge_reference, recorded_form
 from .rest import RestCheck
 from .scalars import to_integer
 from .shards import KNOWN_ROWS, RECORDING, recorded_runs, rows_table
@@ -121,6 +121,8 @@ class ParameterRecorder:
         self._copy, self._pending = HostCopy(), None
         self._rest = None if base_model is None else RestCheck(layout, base_model)
         self._resume_from: int | None = None
+        # To which adapters are turned.
+        self._reference: torch.Tensor | None = None
         check_append(self.output_dir, layout, base_model, [], conditions)
         if resume_from is not None:
             self.resume(resume_from)
@@ -253,7 +255,9 @@ class ParameterRecorder:
             with errors_of(f"step {row['step']}"):
                 self._rest.compare({name: copy.view(shape).to(dtype) for (name, (shape, dtype)), copy in copies})
         columns = {name: [value] for name, value in row.items()}
-        vectors = canonical_rows(self.layout, vector[None]).numpy()
+        if self._reference is None:
+            self._reference = gauge_reference(self.layout, self.base_model)
+        vectors = recorded_form(self.layout, None, vector[None], self._reference).numpy()
         table = rows_table(vectors, self.layout, columns, unit="step", first=row["step"])
         if self._file is None:
             self._open(table.schema, row["step"])

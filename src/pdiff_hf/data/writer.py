@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from ..adapters.gauge import canonical_rows
 from ..base_model import BaseModel
 from ..conditions import CONDITION_FILE, ConditionSpec
 from ..files import replacing, restoring, write_json
@@ -30,6 +29,7 @@ from .conditions import (
     read_conditions,
 )
 from .folder import SCHEMA, read_layout, write_layout
+from .gauge import recorded_form
 from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
 
@@ -46,7 +46,7 @@ def append_rows(
 ) -> None:
     """[`ParameterDataset.append`] to the folder `output_dir`, whose layout and base model have to be these."""
     path = Path(output_dir)
-    table = _table(vectors, layout, columns, conditions, embed)
+    table = _table(vectors, layout, base_model, columns, conditions, embed)
     if not (path / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {path}, found no layout.json there.")
     with locked(path), writing(path):
@@ -68,12 +68,13 @@ def append_rows(
 def _table(
     vectors: torch.Tensor,
     layout: ParameterLayout,
+    base_model: BaseModel | None,
     columns: Mapping[str, Sequence[Any]] | None,
     conditions: ConditionSpec | None,
     embed: Embed | None,
 ) -> pa.Table:
     columns = condition_columns(conditions, columns or {}, embed)
-    return shards.rows_table(canonical_rows(layout, vectors.detach().cpu()).numpy(), layout, columns)
+    return shards.rows_table(recorded_form(layout, base_model, vectors.detach().cpu()).numpy(), layout, columns)
 
 
 def check_append(
@@ -187,7 +188,7 @@ def save_parameter_dataset(
         ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, a value is NaN, infinite
             or too large, or a row has no condition or one of another kind.
     """
-    table = _table(vectors, layout, columns, conditions, embed)
+    table = _table(vectors, layout, base_model, columns, conditions, embed)
     if not len(table):
         raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
     if unordered_runs is None:

@@ -311,6 +311,7 @@ class _Rows:
     def batches(self) -> Iterator[tuple[torch.Tensor, Mapping[str, Sequence[Any]]]]:
         """Vectors `(k, D)` and their columns."""
         size, known, next_step = self.layout.num_parameters, set(), Counter()
+        reference = self.layout.flatten(self.collection.model) if lora_pairs(self.layout) else None
         signal = GaugeSignal(self.layout) if lora_pairs(self.layout) else None
         writer, checkpoints = self.collection.writer(self.layout), self.collection.checkpoints
         batch = max(1, min(BATCH, BATCH_BYTES // (4 * size)))
@@ -323,7 +324,7 @@ class _Rows:
                 if not row.isfinite().all():
                     with errors_of(checkpoints[number].where):
                         check_finite(values)
-            raw, rows = rows, canonical_rows(self.layout, rows)
+            raw, rows = rows, canonical_rows(self.layout, rows, reference)
             if not len(self.first):
                 self.first = rows[:NUM_PROBED].clone()
             own = [checkpoints[number] for number in numbers.tolist()]

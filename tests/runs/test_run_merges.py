@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("peft")
+pytestmark = pytest.mark.slow
 
 from adapters.adapter_cases import GOOD, load_base, make_adapter, make_base
 from factories import without_figures

@@ -44,7 +44,9 @@ def merger_of(dataset, **options):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "rslora", "dora", "lora-bias", "base-bias", "conv1d", "embedding", "timm-conv"]
+    "name",
+    ["rslora", "dora", "timm-conv"]
+    + [pytest.param(n, marks=pytest.mark.slow) for n in ("plain", "lora-bias", "base-bias", "conv1d", "embedding")],
 )
 def test_every_merge_gives_one_adapter_back_and_is_reloaded(name, collection):
     found = merger_of(collection(name)[0]).merge_all()

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 pytest.importorskip("peft")
-pytestmark = pytest.mark.slow
 
 from adapters.adapter_cases import GOOD, load_base, make_adapter, make_base
 from factories import without_figures
@@ -22,6 +21,8 @@ from pdiff_hf.peft_model import lora_layers
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.tasks.evaluators import require_task
 from pdiff_hf.training.rows import read_holdout_every
+
+pytestmark = pytest.mark.slow
 
 NUM = 6
 SMALL = ("--set", "diffusion.steps=20", "--set", "autoencoder.kind=pca", "--set", "autoencoder.latent_channels=2")

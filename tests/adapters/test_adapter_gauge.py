@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pdiff_hf.adapters.gauge import canonical_rows, delta_weights, lora_pairs, near_equal, singular_values
+from pdiff_hf.data.gauge import recorded_form
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 
 SHAPES = {
@@ -99,8 +100,7 @@ def test_a_factor_alone_is_refused():
         lora_pairs(ParameterLayout((spec,)))
 
 
-@pytest.mark.parametrize("begins", [False, True])
-def test_rows_are_turned_to_a_reference(rows, begins):
+def test_rows_are_turned_to_a_reference(rows):
     layout, reference = layout_of(), rows[0].clone()
     generator = torch.Generator().manual_seed(1)
     near = reference + 0.05 * torch.randn(rows.shape, generator=generator)
@@ -110,8 +110,6 @@ def test_rows_are_turned_to_a_reference(rows, begins):
         turn = torch.linalg.qr(torch.randn(a.shape[-2], a.shape[-2], generator=generator)).Q
         b.copy_(b @ turn.T)
         a.copy_(turn @ a)
-        if begins:
-            pair.factors(reference[None])[0].zero_()
     turned = canonical_rows(layout, near, reference)
     # Of one adapter, one row, whatever frame its training had; and rows of near ones are near each other.
     assert torch.allclose(canonical_rows(layout, other, reference), turned, atol=1e-5)
@@ -122,3 +120,15 @@ def test_rows_are_turned_to_a_reference(rows, begins):
     products = dict(delta_weights(layout, near.double()))
     for name, after in delta_weights(layout, turned.double()):
         assert (after - products[name]).norm() < 1e-6 * products[name].norm()
+
+
+def test_rows_of_trainings_from_one_start_stay_and_others_are_canonical(rows):
+    layout, start = layout_of(), rows[0].clone()
+    for pair in lora_pairs(layout):
+        pair.factors(start[None])[0].zero_()
+    near, other = start + 0.1 * rows, rows.clone()
+    assert torch.equal(recorded_form(layout, near, start), near)
+    assert torch.equal(recorded_form(layout, other, start), canonical_rows(layout, other))
+    assert torch.equal(recorded_form(layout, other, None), canonical_rows(layout, other))
+    assert torch.equal(recorded_form(layout, other, rows[1]), canonical_rows(layout, other, rows[1]))
+    assert recorded_form(layout, rows[:0], start).shape == rows[:0].shape

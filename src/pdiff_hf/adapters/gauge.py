@@ -76,8 +76,8 @@ def canonical_rows(layout: ParameterLayout, rows: torch.Tensor, reference: torch
     Args:
         layout ([`ParameterLayout`]): Which factors belong together.
         rows (`torch.Tensor` of shape `(n, D)`): The adapters.
-        reference (`torch.Tensor` of shape `(D,)`, *optional*): What they are turned to; singular vectors stay as they
-            are without it. One that adds nothing, as adapters begin, counts by its factors A.
+        reference (`torch.Tensor` of shape `(D,)`, *optional*): What they are turned to, an adapter that adds
+            something; singular vectors stay as they are without it.
     """
     pairs = lora_pairs(layout)
     if not pairs or not len(rows):
@@ -119,10 +119,7 @@ def turned_factors(
     b: torch.Tensor, a: torch.Tensor, b_0: torch.Tensor, a_0: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors B `(…, out, r)` and A `(…, r, in)`, turned as near as possible to others, of shapes that broadcast."""
-    begins = (b_0 == 0).flatten(-2).all(-1)[..., None, None]
-    canonical_b, canonical_a = canonical_factors(b_0, a_0)
-    # Of an adapter that adds nothing, the canonical factors are zero.
-    b_0, a_0 = torch.where(begins, b_0, canonical_b), torch.where(begins, a_0, canonical_a)
+    b_0, a_0 = canonical_factors(b_0, a_0)
     u, _, vh = torch.linalg.svd(b.mT @ b_0 + a @ a_0.mT)
     turn = u @ vh
     return b @ turn, turn.mT @ a

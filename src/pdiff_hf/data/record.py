@@ -257,7 +257,7 @@ class ParameterRecorder:
         columns = {name: [value] for name, value in row.items()}
         if self._reference is None:
             self._reference = gauge_reference(self.layout, self.base_model)
-        vectors = recorded_form(self.layout, None, vector[None], self._reference).numpy()
+        vectors = recorded_form(self.layout, vector[None], self._reference).numpy()
         table = rows_table(vectors, self.layout, columns, unit="step", first=row["step"])
         if self._file is None:
             self._open(table.schema, row["step"])

@@ -29,7 +29,7 @@ from .conditions import (
     read_conditions,
 )
 from .folder import SCHEMA, read_layout, write_layout
-from .gauge import recorded_form
+from .gauge import gauge_reference, recorded_form
 from .integrity import announce, check_all, find_shards, is_settled, read_stats, settle
 from .stats import compute_stats
 
@@ -74,7 +74,9 @@ def _table(
     embed: Embed | None,
 ) -> pa.Table:
     columns = condition_columns(conditions, columns or {}, embed)
-    return shards.rows_table(recorded_form(layout, base_model, vectors.detach().cpu()).numpy(), layout, columns)
+    return shards.rows_table(
+        recorded_form(layout, vectors.detach().cpu(), gauge_reference(layout, base_model)).numpy(), layout, columns
+    )
 
 
 def check_append(

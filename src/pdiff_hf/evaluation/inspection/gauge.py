@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...adapters.gauge import lora_pairs, near_equal
+from ...adapters.gauge import canonical_rows, lora_pairs, near_equal
 from ...layout import ParameterLayout
 
 # Neighbouring singular values that differ by less, relatively, turn into one another.
@@ -24,7 +24,7 @@ def gauge_figures(vectors: torch.Tensor, layout: ParameterLayout, metadata: Mapp
     """
     if not lora_pairs(layout):
         return None
-    shares = near_equal(layout, vectors, TOLERANCE)
+    shares = near_equal(layout, canonical_rows(layout, vectors), TOLERANCE)
     worst = max(shares, key=shares.get)
     return {
         "num_layers": len(shares),
@@ -37,7 +37,7 @@ def gauge_figures(vectors: torch.Tensor, layout: ParameterLayout, metadata: Mapp
 
 def gauge_text(figures: Mapping[str, Any]) -> str:
     """The figures in a sentence or two."""
-    text = f"factors of {figures['num_layers']} layers are canonical; neighbouring singular values within "
+    text = f"factors of {figures['num_layers']} layers; neighbouring singular values within "
     text += f"{figures['tolerance']:.0%}, whose vectors turn into one another, in {figures['near_equal']:.1%} of all"
     if figures["near_equal"]:
         worst = figures["worst_layer"]

@@ -6,7 +6,7 @@ not negative. Source: QR and SVD of the factors as in Weight2Token (2603.15990);
 
 Singular vectors of two adapters that differ by little may be in another order, and turn where singular values are
 nearly equal. So the factors of a collection are then turned together, `(BR, RᵀA)` with R orthogonal, as near as
-possible to those of one reference, the adapter in the base model's weights. That is still a function of BA alone.
+possible to those of one reference, the first adapter. That is still a function of BA alone.
 Source of R: Schönemann 1966, "A generalized solution of the orthogonal Procrustes problem".
 """
 

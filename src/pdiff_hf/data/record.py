@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..adapters.gauge import lora_pairs
 from ..base_model import BaseModel
 from ..conditions import ConditionSpec
 from ..files import errors_of
@@ -256,8 +257,11 @@ class ParameterRecorder:
                 self._rest.compare({name: copy.view(shape).to(dtype) for (name, (shape, dtype)), copy in copies})
         columns = {name: [value] for name, value in row.items()}
         if self._reference is None:
-            self._reference = gauge_reference(self.layout, self.base_model)
-        vectors = recorded_form(self.layout, vector[None], self._reference).numpy()
+            self._reference = gauge_reference(self.layout, self.base_model, self.output_dir)
+        vectors = recorded_form(self.layout, vector[None], self._reference)
+        if self._reference is None and lora_pairs(self.layout):
+            self._reference = vectors[0].clone()
+        vectors = vectors.numpy()
         table = rows_table(vectors, self.layout, columns, unit="step", first=row["step"])
         if self._file is None:
             self._open(table.schema, row["step"])

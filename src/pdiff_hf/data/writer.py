@@ -46,7 +46,7 @@ def append_rows(
 ) -> None:
     """[`ParameterDataset.append`] to the folder `output_dir`, whose layout and base model have to be these."""
     path = Path(output_dir)
-    table = _table(vectors, layout, base_model, columns, conditions, embed)
+    table = _table(vectors, layout, gauge_reference(layout, base_model, Path(output_dir)), columns, conditions, embed)
     if not (path / "layout.json").is_file():
         raise ValueError(f"expected a parameter dataset at {path}, found no layout.json there.")
     with locked(path), writing(path):
@@ -68,15 +68,13 @@ def append_rows(
 def _table(
     vectors: torch.Tensor,
     layout: ParameterLayout,
-    base_model: BaseModel | None,
+    reference: torch.Tensor | None,
     columns: Mapping[str, Sequence[Any]] | None,
     conditions: ConditionSpec | None,
     embed: Embed | None,
 ) -> pa.Table:
     columns = condition_columns(conditions, columns or {}, embed)
-    return shards.rows_table(
-        recorded_form(layout, vectors.detach().cpu(), gauge_reference(layout, base_model)).numpy(), layout, columns
-    )
+    return shards.rows_table(recorded_form(layout, vectors.detach().cpu(), reference).numpy(), layout, columns)
 
 
 def check_append(
@@ -190,7 +188,7 @@ def save_parameter_dataset(
         ValueError: the folder holds a dataset already, there are no rows, shapes do not fit, a value is NaN, infinite
             or too large, or a row has no condition or one of another kind.
     """
-    table = _table(vectors, layout, base_model, columns, conditions, embed)
+    table = _table(vectors, layout, gauge_reference(layout, base_model, Path(output_dir)), columns, conditions, embed)
     if not len(table):
         raise ValueError(f"expected at least one checkpoint for {output_dir}, found none.")
     if unordered_runs is None:

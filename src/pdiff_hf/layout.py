@@ -142,7 +142,9 @@ class ParameterLayout:
         for name, tensor in tensors.items():
             specs.append(TensorSpec.of(name, tensor, offset))
             offset += tensor.numel()
-        pairs = _gauged_pairs(gauged_names(model) & tensors.keys())
+        # In half precision, factors in another frame would be rounded anew.
+        exact = {name for name, tensor in tensors.items() if tensor.dtype is torch.float32}
+        pairs = _gauged_pairs(gauged_names(model) & exact)
         return cls(tuple(replace(s, transform="canonical_lora") if s.name in pairs else s for s in specs))
 
     def to_dict(self) -> dict[str, Any]:

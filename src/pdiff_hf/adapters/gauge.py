@@ -24,6 +24,8 @@ from ..layout import ParameterLayout, TensorSpec
 FACTOR_A = re.compile(r"\.lora_((?:embedding_)?)A\.")
 # Singular values below this share of the largest one are rounding, whose vectors are arbitrary.
 ROUNDING = 1e-7
+# Values of rows that are brought into form at a time: double precision and its products stay in the cache.
+BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,20 @@ def canonical_rows(layout: ParameterLayout, rows: torch.Tensor, reference: torch
     by_shape: dict[tuple, list[LoraPair]] = defaultdict(list)
     for pair in pairs:
         by_shape[pair.groups, pair.a.shape[0], pair.a.numel, pair.b.numel].append(pair)
-    for alike in by_shape.values():
-        b, a = (torch.stack(parts).double() for parts in zip(*(p.factors(rows) for p in alike), strict=True))
-        b, a = canonical_factors(b, a)
-        if reference is not None:
-            own = [p.factors(reference[None].double()) for p in alike]
-            b, a = turned_factors(b, a, *(torch.stack(parts) for parts in zip(*own, strict=True)))
-        for pair, own_b, own_a in zip(alike, b, a, strict=True):
-            target_b, target_a = pair.factors(found)
-            target_b.copy_(own_b)
-            target_a.copy_(own_a)
+    references = {}
+    if reference is not None:
+        for shape, alike in by_shape.items():
+            own = zip(*(pair.factors(reference[None].double()) for pair in alike), strict=True)
+            references[shape] = canonical_factors(*map(torch.stack, own))
+    for block in found.split(max(1, BLOCK // layout.num_parameters)):
+        for shape, alike in by_shape.items():
+            factors = [pair.factors(block) for pair in alike]
+            b, a = canonical_factors(*(torch.stack(parts).double() for parts in zip(*factors, strict=True)))
+            if reference is not None:
+                b, a = turned_factors(b, a, *references[shape])
+            for (target_b, target_a), own_b, own_a in zip(factors, b, a, strict=True):
+                target_b.copy_(own_b)
+                target_a.copy_(own_a)
     return found
 
 
@@ -119,7 +125,6 @@ def turned_factors(
     b: torch.Tensor, a: torch.Tensor, b_0: torch.Tensor, a_0: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors B `(…, out, r)` and A `(…, r, in)`, turned as near as possible to others, of shapes that broadcast."""
-    b_0, a_0 = canonical_factors(b_0, a_0)
     u, _, vh = torch.linalg.svd(b.mT @ b_0 + a @ a_0.mT)
     turn = u @ vh
     return b @ turn, turn.mT @ a

@@ -165,7 +165,7 @@ def save_parameter_dataset(
 
     Args:
         vectors (`torch.Tensor` of shape `(K, D)`):
-            Raw parameter values, one row per checkpoint.
+            Raw parameter values, one row per checkpoint; factors with a gauge become canonical, see `adapters.gauge`.
         layout ([`ParameterLayout`]):
             What a vector is made of.
         output_dir (`str` or `Path`):
@@ -211,7 +211,7 @@ def stream_parameter_dataset(
 
     Args:
         batches (`Iterable[tuple]`): Vectors `(k, D)` and their columns, made on the way; all of them have the same
-            columns, `run` and `step` among them.
+            columns, `run` and `step` among them. Vectors are written as they are, those of generated networks too.
         layout, output_dir, base_model, metadata, conditions, embed: As of [`save_parameter_dataset`].
         unordered_runs (`Iterable[str]`, *optional*): Runs whose steps say nothing of time; all of them by default.
 

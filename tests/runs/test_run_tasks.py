@@ -123,7 +123,7 @@ def test_what_would_guess_the_task_is_one_line(tasks_run, pdiff):
     folder = tasks_run[0]
     dataset = ParameterDataset(folder / "dataset")
     code, _, error = pdiff("trajectory", folder)
-    assert code == 2 and "expected networks of one task" in error and error.count("\n") == 1
+    assert code == 2 and "of many tasks; name the one to follow" in error and error.count("\n") == 1
     with pytest.raises(ValueError, match="expected networks of one task"):
         make_evaluator(dataset, "test")
     code, out, error = pdiff("inspect", folder / "dataset")
@@ -138,3 +138,45 @@ def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(tmp
     mean = seen.metrics["val_accuracy"].mean().item()
     assert [found["metric"]["val_accuracy"] for found in asked] == pytest.approx([mean] * len(asked))
     assert metrics.tasks.num_unseen == 4 and metrics.tasks.unseen["nearest"].accuracy > 0
+
+
+def test_networks_for_one_task_are_followed(tasks_run, pdiff):
+    folder, _, _ = tasks_run
+    unseen = ParameterDataset(folder / "dataset", "unseen")
+    code, _, error = pdiff("trajectory", folder)
+    assert code == 2 and "of many tasks; name the one to follow networks for: --condition" in error
+    assert len(error.strip().splitlines()) == 1
+    for wrong, message in (('{"classes": ["cat"]}', "cat"), ('{"label": "2"}', "expected an object of classes")):
+        code, _, error = pdiff("trajectory", folder, "--condition", wrong)
+        assert code == 2 and message in error
+    classes = unseen.tasks[0].split("+")
+    given = json.dumps({"classes": classes})
+    code, output, error = pdiff("trajectory", folder, "--condition", given, "--num-starts", "3", "--json")
+    assert code == 0, error
+    found = json.loads(output)
+    assert found["condition"] == {"classes": classes} and found["compared_with"] == "networks trained on the task"
+    # The network that was collected for the task is known by its accuracy on it.
+    rows = [row for row, name in enumerate(unseen.tasks) if name == unseen.tasks[0]]
+    own = unseen.metrics["test_accuracy"][rows].mean().item()
+    assert found["originals"]["accuracy"]["mean"] == pytest.approx(own, abs=1e-6)
+    assert (folder / "report" / "trajectory.png").is_file()
+    # And the generated ones are what the pipeline draws for it.
+    assert len(found["noisy"]["accuracy"][-1]) == 3 and max(found["noisy"]["accuracy"][-1]) <= 1
+
+
+def test_a_map_of_latents_by_condition_is_in_the_report(tasks_run):
+    folder, _, _ = tasks_run
+    assert (folder / "report" / "condition_map.png").is_file()
+    assert "condition_map.png" in (folder / "report" / "report.md").read_text()
+
+
+def test_an_ablation_of_many_tasks_is_refused_before_it_begins(pdiff, tmp_path):
+    code, _, error = pdiff("ablate", "digits-subsets", "--axis", "noise=none,both", "--out", tmp_path / "ablation")
+    assert code == 2 and "collects networks of many tasks" in error and not (tmp_path / "ablation").exists()
+
+
+def test_a_run_that_would_draw_for_no_condition_is_refused_before_it_begins(tmp_path):
+    recipe = load_recipe("digits-accuracy", ["generate.guidance_scale=1"], profile="cpu-smoke")
+    with pytest.raises(ValueError, match=r"makes val_accuracy conditions.*generate\.guidance_scale=0"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -242,6 +242,10 @@ def trajectory(
     num_inference_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's by default.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="dpmsolver++, ddim or ddpm; the recipe's by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; the recipe's by default.")] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="What the networks are for, of a run with networks of many tasks."),
+    ] = None,
     trusted: Trusted = None,
     as_json: AsJson = False,
 ) -> None:
@@ -249,23 +253,23 @@ def trajectory(
     from ..runs.folder import Run
     from ..runs.recipe import recorded_section
 
-    run = Run(run_dir)
+    run, wanted = Run(run_dir), parse_condition(condition)
     given = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, "seed": seed}
     config = recorded_section(run_dir, "generate", given)
     check_dataset(run.path("collect"))
     check_pipeline(run.path("diffusion"))
     quiet()
     from ..data.dataset import ParameterDataset
-    from ..runs.evaluate import trajectory_run
+    from ..runs.trajectory import trajectory_run
 
     dataset = ParameterDataset(run.path("collect"), trusted_imports=trusted or ())
     line = line_printer(as_json)
     with warnings_as_lines(line):
-        found, files = trajectory_run(run, dataset, config, num_starts)
+        found, files = trajectory_run(run, dataset, config, num_starts, wanted)
     ends = {key: _mean(found["noisy"][key][-1]) for key in ("accuracy", "distance", "distance_to_mean")}
     line(
         f"{num_starts} networks, {config.num_inference_steps} steps: test accuracy from "
-        f"{_mean(found['noisy']['accuracy'][0]):.2%} to {ends['accuracy']:.2%} (originals "
+        f"{_mean(found['noisy']['accuracy'][0]):.2%} to {ends['accuracy']:.2%} ({found['compared_with']} "
         f"{found['originals']['accuracy']['mean']:.2%}); they end {ends['distance']:.3g} yardsticks from the nearest "
         f"original and {ends['distance_to_mean']:.2f} times as far from the originals' mean as originals do."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,12 +31,14 @@ def trajectory(
     seed: int = 0,
     max_points: int = MAX_POINTS,
     memory: RunMemory | None = None,
+    condition: Mapping[str, Any] | None = None,
+    guidance_scale: float = 1.0,
+    references: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Follow networks through the reverse process of a pipeline. Source: Wang et al. 2024, arXiv 2402.13144, §4.
 
     At every point two networks are decoded: the `noisy` one of the latents as they are, and the `predicted` one of the
-    clean latents that the UNet expects from there. At the end, both are the generated network. Pipelines with
-    conditions are told none.
+    clean latents that the UNet expects from there. At the end, both are the generated network.
 
     Args:
         pipe ([`PDiffPipeline`]): Trained; its scheduler is used.
@@ -46,6 +49,10 @@ def trajectory(
         seed (`int`, *optional*, defaults to 0): Of the noise.
         max_points (`int`, *optional*, defaults to 51): Largest number of points, evenly spread over the steps.
         memory ([`RunMemory`], *optional*): Which originals are independent of which; all by default.
+        condition, guidance_scale (*optional*): What the networks are for, see [`PDiffPipeline`]; without, pipelines
+            with conditions are told none.
+        references (`torch.Tensor` of shape `(n, D)`, *optional*): Networks whose accuracy is compared with, in place
+            of that of the originals: those that were trained on the condition's task, where originals are of many.
 
     Returns:
         `dict`: content of `trajectory.json`, described in `docs/analysis.md`; lists by point and start.
@@ -64,7 +71,10 @@ def trajectory(
         )
 
     # 1. Latents on the way
-    steps, timesteps, latents = _follow(pipe, num_starts, num_inference_steps, seed, max_points)
+    told = {} if pipe.condition_encoder is None else {"guidance_scale": 0.0}
+    if condition is not None:
+        told = {"condition": condition, "guidance_scale": guidance_scale}
+    steps, timesteps, latents = _follow(pipe, num_starts, num_inference_steps, seed, max_points, told)
 
     # 2. What networks these are, and where they lie
     plane = PrincipalPlane(originals)
@@ -72,7 +82,7 @@ def trajectory(
     yardstick = independent_distance(originals, memory).mean().item()
     mean = originals.mean(0, keepdim=True)
     reach = nearest_distance(originals, mean).double().square().mean().sqrt().item()
-    accuracy = evaluator.accuracy(originals)
+    accuracy = evaluator.accuracy(originals if references is None else references)
 
     def describe(latents: torch.Tensor) -> dict[str, list]:
         """Nested lists `(P, B, …)` of the networks that latents `(P, B, C, L)` mean, few of them at a time."""
@@ -91,6 +101,8 @@ def trajectory(
         "num_inference_steps": num_inference_steps,
         "num_starts": num_starts,
         "seed": seed,
+        "compared_with": "originals" if references is None else "networks trained on the task",
+        **({} if condition is None else {"condition": condition, "guidance_scale": guidance_scale}),
         "num_images": len(evaluator.labels),
         "num_parameters": originals.shape[1],
         "steps": steps,
@@ -115,7 +127,12 @@ def trajectory(
 
 
 def _follow(
-    pipe: DiffusionPipeline, num_starts: int, num_inference_steps: int, seed: int, max_points: int
+    pipe: DiffusionPipeline,
+    num_starts: int,
+    num_inference_steps: int,
+    seed: int,
+    max_points: int,
+    told: Mapping[str, Any],
 ) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
     """Steps and timesteps of the points, and the latents there `(P, B, C, L)`, as they are and as predicted."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,9 +151,8 @@ def _follow(
         before = tensors["latents"]
         return tensors
 
-    options = {} if pipe.condition_encoder is None else {"guidance_scale": 0.0}
     final = pipe(
-        **options,
+        **told,
         batch_size=num_starts,
         num_inference_steps=num_inference_steps,
         generator=generator,

@@ -37,7 +37,7 @@ def unseen_tasks(metrics: Metrics) -> list[Section]:
     found = [
         Section("Networks for tasks that nobody trained", text, ["unseen_tasks"], [accuracy_table(metrics), ways])
     ]
-    found.append(Section("Task by task", plots=["task_by_task"]))
+    found.append(Section("Task by task", plots=["task_by_task", "condition_map"]))
     diversity = diversity_table(metrics)
     if diversity.rows:
         text = [

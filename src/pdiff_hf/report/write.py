@@ -23,7 +23,7 @@ from .plots.maps import plot_iou_matrix, plot_latent_pca
 from .plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
 from .plots.population import plot_population
 from .plots.style import Plot
-from .plots.tasks import plot_task_by_task, plot_unseen_tasks
+from .plots.tasks import plot_condition_map, plot_task_by_task, plot_unseen_tasks
 from .plots.trajectory import plot_trajectory, plot_trajectory_plane
 from .render import make_html, make_markdown
 from .sections import distribution_line, make_sections
@@ -87,14 +87,17 @@ def write_task_report(
     task: Mapping | None = None,
     gate: Mapping | None = None,
     logs: Mapping[str, str | Path] | None = None,
+    latents: tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]] | None = None,
     **costs: Mapping[str, float] | None,
 ) -> list[Path]:
     """Write the same files of networks for unseen tasks, [`Metrics.tasks`]; returns them.
 
-    Arguments are those of [`write_report`], `timings_s`, `peak_rss_mb` and `peak_device_mb` among them.
+    Arguments are those of [`write_report`], `timings_s`, `peak_rss_mb` and `peak_device_mb` among them; `latents`
+    those of [`plot_condition_map`].
     """
     metrics = _with_origin(metrics, task, costs)
     plots = [plot_unseen_tasks(metrics), plot_task_by_task(metrics), plot_loss_curves(logs or {})]
+    plots.append(None if latents is None else plot_condition_map(*latents))
     return _write(metrics, [plot for plot in plots if plot is not None], gate, output_dir)
 
 

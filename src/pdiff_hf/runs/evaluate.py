@@ -20,20 +20,17 @@ from ..evaluation.evaluate import evaluate_groups
 from ..evaluation.groups import is_shown
 from ..evaluation.population import unseen_runs
 from ..evaluation.scores import NetworkEvaluator
-from ..evaluation.trajectory import trajectory
-from ..files import atomic_folder, read_json, write_json
+from ..files import atomic_folder, read_json
 from ..identity import OTHER_DATASET, check_same_network, generated_identity, read_identity
 from ..layout import ParameterLayout
 from ..machine import locked_together, precision_of, process_state
 from ..models.auto import load_autoencoder
 from ..pipelines.network_folder import load_generated, load_statistics, write_networks
-from ..pipelines.sampling import load_pipeline, make_scheduler
-from ..report.plots.trajectory import plot_trajectory, plot_trajectory_plane
 from ..report.write import write_report, write_task_report
 from ..results.metrics import METRICS_FILE, TRAJECTORY_FILE, Metrics, read_denoiser
 from ..results.records import Denoiser
 from ..tasks.conditions import have_own_tasks
-from ..tasks.evaluators import AnyTask, make_evaluator, make_val_and_test, require_task
+from ..tasks.evaluators import AnyTask, make_val_and_test, require_task
 from ..tasks.runs_config import fine_tuning_config
 from ..tasks.task import Task
 from ..tasks.train_selection import fine_tune
@@ -43,9 +40,9 @@ from .groups import add_own_groups, common_start, generator_seconds, known_permu
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .merges import merge_adapters
-from .recipe import EvaluateConfig, GenerateConfig, recorded_section
+from .recipe import EvaluateConfig
 from .rivals import make_rivals
-from .unseen_tasks import check_tasks, evaluate_tasks
+from .unseen_tasks import check_tasks, evaluate_tasks, task_latents
 
 
 def fine_tune_run(
@@ -154,7 +151,8 @@ def _evaluate(
         if process_state().is_main_process:
             if (denoiser := read_denoiser(pipeline_dir)) != Denoiser():
                 metrics.denoiser = denoiser
-            _report(run, partial(write_task_report, metrics), output_dir, start, task)
+            latents = task_latents(dataset, task, pipeline_dir, generated_dir)
+            _report(run, partial(write_task_report, metrics, latents=latents), output_dir, start, task)
         process_state().wait_for_everyone()
         return Metrics.read(output_dir / METRICS_FILE)
     device = process_state().device
@@ -269,41 +267,3 @@ def _report(run: Run, write: Callable[..., Any], output_dir: Path, start: float,
             gate=read_json(gate) if gate.is_file() else None,
             logs={stage: path for stage, path in logs.items() if path.is_file()},
         )
-
-
-@precision_of("evaluation")
-def trajectory_run(
-    run: Run, dataset: ParameterDataset, config: GenerateConfig, num_starts: int = 5
-) -> tuple[dict[str, Any], list[Path]]:
-    """Follow networks of a run from noise to the end, and write data and figures into its report folder.
-
-    Of `config`, scheduler, steps and seed matter. Returns what [`trajectory`] finds, and the files written.
-
-    Raises:
-        ValueError: a folder is missing or damaged, or the dataset names no task or base model.
-    """
-    with locked_together(run.folder):
-        pipe = load_pipeline(run.path("diffusion"))
-        check_same_network(dataset.identity, pipe.identity, OTHER_DATASET)
-        pipe.scheduler = make_scheduler(config.scheduler, pipe.scheduler, config.num_inference_steps)
-        pipe.set_progress_bar_config(desc="trajectory", leave=False)
-        options = recorded_section(run.folder, "evaluate")
-        evaluator = make_evaluator(
-            dataset, "test", batch_size=options.batch_size, max_cache_bytes=options.max_cache_mb * 2**20
-        )
-        if not evaluator.metric.is_accuracy:
-            raise ValueError(
-                f"expected a task with labelled examples, on which accuracies are followed, found that networks of "
-                f"{dataset.folder} are judged by {evaluator.metric.name}; pdiff evaluate judges them."
-            )
-        originals = dataset.vectors(rows=slice(None))
-        memory = RunMemory.measure(originals, dataset.order, pipe.autoencoder.normalizer)
-        found = trajectory(
-            pipe, evaluator, originals, num_starts, config.num_inference_steps, config.seed, memory=memory
-        )
-        folder = run.path("evaluate")
-        folder.mkdir(exist_ok=True)
-        plots = [plot_trajectory(found), plot_trajectory_plane(found)]
-        files = [plot.save_png(folder) for plot in plots]
-        write_json(folder / TRAJECTORY_FILE, found)
-        return found, [folder / TRAJECTORY_FILE, *files]

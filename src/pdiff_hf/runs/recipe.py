@@ -21,6 +21,7 @@ from ..strict_yaml import read_mapping
 from ..tasks.auto import TaskConfig
 from ..tasks.config import BaseTrainingConfig, CollectConfig
 from ..tasks.runs_config import CollectSection, from_version_0_1
+from ..wording import setting
 from .composition import FACTS, RULES, apply_override, merge_into, read_overlays, read_recipe, read_written
 from .folder import RECIPE_FILE, SECTIONS
 from .validation import parse_config, valid_keys
@@ -147,7 +148,8 @@ class EvaluateConfig(PydanticModel):
     rivals: list[Literal["pdiff", "pdiff_aligned"]] = Field(
         ["pdiff", "pdiff_aligned"],
         description="of zoos of independent runs with an autoencoder that compares functions: p-diff as published, "
-        "without and with weight matching before, is trained on the same rows",
+        "without and with weight matching before, is trained on the same rows; of many tasks, whether networks are "
+        "also trained from labels of the unseen ones (few-shot, hypernetwork, fine-tuned)",
     )
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")
@@ -187,6 +189,23 @@ class Recipe(PydanticModel):
         shared = {name: {"seed": seed, **s} if isinstance(s, Mapping) else s for name, s in sections.items()}
         collect = {"collect": from_version_0_1(values["collect"])} if "collect" in values else {}
         return {**values, **shared, **collect}
+
+
+def check_condition(recipe: Recipe) -> None:
+    """Raise `ValueError` where networks will be drawn for a condition that nobody has named.
+
+    Networks of a collection of tasks are drawn for the unseen ones.
+    """
+    collected, generate = recipe.collect, recipe.generate
+    asks = generate.sampler == "diffusion" and generate.condition is None and generate.guidance_scale != 0
+    is_told = getattr(recipe.diffusion, "condition", False) is not False
+    if asks and is_told and getattr(collected, "metric", None) and collected.kind != "tasks":
+        example = dict.fromkeys(collected.metric, 0.9)
+        raise ValueError(
+            f"collect.metric makes {', '.join(collected.metric)} conditions, and networks are drawn for one: give "
+            f"{setting('generate.condition', json.dumps({'metric': example}))}, or generate.guidance_scale=0 for "
+            "networks without."
+        )
 
 
 AnyRecipe = TypeVar("AnyRecipe", TrainingRecipe, Recipe)

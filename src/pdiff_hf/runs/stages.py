@@ -46,7 +46,7 @@ from ..wording import argument
 from .evaluate import evaluate_run, fine_tune_run
 from .folder import GATE_FILE, TRAINED, Run, begin_run, open_run
 from .generate import generate_networks
-from .recipe import GenerateConfig, Recipe, TrainingRecipe, fit_recipe
+from .recipe import GenerateConfig, Recipe, TrainingRecipe, check_condition, fit_recipe
 from .unseen_tasks import conditions_of_unseen
 
 # Stages whose folders say which network they are of.
@@ -75,6 +75,7 @@ def run_recipe(
     """
     recipe, lines = fit_recipe(recipe)
     check_sampling(recipe.diffusion, recipe.generate)
+    check_condition(recipe)
     run = open_run(recipe, folder)
     task = load_task(recipe.task, recipe.base_model.reference())
     model = None if run.is_complete("collect") else prepare_base_model(recipe, task, run.path("collect"))

@@ -85,7 +85,7 @@ def evaluate_tasks(
     pipe = load_pipeline(pipeline_dir)
     wanted, draws = _whole_conditions(dataset, unseen.distinct), len(generated) // len(unseen)
     further, drawing = _further_draws(pipe, read_index(generated_dir), wanted, draws)
-    trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config.seed)
+    trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
     results = evaluate_unseen_tasks(
         seen,
         validation,
@@ -116,13 +116,18 @@ def _trained(
     seen: TaskNetworks,
     unseen: TaskNetworks,
     generator_seconds: float | None,
-    seed: int,
+    config: EvaluateConfig,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]:
     """Networks and accuracies of ways that learn from labels, and seconds of one network."""
     if dataset.metadata.get("base_training") is None:
         # Nobody knows how its networks were trained.
         return {}, {}, {}
-    mean = seen.vectors[:].mean(0)
+    targets = unseen.evaluator.targets.cpu()
+    together = multi_task_accuracies(dataset, task, unseen.distinct, targets)
+    accuracies = {} if together is None else {"multi_task": together}
+    if not config.rivals:
+        return {}, accuracies, {}
+    mean, seed = seen.vectors[:].mean(0), config.seed
     labels = torch.stack([*task_labels(ParameterDataset(dataset.folder, ROLES["unseen"]), task, "train")[0].values()])
     training = TaskTraining(dataset, task, labels, mean)
     networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
@@ -133,9 +138,27 @@ def _trained(
     spread = seen.vectors[:].std(0)
     writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, HYPERNETWORK_STEPS, seed)
     networks["hypernetwork"] = writer(unseen.distinct)
-    targets = unseen.evaluator.targets.cpu()
-    together = multi_task_accuracies(dataset, task, unseen.distinct, targets)
-    return networks, {} if together is None else {"multi_task": together}, seconds
+    return networks, accuracies, seconds
+
+
+# Networks seen that are shown in a plane.
+MAX_SHOWN = 600
+
+
+def task_latents(
+    dataset: ParameterDataset, task: Task, pipeline_dir: Path, generated_dir: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Latents `(n, C * L)` of networks seen, trained on the unseen tasks and generated for them, and sizes `(n,)`.
+
+    A size is how many classes the subset of a network's task has. Of the networks seen, some are taken.
+    """
+    seen, unseen = (open_task_networks(dataset, role, task) for role in ("seen", "unseen"))
+    generated, space = _in_order(generated_dir, dataset, unseen), _latent_space(dataset, pipeline_dir)
+    some = torch.linspace(0, len(seen.vectors) - 1, min(MAX_SHOWN, len(seen.vectors))).round().long()
+    vectors = {"seen": seen.vectors[some], "oracle": unseen.vectors, "generated": generated}
+    sizes = {"seen": seen.conditions[some].sum(1), "oracle": unseen.conditions.sum(1)}
+    sizes["generated"] = unseen.distinct.sum(1).repeat_interleave(len(generated) // len(unseen))
+    return {name: space.encode(own) for name, own in vectors.items()}, {n: own.long() for n, own in sizes.items()}
 
 
 def _denoiser_steps(pipeline_dir: Path) -> int:

@@ -19,7 +19,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..wording import argument
 from .auto import load_task
-from .conditions import have_own_tasks, task_labels
+from .conditions import condition_labels, have_own_tasks, task_labels
 from .config import FunctionConfig, SplitConfig
 from .function import FunctionTask
 from .populations import population_labels
@@ -179,6 +179,33 @@ def make_task_evaluator(
     populations, rows = task_labels(dataset, task, split)
     given = {"identity": dataset.identity, "populations": populations, "rows": rows}
     return judge_networks(task, split, model, dataset.layout, **given, **options)
+
+
+def make_condition_evaluator(
+    dataset: ParameterDataset, split: Split, condition: Mapping[str, Any], task: Task | None = None, **options: Any
+) -> ParameterEvaluator:
+    """An evaluator of networks that are made for one condition, by the labels of its task.
+
+    Arguments are those of [`make_evaluator`], and `condition` as a pipeline takes it.
+
+    Raises:
+        ValueError: the condition is none of the dataset's kind, or says no task.
+    """
+    task, spec = task or require_task(dataset), dataset.condition_spec
+    if spec is None or not have_own_tasks(dataset, task):
+        raise ValueError(
+            f"{dataset.source}: its networks are of one task, and judged by its labels; leave "
+            f"{argument('condition')} out."
+        )
+    with errors_of(argument("condition")):
+        parts = list(spec.parts or [spec])
+        if not isinstance(condition, Mapping) or {*condition} != {part.kind for part in parts}:
+            kinds = ", ".join(part.kind for part in parts)
+            raise ValueError(f"expected an object of {kinds}, found {condition!r:.200}.")
+        values = torch.tensor([spec.values(condition if spec.parts else condition[spec.kind])])
+    labels = condition_labels(task.labels(split), task.class_names, spec, values)[0]
+    given = {"identity": dataset.identity, "populations": {"condition": labels}}
+    return judge_networks(task, split, dataset.base_model.build(), dataset.layout, **given, **options)
 
 
 def make_gate_evaluator(dataset: ParameterDataset, task: AnyTask | None = None) -> NetworkEvaluator | None:

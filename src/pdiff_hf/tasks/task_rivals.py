@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from torch import nn
 
+from ..adapters.network import add_adapter
+from ..base_model import BaseModel
 from ..builders import build_network
 from ..data.dataset import ParameterDataset
 from ..forward import forward_logits
@@ -173,14 +176,16 @@ def class_probabilities(dataset: ParameterDataset, task: Task, split: Split) -> 
     that: its reference has no `num_classes`.
     """
     base_model = dataset.base_model
-    if "num_classes" not in base_model.kwargs:
+    given = _with_classes(base_model, task.num_classes)
+    if given is None:
         return None
     config = BaseTrainingConfig.model_validate(dataset.metadata["base_training"])
     set_seed(config.seed)
-    given = {**base_model.kwargs, "num_classes": task.num_classes}
     network = build_network(
         base_model.library, base_model.name, given, pretrained=False, trusted_imports=base_model.trusted_imports
     )
+    if base_model.adapter is not None:
+        network = add_adapter(network, base_model.adapter)
     fixed, own = base_model.build().state_dict(), network.state_dict()
     selected = {*dataset.layout.names}
     same = {name: tensor for name, tensor in fixed.items() if name not in selected and tensor.shape == own[name].shape}
@@ -203,6 +208,17 @@ def class_probabilities(dataset: ParameterDataset, task: Task, split: Split) -> 
     with torch.no_grad():
         batches = task.arrays(split)[0].split(BATCH_SIZE)
         return torch.cat([forward_logits(network, batch.to(device)).float().softmax(-1).cpu() for batch in batches])
+
+
+def _with_classes(base_model: BaseModel, num_classes: int) -> dict[str, Any] | None:
+    """Arguments of a network with other classes; `None` where it does not say how many it has."""
+    if "num_classes" in base_model.kwargs:
+        return {**base_model.kwargs, "num_classes": num_classes}
+    config = base_model.kwargs.get("config")
+    if base_model.library != "transformers" or not {"num_labels", "id2label"} & config.keys():
+        return None
+    kept = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    return {"config": {**kept, "num_labels": num_classes}}
 
 
 def multi_task_accuracies(

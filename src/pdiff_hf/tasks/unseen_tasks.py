@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -35,6 +37,22 @@ def open_task_networks(
     answers = torch.stack([*labels.values()]).double().mean(1).round().long()
     majority = (evaluator.targets.cpu() == answers[:, None]).double().mean(1)
     return replace(networks, evaluator=evaluator, majority=majority)
+
+
+def networks_for(dataset: ParameterDataset, condition: Mapping[str, Any]) -> torch.Tensor | None:
+    """Networks `(n, D)` of a collection that were trained on the task of a condition, whatever its role; or `None`."""
+    found = []
+    for role in ROLES.values():
+        if role and not (dataset.folder / role).is_dir():
+            continue
+        own = ParameterDataset(dataset.folder, role) if role else dataset
+        spec = own.condition_spec
+        place = spec.part("classes")[1]
+        wanted = torch.tensor(spec.values(condition if spec.parts else condition[spec.kind]))[place]
+        rows = (own.conditions()[:, place] == wanted).all(1).nonzero()[:, 0]
+        if len(rows):
+            found.append(own.vectors()[rows])
+    return torch.cat(found) if found else None
 
 
 def has_task_networks(dataset: ParameterDataset) -> bool:

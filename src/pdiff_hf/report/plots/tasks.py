@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -98,3 +101,52 @@ def plot_task_by_task(metrics: Metrics) -> Plot | None:
     )
     note = "One mark is one task: means of its networks on test examples. Above the line generated ones are better."
     return Plot("task_by_task", title, alt, note, draw)
+
+
+def plot_condition_map(latents: Mapping[str, torch.Tensor], sizes: Mapping[str, torch.Tensor]) -> Plot | None:
+    """Latents `(n, C * L)` of networks seen, trained on unseen tasks and generated for these, by their task's size.
+
+    `sizes` `(n,)` are the classes of every network's subset. The plane is that of the first two principal components
+    of the networks seen; `None` for fewer than 3 of them, or latents of one value.
+    """
+    seen = latents["seen"].double()
+    if len(seen) < 3 or seen.shape[1] < 2:
+        return None
+    center = seen.mean(0)
+    _, singular, components = torch.linalg.svd(seen - center, full_matrices=False)
+    explained = (singular.square() / singular.square().sum().clamp_min(1e-30)).tolist()
+    planes = {name: ((values.double() - center) @ components[:2].T).numpy() for name, values in latents.items()}
+    kinds = sorted({size for own in sizes.values() for size in own.tolist()})
+    texts = {"seen": "seen", "oracle": "trained on unseen tasks", "generated": "generated for unseen tasks"}
+    looks = {"seen": ("o", 9, 0.35), "oracle": ("s", 34, 0.9), "generated": ("X", 42, 0.95)}
+
+    def draw(narrow: bool) -> Figure:
+        figure, panels = new_figure(narrow, 3.6 if narrow else 4.2, columns=2, sharex=True, sharey=True)
+        colors = colormaps["viridis"].resampled(len(kinds))
+        for axes, name in zip(panels, ("oracle", "generated"), strict=True):
+            for group in ("seen", name):
+                marker, size, alpha = looks[group]
+                hues = [colors(kinds.index(own)) for own in sizes[group].tolist()]
+                edge = {"edgecolors": "white", "linewidths": 0.5} if group != "seen" else {"linewidths": 0}
+                axes.scatter(*planes[group].T, s=size, c=hues, marker=marker, alpha=alpha, **edge)
+            axes.set_title(texts[name].capitalize(), loc="left", fontsize=9, color=color("text"))
+            axes.set_xlabel(f"Component 1: {explained[0]:.0%} of the variance")
+        panels[0].set_ylabel(f"Component 2: {explained[1]:.0%}")
+        handles = {
+            f"{kind} class{'es' if kind > 1 else ''}": Line2D(
+                [], [], color=colors(place), marker="o", linestyle="", markersize=5
+            )
+            for place, kind in enumerate(kinds)
+        }
+        legend(figure, handles, list(handles), loc="outside lower center", ncols=3 if narrow else 5)
+        return figure
+
+    far = {name: (values.double() - center).square().sum(1).mean().sqrt() for name, values in latents.items()}
+    ratio = (far["generated"] / far["oracle"].clamp_min(1e-30)).item()
+    title = f"Networks for unseen tasks spread {ratio:.2f} times as far as those trained on them"
+    alt = f"Two scatter plots of the first two principal components ({explained[0]:.0%} and {explained[1]:.0%} of the "
+    alt += "variance of the networks seen), coloured by the number of classes of the task: networks trained on unseen "
+    alt += f"tasks, and generated for them, among {len(seen)} seen."
+    note = "Small dots: networks seen. Colour: classes of the subset that a network tells from all others; a subset "
+    note += "and its complement lie on opposite sides."
+    return Plot("condition_map", title, alt, note, draw)

@@ -54,7 +54,9 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
     ends = {key: _mean(values["noisy", key][-1]) for key in ("accuracy", "distance")}
     starts = {(name, key): _mean(value[0]) for (name, key), value in values.items()}
     title = f"Decoded noise reaches {percent(_known(starts['noisy', 'accuracy']))}, the generated networks "
-    title += f"{percent(_known(ends['accuracy']))}, originals {percent(originals['accuracy']['mean'])}"
+    # Those of version 0.1 say nothing of it.
+    compared = trajectory.get("compared_with", ORIGINALS)
+    title += f"{percent(_known(ends['accuracy']))}, {compared} {percent(originals['accuracy']['mean'])}"
     alt = f"Line plots over {trajectory['num_inference_steps']} steps, means of {trajectory['num_starts']} starts. "
     alt += "; ".join(
         f"{text}: accuracy from {percent(_known(starts[name, 'accuracy']))} to {percent(_known(ends['accuracy']))}, "
@@ -64,7 +66,7 @@ def plot_trajectory(trajectory: Mapping) -> Plot:
     note = f"{trajectory['num_starts']} starts (thin) and their mean, {trajectory['num_inference_steps']} steps of "
     note += f"{trajectory['scheduler']}. At every step the latents are decoded as they are, noise included, and as "
     note += "the clean latents that the denoiser predicts from them; both end in the generated network. Yardstick: an "
-    note += "original's mean distance to its nearest other original. Band: the originals' range."
+    note += f"original's mean distance to its nearest other original. Band: the range of {compared}."
     return Plot("trajectory", title, f"{alt}.", note, draw)
 
 

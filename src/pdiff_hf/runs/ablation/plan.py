@@ -117,6 +117,11 @@ def make_plan(
     load = partial(load_recipe, recipe, preset=preset, profile=profile)
     first_seed = seeds[0] if seeds else None
     base = load(overrides, first_seed)
+    if base.collect.kind == "tasks":
+        raise ValueError(
+            f"{recipe} collects networks of many tasks, and points of an ablation share networks of one; run it once "
+            f"for each value instead: pdiff run {recipe} --set KEY=VALUE."
+        )
 
     # 1. The base recipe's own value on every axis, which may be among those given under another name
     ordered, base_values = {}, {}

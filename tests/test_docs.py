@@ -12,6 +12,7 @@ SLOW = [
     "docs/conditional.md",
     "docs/cycles.md",
     "docs/functional.md",
+    "docs/merges.md",
     "docs/recipes.md",
     "docs/runs.md",
     "docs/unseen_tasks.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -138,10 +139,22 @@ def make_table(metrics: Metrics) -> Table:
     for header, (key, width) in zip(found.columns[1:], widths.items(), strict=True):
         table.add_column(NARROW_HEADERS.get(key) or fold_header(header, width), justify="right", min_width=width)
     for name, *cells in found.rows:
-        # Of a long name, the first word is on a line of its own.
-        short = name if len(name) <= NAME_WIDTH else name.replace("_", "_\n ", 1)
-        table.add_row(short, *cells, style="bold" if name == "generated" else None)
+        table.add_row(_fold_name(name), *cells, style="bold" if name == "generated" else None)
     return table
+
+
+def _fold_name(name: str) -> str:
+    """A group's name in lines of [`NAME_WIDTH`], of a long one the first word in a line of its own."""
+    first, *words = re.findall(r"[^_]*_|[^_]+$", name)
+    if len(name) <= NAME_WIDTH or not words:
+        return name
+    lines = [first, f" {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1] + word) <= NAME_WIDTH:
+            lines[-1] += word
+        else:
+            lines.append(f" {word}")
+    return "\n".join(lines)
 
 
 def _add_rows(table: Table, found: ReportTable) -> Table:

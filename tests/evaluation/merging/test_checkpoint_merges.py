@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("peft")
+
 from pdiff_hf.data import vectors as vectors_module
 from pdiff_hf.data.vectors import StoredVectors, empty_vectors
 from pdiff_hf.evaluation import baselines
@@ -95,7 +97,8 @@ def test_ties_of_vectors_made_by_hand():
 
 
 def test_ties_is_that_of_peft(setting):
-    merge_utils = pytest.importorskip("peft.utils.merge_utils")
+    from peft.utils import merge_utils
+
     layout, start, originals = setting
     vectors = TaskVectors(originals, layout, start)
     for spec, own in vectors.tensors:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class AdapterMerger:
             begin = time.perf_counter()
             row = make(self._layout, self.rows)
             merge = AdapterMerge(row, self.rank, time.perf_counter() - begin)
-            merge.identity_error = self._difference(make(self._layout, self.rows[:1]), self.rows[:1])
+            merge.identity_error = self._identity_error(make(self._layout, self.rows[:1]))
             found[name] = merge
         found |= self._combinations()
         for merge in found.values():
@@ -161,7 +162,7 @@ class AdapterMerger:
                 merge.note = f"peft does not merge these layers so: {_first_line(error)}"
                 continue
             if self._inputs is not None:
-                merge.identity_error = max(self._difference(row, one) for row in merged)
+                merge.identity_error = max(self._identity_error(row) for row in merged)
                 if not merge.identity_error <= TOLERANCE:
                     merge.note = f"one adapter, merged, does not give itself, off by {merge.identity_error:.2g}"
 
@@ -201,12 +202,16 @@ class AdapterMerger:
         self._layout.load_into(self._model, row[0])
         return self._model
 
-    def _difference(self, row: torch.Tensor, expected: torch.Tensor) -> float | None:
-        """By how much of their spread the outputs of two rows `(1, D)` differ at most."""
+    def _identity_error(self, row: torch.Tensor) -> float | None:
+        """By how much of their spread the outputs of a row `(1, D)` differ from those of the first adapter at most."""
         if self._inputs is None:
             return None
-        outputs = outputs_of(self._with(row), self._inputs)
-        return _relative(outputs, outputs_of(self._with(expected), self._inputs))
+        expected = self._own_outputs
+        return _relative(outputs_of(self._with(row), self._inputs), expected)
+
+    @cached_property
+    def _own_outputs(self) -> torch.Tensor:
+        return outputs_of(self._with(self.rows[:1]), self._inputs)
 
     def _compare(self, model: nn.Module, expected: nn.Module) -> float | None:
         """The same of two networks, which are not the same object."""

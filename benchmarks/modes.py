@@ -105,7 +105,7 @@ def main() -> None:
     run = Run(arguments.run)
     if (found := ParameterDataset(run.path("collect")).condition_spec) is not None:
         parser.error(
-            f"{run.folder} has conditions, {found.summary}, which nothing here tells; give a run without, of digits-cycles."
+            f"{run.folder} has conditions, {found.summary}, which nothing here tells; give one of digits-cycles."
         )
     if arguments.figure:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)

@@ -3,15 +3,15 @@
     pdiff run digits-accuracy --out runs/accuracy
     python benchmarks/metric_condition.py runs/accuracy --seeds 0 1 2 --plot docs/images/metric-condition.png
 
-Of a run with `collect.metric: [val_accuracy]`, or `[val_ece]`, of which the same is measured. Accuracies are wanted that are evenly spaced between the lowest and the
-highest one seen; `--draws` networks are made of each, and judged on the validation examples, of which the condition
-is, and on test examples. Beside the generator: the seen networks with the nearest accuracies, as they are; in the same
-latents ridge regression from the accuracy (linear or cubic, kind and penalty by networks held out), which has one
-answer, and the Gaussian of the residuals around it. *Rank correlation*: Spearman's of wanted and got, of the means of
-every wanted accuracy, and over all networks; *error*: mean of |got - wanted|; *disagreement*: share of test examples
-on which two networks of a wanted accuracy differ, and *ratio* to that of the nearest seen ones; *near*: distance, as
-functions, to the nearest network that was trained on, networks held out being 1; *copies*: share of those nearer than
-half of the least such distance.
+Of a run with `collect.metric: [val_accuracy]`, or `[val_ece]`, of which the same is measured. Accuracies are wanted
+that are evenly spaced between the lowest and the highest one seen; `--draws` networks are made of each, and judged
+on the validation examples, of which the condition is, and on test examples. Beside the generator: the seen networks
+with the nearest accuracies, as they are; in the same latents ridge regression from the accuracy (linear or cubic,
+kind and penalty by networks held out), which has one answer, and the Gaussian of the residuals around it. *Rank
+correlation*: Spearman's of wanted and got, of the means of every wanted accuracy, and over all networks; *error*:
+mean of |got - wanted|; *disagreement*: share of test examples on which two networks of a wanted accuracy differ, and
+*ratio* to that of the nearest seen ones; *near*: distance, as functions, to the nearest network that was trained on,
+networks held out being 1; *copies*: share of those nearer than half of the least such distance.
 """
 
 from __future__ import annotations

@@ -195,7 +195,8 @@ def main() -> None:
         rows.append([*row, f"{own['near']:.2f}", f"{100 * own['copies']:.1f}"])
     header = [
         "networks",
-        "rank correlation",
+        "rank correlation, means",
+        "… of single networks",
         "… on test",
         "error, points",
         "spread, points",

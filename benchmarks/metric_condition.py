@@ -1,17 +1,17 @@
-"""Networks of a wanted accuracy: what was wanted against what was got.
+"""Networks of a wanted accuracy, or calibration error: what was wanted against what was got.
 
     pdiff run digits-accuracy --out runs/accuracy
     python benchmarks/metric_condition.py runs/accuracy --seeds 0 1 2 --plot docs/images/metric-condition.png
 
-Of a run with `collect.metric: [val_accuracy]`. Accuracies are wanted that are evenly spaced between the lowest and the
-highest one seen; `--draws` networks are made of each, and judged on the validation examples, of which the condition
-is, and on test examples. Beside the generator: the seen networks with the nearest accuracies, as they are; in the same
-latents ridge regression from the accuracy (linear or cubic, kind and penalty by networks held out), which has one
-answer, and the Gaussian of the residuals around it. *Rank correlation*: Spearman's of wanted and got, of the means of
-every wanted accuracy, and over all networks; *error*: mean of |got - wanted|; *disagreement*: share of test examples
-on which two networks of a wanted accuracy differ, and *ratio* to that of the nearest seen ones; *near*: distance, as
-functions, to the nearest network that was trained on, networks held out being 1; *copies*: share of those nearer than
-half of the least such distance.
+Of a run with `collect.metric: [val_accuracy]`, or `[val_ece]`, of which the same is measured. Accuracies are wanted
+that are evenly spaced between the lowest and the highest one seen; `--draws` networks are made of each, and judged
+on the validation examples, of which the condition is, and on test examples. Beside the generator: the seen networks
+with the nearest accuracies, as they are; in the same latents ridge regression from the accuracy (linear or cubic,
+kind and penalty by networks held out), which has one answer, and the Gaussian of the residuals around it. *Rank
+correlation*: Spearman's of wanted and got, of the means of every wanted accuracy, and over all networks; *error*:
+mean of |got - wanted|; *disagreement*: share of test examples on which two networks of a wanted accuracy differ, and
+*ratio* to that of the nearest seen ones; *near*: distance, as functions, to the nearest network that was trained on,
+networks held out being 1; *copies*: share of those nearer than half of the least such distance.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from pdiff_hf.results.text import ReportTable, markdown_table
 from pdiff_hf.tasks.evaluators import make_evaluator, open_task
 
 NUM_WANTED = 16
+# What is wanted, and what it is called.
+METRICS = {"val_accuracy": "accuracy", "val_ece": "ece"}
 
 
 def cubic(values: torch.Tensor) -> torch.Tensor:
@@ -49,11 +51,27 @@ def functions(evaluator: ParameterEvaluator, vectors: torch.Tensor) -> tuple[tor
     return logits.argmax(-1), (logits - logits.mean(-1, keepdim=True)).flatten(1)
 
 
+def metric_of(dataset: ParameterDataset) -> str:
+    """The name in an [`EvaluatorOutput`] of the one number that conditions of a dataset are.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    spec = dataset.condition_spec
+    if spec is None or spec.kind != "metric" or len(spec.names) != 1 or spec.names[0] not in METRICS:
+        raise ValueError(
+            f"{dataset.folder}: expected conditions of one of {', '.join(METRICS)}, found "
+            f"{'none' if spec is None else spec.summary}; collect with collect.metric=[val_accuracy]."
+        )
+    return METRICS[spec.names[0]]
+
+
 class Wanted:
     """What networks for wanted accuracies, n in a row for each, are found to be."""
 
     def __init__(self, run: Path, draws: int):
         self.dataset, self.draws = ParameterDataset(run / "dataset"), draws
+        self.metric = metric_of(self.dataset)
         task = open_task(self.dataset)
         self.val, self.test = (make_evaluator(self.dataset, split, task) for split in ("val", "test"))
         self.holdout_every = read_json(run / "pipeline" / "train_config.json")["autoencoder"]["holdout_every"]
@@ -66,6 +84,10 @@ class Wanted:
         nearest = squared_distances(functions(self.test, self.held_out)[1], self.of_seen).clamp(min=0).sqrt().amin(1)
         self.reference, self.threshold = nearest.mean(), nearest.min() / 2
 
+    def got(self, evaluator: ParameterEvaluator, vectors: torch.Tensor) -> torch.Tensor:
+        """The accuracy, or what else is wanted, of networks `(B, D)`."""
+        return getattr(evaluator.predict(vectors), self.metric).cpu()
+
     def nearest(self) -> torch.Tensor:
         """The seen networks with the nearest accuracies, as many of each as are drawn `(W · n, D)`."""
         distances = (self.accuracies[:, None] - self.seen_accuracies).abs()
@@ -75,7 +97,7 @@ class Wanted:
         """Networks `(W · n, D)`, n of each wanted accuracy."""
         number = len(vectors) // len(self.accuracies)
         wanted = self.accuracies.repeat_interleave(number)
-        val, test = (split.predict(vectors).accuracy.cpu() for split in (self.val, self.test))
+        val, test = (self.got(split, vectors) for split in (self.val, self.test))
         answers, own = functions(self.test, vectors)
         nearest = squared_distances(own, self.of_seen).clamp(min=0).sqrt().amin(1)
         answers = answers.view(len(self.accuracies), number, -1)
@@ -103,7 +125,7 @@ def measure(wanted: Wanted, pipe, seed: int) -> dict[str, dict]:
         return pipe.condition_encoder(accuracies[:, None])
 
     def score(ridge: Ridge) -> float:
-        got = wanted.val.predict(latents.decode(ridge.mean(told(wanted.held_out_accuracies)))).accuracy.cpu()
+        got = wanted.got(wanted.val, latents.decode(ridge.mean(told(wanted.held_out_accuracies))))
         return -(got - wanted.held_out_accuracies).abs().mean().item()
 
     ridge = best_ridge([linear, cubic], pipe.condition_encoder(latents.conditions), latents.rows, score)
@@ -129,12 +151,13 @@ def plot(runs: list[dict[str, dict]], wanted: Wanted, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="accuracy wanted", ylabel="accuracy got")
-    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    axes = figure.add_subplot(xlabel=f"{wanted.metric} wanted", ylabel=f"{wanted.metric} got")
+    ends = (0, 1 if wanted.metric == "accuracy" else 1.2 * wanted.accuracies.max().item())
+    axes.plot(ends, ends, color="0.8", linewidth=1)
     for name in runs[0]:
         got = torch.tensor([run[name]["got"] for run in runs]).mean(0)
         axes.plot(wanted.accuracies, got, marker="o", markersize=3, label=name)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlim=ends, ylim=ends)
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -147,7 +170,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a PNG file")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     args = parser.parse_args()
-    wanted, runs = Wanted(args.run, args.draws), []
+    try:
+        wanted, runs = Wanted(args.run, args.draws), []
+    except ValueError as error:
+        parser.error(str(error))
     for seed in args.seeds or [None]:
         with tempfile.TemporaryDirectory() as folder:
             is_own = seed is None
@@ -169,7 +195,8 @@ def main() -> None:
         rows.append([*row, f"{own['near']:.2f}", f"{100 * own['copies']:.1f}"])
     header = [
         "networks",
-        "rank correlation",
+        "rank correlation, means",
+        "… of single networks",
         "… on test",
         "error, points",
         "spread, points",

@@ -103,6 +103,10 @@ def main() -> None:
     parser.add_argument("--runs", action="store_true", help="compare losses on runs that were not seen")
     arguments = parser.parse_args()
     run = Run(arguments.run)
+    if (found := ParameterDataset(run.path("collect")).condition_spec) is not None:
+        parser.error(
+            f"{run.folder} has conditions, {found.summary}, which nothing here tells; give one of digits-cycles."
+        )
     if arguments.figure:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         draw_groups(run).savefig(arguments.figure, dpi=110)

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 import modes
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 from pdiff_hf.pipelines.network_folder import load_generated
@@ -35,3 +37,17 @@ def test_every_run_is_taken_out_once(tmp_path):
     for losses in found.values():
         assert losses["n"] == 30 and losses["validate"] == "run" and losses["num_train"] == 30
         assert losses["difference"] < -0.1 * losses["gaussian"]
+
+
+@pytest.mark.parametrize("option", ["--figure", "--runs"])
+def test_conditions_are_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, option):
+    spec, vectors = ConditionSpec.named("classes", ["cat", "dog"]), torch.arange(120.0).view(4, 30)
+    told = {"condition": torch.eye(2).repeat(2, 1), "run": ["a", "b", "c", "d"], "step": [1] * 4}
+    ParameterDataset.write(vectors, LAYOUT, tmp_path / "run" / "dataset", columns=told, conditions=spec)
+    figure = tmp_path / "figures" / "modes.png"
+    given = [option, str(figure)] if option == "--figure" else [option]
+    monkeypatch.setattr("sys.argv", ["modes.py", str(tmp_path / "run"), *given])
+    with pytest.raises(SystemExit) as stopped:
+        modes.main()
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and "has conditions" in said and "cat" in said and not figure.parent.exists()

@@ -170,9 +170,23 @@ def test_a_map_of_latents_by_condition_is_in_the_report(tasks_run):
     assert "condition_map.png" in (folder / "report" / "report.md").read_text()
 
 
-def test_an_ablation_of_many_tasks_is_refused_before_it_begins(pdiff, tmp_path):
-    code, _, error = pdiff("ablate", "digits-subsets", "--axis", "noise=none,both", "--out", tmp_path / "ablation")
-    assert code == 2 and "collects networks of many tasks" in error and not (tmp_path / "ablation").exists()
+@pytest.mark.parametrize(
+    ("recipe", "axis", "message"),
+    [
+        ("digits-subsets", "noise=none,both", "digits-subsets collects networks of many tasks"),
+        ("digits-accuracy", "noise=none,both", "digits-accuracy collects networks of independent runs"),
+        ("digits-mlp", "collect.kind=trajectory,runs", "digits-mlp collects networks of independent runs"),
+    ],
+)
+def test_an_ablation_of_what_its_points_cannot_share_is_refused_before_it_begins(
+    pdiff, tmp_path, recipe, axis, message
+):
+    options = ["--profile", "cpu-smoke", "--out", tmp_path / "ablation"]
+    if "kind" in axis:
+        options += ["--set", "collect.runs=4"]
+    code, _, error = pdiff("ablate", recipe, "--axis", axis, *options)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "ablation").exists()
 
 
 def test_a_run_that_would_draw_for_no_condition_is_refused_before_it_begins(tmp_path):

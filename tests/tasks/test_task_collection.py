@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from factories import Killed, kill_collection
 from pdiff_hf.base_model import BaseModel
@@ -120,6 +121,23 @@ def test_conditions_may_have_metrics_beside_the_subset(task, tmp_path):
     assert len(evaluator.targets) == 6
     accuracies = evaluator.predict(dataset.vectors(), population=evaluator.rows).accuracy
     torch.testing.assert_close(accuracies.cpu(), torch.tensor(columns["val_accuracy"]).float(), atol=1e-5, rtol=0)
+
+
+def test_conditions_may_be_calibration_errors_by_the_labels_of_the_own_task(task, tmp_path):
+    tasks, _ = collect(task, tmp_path / "zoo", metric=["val_ece"])
+    images, digits = task.arrays("val")
+    for config, own in (("default", tasks.seen), ("unseen", tasks.unseen)):
+        dataset = ParameterDataset(tmp_path / "zoo", config)
+        columns, told = columns_of(dataset), dataset.conditions().tolist()
+        for row, subset in enumerate(own):
+            network = dataset.base_model.build()
+            dataset.layout.load_into(network, dataset.vectors(rows=[row])[0])
+            labels = torch.isin(digits, torch.tensor(subset)).long()
+            with torch.no_grad():
+                probabilities = network(images).softmax(-1)
+            ece = multiclass_calibration_error(probabilities, labels, num_classes=2, n_bins=15, norm="l1").item()
+            assert columns["val_ece"][row] == pytest.approx(ece, abs=1e-5) and ece > 0
+            assert dataset.condition_spec.describe(told[row])["metric"] == {"val_ece": pytest.approx(ece, abs=1e-5)}
 
 
 def test_killed_collection_goes_on_with_the_same_bits(task, tmp_path, monkeypatch):

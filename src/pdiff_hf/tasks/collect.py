@@ -24,7 +24,7 @@ from ..machine import one_writer, process_state
 from ..wrapped import copy_network, own_state
 from .collect_runs import Collector, RunCollector, RunsCollector, is_whole_network
 from .collect_tasks import TasksCollector
-from .config import BaseTrainingConfig, CollectConfig, CollectionConfig
+from .config import BaseTrainingConfig, CollectConfig, CollectionConfig, ZooConfig
 from .families_config import TasksConfig
 from .populations import accuracies
 from .runs_config import RunsConfig
@@ -82,7 +82,8 @@ def collect_checkpoints(
     datasets of their own in folders of the dataset: `ParameterDataset(output_dir, "unseen")`.
 
     In the end val and test accuracy of all rows are computed, by the labels of their population or task where there
-    are several, and written to the dataset; `train_loss` is that of the batch of the checkpoint's step.
+    are several, and written to the dataset; `train_loss` is that of the batch of the checkpoint's step. Where
+    `collect.metric` names it, so is `val_ece`, [`EvaluatorOutput.ece`] on the val split.
 
     Started by `accelerate launch`, all processes call it with the same arguments; they share the runs and the
     evaluation, and the dataset is that of one process. When it is stopped and called again, runs that were complete
@@ -167,6 +168,8 @@ def collect_checkpoints(
         for split, predicted in zip(("val", "test"), predictions, strict=True)
     )
     columns |= {"val_accuracy": val.tolist(), "test_accuracy": test.tolist()}
+    if isinstance(config, ZooConfig) and "val_ece" in config.metric:
+        columns["val_ece"] = _calibration_errors(runs, vectors, columns, at_once).tolist()
     collected = runs.datasets(columns)
     if state.is_main_process:
         shutil.rmtree(folder / "dataset", ignore_errors=True)
@@ -186,3 +189,21 @@ def collect_checkpoints(
         "test_accuracy": test[main].mean().item(),
         **{f"num_{name}": len(part.rows) for name, part in collected.items()},
     }
+
+
+def _calibration_errors(
+    runs: Collector, vectors: torch.Tensor, columns: dict[str, list], at_once: int | None
+) -> torch.Tensor:
+    """Expected calibration errors `(K,)` of rows `(K, D)` on the val split, each by its own labels."""
+    distinct, own = runs.labels("val", columns).unique(dim=0, return_inverse=True)
+    images, labels = runs.task.arrays("val")
+    evaluator = ParameterEvaluator(
+        runs.model,
+        runs.layout,
+        images,
+        torch.zeros_like(labels),
+        populations={str(place): row for place, row in enumerate(distinct)},
+        networks_at_once=at_once,
+        accelerator=process_state(),
+    )
+    return evaluator.predict(vectors, population=own).ece

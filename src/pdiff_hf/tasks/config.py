@@ -64,7 +64,7 @@ class ZooConfig(CollectionConfig):
     at: list[Share] = Field(
         [1.0], min_length=1, description="shares of the training after which a run has a row each, rising"
     )
-    metric: list[Literal["val_accuracy", "train_loss", "epoch"]] = Field(
+    metric: list[Literal["val_accuracy", "val_ece", "train_loss", "epoch"]] = Field(
         [], description="columns of the rows that are their condition, or a part of it"
     )
 

@@ -117,11 +117,7 @@ def make_plan(
     load = partial(load_recipe, recipe, preset=preset, profile=profile)
     first_seed = seeds[0] if seeds else None
     base = load(overrides, first_seed)
-    if base.collect.kind == "tasks":
-        raise ValueError(
-            f"{recipe} collects networks of many tasks, and points of an ablation share networks of one; run it once "
-            f"for each value instead: pdiff run {recipe} --set KEY=VALUE."
-        )
+    _check_collection(recipe, base)
 
     # 1. The base recipe's own value on every axis, which may be among those given under another name
     ordered, base_values = {}, {}
@@ -148,9 +144,21 @@ def make_plan(
             continue
         changes, _ = _apply(load, overrides, varied, first_seed)
         recipes = {seed: _fitted(load(overrides, seed, changes=changes)) for seed in (seeds or [None])}
+        _check_collection(recipe, *recipes.values())
         points.append(Point(_name(varied, points), values, changes, recipes))
     options = {"overrides": list(overrides), "preset": preset, "profile": profile}
     return Plan(recipe, options, list(seeds), grid, ordered, base_values, points)
+
+
+def _check_collection(name: str, *recipes: Recipe) -> None:
+    """Raise `ValueError` unless checkpoints are those of one training, which points share, and have no conditions."""
+    told = {"tasks": "networks of many tasks", "runs": "networks of independent runs"}
+    for kind in (recipe.collect.kind for recipe in recipes):
+        if kind != "trajectory":
+            raise ValueError(
+                f"{name} collects {told[kind]} (collect.kind={kind}), and points of an ablation share checkpoints of "
+                f"one training; run it once for each value instead: pdiff run {name} --set KEY=VALUE."
+            )
 
 
 def _fitted(recipe: Recipe) -> Recipe:

@@ -176,7 +176,7 @@ def inspect_dataset(
             for name in dict.fromkeys(names)
         },
         **dict.fromkeys(
-            ("num_examined", "copies", "geometry", "families", "functional", "score", "autoencoders", "gate")
+            ("num_examined", "copies", "geometry", "families", "functional", "score", "autoencoders", "gate", "gauge")
         ),
     }
     if len(kept) > 1:
@@ -216,7 +216,7 @@ def inspect_dataset(
         }
 
         report["gate"] = _gate(grams)
-        report["gauge"] = gauge_figures(vectors[kept], layout, dataset.metadata)
+        report["gauge"] = gauge_figures(vectors, layout, dataset.metadata)
 
         # 4. What belongs together
         known = [rows.tolist() for run, rows in runs.items() if run not in unordered]

@@ -17,6 +17,7 @@ from checkpoint_folders import (
 
 from pdiff_hf.base_model import BaseModel
 from pdiff_hf.data.dataset import ParameterDataset
+from pdiff_hf.data.importing import adapt
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -155,7 +156,9 @@ def test_part_of_another_width_is_refused_also_with_the_rest(tmp_path):
     )
 
 
-def test_another_network_of_the_family_is_named(tmp_path):
+def test_another_network_of_the_family_is_named(tmp_path, monkeypatch):
+    # Beside other programs, building the networks of a file takes longer.
+    monkeypatch.setattr(adapt, "MAX_SECONDS", 120.0)
     torch.save(network(0).state_dict(), tmp_path / "a.pt")
     torch.save(network(1).state_dict(), tmp_path / "b.pt")
     # The same file of timm has both.

@@ -114,7 +114,7 @@ def canonical_factors(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, t
     u, v = q_b @ u, q_a @ vh.mT
     sign = torch.where((u**3).sum(-2) + (v**3).sum(-2) < 0, -1.0, 1.0)
     # Vectors of what is zero are arbitrary.
-    root = torch.where(s > ROUNDING * s[..., :1], s, 0.0).sqrt() * 1.0
+    root = torch.where(s > ROUNDING * s[..., :1], s, 0.0).sqrt()
     new_b, new_a = u * (root * sign).unsqueeze(-2), (v * (root * sign).unsqueeze(-2)).mT
     # Ranks above the width of the matrix have no singular value.
     missing = rank - root.shape[-1]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ..files import errors_of
@@ -119,8 +118,3 @@ def tensors_of_config(config: AdapterConfig, base: nn.Module) -> AdapterTensors:
     check_patterns(config, [name for name, _ in base.named_modules()])
     model = add_adapter(copy.deepcopy(base), config.values | {"peft_type": config.kind})
     return AdapterTensors.of(model)
-
-
-def is_meta(model: nn.Module) -> bool:
-    """Whether a network has shapes alone."""
-    return next(model.parameters(), torch.empty(0)).is_meta

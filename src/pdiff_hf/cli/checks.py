@@ -62,19 +62,13 @@ def check_import(
     sources: Sequence[str], all_revisions: bool, pattern: str | None, out: Path, conditions: Path | None = None
 ) -> None:
     """Raise `ValueError` for sources of checkpoints that are not on this machine, and for what is malformed."""
-    from ..data.importing.checkpoint import compile_pattern
     from ..data.importing.local import find_local
     from ..data.importing.names import split_sources
-    from ..files import check_new, check_regular
 
-    check_new(out, "the dataset")
-    if conditions is not None:
-        check_regular(conditions, "a file of conditions")
+    _check_import_options(pattern, out, conditions)
     local, _ = split_sources(sources, all_revisions)
     if local:
         find_local(local)
-    if pattern is not None:
-        compile_pattern(pattern)
 
 
 def check_adapters(
@@ -83,16 +77,23 @@ def check_adapters(
     """Raise `ValueError` for adapters on this machine whose configs, names and shapes are against them."""
     from ..data.importing.adapters.headers import check_early
     from ..data.importing.adapters.sources import find_adapters, read_config_of
+    from ..files import errors_of
+
+    _check_import_options(pattern, out, conditions)
+    local = [source for source in sources if Path(source).expanduser().is_dir()]
+    for checkpoint in find_adapters(local) if local else ():
+        config = read_config_of(checkpoint)
+        with errors_of(checkpoint.where):
+            check_early(*checkpoint.files(), config, base)
+
+
+def _check_import_options(pattern: str | None, out: Path, conditions: Path | None) -> None:
+    """What imports of checkpoints and of adapters have in common."""
     from ..data.importing.checkpoint import compile_pattern
-    from ..files import check_new, check_regular, errors_of
+    from ..files import check_new, check_regular
 
     check_new(out, "the dataset")
     if conditions is not None:
         check_regular(conditions, "a file of conditions")
     if pattern is not None:
         compile_pattern(pattern)
-    local = [source for source in sources if Path(source).expanduser().is_dir()]
-    for checkpoint in find_adapters(local) if local else ():
-        config = read_config_of(checkpoint)
-        with errors_of(checkpoint.where):
-            check_early(*checkpoint.files(), config, base)

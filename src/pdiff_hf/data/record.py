@@ -122,8 +122,8 @@ class ParameterRecorder:
         self._copy, self._pending = HostCopy(), None
         self._rest = None if base_model is None else RestCheck(layout, base_model)
         self._resume_from: int | None = None
-        # To which adapters are turned.
-        self._reference: torch.Tensor | None = None
+        # Adapters, and to which one they are turned.
+        self._has_factors, self._reference = bool(lora_pairs(layout)), None
         check_append(self.output_dir, layout, base_model, [], conditions)
         if resume_from is not None:
             self.resume(resume_from)
@@ -256,12 +256,7 @@ class ParameterRecorder:
             with errors_of(f"step {row['step']}"):
                 self._rest.compare({name: copy.view(shape).to(dtype) for (name, (shape, dtype)), copy in copies})
         columns = {name: [value] for name, value in row.items()}
-        if self._reference is None:
-            self._reference = gauge_reference(self.layout, self.base_model, self.output_dir)
-        vectors = recorded_form(self.layout, vector[None], self._reference)
-        if self._reference is None and lora_pairs(self.layout):
-            self._reference = vectors[0].clone()
-        vectors = vectors.numpy()
+        vectors = self._in_frame(vector[None]).numpy()
         table = rows_table(vectors, self.layout, columns, unit="step", first=row["step"])
         if self._file is None:
             self._open(table.schema, row["step"])
@@ -272,6 +267,17 @@ class ParameterRecorder:
         if table.nbytes > LARGE_ROW:
             pa.default_memory_pool().release_unused()
         self.num_recorded += 1
+
+    def _in_frame(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows as the dataset has them: of adapters, with factors in the frame of its first."""
+        if not self._has_factors:
+            return rows
+        if self._reference is None:
+            self._reference = gauge_reference(self.layout, self.base_model, self.output_dir)
+        found = recorded_form(self.layout, rows, self._reference)
+        if self._reference is None:
+            self._reference = found[0].clone()
+        return found
 
     def _open(self, schema: pa.Schema, step: int) -> None:
         # Before the folder is touched, and again when nobody else writes to it.

@@ -301,12 +301,11 @@ class _Rows:
     layout: ParameterLayout
     columns: Sequence[str]
     progress: bool
+    told: dict[str, Any]
 
     def __post_init__(self):
         self.num_copies = 0
         self.first = torch.empty(0)
-
-    told: dict[str, Any]
 
     def batches(self) -> Iterator[tuple[torch.Tensor, Mapping[str, Sequence[Any]]]]:
         """Vectors `(k, D)` and their columns."""

@@ -21,7 +21,6 @@ app = typer.Typer(
     name="pdiff",
     help="Neural network diffusion: checkpoints in, generated networks out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()

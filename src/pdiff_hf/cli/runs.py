@@ -54,7 +54,9 @@ DEMO = {
 OTHER_ROLES = [("validation", "num_validation"), ("unseen", "num_unseen")]
 
 
-def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterator[tuple[Path, Metrics | None]]:
+def _execute(
+    runs: Mapping[Path, Recipe], line: Callable[[str], None], as_json: bool
+) -> Iterator[tuple[Path, Metrics | None]]:
     """Carry out recipes in their folders, one after another, and give what each has found."""
     from ..runs.folder import open_run
     from ..runs.recipe import fit_recipe
@@ -65,9 +67,12 @@ def _execute(runs: Mapping[Path, Recipe], line: Callable[[str], None]) -> Iterat
         open_run(fit_recipe(recipe)[0], folder)
     quiet()
     from ..runs.stages import run_recipe
+    from .live import live_stages
 
     for folder, recipe in runs.items():
-        yield folder, run_recipe(recipe, folder, line)
+        with live_stages(folder, as_json):
+            found = run_recipe(recipe, folder, line)
+        yield folder, found
 
 
 @app.command()
@@ -82,7 +87,7 @@ def demo(
     folders = {out / folder: name for name, (_, folder, _) in DEMO.items()}
     recipes = {out / folder: load_recipe(recipe, given, seed) for recipe, folder, given in DEMO.values()}
     line = line_printer(as_json)
-    found = {folders[folder]: metrics for folder, metrics in _execute(recipes, line)}
+    found = {folders[folder]: metrics for folder, metrics in _execute(recipes, line, as_json)}
     if not as_json:
         from ..report.side_by_side import compare_runs
 
@@ -90,7 +95,19 @@ def demo(
     for folder, name in folders.items():
         line(f"Report of {name}: {folder / 'report' / 'report.html'}")
     line(f"Left out: fine-tuning for as long. `pdiff evaluate {out} --fine-tune` adds it.")
+    line("Next:")
+    for words in next_commands(out):
+        line(f"  {command(*words)}")
     print_json({name: metrics.to_dict() for name, metrics in found.items()}, as_json)
+
+
+def next_commands(out: Path) -> list[tuple[str | Path, ...]]:
+    """Three commands to go on with after the demo in `out`: checkpoints of one's own, unseen tasks, inspection."""
+    return [
+        ("pdiff", "import", "CHECKPOINTS", "--out", out.parent / "own" / "dataset"),
+        ("pdiff", "run", "digits-subsets", "--out", out.parent / "unseen-tasks"),
+        ("pdiff", "inspect", out / "independent" / "dataset"),
+    ]
 
 
 @app.command()
@@ -115,7 +132,7 @@ def run(
 
     recipes = {folder: load_recipe(recipe, overrides or (), n, preset, profile) for folder, n in runs.items()}
     line, found = line_printer(as_json), {}
-    for folder, metrics in _execute(recipes, line):
+    for folder, metrics in _execute(recipes, line, as_json):
         from ..report.write import make_table, write_summary
 
         found[folder] = metrics

@@ -18,6 +18,7 @@ from ..files import atomic_folder, atomic_write, link_or_copy, read_json, read_o
 from ..locks import LOCK_FILE
 from ..machine import device_peak, peak_memory, process_state
 from ..models.auto import SECTIONS as MODEL_SECTIONS
+from ..progress import current_watcher
 from ..sections import without_foreign_keys
 from ..strict_yaml import read_mapping
 from ..tasks.runs_config import COLLECT
@@ -157,7 +158,7 @@ class Run:
     ) -> None:
         """Run `function` on the stage's folder unless the stage is complete, and note what it cost.
 
-        Text that it returns is reported.
+        Text that it returns is reported; a watcher of [`pdiff_hf.progress`] is told instead.
 
         Later stages are then no longer complete, unless `keep_later`.
 
@@ -167,7 +168,10 @@ class Run:
         is_complete = self.is_complete(stage)
         # The main process changes nothing before all have looked.
         state.wait_for_everyone()
+        watcher = current_watcher()
         if is_complete:
+            if watcher is not None:
+                return watcher.ended(stage, None)
             report(f"{stage}: complete, skipped ({self.path(stage)})")
             return
         # What later stages made of an earlier folder of this stage does not belong to its new one.
@@ -177,6 +181,8 @@ class Run:
             for later in from_here[1:]:
                 shutil.rmtree(self.path(later), ignore_errors=True)
         state.wait_for_everyone()
+        if watcher is not None:
+            watcher.began(stage)
         start = time.perf_counter()
         device_peak(reset=True)
         found = function(self.path(stage))
@@ -186,6 +192,8 @@ class Run:
         state.wait_for_everyone()
         # What a stage has cost is what it has cost the main process.
         self.stages = _read_stages(self.folder / STATE_FILE)
+        if watcher is not None:
+            return watcher.ended(stage, self.stages[stage]["seconds"])
         report(f"{stage}: {self.stages[stage]['seconds']:.1f} s → {self.path(stage)}")
         if isinstance(found, str):
             report(f"{stage}: {found}")

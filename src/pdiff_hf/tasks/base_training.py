@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..base_model import BaseModel
 from ..files import read_json, write_json
@@ -21,6 +20,7 @@ from ..forward import forward_logits
 from ..graphs import graphed, takes_graphs
 from ..host_copy import to_device
 from ..machine import ThreadChoice, default_device, precision_of, process_state
+from ..progress import ProgressBar
 from .components import fit_components
 from .config import BaseTrainingConfig
 from .task import Task
@@ -75,7 +75,7 @@ def train_base_model(
         return nn.functional.cross_entropy(logits.float(), labels)
 
     training = train_steps(task, model.parameters(), loss_of, batches(), config, device, threads)
-    with tqdm(total=steps, desc="base training", disable=not progress, leave=False) as bar:
+    with ProgressBar(total=steps, desc="base training", disable=not progress, leave=False) as bar:
         for epoch in range(config.epochs):
             losses = []
             for loss in itertools.islice(training, steps // config.epochs):

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
@@ -21,6 +20,7 @@ from ..evaluation.evaluator import ParameterEvaluator
 from ..files import atomic_folder, check_new, partial_folder, read_json, write_json
 from ..layout import ParameterLayout
 from ..machine import one_writer, process_state
+from ..progress import ProgressBar
 from ..wrapped import copy_network, own_state
 from .collect_runs import Collector, RunCollector, RunsCollector, is_whole_network
 from .collect_tasks import TasksCollector
@@ -146,7 +146,9 @@ def collect_checkpoints(
     state.wait_for_everyone()
     own = missing[state.process_index :: state.num_processes]
     total = sum(len(part) for part in own) * config.rows_per_run
-    with tqdm(total=total, desc="collect", disable=not (progress and state.is_main_process), leave=False) as bar:
+    with ProgressBar(
+        total=total, desc="collect", disable=not (progress and state.is_main_process), leave=False
+    ) as bar:
         for part in own:
             with atomic_folder(folders[part]) as partial:
                 runs.collect(part, partial, bar.update)

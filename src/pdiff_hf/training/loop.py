@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..machine import ThreadChoice, precision_of, process_state
 from ..models.config import OptimizationConfig
+from ..progress import ProgressBar
 from ..wording import argument
 from .batches import GlobalBatch, upload
 from .checkpoints import is_sharded, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -159,7 +159,7 @@ def run_steps(
         precision_of("training"),
         tracking(accelerator, config, description),
         StopRequest(accelerator) as stop,
-        tqdm(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,
+        ProgressBar(range(first_step, config.steps), disable=not accelerator.is_main_process, **shown) as bar,
     ):
         for step in bar:
             with threads.step():

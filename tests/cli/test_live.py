@@ -1,0 +1,118 @@
+"""The table of stages, on a pseudo-terminal and without one."""
+
+import os
+import pty
+import re
+import select
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from factories import TINY_RUN
+from pdiff_hf.cli.app import app
+from pdiff_hf.cli.runs import next_commands
+
+SETS = [word for override in [*TINY_RUN, "evaluate.fine_tune=false"] for word in ("--set", override)]
+
+
+def on_terminal(arguments, columns=120, environment=(), until=None, seconds=300):
+    """Exit code and what a terminal receives of `pdiff`; Ctrl-C is typed once `until` is seen."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40", **dict(environment)}
+    environment = {key: value for key, value in environment.items() if value is not None}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pdiff_hf", *map(str, arguments)],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )
+    os.close(follower)
+    received, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if select.select([leader], [], [], 0.2)[0]:
+            try:
+                chunk = os.read(leader, 65536)
+            except OSError:
+                break
+            received += chunk
+            if until is not None and until in received:
+                os.write(leader, b"\x03")
+                until = None
+        elif process.poll() is not None:
+            break
+    if process.poll() is None:
+        time.sleep(0.5)
+    os.close(leader)
+    if (dump := os.environ.get("PDIFF_TEST_DUMP")) is not None:
+        Path(dump, f"{columns}-{len(received)}.raw").write_bytes(received)
+    # Colours are left out, movements of the cursor stay.
+    return process.wait(30), re.sub(r"\x1b\[[0-9;]*m", "", received.decode("utf-8", "replace"))
+
+
+def test_stages_are_a_table_that_is_drawn_again_on_a_terminal(tmp_path):
+    out = tmp_path / "run"
+    code, text = on_terminal(["run", "digits-mlp", "--out", out, *SETS], environment={"NO_COLOR": None})
+    assert code == 0, text
+    # The cursor goes back up, and what was running is done.
+    assert len(re.findall(r"\x1b\[1A", text)) > 20
+    assert re.search(r"(autoencoder|collect) +(running|\d+%)", text) and re.search(r"autoencoder +done +\d+\.\d", text)
+    assert re.search(r"collect +done +\d+\.\d +\d+ checkpoints, accuracy", text)
+    assert "gate " in text and "loss on unseen" in text and "Gaussian's" in text
+    # Shown again when the program ends, as it was hidden.
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert "it/s" not in text and "Traceback" not in text
+
+    # A second run has nothing to do.
+    code, text = on_terminal(["run", "digits-mlp", "--out", out, *SETS], 80, {"NO_COLOR": None})
+    assert code == 0 and re.search(r"collect +done before", text)
+
+
+def test_ctrl_c_leaves_the_cursor_and_says_what_was_stopped(tmp_path):
+    sets = [*SETS, "--set", "base_training.epochs=100000"]
+    code, text = on_terminal(
+        ["run", "digits-mlp", "--out", tmp_path / "run", *sets], environment={"NO_COLOR": None}, until=b"base training"
+    )
+    assert code not in (0, None)
+    assert "stopped" in text and "Traceback" not in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_an_error_is_one_line_below_the_table(tmp_path):
+    sets = [*SETS, "--set", "autoencoder.allow_poor_reconstruction=false", "--set", "autoencoder.steps=1"]
+    code, text = on_terminal(["run", "digits-mlp", "--out", tmp_path / "run", *sets], environment={"NO_COLOR": None})
+    assert code == 2
+    lines = [line for line in text.splitlines() if "Error:" in line]
+    assert len(lines) == 1 and "explains" in lines[0] and "Traceback" not in text
+    assert text.rindex("stopped") < text.index("Error:")
+
+
+@pytest.mark.parametrize("name, value", [("TERM", "dumb"), ("NO_COLOR", "1")])
+def test_plain_lines_where_no_table_can_be_drawn(monkeypatch, name, value):
+    from rich.console import Console
+
+    from pdiff_hf.cli import live
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(live, "console", Console(force_terminal=True))
+    assert live.is_live(as_json=False) and not live.is_live(as_json=True)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(live, "console", Console(force_terminal=True))
+    assert not live.is_live(as_json=False)
+
+
+def test_the_next_commands_of_the_demo_parse():
+    commands = next_commands(Path("runs/demo"))
+    assert len(commands) == 3
+    group = get_command(app)
+    for words in commands:
+        _, name, *arguments = shlex.split(shlex.join(map(str, words)))
+        group.commands[name].make_context(name, arguments)

@@ -116,3 +116,11 @@ def test_the_next_commands_of_the_demo_parse():
     for words in commands:
         _, name, *arguments = shlex.split(shlex.join(map(str, words)))
         group.commands[name].make_context(name, arguments)
+
+
+def test_the_shell_completes_names_of_recipes_without_torch():
+    code = (
+        "import sys; from pdiff_hf.cli.runs import complete_recipe as c; print(c('digits-s'), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['digits-subsets', 'digits-subsets-runs'] False"

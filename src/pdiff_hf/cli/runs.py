@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 RECIPE_HELP = "A recipe's name, <network>-<selection>-<data>, or a YAML file; see `pdiff recipes`."
 
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of recipes that begin so: for the shell, which asks at every press of Tab."""
+    from ..runs.recipe_parts import named_recipes
+
+    return [name for name in named_recipes() if name.startswith(incomplete)]
+
+
 # What `pdiff demo` does, by name: recipe, folder in that of the first, and what is smaller or left out.
 DEMO = {
     "one training run": ("digits-mlp", "", ["evaluate.fine_tune=false", "evaluate.held_out=[]"]),
@@ -112,7 +120,7 @@ def next_commands(out: Path) -> list[tuple[str | Path, ...]]:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP, autocompletion=complete_recipe)],
     out: Annotated[Path, typer.Option(help="Folder of the run; a begun run of the same recipe goes on.")],
     overrides: Set = None,
     preset: Preset = None,
@@ -159,7 +167,7 @@ def run(
 
 @app.command()
 def collect(
-    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP, autocompletion=complete_recipe)],
     out: Annotated[Path, typer.Option(help="New folder for the parameter dataset.")],
     overrides: Set = None,
     preset: Preset = None,

@@ -67,7 +67,7 @@ def test_the_report_judges_every_network_by_its_own_task(tasks_run):
     assert "gaussian_ridge_latents" in card.replace("\\", "") and "tasks of one family" in card
 
 
-def test_evaluating_again_says_the_same(tasks_run, pdiff, tmp_path):
+def test_evaluating_again_says_the_same(tasks_run, pdiff, no_figures, tmp_path):
     folder = tasks_run[0]
     code, out, error = pdiff("evaluate", folder, "--out", tmp_path / "again", "--json")
     assert code == 0, error
@@ -89,7 +89,7 @@ def test_networks_for_other_tasks_are_one_line(tasks_run, pdiff, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_without_unseen_tasks_a_run_ends_with_the_pipeline(tmp_path):
+def test_without_unseen_tasks_a_run_ends_with_the_pipeline(no_figures, tmp_path):
     lines = []
     recipe = load_recipe("digits-subsets", ["collect.unseen=0"], profile="cpu-smoke")
     assert run_recipe(recipe, tmp_path / "run", lines.append) is None
@@ -130,7 +130,7 @@ def test_what_would_guess_the_task_is_one_line(tasks_run, pdiff):
     assert code == 0 and "The networks are not evaluated" in out + error
 
 
-def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(tmp_path):
+def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(no_figures, tmp_path):
     settings = ["collect.metric=[val_accuracy]", "generate.num_samples=2"]
     metrics = run_recipe(load_recipe("digits-subsets", settings, profile="cpu-smoke"), tmp_path / "run")
     seen = ParameterDataset(tmp_path / "run" / "dataset")

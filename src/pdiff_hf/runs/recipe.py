@@ -151,6 +151,9 @@ class EvaluateConfig(PydanticModel):
         "without and with weight matching before, is trained on the same rows; of many tasks, whether networks are "
         "also trained from labels of the unseen ones (few-shot, hypernetwork, fine-tuned)",
     )
+    hypernetwork_steps: int = Field(
+        2000, ge=1, description="of the rival that learns from the labels of many tasks, see `rivals`"
+    )
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")
 

@@ -32,7 +32,6 @@ from .recipe import EvaluateConfig
 
 # Examples of every class, for training from the mean of the networks seen.
 SHOTS = (1, 5, 20)
-HYPERNETWORK_STEPS = 2000
 
 
 def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[dict[str, Any]]:
@@ -136,7 +135,8 @@ def _trained(
         networks["fine_tuned"], seconds["fine_tuned"] = training.fine_tuned(generator_seconds / len(unseen))
     known = torch.stack([*task_labels(dataset, task, "train")[0].values()])
     spread = seen.vectors[:].std(0)
-    writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, HYPERNETWORK_STEPS, seed)
+    steps = config.hypernetwork_steps
+    writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, steps, seed)
     networks["hypernetwork"] = writer(unseen.distinct)
     return networks, accuracies, seconds
 

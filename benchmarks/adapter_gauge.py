@@ -7,7 +7,8 @@ Of a run with `collect.kind: tasks` and adapters. The same products BA are writt
 vectors, turned to the first adapter (as datasets have them), and turned to the mean of all (generalised Procrustes
 analysis: Gower 1975). For each, ridge regression from the classes of seen tasks to factors, its penalty chosen by
 validation tasks, writes adapters for the unseen ones. *Recovered* is (accuracy − majority) / (trained − majority);
-intervals are over groups of a task and its complement.
+intervals are over groups of a task and its complement. *Predicted* is how much of the variance of the unseen tasks'
+own adapters, in the same gauge, the regression says.
 """
 
 from __future__ import annotations
@@ -17,25 +18,16 @@ from pathlib import Path
 
 import torch
 
-from pdiff_hf.adapters.gauge import canonical_rows
+from pdiff_hf.adapters.gauge import canonical_rows, mean_adapter
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.evaluation.unseen_tasks.networks import TaskNetworks, task_pairs
 from pdiff_hf.evaluation.unseen_tasks.regressions import Predict, ridge
 from pdiff_hf.evaluation.unseen_tasks.summary import over_pairs, recovered_share
-from pdiff_hf.layout import ParameterLayout
 from pdiff_hf.results.text import ReportTable, markdown_table, number, percent
 from pdiff_hf.tasks.evaluators import open_task
 from pdiff_hf.tasks.unseen_tasks import open_task_networks
 
 PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
-ROUNDS = 10
-
-
-def turned_to_mean(layout: ParameterLayout, rows: torch.Tensor) -> torch.Tensor:
-    """Rows `(n, D)` turned to their mean, and that again to the mean of what is turned, until it stays."""
-    for _ in range(ROUNDS):
-        rows = canonical_rows(layout, rows, rows.mean(0))
-    return rows
 
 
 def best_ridge(seen: TaskNetworks, rows: torch.Tensor, validation: TaskNetworks, pairs: bool) -> Predict:
@@ -57,21 +49,30 @@ def main() -> None:
     trained = unseen.mean_by_task(unseen.predict(unseen.vectors, unseen.rows).accuracy, unseen.rows)
     oracle, majority = over_pairs(trained, groups), over_pairs(unseen.majority, groups)
     recorded = seen.vectors[:]
+    # What factors are turned to.
     gauges = {
-        "singular vectors": canonical_rows(layout, recorded),
-        "turned to the first": recorded,
-        "turned to the mean": turned_to_mean(layout, recorded),
+        "singular vectors": None,
+        "turned to the first": canonical_rows(layout, recorded[:1])[0],
+        "turned to the mean": mean_adapter(layout, recorded),
     }
     title = f"{len(seen.names)} tasks seen; trained {percent(oracle.mean().item())}, majority "
     title += percent(majority.mean().item())
-    table = ReportTable(["gauge", "from classes", "recovered", "and pairs", "recovered"], [], title)
-    for name, rows in gauges.items():
+    columns = ("from classes", "recovered", "predicted", "and pairs", "recovered", "predicted")
+    table = ReportTable(["gauge", *columns], [], title)
+    for name, reference in gauges.items():
+        rows, own = (canonical_rows(layout, networks.vectors[:], reference) for networks in (seen, unseen))
         cells = []
         for pairs in (False, True):
             predict = best_ridge(seen, rows, validation, pairs)
-            own = over_pairs(unseen.predict(predict(unseen.distinct)).accuracy, groups)
-            share, interval = recovered_share(own, oracle, majority)
-            cells += [percent(own.mean().item()), number(share, ".3f", interval)]
+            written = predict(unseen.distinct)
+            accuracies = over_pairs(unseen.predict(written).accuracy, groups)
+            share, interval = recovered_share(accuracies, oracle, majority)
+            missed = (written[unseen.rows] - own).square().sum() / (own - rows.mean(0)).square().sum()
+            cells += [
+                percent(accuracies.mean().item()),
+                number(share, ".3f", interval),
+                number(1 - missed.item(), ".2f"),
+            ]
         table.rows.append([name, *cells])
     print("\n".join(markdown_table(table)))
 

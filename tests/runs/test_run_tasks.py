@@ -14,6 +14,7 @@ from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
 from pdiff_hf.tasks.evaluators import make_evaluator, make_task_evaluator, open_task
+from small_encoders import WORDS, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,33 @@ def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(no_
     mean = seen.metrics["val_accuracy"].mean().item()
     assert [found["metric"]["val_accuracy"] for found in asked] == pytest.approx([mean] * len(asked))
     assert metrics.tasks.num_unseen == 4 and metrics.tasks.unseen["nearest"].accuracy > 0
+
+
+def test_networks_are_made_for_sentences(pdiff, no_figures, tmp_path):
+    encoder = save_encoder(tmp_path / "encoder", (*WORDS, *map(str, range(10))))
+    settings = ["collect.condition=sentence", f"collect.encoder={encoder}", "generate.num_samples=2"]
+    recipe = load_recipe("digits-subsets", settings, profile="cpu-smoke")
+    metrics = run_recipe(recipe, folder := tmp_path / "run")
+    asked = [condition["text"] for condition in read_json(folder / "generated" / "index.json")["condition"]]
+    unseen = ParameterDataset(folder / "dataset", "unseen")
+    assert sorted(asked) == sorted(2 * unseen.condition_texts)
+    assert metrics.tasks.num_unseen == 4 and {"ridge_weights", "shuffled", "oracle"} <= {*metrics.tasks.unseen}
+    # The sentence of every network says by which labels it is judged.
+    task, layout = open_task(unseen), unseen.layout
+    place = unseen.condition_texts.index(asked[0])
+    layout.load_into(model := unseen.base_model.build().eval(), load_generated(folder / "generated", layout)[0])
+    images, labels = task.arrays("test")
+    members = torch.tensor([str(label) in unseen.tasks[place].split("+") for label in labels.tolist()])
+    own = (model(images).argmax(1) == members).double().mean().item()
+    layout.load_into(model, load_generated(folder / "generated", layout)[1])
+    other = (model(images).argmax(1) == members).double().mean().item()
+    found = metrics.tasks.unseen["generated"].accuracies[metrics.tasks.names.index(unseen.tasks[place])]
+    assert found == pytest.approx((own + other) / 2, abs=1e-6)
+    # Anything may be asked for; only what is known can be judged.
+    given = ("--num-samples", "1", "--condition", '{"text": "Is it about 7?"}')
+    assert pdiff("generate", folder / "pipeline", "--out", tmp_path / "other", *given)[0] == 0
+    code, _, error = pdiff("trajectory", folder, "--condition", '{"text": "cats"}')
+    assert code == 2 and "expected a sentence of a task of the collection, found 'cats'" in error
 
 
 def test_networks_for_one_task_are_followed(tasks_run, pdiff):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,8 @@ from ..pipelines.network_folder import load_generated, read_index
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..results.metrics import SCHEMA, Metrics
-from ..tasks.collect_tasks import ROLES
-from ..tasks.conditions import task_labels
-from ..tasks.families_config import TASKS
+from ..tasks.conditions import row_subsets, subset_for, task_labels
+from ..tasks.families_config import ROLES, TASKS
 from ..tasks.task import Task
 from ..tasks.task_rivals import TaskTraining, multi_task_accuracies
 from ..tasks.unseen_tasks import has_task_networks, open_task_networks, places_of
@@ -40,15 +40,23 @@ def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[di
     Where a condition says more than the subset, such as an accuracy, it is the mean of the networks seen.
     """
     unseen, spec = ParameterDataset(dataset.folder, ROLES["unseen"]), dataset.condition_spec
-    subsets = unseen.conditions()[:, spec.part("classes")[1]].unique(dim=0)
-    described = [spec.describe(values) for values in _whole_conditions(dataset, subsets).tolist()]
+    if spec.kind == "text":
+        described = list(dict.fromkeys(unseen.condition_texts))
+    else:
+        subsets = row_subsets(unseen)[1].unique(dim=0)
+        described = [spec.describe(values) for values in _whole_conditions(dataset, subsets).tolist()]
     return [told if spec.parts else {spec.kind: told} for told in described for _ in range(num_samples)]
 
 
 def _whole_conditions(dataset: ParameterDataset, subsets: torch.Tensor) -> torch.Tensor:
-    """Conditions `(T, size)` of subsets `(T, C)`, all else as the networks seen have it on average."""
+    """Conditions `(T, size)` of unseen subsets `(T, C)`, all else as the networks seen have it on average."""
+    part = dataset.condition_spec.part("classes")
+    if part is None:
+        unseen = ParameterDataset(dataset.folder, ROLES["unseen"])
+        same = (row_subsets(unseen)[1][None] == subsets[:, None]).all(2)
+        return unseen.conditions()[same.int().argmax(1)]
     whole = dataset.conditions().mean(0).expand(len(subsets), -1).clone()
-    whole[:, dataset.condition_spec.part("classes")[1]] = subsets
+    whole[:, part[1]] = subsets
     return whole
 
 
@@ -168,14 +176,15 @@ def _denoiser_steps(pipeline_dir: Path) -> int:
 
 def _in_order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetworks) -> Vectors:
     """Generated networks, as many for every unseen task, one task after another."""
-    index, spec = read_index(generated_dir), dataset.condition_spec
+    index = read_index(generated_dir)
     given, num = index.get("condition"), len(index["files"])
     with errors_of(generated_dir):
         if given is None:
             raise ValueError("expected networks for the unseen tasks of the dataset, found them without conditions.")
         given = given if isinstance(given, list) else [given] * num
-        values = [spec.values(condition if spec.parts else condition[spec.kind]) for condition in given]
-        places = places_of(torch.tensor(values)[:, spec.part("classes")[1]], unseen.distinct)
+        # Many networks for each.
+        subsets = {text: subset_for(dataset, json.loads(text)) for text in {*map(json.dumps, given)}}
+        places = places_of(torch.stack([subsets[json.dumps(own)] for own in given]), unseen.distinct)
     vectors = load_generated(generated_dir, dataset.layout)
     return vectors[places.argsort(stable=True)]
 

@@ -13,6 +13,7 @@ from pdiff_hf.report.plots.curves import plot_ensembles, plot_loss_curves
 from pdiff_hf.report.plots.maps import plot_iou_matrix, plot_latent_pca
 from pdiff_hf.report.plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
 from pdiff_hf.report.plots.style import COLORS
+from pdiff_hf.report.plots.tasks import plot_condition_map
 from pdiff_hf.results.metrics import Metrics
 from small_results import evaluate
 
@@ -67,6 +68,16 @@ def test_colors_are_seen_on_their_background(theme):
         if name not in ("surface", "grid"):
             # WCAG 2: 4.5 for text, 3 for graphics.
             assert contrast(shades[theme], surface) >= (4.5 if name in ("text", "muted") else 3), name
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colors_of_sizes_are_seen_on_both_backgrounds(theme):
+    latents = {name: torch.randn(9, 3) for name in ("seen", "oracle", "generated")}
+    sizes = dict.fromkeys(latents, torch.arange(1, 10))
+    plot = plot_condition_map(latents, sizes, {name: [("", "")] * 9 for name in latents})
+    shown = [entry.color for entry in plot.drawings()["wide"].legend]
+    assert len(set(shown)) == 9
+    assert all(contrast(color, COLORS["surface"][theme]) >= 3 for color in shown)
 
 
 def test_accuracy_similarity_shows_all_groups_and_names_their_means(result, tmp_path):

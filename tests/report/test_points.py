@@ -127,6 +127,8 @@ def test_the_map_of_conditions_names_networks_and_tasks():
     names = {name: [(f"{name} {i}", f"task {i}") for i in range(number)] for name, number in numbers.items()}
     chart = make_chart(plot_condition_map(latents, sizes, names))
     assert [entry.text for entry in chart.legend] == ["1 class", "2 classes"]
+    titles = [series["title"] for series in chart.data["series"]]
+    assert titles.count("seen, 1 class") == 2 and len(titles) == 8, "seen ones are in both panels"
     rows = {series["title"]: series["rows"] for series in chart.data["series"]}
     assert rows["generated for unseen tasks, 2 classes"] == [("generated 1", "task 1"), ("generated 3", "task 3")]
 

@@ -167,9 +167,11 @@ function sorted(rows, column, isDescending) {
   const cells = rows.map((row) => ({ row, text: row.cells[column].textContent.trim() }));
   const known = cells.filter(({ text }) => text && text !== "–");
   const areNumbers = known.every(({ text }) => numberOf(text) !== null);
+  // Row 10 is after row 2, but noise 0.1 is not before noise 0.05.
+  const numeric = !known.some(({ text }) => /\d\.\d/.test(text));
   const compare = areNumbers
     ? (a, b) => numberOf(a.text) - numberOf(b.text)
-    : (a, b) => a.text.localeCompare(b.text, undefined, { numeric: true });
+    : (a, b) => a.text.localeCompare(b.text, "en", { numeric });
   known.sort((a, b) => (isDescending ? compare(b, a) : compare(a, b)));
   // What is missing stays at the end.
   return [...known, ...cells.filter((cell) => !known.includes(cell))].map(({ row }) => row);

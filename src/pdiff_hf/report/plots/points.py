@@ -68,8 +68,8 @@ def find_places(
         if (part, group) not in points:
             continue
         at = artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
-        if len(at) != len(points[part, group].rows):
-            raise ValueError(f"expected a point for every row of {part} {group!r}, found {len(at)}.")
+        if len(at) != len(points[part, group].rows) or (part, group) in found:
+            raise ValueError(f"expected one artist for {part} of {group!r}, with a point for every row.")
         scale, height = UNITS / artist.figure.dpi, UNITS * artist.figure.get_figheight()
         # What is not clipped may be on the edge.
         box = artist.axes.bbox.padded(0 if artist.get_clip_on() else 4)

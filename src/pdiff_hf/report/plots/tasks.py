@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -23,6 +23,8 @@ LABELS = {
     "weights": "of weights",
     "latents": "of latents",
 }
+# From few classes to many; what lies between two of them is seen on a light and on a dark page, too.
+SIZES = ("blue", "purple", "vermillion", "orange")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
@@ -143,11 +145,11 @@ def plot_condition_map(
     planes = {name: ((values.double() - center) @ components[:2].T).numpy() for name, values in latents.items()}
     kinds = sorted({size for own in sizes.values() for size in own.tolist()})
     texts = {"seen": "seen", "oracle": "trained on unseen tasks", "generated": "generated for unseen tasks"}
-    looks = {"seen": ("o", 9, 0.35), "oracle": ("s", 34, 0.9), "generated": ("X", 42, 0.95)}
+    looks = {"seen": ("o", 9, 0.5), "oracle": ("s", 34, 0.9), "generated": ("X", 42, 0.95)}
 
     def draw(narrow: bool) -> Figure:
         figure, panels = new_figure(narrow, 3.6 if narrow else 4.2, columns=2, sharex=True, sharey=True)
-        colors = colormaps["viridis"].resampled(len(kinds))
+        colors = LinearSegmentedColormap.from_list("sizes", list(map(color, SIZES))).resampled(len(kinds))
         for axes, name in zip(panels, ("oracle", "generated"), strict=True):
             for group in ("seen", name):
                 marker, size, alpha = looks[group]
@@ -155,7 +157,7 @@ def plot_condition_map(
                 for kind in sizes[group].unique().tolist():
                     hue, own = colors(kinds.index(kind)), (sizes[group] == kind).numpy()
                     cloud = axes.scatter(*planes[group][own].T, s=size, color=hue, marker=marker, alpha=alpha, **edge)
-                    tag(cloud, _classes(kind), group)
+                    tag(cloud, _classes(kind), f"{group} in {name}")
             axes.set_title(texts[name].capitalize(), loc="left", fontsize=9, color=color("text"))
             axes.set_xlabel(f"Component 1: {explained[0]:.0%} of the variance")
         panels[0].set_ylabel(f"Component 2: {explained[1]:.0%}")
@@ -175,12 +177,13 @@ def plot_condition_map(
     note = "Small dots: networks seen. Colour: classes of the subset that a network tells from all others; a subset "
     note += "and its complement lie on opposite sides."
     points = {
-        (group, _classes(kind)): Points(
+        (f"{group} in {panel}", _classes(kind)): Points(
             f"{texts[group]}, {_classes(kind)}",
             ("network", "task"),
             [name for name, size in zip(names[group], sizes[group].tolist(), strict=True) if size == kind],
         )
-        for group in planes
+        for panel in ("oracle", "generated")
+        for group in ("seen", panel)
         for kind in sizes[group].unique().tolist()
     }
     return Plot("condition_map", title, alt, note, draw, points)

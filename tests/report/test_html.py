@@ -136,7 +136,7 @@ def test_both_themes_define_every_color(source):
 
 def test_what_comes_from_users_is_escaped(page, source):
     assert HOSTILE in page.text
-    assert HOSTILE not in source and source.count("<script") == len(page.scripts) == 3
+    assert HOSTILE not in source and source.count("<script") == len(page.scripts) == 4
     assert "class names" in page.text and f"a, {HOSTILE}" in page.text
 
 

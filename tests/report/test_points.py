@@ -6,6 +6,7 @@ import torch
 
 from pdiff_hf.evaluation.similarity import wrong_iou
 from pdiff_hf.report.charts import make_chart
+from pdiff_hf.report.plots.curves import plot_ensembles
 from pdiff_hf.report.plots.maps import plot_latent_pca
 from pdiff_hf.report.plots.networks import plot_accuracy_similarity
 from pdiff_hf.report.plots.points import outline
@@ -108,6 +109,18 @@ def test_more_networks_than_are_drawn_are_said(result, monkeypatch):
     plot = plot_accuracy_similarity(result.metrics, result.groups)
     assert len(plot.points["networks", "generated"].rows) == 4
     assert "Drawn are 4 of original, 4 of generated" in plot.note
+
+
+def test_ensembles_are_told_with_their_intervals(result):
+    chart = make_chart(plot_ensembles(result.metrics.ensembles))
+    (_, nll, _) = series_of(chart, "generated")
+    series, found = chart.data["series"][nll], result.metrics.ensembles["generated"]
+    assert series["fields"] == ("networks in the ensemble", "NLL (95 %)")
+    for row, place in zip(series["rows"], chart.data["places"]["wide"][nll], strict=True):
+        mean = found[row[0]].nll.mean if row[0] in found else None
+        assert (place is None) == (mean is None)
+        assert mean is None or row[1].startswith(f"{mean:.4f} (")
+    assert chart.legend[-1].text == "best single network" and all(chart.can_hide)
 
 
 def test_populations_are_pointed_at_in_both_panels():

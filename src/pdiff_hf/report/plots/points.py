@@ -9,18 +9,21 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
 # Units of an SVG in an inch.
 UNITS = 72
+# Of a line without markers.
+DASH = "M-.7 -.08H.7V.08H-.7Z"
 # SVG's commands, by those of matplotlib's paths.
 COMMANDS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
 
 @dataclass(frozen=True)
 class Points:
-    """What the points of one `scatter` stand for.
+    """What the points of one `scatter`, or one line, stand for.
 
     Args:
         title (`str`): What all of them are.
@@ -67,7 +70,10 @@ def find_places(
     for artist, part, group in artists:
         if (part, group) not in points:
             continue
-        at = artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
+        if isinstance(artist, Line2D):
+            at = artist.get_transform().transform(artist.get_xydata())
+        else:
+            at = artist.get_offset_transform().transform(np.ma.filled(artist.get_offsets(), np.nan))
         if len(at) != len(points[part, group].rows) or (part, group) in found:
             raise ValueError(f"expected one artist for {part} of {group!r}, with a point for every row.")
         scale, height = UNITS / artist.figure.dpi, UNITS * artist.figure.get_figheight()
@@ -88,7 +94,7 @@ def take_legends(figure: Figure) -> list[LegendEntry]:
             text.get_gid().partition(":")[2],
             text.get_text(),
             to_hex(handle.get_color()),
-            "" if handle.get_marker() in (None, "", "None") else outline(handle.get_marker()),
+            DASH if handle.get_marker() in (None, "", "None") else outline(handle.get_marker()),
             text.get_fontweight() == "bold",
         )
         for box in boxes

@@ -17,26 +17,33 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
+def require_browser() -> None:
+    """Skip the tests of a module where there is no browser, or nothing that drives it."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    if find_browser() is None:
+        pytest.skip(INSTALL, allow_module_level=True)
+
+
 @contextmanager
 def open_chromium():
-    """A browser without a window; skips the test where there is none.
+    """A browser without a window.
 
     It runs an event loop in this thread: a fixture that opens it has the scope of a module, no more.
     """
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = find_browser()
-    if program is None:
-        pytest.skip(INSTALL)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser())
         yield browser
         browser.close()
 
 
 def serious_violations(page) -> list[str]:
     """What axe-core finds that is serious or critical, a line each with the first element that it is about."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    found = axe.Axe().run(page).response
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response
     assert found["passes"], "nothing was checked"
     return [
         f"{rule['impact']} {rule['id']}: {rule['nodes'][0]['html'][:200]} ({len(rule['nodes'])} elements)"

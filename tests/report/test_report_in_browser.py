@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from browser import open_chromium, open_file, serious_violations
+from browser import open_chromium, open_file, require_browser, serious_violations
 from pdiff_hf.report.write import write_report
 from small_results import evaluate
+
+require_browser()
 
 HOSTILE = '"><img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 DESK, PHONE = {"width": 1200, "height": 900}, {"width": 320, "height": 640}

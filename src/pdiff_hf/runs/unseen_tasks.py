@@ -28,6 +28,7 @@ from ..tasks.task import Task
 from ..tasks.task_rivals import TaskTraining, multi_task_accuracies
 from ..tasks.unseen_tasks import has_task_networks, open_task_networks, places_of
 from ..training.perceptron import fit_perceptrons
+from .names import row_names
 from .recipe import EvaluateConfig
 
 # Examples of every class, for training from the mean of the networks seen.
@@ -155,18 +156,28 @@ MAX_SHOWN = 600
 
 def task_latents(
     dataset: ParameterDataset, task: Task, pipeline_dir: Path, generated_dir: Path
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Latents `(n, C * L)` of networks seen, trained on the unseen tasks and generated for them, and sizes `(n,)`.
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, list[tuple[str, str]]]]:
+    """Latents `(n, C * L)` of networks seen, trained on unseen tasks and generated for these, sizes `(n,)` and names.
 
-    A size is how many classes the subset of a network's task has. Of the networks seen, some are taken.
+    A size is how many classes the subset of a network's task has; names are those of a network and of its task. Of the
+    networks seen, some are taken.
     """
     seen, unseen = (open_task_networks(dataset, role, task) for role in ("seen", "unseen"))
-    generated, space = _in_order(generated_dir, dataset, unseen), _latent_space(dataset, pipeline_dir)
+    order, space = _order(generated_dir, dataset, unseen), _latent_space(dataset, pipeline_dir)
+    generated, files = load_generated(generated_dir, dataset.layout)[order], read_index(generated_dir)["files"]
     some = torch.linspace(0, len(seen.vectors) - 1, min(MAX_SHOWN, len(seen.vectors))).round().long()
     vectors = {"seen": seen.vectors[some], "oracle": unseen.vectors, "generated": generated}
     sizes = {"seen": seen.conditions[some].sum(1), "oracle": unseen.conditions.sum(1)}
     sizes["generated"] = unseen.distinct.sum(1).repeat_interleave(len(generated) // len(unseen))
-    return {name: space.encode(own) for name, own in vectors.items()}, {n: own.long() for n, own in sizes.items()}
+    draws, own = len(generated) // len(unseen), row_names(ParameterDataset(dataset.folder, ROLES["unseen"]))
+    called = row_names(dataset)
+    names = {
+        "seen": [(called[row], seen.names[seen.rows[row]]) for row in some.tolist()],
+        "oracle": [(name, unseen.names[task]) for name, task in zip(own, unseen.rows.tolist(), strict=True)],
+        "generated": [(files[row], unseen.names[place // draws]) for place, row in enumerate(order.tolist())],
+    }
+    latents = {name: space.encode(networks) for name, networks in vectors.items()}
+    return latents, {name: size.long() for name, size in sizes.items()}, names
 
 
 def _denoiser_steps(pipeline_dir: Path) -> int:
@@ -176,6 +187,12 @@ def _denoiser_steps(pipeline_dir: Path) -> int:
 
 def _in_order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetworks) -> Vectors:
     """Generated networks, as many for every unseen task, one task after another."""
+    order = _order(generated_dir, dataset, unseen)
+    return load_generated(generated_dir, dataset.layout)[order]
+
+
+def _order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetworks) -> torch.Tensor:
+    """The places of [`_in_order`]'s networks in their folder."""
     index = read_index(generated_dir)
     given, num = index.get("condition"), len(index["files"])
     with errors_of(generated_dir):
@@ -185,8 +202,7 @@ def _in_order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetwor
         # Many networks for each.
         subsets = {text: subset_for(dataset, json.loads(text)) for text in {*map(json.dumps, given)}}
         places = places_of(torch.stack([subsets[json.dumps(own)] for own in given]), unseen.distinct)
-    vectors = load_generated(generated_dir, dataset.layout)
-    return vectors[places.argsort(stable=True)]
+    return places.argsort(stable=True)
 
 
 def _latent_space(dataset: ParameterDataset, pipeline_dir: Path) -> LatentSpace:

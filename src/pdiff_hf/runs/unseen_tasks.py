@@ -11,6 +11,7 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import Vectors
+from ..evaluation.unseen_tasks.adapter_merges import adapter_merges
 from ..evaluation.unseen_tasks.evaluate import LatentSpace, evaluate_unseen_tasks
 from ..evaluation.unseen_tasks.networks import TaskNetworks
 from ..evaluation.unseen_tasks.verdict import tasks_verdict
@@ -94,6 +95,7 @@ def evaluate_tasks(
         _latent_space(dataset, pipeline_dir),
         further={**further, **trained},
         accuracies=accuracies,
+        merges=_merges(dataset, seen, config.seed),
         fit=partial(fit_perceptrons, steps=_denoiser_steps(pipeline_dir)),
         seconds={"generated": drawing, **seconds},
         seed=config.seed,
@@ -139,6 +141,14 @@ def _trained(
     writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, HYPERNETWORK_STEPS, seed)
     networks["hypernetwork"] = writer(unseen.distinct)
     return networks, accuracies, seconds
+
+
+def _merges(dataset: ParameterDataset, seen: TaskNetworks, seed: int) -> dict[str, Any]:
+    """Ways that merge adapters; none of other networks."""
+    if dataset.base_model.adapter is None:
+        return {}
+    start = dataset.layout.flatten(dataset.base_model.state_dict())
+    return adapter_merges(dataset.layout, seen, start, seed)
 
 
 # Networks seen that are shown in a plane.

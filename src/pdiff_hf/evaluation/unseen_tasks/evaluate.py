@@ -36,6 +36,17 @@ WAYS = {
     "weighted_mean": ("the mean of all seen networks, weighted by the distance of their subsets", "weights"),
     "mean_seen": ("the mean of all seen networks", "weights"),
     "task_arithmetic": ("the mean of the seen networks and a vector for every class", "weights"),
+    "merge_nearest_svd": ("the mean of what adapters of the nearest seen tasks add, at their rank", "weights"),
+    "merge_weighted_svd": (
+        "what all seen adapters add, weighted by the distance of their subsets, at their rank",
+        "weights",
+    ),
+    "merge_ridge_svd": (
+        "what all seen adapters add, weighted as ridge regression makes the subset of theirs, at their rank",
+        "weights",
+    ),
+    "merge_ties": ("adapters of the nearest seen tasks, their factors merged by TIES", "weights"),
+    "merge_dare": ("adapters of the nearest seen tasks, their factors merged by DARE", "weights"),
     "ridge_weights": ("ridge regression from classes to weights", "weights"),
     "ridge_pairs_weights": ("ridge regression from classes and pairs of them to weights", "weights"),
     "kernel_ridge_weights": ("kernel ridge regression from classes to weights", "weights"),
@@ -71,6 +82,7 @@ def evaluate_unseen_tasks(
     *,
     further: Mapping[str, Vectors] | None = None,
     accuracies: Mapping[str, torch.Tensor] | None = None,
+    merges: Mapping[str, Iterable[Make]] | None = None,
     fit: Fit | None = None,
     seconds: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -87,6 +99,8 @@ def evaluate_unseen_tasks(
         space ([`LatentSpace`], *optional*): For ways in the generator's latents; none by default.
         further (`Mapping[str, Vectors]`, *optional*): Other networks as `generated`, by their way.
         accuracies (`Mapping[str, torch.Tensor]`, *optional*): Of ways that are no networks of the layout, `(T,)`.
+        merges (`Mapping[str, Iterable[Callable]]`, *optional*): From conditions `(T, C)` to networks `(T, D)`, by
+            their way, of which the best on validation tasks is taken.
         fit (`Callable`, *optional*): Makes the perceptrons; without it there are none.
         seconds (`Mapping[str, float]`, *optional*): What one network of a way takes.
         seed (`int`, *optional*, defaults to 0): Of draws around a regression and of random subsets.
@@ -95,7 +109,7 @@ def evaluate_unseen_tasks(
         [`TaskResults`]: with all means, intervals and differences.
     """
     return _Protocol(seen, validation, unseen, seed).run(
-        generated, space, further or {}, accuracies or {}, fit, seconds or {}
+        generated, space, further or {}, accuracies or {}, merges or {}, fit, seconds or {}
     )
 
 
@@ -121,6 +135,7 @@ class _Protocol:
         space: LatentSpace | None,
         further: Mapping[str, Vectors],
         accuracies: Mapping[str, torch.Tensor],
+        merges: Mapping[str, Iterable[Make]],
         fit: Fit | None,
         seconds: Mapping[str, float],
     ) -> TaskResults:
@@ -135,6 +150,8 @@ class _Protocol:
         self._add_nearest()
         for name, make in self._of_weights(fit):
             self._add_several(name, make(self._distinct))
+        for name, made in merges.items():
+            self._add_several(name, self._best(made)(self._distinct))
         if space is not None:
             self._add_latents(space, draws, fit)
         trained = self._groups["oracle"].disagreement

@@ -22,6 +22,7 @@ from ..pipelines.network_folder import load_generated, read_index
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..results.metrics import SCHEMA, Metrics
+from ..results.tasks import TaskResults
 from ..tasks.collect_tasks import ROLES
 from ..tasks.conditions import task_labels
 from ..tasks.families_config import TASKS
@@ -70,10 +71,12 @@ def evaluate_tasks(
     pipeline_dir: Path,
     generated_dir: Path,
     generator_seconds: float | None = None,
+    known: TaskResults | None = None,
 ) -> Metrics:
     """Judge networks that were generated for the unseen tasks of a collection, beside other ways to such networks.
 
-    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it.
+    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it. What
+    does not depend on the generator is taken of `known` results of another one of the same collection.
 
     Raises:
         ValueError: the networks are not those of these tasks, as many of each.
@@ -86,7 +89,9 @@ def evaluate_tasks(
     pipe = load_pipeline(pipeline_dir)
     wanted, draws = _whole_conditions(dataset, unseen.distinct), len(generated) // len(unseen)
     further, drawing = _further_draws(pipe, read_index(generated_dir), wanted, draws)
-    trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
+    trained, accuracies, seconds = {}, {}, {}
+    if known is None:
+        trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
     results = evaluate_unseen_tasks(
         seen,
         validation,
@@ -95,9 +100,10 @@ def evaluate_tasks(
         _latent_space(dataset, pipeline_dir),
         further={**further, **trained},
         accuracies=accuracies,
-        merges=_merges(dataset, seen, config.seed),
+        merges=None if known else _merges(dataset, seen, config.seed),
         fit=partial(fit_perceptrons, steps=_denoiser_steps(pipeline_dir)),
         seconds={"generated": drawing, **seconds},
+        known=known,
         seed=config.seed,
     )
     results.split = dataset.metadata.get(TASKS, {}).get("split")
@@ -127,13 +133,13 @@ def _trained(
     targets = unseen.evaluator.targets.cpu()
     together = multi_task_accuracies(dataset, task, unseen.distinct, targets)
     accuracies = {} if together is None else {"multi_task": together}
-    if not config.rivals:
-        return {}, accuracies, {}
     mean, seed = seen.vectors[:].mean(0), config.seed
     labels = torch.stack([*task_labels(ParameterDataset(dataset.folder, ROLES["unseen"]), task, "train")[0].values()])
     training = TaskTraining(dataset, task, labels, mean)
-    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
     seconds = {"oracle": training.seconds}
+    if not config.rivals:
+        return {}, accuracies, seconds
+    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
     if generator_seconds is not None:
         networks["fine_tuned"], seconds["fine_tuned"] = training.fine_tuned(generator_seconds / len(unseen))
     known = torch.stack([*task_labels(dataset, task, "train")[0].values()])

@@ -13,6 +13,7 @@ from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
+from pdiff_hf.runs.unseen_tasks import evaluate_tasks
 from pdiff_hf.tasks.evaluators import make_evaluator, make_task_evaluator, open_task
 from small_encoders import WORDS, save_encoder
 
@@ -222,3 +223,20 @@ def test_a_run_that_would_draw_for_no_condition_is_refused_before_it_begins(tmp_
     with pytest.raises(ValueError, match=r"makes val_accuracy conditions.*generate\.guidance_scale=0"):
         run_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_depend_on_the_generator_is_judged_once_and_all_logits_need_not_fit(tasks_run, monkeypatch):
+    folder, recipe, _ = tasks_run
+    dataset, first = ParameterDataset(folder / "dataset"), Metrics.read(folder / "report" / "metrics.json").tasks
+    known = first.model_copy(deep=True)
+    for group in known.unseen.values():
+        group.accuracies = [0.25] * len(group.accuracies)
+    monkeypatch.setattr("pdiff_hf.evaluation.unseen_tasks.evaluate.LOGITS_BYTES", 0)
+    given = dataset, open_task(dataset), recipe.evaluate, folder / "pipeline", folder / "generated"
+    found = evaluate_tasks(*given, known=known)
+    assert list(found.tasks.unseen) == list(first.unseen)
+    for name, group in found.tasks.unseen.items():
+        before = first.unseen[name]
+        is_taken = group.role in ("reference", "ceiling", "weights")
+        assert group.accuracies == ([0.25] * len(before.accuracies) if is_taken else before.accuracies), name
+        assert group.ensembles == pytest.approx(before.ensembles)

@@ -12,6 +12,7 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import Vectors
+from ..evaluation.unseen_tasks.adapter_merges import adapter_merges
 from ..evaluation.unseen_tasks.evaluate import LatentSpace, evaluate_unseen_tasks
 from ..evaluation.unseen_tasks.networks import TaskNetworks
 from ..evaluation.unseen_tasks.verdict import tasks_verdict
@@ -22,6 +23,7 @@ from ..pipelines.network_folder import load_generated, read_index
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..results.metrics import SCHEMA, Metrics
+from ..results.tasks import TaskResults
 from ..tasks.conditions import row_subsets, subset_for, task_labels
 from ..tasks.families_config import ROLES, TASKS
 from ..tasks.task import Task
@@ -77,10 +79,12 @@ def evaluate_tasks(
     pipeline_dir: Path,
     generated_dir: Path,
     generator_seconds: float | None = None,
+    known: TaskResults | None = None,
 ) -> Metrics:
     """Judge networks that were generated for the unseen tasks of a collection, beside other ways to such networks.
 
-    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it.
+    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it. What
+    does not depend on the generator is taken of `known` results of another one of the same collection.
 
     Raises:
         ValueError: the networks are not those of these tasks, as many of each.
@@ -93,7 +97,9 @@ def evaluate_tasks(
     pipe = load_pipeline(pipeline_dir)
     wanted, draws = _whole_conditions(dataset, unseen.distinct), len(generated) // len(unseen)
     further, drawing = _further_draws(pipe, read_index(generated_dir), wanted, draws)
-    trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
+    trained, accuracies, seconds = {}, {}, {}
+    if known is None:
+        trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
     results = evaluate_unseen_tasks(
         seen,
         validation,
@@ -102,8 +108,10 @@ def evaluate_tasks(
         _latent_space(dataset, pipeline_dir),
         further={**further, **trained},
         accuracies=accuracies,
+        merges=None if known else _merges(dataset, seen, config.seed),
         fit=partial(fit_perceptrons, steps=_denoiser_steps(pipeline_dir)),
         seconds={"generated": drawing, **seconds},
+        known=known,
         seed=config.seed,
     )
     results.split = dataset.metadata.get(TASKS, {}).get("split")
@@ -133,13 +141,13 @@ def _trained(
     targets = unseen.evaluator.targets.cpu()
     together = multi_task_accuracies(dataset, task, unseen.distinct, targets)
     accuracies = {} if together is None else {"multi_task": together}
-    if not config.rivals:
-        return {}, accuracies, {}
     mean, seed = seen.vectors[:].mean(0), config.seed
     labels = torch.stack([*task_labels(ParameterDataset(dataset.folder, ROLES["unseen"]), task, "train")[0].values()])
     training = TaskTraining(dataset, task, labels, mean)
-    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
     seconds = {"oracle": training.seconds}
+    if not config.rivals:
+        return {}, accuracies, seconds
+    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
     if generator_seconds is not None:
         networks["fine_tuned"], seconds["fine_tuned"] = training.fine_tuned(generator_seconds / len(unseen))
     known = torch.stack([*task_labels(dataset, task, "train")[0].values()])
@@ -148,6 +156,14 @@ def _trained(
     writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, steps, seed)
     networks["hypernetwork"] = writer(unseen.distinct)
     return networks, accuracies, seconds
+
+
+def _merges(dataset: ParameterDataset, seen: TaskNetworks, seed: int) -> dict[str, Any]:
+    """Ways that merge adapters; none of other networks."""
+    if dataset.base_model.adapter is None:
+        return {}
+    start = dataset.layout.flatten(dataset.base_model.state_dict())
+    return adapter_merges(dataset.layout, seen, start, seed)
 
 
 # Networks seen that are shown in a plane.

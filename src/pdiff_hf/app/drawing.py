@@ -9,8 +9,9 @@ from html import escape
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..files import errors_of
 from ..tasks.image_classification import ImageClassification
 from .lab import Lab
 from .vote import Vote
@@ -29,16 +30,18 @@ def open_image(data: str | bytes) -> Image.Image:
     Raises:
         ValueError: it is none, or too large.
     """
-    try:
-        if isinstance(data, str):
+    refused = "this is no image that can be read; give a PNG or JPEG."
+    if isinstance(data, str):
+        with errors_of(refused[:-1]):
             data = base64.b64decode(data.partition(";base64,")[2], validate=True)
+    try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"this image has {image.width} x {image.height} pixels; give a smaller one.")
-        image.load()
-        return image
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError("this is no image that can be read; give a PNG or JPEG.") from error
+        if image.width * image.height <= MAX_PIXELS:
+            image.load()
+            return image
+    except (OSError, ValueError, Image.DecompressionBombError, SyntaxError) as error:
+        raise ValueError(refused) from error
+    raise ValueError(f"this image has {image.width} x {image.height} pixels; give a smaller one.")
 
 
 def prepare_ink(image: Image.Image, size: int) -> Image.Image:

@@ -96,7 +96,7 @@ class Judge:
         self.has_own_tasks = found is not None and {*found[0].names} <= {*self.task.class_names}
         self.class_names = self.task.class_names
         if self.has_own_tasks:
-            self.class_names = ["none of them", "one of them"]
+            self.class_names = ["none", "one"]
         if len(self.class_names) != self._evaluator.num_classes:
             self.class_names = [str(number) for number in range(self._evaluator.num_classes)]
         metadata = {} if self._dataset is None else self._dataset.metadata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Drawn:
         judged ([`Judged`], *optional*): What they are worth; `None` where nothing judges them.
         similarity (`torch.Tensor` of shape `(n,)`): To the nearest original, or without originals to each other.
         marks (`list[Mark]`): The soup of the originals, and the oracle.
+        notes (`list[str]`): What the pipeline warned of, such as too few steps.
     """
 
     request: Request
@@ -77,6 +79,7 @@ class Drawn:
     judged: Judged | None
     similarity: torch.Tensor
     marks: list[Mark] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -175,33 +178,35 @@ class Lab:
         if steps > trained.config.num_train_timesteps:
             raise ValueError(f"expected up to {trained.config.num_train_timesteps} steps, found {steps}.")
         pipeline.scheduler = make_scheduler(request.scheduler, trained, steps)
-        told = {}
+        told = {} if request.condition is None else {"condition": request.told}
         if pipeline.condition_encoder is not None:
-            told = {"guidance_scale": request.guidance_scale if request.condition is not None else 0.0}
-            told |= {} if request.condition is None else {"condition": request.told}
+            told["guidance_scale"] = request.guidance_scale if told else 0.0
 
         def step_done(_pipe: Any, step: int, _timestep: Any, _tensors: dict) -> dict:
             report(0.8 * (step + 1) / pipeline.num_timesteps, f"step {step + 1} of {pipeline.num_timesteps}")
             return {}
 
-        found = pipeline(
-            batch_size=request.num_samples,
-            num_inference_steps=steps,
-            truncation=float(request.truncation),
-            generator=torch.Generator().manual_seed(request.seed),
-            output_type="pt",
-            callback_on_step_end=step_done,
-            **told,
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            found = pipeline(
+                batch_size=request.num_samples,
+                num_inference_steps=steps,
+                truncation=float(request.truncation),
+                generator=torch.Generator().manual_seed(request.seed),
+                output_type="pt",
+                callback_on_step_end=step_done,
+                **told,
+            )
+        notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
         vectors = found.parameters.float().cpu()
         report(0.85, "test examples")
         judged = None if self.judge is None else self.judge.judge(vectors, request.told)
         originals = self.originals()
         if originals is None:
             similarity = similarity_to(vectors, judged, vectors, judged, exclude_self=True)
-            return Drawn(request, vectors, judged, similarity)
+            return Drawn(request, vectors, judged, similarity, notes=notes)
         similarity = similarity_to(vectors, judged, originals.vectors, originals.judged)
-        return Drawn(request, vectors, judged, similarity, self._marks(request, originals))
+        return Drawn(request, vectors, judged, similarity, self._marks(request, originals), notes)
 
     def scores(self, vectors: Vectors, judged: Judged | None) -> torch.Tensor:
         """What is on the axis of scores `(B,)`."""
@@ -244,6 +249,13 @@ class Lab:
                 groups["originals"] = take_rows(asked, rows)
             groups["soup"] = originals.soup
         return {name: take_vote(self.judge.answer(vectors, inputs)) for name, vectors in groups.items()}
+
+    def answers_for(self, request: Request) -> list[str]:
+        """What networks of a request answer, in words."""
+        told = (request.told or {}).get("classes")
+        if not self.judge.has_own_tasks or not isinstance(told, list):
+            return self.judge.class_names
+        return [f"{name} of {', '.join(map(str, told))}" for name in self.judge.class_names]
 
     def _trained_for(self, request: Request) -> Vectors | None:
         """Networks of the collection for the task of a request; `None` where nobody trained any, or it names none."""

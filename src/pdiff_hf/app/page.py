@@ -127,11 +127,7 @@ class Page:
         """Votes on an input."""
         if request is None:
             raise ValueError("generate networks first; then they vote.")
-        names = self.lab.judge.class_names
-        told = (request.told or {}).get("classes")
-        if self.lab.judge.has_own_tasks and isinstance(told, list):
-            names = ["none of them", f"one of {', '.join(map(str, told))}"]
-        return show_votes(self.lab.vote(request, inputs), names, shown)
+        return show_votes(self.lab.vote(request, inputs), self.lab.answers_for(request), shown)
 
     def vote_on_drawing(self, request: Request | None, event: gr.EventData) -> str:
         """Votes on what was drawn."""

@@ -34,6 +34,8 @@ class PlotData:
         marks (`list[tuple[str, float, float]]`): With their names.
         x_title, y_title (`str`): Of the axes.
         is_share (`bool`): Whether scores are written in percent.
+        own_tasks (`bool`, *optional*, defaults to `False`): Whether every original is judged by a task of its own.
+        notes (`tuple[str, ...]`, *optional*): What should be known of the networks.
     """
 
     generated: list[tuple[float, float]]
@@ -42,6 +44,8 @@ class PlotData:
     x_title: str
     y_title: str
     is_share: bool
+    own_tasks: bool = False
+    notes: tuple[str, ...] = ()
 
     def write_score(self, value: float) -> str:
         """A score with its unit."""
@@ -67,6 +71,8 @@ def plot_data(lab: Lab, drawn: Drawn | None) -> PlotData:
         lab.similarity_title(judged),
         lab.score_title(judged),
         judged is not None and lab.judge is not None and lab.judge.metric.is_accuracy,
+        judged is not None and judged.labels is not None and lab.judge.has_own_tasks,
+        () if drawn is None else tuple(drawn.notes),
     )
 
 
@@ -177,12 +183,12 @@ def _legend(data: PlotData) -> str:
         )
     if data.originals:
         mean = sum(score for _, score in data.originals) / len(data.originals)
-        entries.append(
-            f'<span class="pd-key pd-original"></span>{len(data.originals)} originals, mean {data.write_score(mean)}'
-        )
+        which = f"{len(data.originals)} originals{', each at its own task' if data.own_tasks else ''}"
+        entries.append(f'<span class="pd-key pd-original"></span>{which}, mean {data.write_score(mean)}')
     for name, _, score in data.marks:
         kind = name.split()[0].rstrip(":")
         path = f'<path class="pd-mark pd-{kind}" d="{MARKS[kind]}"/>'
         shape = f'<svg class="pd-keymark" viewBox="-10 -10 20 20" aria-hidden="true">{path}</svg>'
         entries.append(f"{shape}{escape(name)}, {data.write_score(score)}")
-    return '<p class="pd-legend">' + "".join(f"<span>{entry}</span>" for entry in entries) + "</p>"
+    legend = '<p class="pd-legend">' + "".join(f"<span>{entry}</span>" for entry in entries) + "</p>"
+    return legend + "".join(f'<p class="pd-note" role="status">{escape(note)}</p>' for note in data.notes)

@@ -136,6 +136,8 @@ def test_drawings_uploads_and_examples_are_voted_on(open_page, lab, ask, tmp_pat
     page.get_by_text("test example 0").wait_for()
     vote = lab.vote(ask(num_samples=7, num_inference_steps=5), lab.judge.inputs[:1])["generated"]
     assert f"{vote.agreement:.0%} of 7 agree" in sections.nth(1).text_content()
+    counts = sections.nth(1).locator("tbody tr td:nth-of-type(2)").all_text_contents()
+    assert [int(count) for count in counts] == vote.counts
     image = Image.new("RGB", (100, 60), "white")
     ImageDraw.Draw(image).ellipse([30, 10, 70, 50], outline="black", width=8)
     image.save(tmp_path / "zero.png")
@@ -192,9 +194,11 @@ def test_on_a_phone_nothing_is_cut_off(open_page, scheme):
     draw(page)
     page.wait_for_selector(".pd-votes")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for name in ("Generate", "Look at it", "Take a test example"):
-        box = page.get_by_role("button", name=name).bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"] and box["height"] >= 32
+    buttons = [page.get_by_role("button", name=name) for name in ("Generate", "Look at it", "Take a test example")]
+    for shown in (*buttons, *page.locator("#pd-plot svg, #pd-canvas canvas, .pd-norms, .pd-votes table").all()):
+        box = shown.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
+    assert all(button.bounding_box()["height"] >= 32 for button in buttons)
 
 
 CONTRAST = """

@@ -62,6 +62,11 @@ def test_what_was_drawn_is_kept_up_to_a_number_of_bytes(lab, ask, monkeypatch):
     for seed in range(2, 8):
         lab.draw(ask(seed=seed))
     assert sum(drawn.vectors.nbytes for drawn in lab._drawn.values()) <= module.MAX_BYTES
+    monkeypatch.setattr(module, "MAX_BYTES", 2**28)
+    monkeypatch.setattr(module, "MAX_KEPT", 3)
+    for seed in range(2, 8):
+        lab.draw(ask(seed=seed))
+    assert len(lab._drawn) == 3
     again = lab.draw(ask(seed=1))
     assert again is not first and torch.equal(again.vectors, first.vectors)
 

@@ -22,8 +22,9 @@ from .judge import Judge, Judged
 from .sources import Source
 from .vote import Vote, take_vote
 
-# Of what was drawn lately, and of one request: 256 MB.
+# Of what was drawn lately, and of one request: 256 MB. What is no longer kept is drawn again when it is asked for.
 MAX_BYTES = 2**28
+MAX_KEPT = 16
 MAX_NETWORKS = 500
 # Originals that similarity is measured to; fewer of large networks.
 MAX_ORIGINALS = 1000
@@ -93,7 +94,7 @@ class Originals:
 
 
 class Lab:
-    """A pipeline that answers requests, one at a time; what was drawn lately is kept, up to `MAX_BYTES`.
+    """A pipeline that answers requests, one at a time; what was drawn lately is kept, up to `MAX_KEPT` and `MAX_BYTES`.
 
     Args:
         source ([`Source`]): The pipeline, its originals and its task.
@@ -162,7 +163,9 @@ class Lab:
                 return self._drawn[request]
             drawn = self._draw(request, report)
             self._drawn[request] = drawn
-            while len(self._drawn) > 1 and sum(each.vectors.nbytes for each in self._drawn.values()) > MAX_BYTES:
+            while len(self._drawn) > 1 and (
+                len(self._drawn) > MAX_KEPT or sum(each.vectors.nbytes for each in self._drawn.values()) > MAX_BYTES
+            ):
                 self._drawn.popitem(last=False)
             return drawn
 

@@ -94,7 +94,7 @@ class Originals:
 
 
 class Lab:
-    """A pipeline that answers requests, one at a time; what was drawn lately is kept, up to `MAX_KEPT` and `MAX_BYTES`.
+    """A pipeline that answers requests one at a time; the last are kept, up to `MAX_KEPT` and `MAX_BYTES`.
 
     Args:
         source ([`Source`]): The pipeline, its originals and its task.

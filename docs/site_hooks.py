@@ -4,7 +4,6 @@ Links are written as GitHub follows them, from file to file; the site has the fi
 under their path in the repository, so a link is the same file in both.
 """
 
-import os
 import posixpath
 import re
 import sys
@@ -19,7 +18,6 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "training/README.md")
 OUTSIDE += ("benchmarks/RESULTS.md", "benchmarks/RESULTS_GPU.md")
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
-TITLES = {"README.md": "Overview", "training/README.md": "Several GPUs", "notebooks.md": "Notebooks"}
 
 # Public names, by page: what a reader of `pdiff_hf` imports.
 API = {
@@ -78,7 +76,6 @@ def on_files(files, config):
             files.append(File.generated(config, path, content=rewritten(text, name)))
     files.append(File.generated(config, "commands.md", content=commands()))
     files.append(File.generated(config, "recipe_list.md", content=recipe_list()))
-    files.append(File.generated(config, "notebooks.md", content=notebooks()))
     for page, names in API.items():
         blocks = "\n\n".join(f"::: pdiff_hf.{name}" for name in names)
         files.append(File.generated(config, f"api/{page}.md", content=f"# {page.capitalize()}\n\n{blocks}\n"))
@@ -138,7 +135,7 @@ def recipe_list() -> str:
     folder = ROOT / "src" / "pdiff_hf" / "recipes"
     lines = ["# All recipes", "", "Any `<network>-<selection>-<data>` is a [recipe](recipes.md).", ""]
     for part in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
-        rows = [path for path in sorted(part.glob("*.yaml"))]
+        rows = sorted(part.glob("*.yaml"))
         if not rows:
             continue
         title = "Finished" if part == folder else part.relative_to(folder).as_posix().replace("_", " ").capitalize()
@@ -155,23 +152,8 @@ def recipe_list() -> str:
     return "\n".join(lines)
 
 
-def notebooks() -> str:
-    """The notebooks, with links to Colab where it is known whose repository this is."""
-    import json
-
-    repository = os.environ.get("GITHUB_REPOSITORY")
-    lines = ["# Notebooks", "", "They are in `notebooks/` of the repository, and run in its tests.", ""]
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        title = (
-            "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
-        )
-        colab = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
-        lines.append(f"* {title}: `{path.name}`" + (f" ([open in Colab]({colab}))" if repository else ""))
-    return "\n".join(lines) + "\n"
-
-
 class HuggingFaceDocstrings(Extension):
-    """Docstrings as diffusers has them, in the form that griffe reads: types without marks, references with targets."""
+    """Docstrings as diffusers has them, as griffe reads them: types without marks, references with targets."""
 
     def on_instance(self, *, obj, **kwargs):
         """Rewrite one docstring before it is parsed."""

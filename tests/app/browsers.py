@@ -1,7 +1,6 @@
 """A browser of this machine, and the page served to it by a process of its own."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -9,16 +8,8 @@ import time
 import urllib.request
 from contextlib import contextmanager
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-INSTALL = "no Chromium or Chrome here (apt-get install chromium, or its path in PDIFF_BROWSER)"
 # Of a machine under load, imports included.
 SECONDS = 120
-
-
-def find_browser():
-    """Path of the system's browser, `None` where there is none; nothing is downloaded."""
-    names = [os.environ["PDIFF_BROWSER"]] if os.environ.get("PDIFF_BROWSER") else NAMES
-    return next((path for path in map(shutil.which, names) if path), None)
 
 
 def free_port():

@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
-from browsers import INSTALL, find_browser, served
+from browsers import served
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from browser import INSTALL, find_browser
 from pdiff_hf.app.serve import serve
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'pdiff-hf[app]'")

@@ -3,10 +3,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)-docs/bin
 # A worker computes on one thread (tests/conftest.py) and needs about 1.5 GB.
 WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help install demo test test-slow style quality bench bench-gpu
+.PHONY: help install demo test test-slow style quality docs bench bench-gpu
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -35,6 +36,11 @@ quality: $(STAMP)  ## Check lint, format and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+docs: pyproject.toml  ## Build the site into build/site; a broken link or reference fails
+	test -x $(DOCS)/python || $(PYTHON) -m venv $(VENV)-docs
+	$(DOCS)/pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict
 
 bench: $(STAMP)  ## Run the benchmarks and write benchmarks/RESULTS.md; BENCH="--images PATH" for ResNet-18 on images
 	$(BIN)/python benchmarks/run_all.py $(BENCH)

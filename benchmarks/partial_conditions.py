@@ -31,9 +31,9 @@ from pdiff_hf.evaluation.evaluator import ParameterEvaluator
 from pdiff_hf.files import read_json
 from pdiff_hf.pipelines.sampling import load_pipeline
 from pdiff_hf.results.text import ReportTable, markdown_table
-from pdiff_hf.tasks.collect_tasks import ROLES
 from pdiff_hf.tasks.conditions import condition_labels
 from pdiff_hf.tasks.evaluators import make_task_evaluator, open_task
+from pdiff_hf.tasks.families_config import ROLES
 
 # With which a row of the training is hidden several times for the regressions.
 REPEATS = 8

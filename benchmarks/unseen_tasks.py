@@ -5,7 +5,8 @@
     python benchmarks/unseen_tasks.py runs/digits-subsets --guidance 0 0.5 1 1.5 2 4
 
 Of a run with `collect.kind: tasks`. The ways, what is chosen by which examples, and the intervals are those of its
-report. Generators of `--seeds` are trained anew on the run's dataset; without it the run's own is judged.
+report. Generators of `--seeds` are trained anew on the run's dataset; without it the run's own is judged. What does
+not depend on the generator is judged once.
 """
 
 from __future__ import annotations
@@ -43,8 +44,19 @@ def make_pipeline(run: Path, folder: Path, seed: int) -> Path:
     return folder / "pipeline"
 
 
-def judge(run: Path, pipeline: Path, folder: Path, seed: int, draws: int | None, guidance: float) -> TaskResults:
-    """Networks of a pipeline for the run's unseen tasks, drawn into a folder and judged."""
+def judge(
+    run: Path,
+    pipeline: Path,
+    folder: Path,
+    seed: int,
+    draws: int | None,
+    guidance: float,
+    known: TaskResults | None = None,
+) -> TaskResults:
+    """Networks of a pipeline for the run's unseen tasks, drawn into a folder and judged.
+
+    What does not depend on the generator is taken of `known` results of another one.
+    """
     dataset = ParameterDataset(run / "dataset")
     given = {"num_samples": draws, "guidance_scale": guidance, "seed": seed}
     drawn = recorded_section(run, "generate", given).model_dump()
@@ -52,7 +64,7 @@ def judge(run: Path, pipeline: Path, folder: Path, seed: int, draws: int | None,
     drawn["num_samples"] = len(drawn["condition"])
     generate_networks(load_pipeline(pipeline), folder, dataset=dataset, **drawn)
     config = recorded_section(run, "evaluate", {"seed": seed})
-    return evaluate_tasks(dataset, open_task(dataset), config, pipeline, folder).tasks
+    return evaluate_tasks(dataset, open_task(dataset), config, pipeline, folder, known=known).tasks
 
 
 def show(results: TaskResults) -> None:
@@ -72,12 +84,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     args = parser.parse_args()
     found: dict[float, list[TaskResults]] = {scale: [] for scale in args.guidance}
+    known = None
     for seed in args.seeds or [None]:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             pipeline = args.run / "pipeline" if seed is None else make_pipeline(args.run, folder, seed)
             for number, (scale, results) in enumerate(found.items()):
-                results.append(judge(args.run, pipeline, folder / str(number), seed or 0, args.draws, scale))
+                known = judge(args.run, pipeline, folder / str(number), seed or 0, args.draws, scale, known)
+                results.append(known)
                 accuracy = results[-1].unseen["generated"].accuracy
                 print(f"seed {seed}, guidance {scale:g}: generated {100 * accuracy:.2f} %", flush=True)
     together = {scale: average_seeds(results) for scale, results in found.items()}

@@ -4,7 +4,14 @@ import pytest
 
 from documents import DOCUMENTS, LANGUAGES, Session, read_blocks
 
-FAST = ["README.md", "docs/conditions.md", "docs/datasets.md", "docs/evaluation.md", "docs/judging.md"]
+FAST = [
+    "README.md",
+    "docs/quickstart.md",
+    "docs/conditions.md",
+    "docs/datasets.md",
+    "docs/evaluation.md",
+    "docs/judging.md",
+]
 SLOW = [
     "docs/adapters.md",
     "docs/ablate.md",

@@ -64,7 +64,10 @@ def test_what_is_refused_or_only_shown_is_so_before_anything_heavy_is_loaded(tin
     weights = tiny_run / "dataset" / "base" / "model.safetensors"
     shown = [
         *(["--help"], ["push", "--help"], ["recipes"], ["recipes", "digits-mlp", "--profile", "cpu-smoke"]),
-        *([command, "--help"] for command in ("run", "import", "train", "generate", "evaluate", "inspect", "ablate")),
+        *(
+            [command, "--help"]
+            for command in ("run", "import", "train", "generate", "evaluate", "inspect", "ablate", "app")
+        ),
         *(["info", tiny_run / part] for part in ("", "dataset", "autoencoder", "pipeline", "generated", "report")),
     ]
     refused = [
@@ -77,6 +80,7 @@ def test_what_is_refused_or_only_shown_is_so_before_anything_heavy_is_loaded(tin
         ["run", "digits-mlp", "--out", full],
         ["run", "digits-convnet", "--out", tiny_run],
         ["demo", "--out", full],
+        *(["app", "/nowhere"], ["app", full], ["app", tiny_run / "pipeline", "--dataset", "/nowhere"]),
         ["collect", "digits-mlp", "--out", full],
         ["train", "/nowhere", "--out", new],
         ["train", tiny_run / "dataset", "--out", new, "--set", "diffusion.stp=3"],

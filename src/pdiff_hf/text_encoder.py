@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .own_code import package_path
+
 # Tokens of a sentence, as many as BERT and its kin take.
 MAX_LENGTH = 512
 
@@ -18,7 +20,8 @@ class TextEncoder:
     Source: Reimers, Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks" (2019), section 3.
 
     Args:
-        name (`str`): A folder, or `user/name` on the Hub; code that it brings is never executed.
+        name (`str`): A folder, `user/name` on the Hub, or `package:NAME/path`, a folder of an installed package; code
+            that it brings is never executed.
         batch_size (`int`, *optional*, defaults to 64): Sentences at a time.
 
     Raises:
@@ -29,9 +32,10 @@ class TextEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self.name, self.batch_size = name, batch_size
+        place = package_path(name)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            self._model = AutoModel.from_pretrained(name).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(place)
+            self._model = AutoModel.from_pretrained(place).eval()
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"expected a text encoder in a folder or on the Hub, found none under {name!r} "

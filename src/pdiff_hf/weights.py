@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -79,22 +80,24 @@ def put_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str, 
 
 
 def load_backbone(model: nn.Module, file: Path) -> None:
-    """Give a network of timm all weights of a safetensors file but those of its classifier, which stays as it is.
+    """Give a network of timm all weights of a file but those of its classifier, which stays as it is.
+
+    The file is of safetensors or of `torch.save`, of which nothing is run. Where its names are another library's,
+    tensors in the order of timm's, of the same shapes and with names that end alike, are these.
 
     Raises:
         ValueError: there is no such file, or it is of another network.
     """
     if not file.is_file():
         raise ValueError(
-            f"base_model.pretrained: expected a safetensors file with the weights of {type(model).__name__}, found "
-            f"none at {file}; correct it, or set base_model.kwargs.pretrained=true instead, which downloads them."
+            f"base_model.pretrained: expected a file with the weights of {type(model).__name__}, found none at "
+            f"{file}; correct it, or set base_model.kwargs.pretrained=true instead, which downloads them."
         )
-    with errors_of(f"base_model.pretrained: {file} is not a valid safetensors file", SafetensorError):
-        state = load_file(file)
     names = model.pretrained_cfg["classifier"]
     heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     own = {name: tensor for name, tensor in own_state(model).items() if not name.startswith(heads)}
-    given = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+    state = _read_file(file)
+    given = _in_order(own, state) or {name: t for name, t in state.items() if not name.startswith(heads)}
     wrong = [name for name in own.keys() | given.keys() if _shape(own.get(name)) != _shape(given.get(name))]
     if wrong:
         name = min(wrong)
@@ -105,6 +108,34 @@ def load_backbone(model: nn.Module, file: Path) -> None:
         )
     for name, tensor in own.items():
         tensor.data.copy_(given[name])
+
+
+def _read_file(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name of a file of safetensors, or of `torch.save`, which is told by its first bytes."""
+    with file.open("rb") as stream:
+        is_saved_by_torch = stream.read(4)[:2] in (b"PK", b"\x80\x02")
+    if not is_saved_by_torch:
+        with errors_of(f"base_model.pretrained: {file} is not a valid safetensors file", SafetensorError):
+            return load_file(file)
+    message = f"base_model.pretrained: {file} is no file of torch.save with tensors alone"
+    with errors_of(message, RuntimeError, UnpicklingError, EOFError):
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError(f"{message}: expected a state dict, found {type(state).__name__} of other things.")
+    return dict(state)
+
+
+def _in_order(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """The tensors of `state` by the names of `own`, where no name is the same and they are alike one by one.
+
+    Those of the classifier come last, a weight and a bias.
+    """
+    if own.keys() & state.keys() or not 0 <= len(state) - len(own) <= 2:
+        return None
+    for (name, tensor), (other, found) in zip(own.items(), state.items(), strict=False):
+        if name.rpartition(".")[2] != other.rpartition(".")[2] or tensor.shape != found.shape:
+            return None
+    return dict(zip(own, state.values(), strict=False))
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from pdiff_hf import ParameterDataset, ParameterRecorder, save_parameter_dataset
-from pdiff_hf.adapters.gauge import canonical_rows, delta_weights, lora_pairs, near_equal, singular_values
+from pdiff_hf.adapters.gauge import (
+    canonical_rows,
+    delta_weights,
+    lora_pairs,
+    mean_adapter,
+    near_equal,
+    singular_values,
+)
 from pdiff_hf.data.gauge import recorded_form
 from pdiff_hf.layout import ParameterLayout, TensorSpec
 
@@ -123,16 +129,8 @@ def test_rows_are_turned_to_a_reference(rows):
         assert (after - products[name]).norm() < 1e-6 * products[name].norm()
 
 
-def test_rows_of_a_dataset_are_turned_to_its_first(rows, tmp_path):
+def test_rows_that_come_together_are_turned_to_their_mean(rows):
     layout = layout_of()
-    first = recorded_form(layout, rows, None)
-    assert torch.allclose(first[0], canonical_rows(layout, rows[:1])[0], atol=1e-5)
-    assert torch.allclose(first, canonical_rows(layout, rows, rows[0]), atol=1e-5)
-    # Whether they come together, or one after the other.
-    save_parameter_dataset(rows[:3], layout, tmp_path / "ds", columns={"run": ["a", "b", "c"]})
-    ParameterDataset(tmp_path / "ds").append(rows[3:5], {"run": ["d", "e"]})
-    with ParameterRecorder(layout, tmp_path / "ds", run="f") as recorder:
-        for step, row in enumerate(rows[5:]):
-            recorder.record(row, step=step)
-    assert torch.allclose(ParameterDataset(tmp_path / "ds").vectors()[:], first, atol=1e-5)
+    found = recorded_form(layout, rows, None)
+    assert torch.allclose(found, canonical_rows(layout, rows, mean_adapter(layout, rows)), atol=1e-5)
     assert recorded_form(layout, rows[:0], None).shape == rows[:0].shape

@@ -7,7 +7,7 @@ from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
 
 
-def test_seeds_are_averaged_task_by_task(tmp_path, monkeypatch, capsys):
+def test_seeds_are_averaged_task_by_task(no_figures, tmp_path, monkeypatch, capsys):
     settings = ["collect.seen=10", "collect.validation=2", "collect.unseen=3"]
     run_recipe(load_recipe("digits-subsets", settings, profile="cpu-smoke"), tmp_path / "run")
     out = tmp_path / "numbers.json"

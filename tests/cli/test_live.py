@@ -1,5 +1,6 @@
 """The table of stages, on a pseudo-terminal and without one."""
 
+import io
 import os
 import pty
 import re
@@ -11,13 +12,26 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.main import get_command
 
 from factories import TINY_RUN
 from pdiff_hf.cli.app import app
+from pdiff_hf.cli.live import StageTable
 from pdiff_hf.cli.runs import next_commands
+from pdiff_hf.files import read_json
+from pdiff_hf.progress import ProgressBar, watched_by
+from pdiff_hf.results.metrics import Metrics
+from pdiff_hf.runs.folder import GATE_FILE
 
 SETS = [word for override in [*TINY_RUN, "evaluate.fine_tune=false"] for word in ("--set", override)]
+
+
+def drawn(table):
+    """What a table looks like."""
+    console = Console(width=120, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
 
 
 def on_terminal(arguments, columns=120, environment=(), until=None, seconds=300):
@@ -51,12 +65,45 @@ def on_terminal(arguments, columns=120, environment=(), until=None, seconds=300)
     if process.poll() is None:
         time.sleep(0.5)
     os.close(leader)
-    if (dump := os.environ.get("PDIFF_TEST_DUMP")) is not None:
-        Path(dump, f"{columns}-{len(received)}.raw").write_bytes(received)
     # Colours are left out, movements of the cursor stay.
     return process.wait(30), re.sub(r"\x1b\[[0-9;]*m", "", received.decode("utf-8", "replace"))
 
 
+def test_the_table_says_what_every_stage_has_found(tiny_run):
+    table = StageTable(tiny_run)
+    table.began("collect")
+    table.advanced("collect", 3, 12, "loss 0.5")
+    assert re.search(r"collect +25% +3/12 +\d+\.\d +collect, loss 0\.5", drawn(table))
+    for stage in ("collect", "autoencoder", "diffusion", "generate", "evaluate"):
+        table.began(stage)
+        table.ended(stage, 1.25)
+    text = drawn(table)
+    metrics, gate = Metrics.read(tiny_run / "report" / "metrics.json"), read_json(tiny_run / "autoencoder" / GATE_FILE)
+    assert re.search(r"collect +done +1\.2 +\d+ checkpoints, accuracy \d", text)
+    assert f"{gate['explained_variance']:.1%} explained" in text
+    assert re.search(r"diffusion +done +1\.2 +loss on unseen \d+\.\d+, Gaussian's \d", text)
+    assert f"generated {metrics.groups['generated'].score.mean:.4g}" in text
+    table.began("generate")
+    table.stopped()
+    assert "stopped" in drawn(table)
+
+
+def test_bars_are_told_to_a_watcher_and_drawn_without_one(capsys):
+    told = []
+
+    class Watcher:
+        def advanced(self, *values):
+            told.append(values)
+
+    with watched_by(Watcher()), ProgressBar(total=2, desc="steps", mininterval=0) as bar:
+        bar.update(2)
+    assert ("steps", 2, 2, "") in told and capsys.readouterr().err == ""
+    with ProgressBar(total=2, desc="steps", mininterval=0) as bar:
+        bar.update(2)
+    assert "steps: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_stages_are_a_table_that_is_drawn_again_on_a_terminal(tmp_path):
     out = tmp_path / "run"
     code, text = on_terminal(["run", "digits-mlp", "--out", out, *SETS], environment={"NO_COLOR": None})
@@ -75,6 +122,7 @@ def test_stages_are_a_table_that_is_drawn_again_on_a_terminal(tmp_path):
     assert code == 0 and re.search(r"collect +done before", text)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_cursor_and_says_what_was_stopped(tmp_path):
     sets = [*SETS, "--set", "base_training.epochs=100000"]
     code, text = on_terminal(
@@ -85,6 +133,7 @@ def test_ctrl_c_leaves_the_cursor_and_says_what_was_stopped(tmp_path):
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_below_the_table(tmp_path):
     sets = [*SETS, "--set", "autoencoder.allow_poor_reconstruction=false", "--set", "autoencoder.steps=1"]
     code, text = on_terminal(["run", "digits-mlp", "--out", tmp_path / "run", *sets], environment={"NO_COLOR": None})
@@ -96,8 +145,6 @@ def test_an_error_is_one_line_below_the_table(tmp_path):
 
 @pytest.mark.parametrize("name, value", [("TERM", "dumb"), ("NO_COLOR", "1")])
 def test_plain_lines_where_no_table_can_be_drawn(monkeypatch, name, value):
-    from rich.console import Console
-
     from pdiff_hf.cli import live
 
     monkeypatch.delenv("NO_COLOR", raising=False)

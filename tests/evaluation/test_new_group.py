@@ -56,8 +56,11 @@ def test_figures_show_it(result):
         plot_accuracy_histograms(result.metrics, result.groups),
         plot_ensembles(result.metrics.ensembles),
     ):
-        assert "half originals" in plot.alt and "half originals" in plot.svgs()["wide"]
-    assert f"half originals {mean:.2f} %" in plot_accuracy_similarity(result.metrics).svgs()["wide"]
+        drawn = plot.drawings()["wide"]
+        assert "half originals" in plot.alt
+        assert "half originals" in drawn.svg + "".join(entry.text for entry in drawn.legend)
+    legend = plot_accuracy_similarity(result.metrics).drawings()["wide"].legend
+    assert f"half originals {mean:.2f} %" in [entry.text for entry in legend]
     assert (
         "Small: single networks (original, generated, average 16, half originals)"
         in plot_accuracy_similarity(result.metrics, result.groups).note

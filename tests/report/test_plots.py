@@ -13,6 +13,7 @@ from pdiff_hf.report.plots.curves import plot_ensembles, plot_loss_curves
 from pdiff_hf.report.plots.maps import plot_iou_matrix, plot_latent_pca
 from pdiff_hf.report.plots.networks import plot_accuracy_histograms, plot_accuracy_similarity
 from pdiff_hf.report.plots.style import COLORS
+from pdiff_hf.report.plots.tasks import plot_condition_map
 from pdiff_hf.results.metrics import Metrics
 from small_results import evaluate
 
@@ -69,12 +70,22 @@ def test_colors_are_seen_on_their_background(theme):
             assert contrast(shades[theme], surface) >= (4.5 if name in ("text", "muted") else 3), name
 
 
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colors_of_sizes_are_seen_on_both_backgrounds(theme):
+    latents = {name: torch.randn(9, 3) for name in ("seen", "oracle", "generated")}
+    sizes = dict.fromkeys(latents, torch.arange(1, 10))
+    plot = plot_condition_map(latents, sizes, {name: [("", "")] * 9 for name in latents})
+    shown = [entry.color for entry in plot.drawings()["wide"].legend]
+    assert len(set(shown)) == 9
+    assert all(contrast(color, COLORS["surface"][theme]) >= 3 for color in shown)
+
+
 def test_accuracy_similarity_shows_all_groups_and_names_their_means(result, tmp_path):
     plot = plot_accuracy_similarity(result.metrics, result.groups)
     svgs = draw_all(plot, tmp_path)
+    entries = {entry.group: entry.text for entry in plot.drawings()["wide"].legend}
     for name, group in result.metrics.to_dict()["groups"].items():
-        text = f"{name.replace('_', ' ')} {100 * group['test_accuracy']['mean']:.2f} %"
-        assert text in svgs["wide"] and text in svgs["narrow"]
+        assert entries[name] == f"{name.replace('_', ' ')} {100 * group['test_accuracy']['mean']:.2f} %"
         assert f"{group['similarity']['iou_max_mean']:.3f}" in plot.alt
     assert width(svgs["narrow"]) < width(svgs["wide"]) / 2
 
@@ -150,11 +161,11 @@ def test_iou_matrix_leaves_the_diagonal_out_of_its_means(tmp_path):
 
 def test_ensembles_draw_every_size_and_the_best_single_network(result, tmp_path):
     plot = plot_ensembles(result.metrics.ensembles)
-    svgs = draw_all(plot, tmp_path)
+    draw_all(plot, tmp_path)
     mean = result.metrics.to_dict()["ensembles"]["generated"]["5"]["accuracy"]["mean"]
     assert f"generated with 5: accuracy {100 * mean:.2f} %" in plot.alt
     assert plot.title.startswith("Ensembles of 5: ")
-    assert all("best single network" in svg for svg in svgs.values())
+    assert "best single network" in [entry.text for entry in plot.drawings()["wide"].legend]
 
 
 def test_loss_curves_tell_where_they_end(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 peft = pytest.importorskip("peft")
 
+from factories import without_figures  # noqa: E402
 from pdiff_hf import ParameterDataset, PDiffPipeline  # noqa: E402
 from pdiff_hf.pipelines.network_folder import load_generated  # noqa: E402
 from pdiff_hf.results.metrics import Metrics  # noqa: E402
@@ -38,7 +39,8 @@ def adapter_run(tmp_path_factory):
         "autoencoder.kind=pca",
     ]
     recipe = load_recipe("bert_tiny-head-sst2", settings, profile="cpu-smoke")
-    return folder / "run", run_recipe(recipe, folder / "run")
+    with without_figures():
+        return folder / "run", run_recipe(recipe, folder / "run")
 
 
 def test_a_run_collects_generates_and_judges_adapters(adapter_run):

@@ -13,7 +13,9 @@ from pdiff_hf.pipelines.network_folder import load_generated
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.recipe import load_recipe
 from pdiff_hf.runs.stages import run_recipe
+from pdiff_hf.runs.unseen_tasks import evaluate_tasks
 from pdiff_hf.tasks.evaluators import make_evaluator, make_task_evaluator, open_task
+from small_encoders import WORDS, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_the_report_judges_every_network_by_its_own_task(tasks_run):
     assert "gaussian_ridge_latents" in card.replace("\\", "") and "tasks of one family" in card
 
 
-def test_evaluating_again_says_the_same(tasks_run, pdiff, tmp_path):
+def test_evaluating_again_says_the_same(tasks_run, pdiff, no_figures, tmp_path):
     folder = tasks_run[0]
     code, out, error = pdiff("evaluate", folder, "--out", tmp_path / "again", "--json")
     assert code == 0, error
@@ -89,7 +91,7 @@ def test_networks_for_other_tasks_are_one_line(tasks_run, pdiff, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_without_unseen_tasks_a_run_ends_with_the_pipeline(tmp_path):
+def test_without_unseen_tasks_a_run_ends_with_the_pipeline(no_figures, tmp_path):
     lines = []
     recipe = load_recipe("digits-subsets", ["collect.unseen=0"], profile="cpu-smoke")
     assert run_recipe(recipe, tmp_path / "run", lines.append) is None
@@ -130,7 +132,7 @@ def test_what_would_guess_the_task_is_one_line(tasks_run, pdiff):
     assert code == 0 and "The networks are not evaluated" in out + error
 
 
-def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(tmp_path):
+def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(no_figures, tmp_path):
     settings = ["collect.metric=[val_accuracy]", "generate.num_samples=2"]
     metrics = run_recipe(load_recipe("digits-subsets", settings, profile="cpu-smoke"), tmp_path / "run")
     seen = ParameterDataset(tmp_path / "run" / "dataset")
@@ -138,6 +140,33 @@ def test_conditions_that_say_more_than_the_task_ask_for_the_mean_of_the_rest(tmp
     mean = seen.metrics["val_accuracy"].mean().item()
     assert [found["metric"]["val_accuracy"] for found in asked] == pytest.approx([mean] * len(asked))
     assert metrics.tasks.num_unseen == 4 and metrics.tasks.unseen["nearest"].accuracy > 0
+
+
+def test_networks_are_made_for_sentences(pdiff, no_figures, tmp_path):
+    encoder = save_encoder(tmp_path / "encoder", (*WORDS, *map(str, range(10))))
+    settings = ["collect.condition=sentence", f"collect.encoder={encoder}", "generate.num_samples=2"]
+    recipe = load_recipe("digits-subsets", settings, profile="cpu-smoke")
+    metrics = run_recipe(recipe, folder := tmp_path / "run")
+    asked = [condition["text"] for condition in read_json(folder / "generated" / "index.json")["condition"]]
+    unseen = ParameterDataset(folder / "dataset", "unseen")
+    assert sorted(asked) == sorted(2 * unseen.condition_texts)
+    assert metrics.tasks.num_unseen == 4 and {"ridge_weights", "shuffled", "oracle"} <= {*metrics.tasks.unseen}
+    # The sentence of every network says by which labels it is judged.
+    task, layout = open_task(unseen), unseen.layout
+    place = unseen.condition_texts.index(asked[0])
+    layout.load_into(model := unseen.base_model.build().eval(), load_generated(folder / "generated", layout)[0])
+    images, labels = task.arrays("test")
+    members = torch.tensor([str(label) in unseen.tasks[place].split("+") for label in labels.tolist()])
+    own = (model(images).argmax(1) == members).double().mean().item()
+    layout.load_into(model, load_generated(folder / "generated", layout)[1])
+    other = (model(images).argmax(1) == members).double().mean().item()
+    found = metrics.tasks.unseen["generated"].accuracies[metrics.tasks.names.index(unseen.tasks[place])]
+    assert found == pytest.approx((own + other) / 2, abs=1e-6)
+    # Anything may be asked for; only what is known can be judged.
+    given = ("--num-samples", "1", "--condition", '{"text": "Is it about 7?"}')
+    assert pdiff("generate", folder / "pipeline", "--out", tmp_path / "other", *given)[0] == 0
+    code, _, error = pdiff("trajectory", folder, "--condition", '{"text": "cats"}')
+    assert code == 2 and "expected a sentence of a task of the collection, found 'cats'" in error
 
 
 def test_networks_for_one_task_are_followed(tasks_run, pdiff):
@@ -194,3 +223,20 @@ def test_a_run_that_would_draw_for_no_condition_is_refused_before_it_begins(tmp_
     with pytest.raises(ValueError, match=r"makes val_accuracy conditions.*generate\.guidance_scale=0"):
         run_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_depend_on_the_generator_is_judged_once_and_all_logits_need_not_fit(tasks_run, monkeypatch):
+    folder, recipe, _ = tasks_run
+    dataset, first = ParameterDataset(folder / "dataset"), Metrics.read(folder / "report" / "metrics.json").tasks
+    known = first.model_copy(deep=True)
+    for group in known.unseen.values():
+        group.accuracies = [0.25] * len(group.accuracies)
+    monkeypatch.setattr("pdiff_hf.evaluation.unseen_tasks.evaluate.LOGITS_BYTES", 0)
+    given = dataset, open_task(dataset), recipe.evaluate, folder / "pipeline", folder / "generated"
+    found = evaluate_tasks(*given, known=known)
+    assert list(found.tasks.unseen) == list(first.unseen)
+    for name, group in found.tasks.unseen.items():
+        before = first.unseen[name]
+        is_taken = group.role in ("reference", "ceiling", "weights")
+        assert group.accuracies == ([0.25] * len(before.accuracies) if is_taken else before.accuracies), name
+        assert group.ensembles == pytest.approx(before.ensembles)

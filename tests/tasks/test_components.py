@@ -25,6 +25,7 @@ collect: {kind: tasks, num_classes: 10, seen: 8, validation: 1, unseen: 1}
 autoencoder: {kind: functional, latent_channels: 2, steps: 5, task_loss: 1.0, allow_poor_reconstruction: true}
 diffusion: {steps: 5}
 generate: {num_samples: 2}
+evaluate: {hypernetwork_steps: 5}
 """
 
 
@@ -94,7 +95,7 @@ def test_weights_that_do_not_fit_are_one_line(weights, change, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_run_generates_heads_of_one_pretrained_network(weights, tmp_path):
+def test_a_run_generates_heads_of_one_pretrained_network(weights, no_figures, tmp_path):
     (tmp_path / "heads.yaml").write_text(RECIPE)
     recipe = load_recipe(tmp_path / "heads.yaml", [f"base_model.pretrained={weights[1]}"])
     metrics = run_recipe(recipe, tmp_path / "run")

@@ -6,6 +6,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from factories import Killed, kill_collection
 from pdiff_hf.base_model import BaseModel
+from pdiff_hf.conditions import ConditionSpec
 from pdiff_hf.data.dataset import ParameterDataset
 from pdiff_hf.runs.recipe import fit_recipe, load_recipe
 from pdiff_hf.runs.stages import planned_rows, prepare_base_model
@@ -13,12 +14,15 @@ from pdiff_hf.tasks.auto import load_task
 from pdiff_hf.tasks.base_training import train_base_model
 from pdiff_hf.tasks.collect import collect_checkpoints
 from pdiff_hf.tasks.collect_runs import build_with_seed
+from pdiff_hf.tasks.conditions import row_subsets, subset_for, task_labels
 from pdiff_hf.tasks.config import BaseTrainingConfig
 from pdiff_hf.tasks.evaluators import make_task_evaluator
 from pdiff_hf.tasks.families import complement, task_name
 from pdiff_hf.tasks.families_config import TasksConfig
 from pdiff_hf.tasks.image_classification import ImageClassification, ImageClassificationConfig
 from pdiff_hf.tasks.runs_config import fine_tuning_config
+from pdiff_hf.text_encoder import TextEncoder
+from small_encoders import WORDS, save_encoder
 
 BASE = BaseModel.imported("pdiff_hf.tasks.networks:mlp3", hidden=[8], num_classes=2)
 BASE_TRAINING = BaseTrainingConfig(epochs=3, learning_rate=3e-2, train_batch_size=32, seed=3)
@@ -140,6 +144,32 @@ def test_conditions_may_be_calibration_errors_by_the_labels_of_the_own_task(task
             assert dataset.condition_spec.describe(told[row])["metric"] == {"val_ece": pytest.approx(ece, abs=1e-5)}
 
 
+def test_conditions_may_be_sentences_about_the_subset(task, tmp_path):
+    encoder = save_encoder(tmp_path / "encoder", (*WORDS, *map(str, range(10))))
+    given = {"condition": "sentence", "encoder": encoder, "sentence": "a dog and {classes}."}
+    tasks, _ = collect(task, tmp_path / "sentences", **given)
+    collect(task, tmp_path / "classes")
+    for role, own in (("default", tasks.seen), ("unseen", tasks.unseen)):
+        found, expected = (ParameterDataset(tmp_path / name, role) for name in ("sentences", "classes"))
+        assert torch.equal(found.vectors(), expected.vectors())
+        assert found.condition_spec == ConditionSpec("text", 8, encoder=encoder)
+        names = [str(place) for place in own[0]]
+        listed = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        assert found.condition_texts[0] == f"a dog and {listed}."
+        torch.testing.assert_close(found.conditions(), TextEncoder(encoder)(found.condition_texts))
+        # The labels of a row's task are those of its subset, whatever a generator is told.
+        told, meant = (row_subsets(dataset) for dataset in (found, expected))
+        assert told[0] == meant[0] and torch.equal(told[1], meant[1])
+        (ours, _), (theirs, _) = (task_labels(dataset, task, "test") for dataset in (found, expected))
+        assert [*ours] == [*theirs] and torch.equal(torch.stack([*ours.values()]), torch.stack([*theirs.values()]))
+    condition = {"text": found.condition_texts[1]}
+    assert torch.equal(subset_for(ParameterDataset(tmp_path / "sentences"), condition), meant[1][1])
+    with pytest.raises(ValueError, match="expected a sentence of a task of the collection, found 'cats'"):
+        subset_for(found, {"text": "cats"})
+    with pytest.raises(ValueError, match="expected a text encoder in a folder or on the Hub, found none under"):
+        collect(task, tmp_path / "none", **{**given, "encoder": str(tmp_path)})
+
+
 def test_killed_collection_goes_on_with_the_same_bits(task, tmp_path, monkeypatch):
     monkeypatch.setattr("pdiff_hf.tasks.zoo.MAX_NETWORKS", 5)
     collect(task, tmp_path / "whole")
@@ -166,11 +196,20 @@ def test_recipe_counts_the_rows_of_seen_tasks():
         ("collect.seen=500", r"expected 511 groups at most, found 50 \+ 21 \+ 500 that are wanted; lower collect"),
         ("collect.split=some", "'collect.split': expected 'groups', 'leaky' or 'compositional', found 'some'"),
         ("collect.runs=3", "unknown key 'collect.runs'"),
+        ("collect.condition=sentence", "expected the encoder of sentences, found none; set collect.encoder"),
+        (
+            "collect.condition=sentence collect.encoder=x collect.sentence=Is",
+            "expected {classes} once in the sentence of a task, found 'Is'; correct collect.sentence",
+        ),
+        (
+            "collect.condition=sentence collect.encoder=x collect.metric=[val_accuracy]",
+            "expected sentences alone, which are no part of other conditions, found collect.metric",
+        ),
     ],
 )
 def test_bad_settings_are_one_line(given, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_recipe("digits-subsets", [given])
+        load_recipe("digits-subsets", given.split())
     assert "\n" not in str(error.value)
 
 

@@ -6,8 +6,10 @@ not negative. Source: QR and SVD of the factors as in Weight2Token (2603.15990);
 
 Singular vectors of two adapters that differ by little may be in another order, and turn where singular values are
 nearly equal. So the factors of a collection are then turned together, `(BR, RᵀA)` with R orthogonal, as near as
-possible to those of one reference, the first adapter. That is still a function of BA alone.
-Source of R: Schönemann 1966, "A generalized solution of the orthogonal Procrustes problem".
+possible to those of one reference, the mean of what is turned to it: turned to any single adapter, they are farther
+apart than singular vectors (`benchmarks/adapter_gauge.py`). That is still a function of the products BA alone.
+Source of R: Schönemann 1966, "A generalized solution of the orthogonal Procrustes problem"; of the mean: Gower 1975,
+"Generalized Procrustes analysis".
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ FACTOR_A = re.compile(r"\.lora_((?:embedding_)?)A\.")
 ROUNDING = 1e-7
 # Values of rows that are brought into form at a time: double precision and its products stay in the cache.
 BLOCK = 2**18
+# The mean of so many adapters, of so many values together, is hardly another one than that of all; after so many
+# rounds it stays.
+NUM_AVERAGED, AVERAGED_VALUES = 64, 2**25
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,20 @@ def canonical_rows(layout: ParameterLayout, rows: torch.Tensor, reference: torch
                 target_b.copy_(own_b)
                 target_a.copy_(own_a)
     return found
+
+
+def num_averaged(layout: ParameterLayout) -> int:
+    """How many adapters [`mean_adapter`] takes, of a collection of many."""
+    return max(1, min(NUM_AVERAGED, AVERAGED_VALUES // layout.num_parameters))
+
+
+def mean_adapter(layout: ParameterLayout, rows: torch.Tensor) -> torch.Tensor:
+    """The adapter `(D,)` that those of a collection `(n, D)` are turned to: the mean of the first, turned to it."""
+    rows = rows[: num_averaged(layout)]
+    reference = rows[0]
+    for _ in range(ROUNDS):
+        reference = canonical_rows(layout, rows, reference).mean(0)
+    return reference
 
 
 def canonical_factors(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

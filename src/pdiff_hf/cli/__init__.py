@@ -13,7 +13,7 @@ from .app import app, console, errors
 
 # The commands register themselves, in the order of the help.
 # isort: off
-from . import runs, datasets, networks, artefacts  # noqa: F401
+from . import runs, datasets, networks, page, artefacts, doctor  # noqa: F401
 # isort: on
 
 # Options that take several numbers.

@@ -169,3 +169,21 @@ def push_generated(
 
     options = {"index": index, "zoo": zoo, "private": private, "revision": revision, "metrics": read_metrics(path)}
     _push(lambda: push_generated(path, repo_id, source, trusted_imports=tuple(trusted or ()), **options), as_json)
+
+
+@push.command("app")
+def push_app(
+    repo_id: RepoId,
+    pipeline: Annotated[
+        str | None, typer.Option(help="user/name[@revision] of the pipeline; the Space's own name by default.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="user/name of the originals, to show them, too.")] = None,
+    private: Private = False,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push the page of a pipeline as a Space."""
+    quiet()
+    from ..app.push import push_space
+
+    _push(lambda: push_space(repo_id, pipeline, dataset, private=private, revision=revision), as_json)

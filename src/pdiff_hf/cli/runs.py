@@ -110,11 +110,11 @@ def demo(
 
 
 def next_commands(out: Path) -> list[tuple[str | Path, ...]]:
-    """Three commands to go on with after the demo in `out`: checkpoints of one's own, unseen tasks, inspection."""
+    """Three commands to go on with after the demo in `out`: a page of its networks, an inspection, unseen tasks."""
     return [
-        ("pdiff", "import", "CHECKPOINTS", "--out", out.parent / "own" / "dataset"),
-        ("pdiff", "run", "digits-subsets", "--out", out.parent / "unseen-tasks"),
+        ("pdiff", "app", out / "independent"),
         ("pdiff", "inspect", out / "independent" / "dataset"),
+        ("pdiff", "run", "digits-subsets", "--out", out.parent / "unseen-tasks"),
     ]
 
 

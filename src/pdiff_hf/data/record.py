@@ -269,11 +269,11 @@ class ParameterRecorder:
         self.num_recorded += 1
 
     def _in_frame(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows as the dataset has them: of adapters, with factors in the frame of its first."""
+        """Rows as the dataset has them: of adapters, with factors in the frame of other runs, or of the first."""
         if not self._has_factors:
             return rows
         if self._reference is None:
-            self._reference = gauge_reference(self.layout, self.base_model, self.output_dir)
+            self._reference = gauge_reference(self.layout, self.base_model, self.output_dir, self.run)
         found = recorded_form(self.layout, rows, self._reference)
         if self._reference is None:
             self._reference = found[0].clone()

@@ -233,12 +233,15 @@ def _of_predictions(
 ) -> dict[str, torch.Tensor | None]:
     """What is known of networks that predict classes, `None` of others."""
     if not isinstance(output, EvaluatorOutput):
-        return dict.fromkeys(("test_nll", "test_ece", "iou_max"))
+        return dict.fromkeys(("test_nll", "test_ece", "iou_max", "iou_nearest"))
     iou = wrong_iou(output.wrong, originals.wrong)
     if is_original:
         iou.fill_diagonal_(-1)
-    iou_max = iou.max(1).values if iou.shape[1] > is_original else torch.full((len(output),), math.nan)
-    return {"test_nll": output.nll, "test_ece": output.ece, "iou_max": iou_max}
+    if iou.shape[1] == is_original:
+        iou_max, nearest = torch.full((len(output),), math.nan), None
+    else:
+        iou_max, nearest = iou.max(1)
+    return {"test_nll": output.nll, "test_ece": output.ece, "iou_max": iou_max, "iou_nearest": nearest}
 
 
 def _compare_selected(

@@ -58,6 +58,7 @@ class GroupEvaluation:
         val_score, test_score (`torch.Tensor` of shape `(n,)`): Accuracies, or other scores, of every network.
         test_nll, test_ece, iou_max (`torch.Tensor` of shape `(n,)`, *optional*): Of classifications, negative
             log-likelihood, calibration error, and IoU of wrong predictions with the most similar original.
+        iou_nearest (`torch.Tensor` of shape `(n,)`, *optional*): Which original that is, where there is any other.
         l2_nearest (`torch.Tensor` of shape `(n,)`): Euclidean distance to the nearest original.
         l2_independent (`torch.Tensor` of shape `(m,)`, *optional*): Of originals only, the same to the nearest
             independent one, where there is one.
@@ -76,6 +77,7 @@ class GroupEvaluation:
     test_nll: torch.Tensor | None
     test_ece: torch.Tensor | None
     iou_max: torch.Tensor | None
+    iou_nearest: torch.Tensor | None
     l2_nearest: torch.Tensor
     l2_independent: torch.Tensor | None
     cosine_nearest: torch.Tensor

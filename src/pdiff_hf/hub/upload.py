@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypedDict
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, SpaceInfo
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -18,6 +18,10 @@ from .errors import hub_errors
 
 # A card whose last commit is called otherwise was edited by a person.
 TITLE = "pdiff push"
+# What runs a Space of ours.
+SPACE_SDK = "gradio"
+
+RepoInfo = ModelInfo | DatasetInfo | SpaceInfo
 
 
 class PushOptions(TypedDict, total=False):
@@ -47,7 +51,7 @@ def make_api(token: str | None) -> HfApi:
     return HfApi(token=token, library_name="pdiff_hf")
 
 
-def repo_head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> ModelInfo | DatasetInfo | None:
+def repo_head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> RepoInfo | None:
     """The repository at a branch, or at the main one where that branch will begin; `None` if there is none."""
     validate_repo_id(repo_id)
     try:
@@ -60,7 +64,7 @@ def repo_head(api: HfApi, repo_id: str, repo_type: str, revision: str | None) ->
 
 def read_stored(
     repo_id: str, repo_type: str, names: Iterable[str], folder: str, revision: str | None, token: str | None
-) -> tuple[ModelInfo | DatasetInfo | None, list[Path | None]]:
+) -> tuple[RepoInfo | None, list[Path | None]]:
     """The repository at a branch, and files that are pushed anew as they are there; `None` for what is not there."""
     api = make_api(token)
     with hub_errors(repo_id, revision, writing=True):
@@ -68,11 +72,15 @@ def read_stored(
         return head, [read_remote(api, head, name, folder) for name in names]
 
 
-def read_remote(api: HfApi, head: ModelInfo | DatasetInfo | None, name: str, folder: str) -> Path | None:
+def _type_of(head: RepoInfo) -> str:
+    return {DatasetInfo: "dataset", SpaceInfo: "space"}.get(type(head), "model")
+
+
+def read_remote(api: HfApi, head: RepoInfo | None, name: str, folder: str) -> Path | None:
     """A small file as it is on the Hub, or `None`."""
     if head is None or name not in {sibling.rfilename for sibling in head.siblings}:
         return None
-    repo_type = "dataset" if isinstance(head, DatasetInfo) else "model"
+    repo_type = _type_of(head)
     return Path(api.hf_hub_download(head.id, name, repo_type=repo_type, revision=head.sha, local_dir=folder))
 
 
@@ -100,7 +108,8 @@ def push_files(
     with hub_errors(repo_id, revision, writing=True):
         head = repo_head(api, repo_id, repo_type, revision)
         if head is None:
-            api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
+            sdk = SPACE_SDK if repo_type == "space" else None
+            api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk)
         elif private and not head.private:
             raise ValueError(f"{repo_id} is public already; make it private in its settings, or push without.")
         if revision is not None:
@@ -129,7 +138,7 @@ def push_files(
     return commit.pr_url or commit.commit_url
 
 
-def _merge_card(api: HfApi, head: ModelInfo | DatasetInfo, file: Path, revision: str | None) -> str | None:
+def _merge_card(api: HfApi, head: RepoInfo, file: Path, revision: str | None) -> str | None:
     """The card to be pushed, with what a person wrote on the Hub; `None` when the one there is all a person's."""
     text = file.read_text(encoding="utf-8").replace(REPO_ID, head.id)
     with temporary_folder() as temporary:
@@ -139,6 +148,6 @@ def _merge_card(api: HfApi, head: ModelInfo | DatasetInfo, file: Path, revision:
         existing = stored.read_bytes().decode("utf-8")
     if BLOCK.search(existing) is not None:
         return update_card(existing, text)
-    repo_type = "dataset" if isinstance(head, DatasetInfo) else "model"
+    repo_type = _type_of(head)
     (card,) = api.get_paths_info(head.id, ["README.md"], expand=True, revision=revision, repo_type=repo_type)
     return text if card.last_commit.title.startswith(TITLE) else None

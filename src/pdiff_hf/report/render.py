@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,8 +17,12 @@ from ..results.metric import Metric
 from ..results.metrics import Metrics
 from ..results.tasks import TaskResults
 from ..results.text import ReportTable, Section, markdown_table, number, percent, points, sign
+from .charts import fill_of, make_chart
 from .plots.style import COLORS, Plot
 from .sections import examples_text
+
+# The template, and what it is filled with.
+PAGE_FILES = ("report.html.j2", "report.css", "report.js")
 
 # What a finding is called in large type, and the colour of the page's head.
 HEADLINES = {
@@ -51,15 +57,16 @@ class Tile(NamedTuple):
 def make_html(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plot]) -> str:
     """Write the text of `report.html`, with the first section under the key numbers.
 
-    Everything is inside: styles, and figures as SVG, drawn for desks and for phones, in colours that follow
-    `prefers-color-scheme`. There are no scripts.
+    Everything is inside: styles, figures as SVG, drawn for desks and for phones, in colours that follow
+    `prefers-color-scheme`, and one script, which says what points are, hides groups and sorts tables. Its hash is in
+    the page's policy, which allows no other script and nothing from elsewhere; without it all can be read.
     """
     # A sandbox is not needed: the template is ours, and what comes from outside is escaped.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"bars": _bars, "tied": lambda text: text.replace(" %", "\u00a0%")}
-    template = environment.from_string(
-        (resources.files("pdiff_hf.report") / "report.html.j2").read_text(encoding="utf-8")
-    )
+    environment.filters |= {"bars": _bars, "fill": fill_of, "tied": lambda text: text.replace(" %", "\u00a0%")}
+    texts = {name: (resources.files("pdiff_hf.report") / name).read_text(encoding="utf-8") for name in PAGE_FILES}
+    template, style, script = map(texts.__getitem__, PAGE_FILES)
+    template = environment.from_string(template)
     headline, tone = HEADLINES.get(metrics.finding, ("Evaluation", "grey"))
     return template.render(
         metrics=metrics,
@@ -68,7 +75,10 @@ def make_html(metrics: Metrics, sections: Sequence[Section], plots: Sequence[Plo
         tone=tone,
         tiles=_tiles(metrics),
         sections=sections,
-        figures={plot.name: (plot, {width: Markup(svg) for width, svg in plot.svgs().items()}) for plot in plots},
+        charts={plot.name: make_chart(plot) for plot in plots},
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         colors=COLORS,
         group_colors={name: group.color or find_group(name).color for name, group in metrics.groups.items()},
         settings=_settings(metrics),

@@ -49,6 +49,7 @@ def write_report(
     gate: Mapping | None = None,
     logs: Mapping[str, str | Path] | None = None,
     latents: Mapping[str, torch.Tensor] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
     trajectory: Mapping | None = None,
 ) -> list[Path]:
     """Write `metrics.json`, `report.md`, `report.html` and the figures of an evaluation; returns the files.
@@ -60,15 +61,17 @@ def write_report(
         gate (`Mapping`, *optional*): Reconstruction figures of the autoencoder (`reconstruction.json`).
         logs (`Mapping[str, str | Path]`, *optional*): `train_log.jsonl` files by stage.
         latents (`Mapping[str, torch.Tensor]`, *optional*): Latents `(n, C * L)` of `original` and other groups.
+        names (`Mapping[str, Sequence[str]]`, *optional*): What networks of a group are called, such as files; others
+            have numbers.
         trajectory (`Mapping`, *optional*): Of [`trajectory`], to be shown and kept in `trajectory.json`.
     """
     costs = {"timings_s": timings_s, "peak_rss_mb": peak_rss_mb, "peak_device_mb": peak_device_mb}
     metrics = _with_origin(result.metrics, task, costs)
     plots = [
-        plot_accuracy_similarity(metrics, result.groups),
+        plot_accuracy_similarity(metrics, result.groups, names),
         plot_population(metrics),
         plot_accuracy_histograms(metrics, result.groups),
-        plot_latent_pca(latents or {}),
+        plot_latent_pca(latents or {}, metrics, result.groups, names),
         None if result.iou is None else plot_iou_matrix(result.iou, result.iou_sizes),
         plot_ensembles(metrics.ensembles),
         plot_loss_curves(logs or {}),
@@ -87,13 +90,13 @@ def write_task_report(
     task: Mapping | None = None,
     gate: Mapping | None = None,
     logs: Mapping[str, str | Path] | None = None,
-    latents: tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]] | None = None,
+    latents: tuple[Mapping, Mapping, Mapping] | None = None,
     **costs: Mapping[str, float] | None,
 ) -> list[Path]:
     """Write the same files of networks for unseen tasks, [`Metrics.tasks`]; returns them.
 
     Arguments are those of [`write_report`], `timings_s`, `peak_rss_mb` and `peak_device_mb` among them; `latents`
-    those of [`plot_condition_map`].
+    those of [`plot_condition_map`], with the names.
     """
     metrics = _with_origin(metrics, task, costs)
     plots = [plot_unseen_tasks(metrics), plot_task_by_task(metrics), plot_loss_curves(logs or {})]

@@ -40,6 +40,7 @@ from .groups import add_own_groups, common_start, generator_seconds, known_permu
 from .held_out import held_out_of
 from .latents import compare_latents, fitted_gaussian, take_seen
 from .merges import merge_adapters
+from .names import network_names
 from .recipe import EvaluateConfig
 from .rivals import make_rivals
 from .unseen_tasks import check_tasks, evaluate_tasks, task_latents
@@ -240,7 +241,8 @@ def _evaluate(
         followed = output_dir / TRAJECTORY_FILE
         # Of networks from elsewhere it would be another pipeline's.
         trajectory = read_json(followed) if is_own and followed.is_file() else None
-        write = partial(write_report, result, latents=latents, trajectory=trajectory)
+        names = network_names(dataset, generated_dir)
+        write = partial(write_report, result, latents=latents, names=names, trajectory=trajectory)
         _report(run, write, output_dir, start, task)
     process_state().wait_for_everyone()
     return Metrics.read(output_dir / METRICS_FILE)

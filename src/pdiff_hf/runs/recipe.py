@@ -40,8 +40,8 @@ class BaseModelConfig(PydanticModel):
     kwargs: dict[str, Any] = {}
     pretrained: str | None = Field(
         None,
-        description="weights to start from. transformers: Hub id or folder; timm: a safetensors file, in place of "
-        "those that kwargs.pretrained downloads. package:NAME/path is inside an installed package",
+        description="weights to start from. transformers: Hub id or folder; timm: a file of safetensors or torch.save "
+        "in place of those that kwargs.pretrained downloads. package:NAME/path is inside an installed package",
     )
     adapter: dict[str, Any] | None = Field(
         None,
@@ -108,7 +108,13 @@ class BaseModelConfig(PydanticModel):
         from ..weights import load_backbone
 
         model = build_network(self.library, self.name, self.kwargs, pretrained=False, trusted_imports=())
-        load_backbone(model.network if isinstance(model, TimmWithHead) else model, Path(package_path(self.pretrained)))
+        file = Path(package_path(self.pretrained))
+        if isinstance(model, TimmWithHead):
+            load_backbone(model.network, file)
+        else:
+            load_backbone(model, file)
+            # Some begin with a classifier for training from scratch, whose weights are large for features like these.
+            model.reset_classifier(model.num_classes)
         return model.eval()
 
 
@@ -150,6 +156,9 @@ class EvaluateConfig(PydanticModel):
         description="of zoos of independent runs with an autoencoder that compares functions: p-diff as published, "
         "without and with weight matching before, is trained on the same rows; of many tasks, whether networks are "
         "also trained from labels of the unseen ones (few-shot, hypernetwork, fine-tuned)",
+    )
+    hypernetwork_steps: int = Field(
+        2000, ge=1, description="of the rival that learns from the labels of many tasks, see `rivals`"
     )
     fine_tune: bool = Field(True, description="also fine-tune for as long as the generator took: twice the time")
     seed: int = Field(0, ge=0, description="of the baselines' draws")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..data.vectors import Vectors
+from ..evaluation.unseen_tasks.adapter_merges import adapter_merges
 from ..evaluation.unseen_tasks.evaluate import LatentSpace, evaluate_unseen_tasks
 from ..evaluation.unseen_tasks.networks import TaskNetworks
 from ..evaluation.unseen_tasks.verdict import tasks_verdict
@@ -21,18 +23,18 @@ from ..pipelines.network_folder import load_generated, read_index
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.sampling import load_pipeline, make_scheduler
 from ..results.metrics import SCHEMA, Metrics
-from ..tasks.collect_tasks import ROLES
-from ..tasks.conditions import task_labels
-from ..tasks.families_config import TASKS
+from ..results.tasks import TaskResults
+from ..tasks.conditions import row_subsets, subset_for, task_labels
+from ..tasks.families_config import ROLES, TASKS
 from ..tasks.task import Task
 from ..tasks.task_rivals import TaskTraining, multi_task_accuracies
 from ..tasks.unseen_tasks import has_task_networks, open_task_networks, places_of
 from ..training.perceptron import fit_perceptrons
+from .names import row_names
 from .recipe import EvaluateConfig
 
 # Examples of every class, for training from the mean of the networks seen.
 SHOTS = (1, 5, 20)
-HYPERNETWORK_STEPS = 2000
 
 
 def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[dict[str, Any]]:
@@ -41,15 +43,23 @@ def conditions_of_unseen(dataset: ParameterDataset, num_samples: int) -> list[di
     Where a condition says more than the subset, such as an accuracy, it is the mean of the networks seen.
     """
     unseen, spec = ParameterDataset(dataset.folder, ROLES["unseen"]), dataset.condition_spec
-    subsets = unseen.conditions()[:, spec.part("classes")[1]].unique(dim=0)
-    described = [spec.describe(values) for values in _whole_conditions(dataset, subsets).tolist()]
+    if spec.kind == "text":
+        described = list(dict.fromkeys(unseen.condition_texts))
+    else:
+        subsets = row_subsets(unseen)[1].unique(dim=0)
+        described = [spec.describe(values) for values in _whole_conditions(dataset, subsets).tolist()]
     return [told if spec.parts else {spec.kind: told} for told in described for _ in range(num_samples)]
 
 
 def _whole_conditions(dataset: ParameterDataset, subsets: torch.Tensor) -> torch.Tensor:
-    """Conditions `(T, size)` of subsets `(T, C)`, all else as the networks seen have it on average."""
+    """Conditions `(T, size)` of unseen subsets `(T, C)`, all else as the networks seen have it on average."""
+    part = dataset.condition_spec.part("classes")
+    if part is None:
+        unseen = ParameterDataset(dataset.folder, ROLES["unseen"])
+        same = (row_subsets(unseen)[1][None] == subsets[:, None]).all(2)
+        return unseen.conditions()[same.int().argmax(1)]
     whole = dataset.conditions().mean(0).expand(len(subsets), -1).clone()
-    whole[:, dataset.condition_spec.part("classes")[1]] = subsets
+    whole[:, part[1]] = subsets
     return whole
 
 
@@ -69,10 +79,12 @@ def evaluate_tasks(
     pipeline_dir: Path,
     generated_dir: Path,
     generator_seconds: float | None = None,
+    known: TaskResults | None = None,
 ) -> Metrics:
     """Judge networks that were generated for the unseen tasks of a collection, beside other ways to such networks.
 
-    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it.
+    With `generator_seconds`, what training the generator took, networks are fine-tuned for their share of it. What
+    does not depend on the generator is taken of `known` results of another one of the same collection.
 
     Raises:
         ValueError: the networks are not those of these tasks, as many of each.
@@ -85,7 +97,9 @@ def evaluate_tasks(
     pipe = load_pipeline(pipeline_dir)
     wanted, draws = _whole_conditions(dataset, unseen.distinct), len(generated) // len(unseen)
     further, drawing = _further_draws(pipe, read_index(generated_dir), wanted, draws)
-    trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
+    trained, accuracies, seconds = {}, {}, {}
+    if known is None:
+        trained, accuracies, seconds = _trained(dataset, task, seen, unseen, generator_seconds, config)
     results = evaluate_unseen_tasks(
         seen,
         validation,
@@ -94,8 +108,10 @@ def evaluate_tasks(
         _latent_space(dataset, pipeline_dir),
         further={**further, **trained},
         accuracies=accuracies,
+        merges=None if known else _merges(dataset, seen, config.seed),
         fit=partial(fit_perceptrons, steps=_denoiser_steps(pipeline_dir)),
         seconds={"generated": drawing, **seconds},
+        known=known,
         seed=config.seed,
     )
     results.split = dataset.metadata.get(TASKS, {}).get("split")
@@ -125,20 +141,29 @@ def _trained(
     targets = unseen.evaluator.targets.cpu()
     together = multi_task_accuracies(dataset, task, unseen.distinct, targets)
     accuracies = {} if together is None else {"multi_task": together}
-    if not config.rivals:
-        return {}, accuracies, {}
     mean, seed = seen.vectors[:].mean(0), config.seed
     labels = torch.stack([*task_labels(ParameterDataset(dataset.folder, ROLES["unseen"]), task, "train")[0].values()])
     training = TaskTraining(dataset, task, labels, mean)
-    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
     seconds = {"oracle": training.seconds}
+    if not config.rivals:
+        return {}, accuracies, seconds
+    networks = {f"few_shot_{shots}": training.few_shot(shots, seed) for shots in SHOTS}
     if generator_seconds is not None:
         networks["fine_tuned"], seconds["fine_tuned"] = training.fine_tuned(generator_seconds / len(unseen))
     known = torch.stack([*task_labels(dataset, task, "train")[0].values()])
     spread = seen.vectors[:].std(0)
-    writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, HYPERNETWORK_STEPS, seed)
+    steps = config.hypernetwork_steps
+    writer = TaskTraining(dataset, task, known, mean).hypernetwork(seen.distinct, spread, steps, seed)
     networks["hypernetwork"] = writer(unseen.distinct)
     return networks, accuracies, seconds
+
+
+def _merges(dataset: ParameterDataset, seen: TaskNetworks, seed: int) -> dict[str, Any]:
+    """Ways that merge adapters; none of other networks."""
+    if dataset.base_model.adapter is None:
+        return {}
+    start = dataset.layout.flatten(dataset.base_model.state_dict())
+    return adapter_merges(dataset.layout, seen, start, seed)
 
 
 # Networks seen that are shown in a plane.
@@ -147,18 +172,28 @@ MAX_SHOWN = 600
 
 def task_latents(
     dataset: ParameterDataset, task: Task, pipeline_dir: Path, generated_dir: Path
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Latents `(n, C * L)` of networks seen, trained on the unseen tasks and generated for them, and sizes `(n,)`.
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, list[tuple[str, str]]]]:
+    """Latents `(n, C * L)` of networks seen, trained on unseen tasks and generated for these, sizes `(n,)` and names.
 
-    A size is how many classes the subset of a network's task has. Of the networks seen, some are taken.
+    A size is how many classes the subset of a network's task has; names are those of a network and of its task. Of the
+    networks seen, some are taken.
     """
     seen, unseen = (open_task_networks(dataset, role, task) for role in ("seen", "unseen"))
-    generated, space = _in_order(generated_dir, dataset, unseen), _latent_space(dataset, pipeline_dir)
+    order, space = _order(generated_dir, dataset, unseen), _latent_space(dataset, pipeline_dir)
+    generated, files = load_generated(generated_dir, dataset.layout)[order], read_index(generated_dir)["files"]
     some = torch.linspace(0, len(seen.vectors) - 1, min(MAX_SHOWN, len(seen.vectors))).round().long()
     vectors = {"seen": seen.vectors[some], "oracle": unseen.vectors, "generated": generated}
     sizes = {"seen": seen.conditions[some].sum(1), "oracle": unseen.conditions.sum(1)}
     sizes["generated"] = unseen.distinct.sum(1).repeat_interleave(len(generated) // len(unseen))
-    return {name: space.encode(own) for name, own in vectors.items()}, {n: own.long() for n, own in sizes.items()}
+    draws, own = len(generated) // len(unseen), row_names(ParameterDataset(dataset.folder, ROLES["unseen"]))
+    called = row_names(dataset)
+    names = {
+        "seen": [(called[row], seen.names[seen.rows[row]]) for row in some.tolist()],
+        "oracle": [(name, unseen.names[task]) for name, task in zip(own, unseen.rows.tolist(), strict=True)],
+        "generated": [(files[row], unseen.names[place // draws]) for place, row in enumerate(order.tolist())],
+    }
+    latents = {name: space.encode(networks) for name, networks in vectors.items()}
+    return latents, {name: size.long() for name, size in sizes.items()}, names
 
 
 def _denoiser_steps(pipeline_dir: Path) -> int:
@@ -168,16 +203,22 @@ def _denoiser_steps(pipeline_dir: Path) -> int:
 
 def _in_order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetworks) -> Vectors:
     """Generated networks, as many for every unseen task, one task after another."""
-    index, spec = read_index(generated_dir), dataset.condition_spec
+    order = _order(generated_dir, dataset, unseen)
+    return load_generated(generated_dir, dataset.layout)[order]
+
+
+def _order(generated_dir: Path, dataset: ParameterDataset, unseen: TaskNetworks) -> torch.Tensor:
+    """The places of [`_in_order`]'s networks in their folder."""
+    index = read_index(generated_dir)
     given, num = index.get("condition"), len(index["files"])
     with errors_of(generated_dir):
         if given is None:
             raise ValueError("expected networks for the unseen tasks of the dataset, found them without conditions.")
         given = given if isinstance(given, list) else [given] * num
-        values = [spec.values(condition if spec.parts else condition[spec.kind]) for condition in given]
-        places = places_of(torch.tensor(values)[:, spec.part("classes")[1]], unseen.distinct)
-    vectors = load_generated(generated_dir, dataset.layout)
-    return vectors[places.argsort(stable=True)]
+        # Many networks for each.
+        subsets = {text: subset_for(dataset, json.loads(text)) for text in {*map(json.dumps, given)}}
+        places = places_of(torch.stack([subsets[json.dumps(own)] for own in given]), unseen.distinct)
+    return places.argsort(stable=True)
 
 
 def _latent_space(dataset: ParameterDataset, pipeline_dir: Path) -> LatentSpace:

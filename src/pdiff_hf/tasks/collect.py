@@ -12,8 +12,10 @@ import datasets
 import torch
 from torch import nn
 
+from ..adapters.gauge import lora_pairs, mean_adapter
 from ..base_model import BaseModel
 from ..data.dataset import ParameterDataset
+from ..data.gauge import gauge_reference
 from ..data.vectors import dataset_vectors
 from ..data.writer import save_parameter_dataset
 from ..evaluation.evaluator import ParameterEvaluator
@@ -174,6 +176,10 @@ def collect_checkpoints(
         columns["val_ece"] = _calibration_errors(runs, vectors, columns, at_once).tolist()
     collected = runs.datasets(columns)
     if state.is_main_process:
+        if lora_pairs(layout) and gauge_reference(layout, base_model, folder) is None:
+            # All datasets are in the frame of the mean of the one that generators are trained on.
+            layout.load_into(model, mean_adapter(layout, vectors[collected[""].rows]))
+            base_model = base_model.save_weights(model, folder / "mean")
         shutil.rmtree(folder / "dataset", ignore_errors=True)
         for name, part in collected.items():
             own = {key: [values[row] for row in part.rows] for key, values in columns.items()} | part.columns

@@ -19,7 +19,7 @@ from ..layout import ParameterLayout
 from ..machine import process_state
 from ..wording import argument
 from .auto import load_task
-from .conditions import condition_labels, have_own_tasks, task_labels
+from .conditions import condition_labels, have_own_tasks, row_subsets, subset_for, task_labels
 from .config import FunctionConfig, SplitConfig
 from .function import FunctionTask
 from .populations import population_labels
@@ -191,19 +191,15 @@ def make_condition_evaluator(
     Raises:
         ValueError: the condition is none of the dataset's kind, or says no task.
     """
-    task, spec = task or require_task(dataset), dataset.condition_spec
-    if spec is None or not have_own_tasks(dataset, task):
+    task = task or require_task(dataset)
+    if not have_own_tasks(dataset, task):
         raise ValueError(
             f"{dataset.source}: its networks are of one task, and judged by its labels; leave "
             f"{argument('condition')} out."
         )
     with errors_of(argument("condition")):
-        parts = list(spec.parts or [spec])
-        if not isinstance(condition, Mapping) or {*condition} != {part.kind for part in parts}:
-            kinds = ", ".join(part.kind for part in parts)
-            raise ValueError(f"expected an object of {kinds}, found {condition!r:.200}.")
-        values = torch.tensor([spec.values(condition if spec.parts else condition[spec.kind])])
-    labels = condition_labels(task.labels(split), task.class_names, spec, values)[0]
+        wanted = subset_for(dataset, condition)
+    labels = condition_labels(task.labels(split), task.class_names, row_subsets(dataset)[0], wanted[None])[0]
     given = {"identity": dataset.identity, "populations": {"condition": labels}}
     return judge_networks(task, split, dataset.base_model.build(), dataset.layout, **given, **options)
 

@@ -11,6 +11,10 @@ from .families import Split, TaskSplit, split_tasks
 
 # In the metadata of a parameter dataset: of which family the tasks of its rows are, and which role they have.
 TASKS = "tasks"
+# By role of the tasks, the config of the dataset: what generators are trained on has no other name.
+ROLES = {"seen": "", "validation": "validation", "unseen": "unseen"}
+# Of a sentence, the place of its classes.
+CLASSES = "{classes}"
 
 
 class TasksConfig(ZooConfig):
@@ -38,12 +42,38 @@ class TasksConfig(ZooConfig):
     unseen: int = Field(0, ge=0, description="groups; of compositional tasks, 0 for all")
     largest_seen: int = Field(3, ge=1, description="of compositional")
     seed: int = Field(0, ge=0, description="of the split")
+    condition: Literal["classes", "sentence"] = Field(
+        "classes", description="what generators are told of a task: its subset, or a sentence that names its classes"
+    )
+    sentence: str = Field(
+        "Is it about {classes}?", description="of `condition: sentence`; `{classes}` becomes `cats, dogs or frogs`"
+    )
+    encoder: str | None = Field(
+        None, description="of sentences: a folder, `user/name` on the Hub, or `package:NAME/path` of a package"
+    )
     runs_per_task: int = Field(1, ge=1)
     same_start: bool = Field(
         True,
         description="one initialisation for all runs, and one order of the examples for the first run of all tasks, "
         "one for the second, …; else every run has its own of both",
     )
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> TasksConfig:
+        if self.condition == "classes":
+            return self
+        if self.encoder is None:
+            raise ValueError("expected the encoder of sentences, found none; set collect.encoder")
+        if self.sentence.count(CLASSES) != 1:
+            raise ValueError(
+                f"expected {CLASSES} once in the sentence of a task, found {self.sentence!r:.200}; correct "
+                "collect.sentence"
+            )
+        if self.metric:
+            raise ValueError(
+                "expected sentences alone, which are no part of other conditions, found collect.metric; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tasks(self) -> TasksConfig:

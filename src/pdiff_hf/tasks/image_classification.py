@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
@@ -140,6 +141,14 @@ class ImageClassification(Task):
         return torch.cat(
             [self.finish(block) for block in self._stored(rows.cast_column(column, datasets.Image()), column)]
         )
+
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """Any image as a network of the task takes it, `(1, C, H, W)` float32; the digits' are pixel / 255."""
+        image = image.convert(self._mode)
+        if self.config.dataset == "digits":
+            pixels = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
+            return torch.from_numpy(pixels).div(255)[None, None]
+        return self.finish(self._transform(is_training=False)(image))[None]
 
     @property
     def _mode(self) -> str:

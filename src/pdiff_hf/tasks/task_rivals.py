@@ -21,7 +21,7 @@ from ..layout import ParameterLayout
 from ..machine import default_device
 from ..wrapped import copy_network
 from .collect_runs import is_whole_network
-from .conditions import condition_labels
+from .conditions import condition_labels, row_subsets
 from .config import BaseTrainingConfig
 from .populations import TrainExamples
 from .splits import Split
@@ -234,6 +234,6 @@ def multi_task_accuracies(
     if found is None:
         return None
     classes = torch.arange(task.num_classes)
-    members = condition_labels(classes, task.class_names, dataset.condition_spec.part("classes")[0], conditions)
+    members = condition_labels(classes, task.class_names, row_subsets(dataset)[0], conditions)
     answers = found.double() @ members.double().T >= 0.5
     return (answers.T == targets.bool()).double().mean(1)

@@ -117,6 +117,11 @@ class TextClassification(Task):
         texts = self._texts(self._rows[split])
         return torch.from_numpy(token_ids(self.tokenizer, *texts, max_length=self.config.max_length))
 
+    def encode(self, text: str) -> torch.Tensor:
+        """Any text as a network of the task takes it, token ids `(1, L)` int64."""
+        columns = [[text], *([[""]] * (len(self._text_columns) - 1))]
+        return torch.from_numpy(token_ids(self.tokenizer, *columns, max_length=self.config.max_length))
+
     def _texts(self, rows: datasets.Dataset) -> list[list[str]]:
         """The texts, and those of the second column if there is one."""
         found = []

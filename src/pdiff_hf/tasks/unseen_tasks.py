@@ -10,9 +10,9 @@ import torch
 
 from ..data.dataset import ParameterDataset
 from ..evaluation.unseen_tasks.networks import TaskNetworks
-from .collect_tasks import ROLES
-from .conditions import task_labels
+from .conditions import by_role, row_subsets, rows_for, task_labels
 from .evaluators import make_task_evaluator
+from .families_config import ROLES
 from .splits import Split
 from .task import Task
 
@@ -29,8 +29,7 @@ def open_task_networks(
     """
     own = dataset if role == "seen" else ParameterDataset(dataset.folder, ROLES[role])
     labels, rows = task_labels(own, task, "train")
-    _, place = own.condition_spec.part("classes")
-    networks = TaskNetworks(own.vectors(), own.conditions()[:, place], rows, [*labels])
+    networks = TaskNetworks(own.vectors(), row_subsets(own)[1], rows, [*labels])
     if split is None:
         return networks
     evaluator = make_task_evaluator(own, split, task, **options)
@@ -41,17 +40,8 @@ def open_task_networks(
 
 def networks_for(dataset: ParameterDataset, condition: Mapping[str, Any]) -> torch.Tensor | None:
     """Networks `(n, D)` of a collection that were trained on the task of a condition, whatever its role; or `None`."""
-    found = []
-    for role in ROLES.values():
-        if role and not (dataset.folder / role).is_dir():
-            continue
-        own = ParameterDataset(dataset.folder, role) if role else dataset
-        spec = own.condition_spec
-        place = spec.part("classes")[1]
-        wanted = torch.tensor(spec.values(condition if spec.parts else condition[spec.kind]))[place]
-        rows = (own.conditions()[:, place] == wanted).all(1).nonzero()[:, 0]
-        if len(rows):
-            found.append(own.vectors()[rows])
+    own = ((part, rows_for(part, condition)) for part in by_role(dataset))
+    found = [part.vectors()[rows] for part, rows in own if len(rows)]
     return torch.cat(found) if found else None
 
 

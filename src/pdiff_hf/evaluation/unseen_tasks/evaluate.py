@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...data.vectors import Vectors
 from ...results.tasks import TaskGroup, TaskResults
+from ..outputs import EvaluatorOutput
 from ..population import choose_inputs
 from .diversity import SeenFunctions, disagreement, ensemble_accuracies
 from .networks import TaskNetworks, task_pairs
 from .regressions import Predict, choose_regressions, nearest_seen, residual_draws
 from .summary import summarize
+from .ways import WAYS, WITHOUT_GENERATOR
 from .weights import Make, mean_of_nearest, mean_of_seen, task_arithmetic, weighted_means
 
-# By name of the way: what its networks are, as a part of a sentence, and its role.
-WAYS = {
-    "generated": ("networks drawn for the task", "generator"),
-    "shuffled": ("networks drawn for another unseen task", "generator"),
-    "expected": ("what the denoiser's regression expects (truncation 0)", "generator"),
-    "oracle": ("networks trained on the task", "reference"),
-    "majority": ("the more frequent answer", "reference"),
-    "multi_task": ("one network for all classes, its probabilities summed over the subset", "ceiling"),
-    "complement_flipped": ("the seen network of the complement with its answers flipped", "ceiling"),
-    "hypernetwork": ("a perceptron from condition to weights, trained on the labels of seen tasks", "ceiling"),
-    "fine_tuned": ("the mean of the seen networks, fine-tuned for a share of the generator's seconds", "ceiling"),
-    "few_shot_1": ("the mean of the seen networks, trained on one example of every class", "ceiling"),
-    "few_shot_5": ("the mean of the seen networks, trained on 5 examples of every class", "ceiling"),
-    "few_shot_20": ("the mean of the seen networks, trained on 20 examples of every class", "ceiling"),
-    "nearest": ("the network of a nearest seen task", "weights"),
-    "hamming_1": ("the network of a seen task that differs in one class", "weights"),
-    "nearest_mean": ("the mean of the networks of the nearest seen tasks", "weights"),
-    "weighted_mean": ("the mean of all seen networks, weighted by the distance of their subsets", "weights"),
-    "mean_seen": ("the mean of all seen networks", "weights"),
-    "task_arithmetic": ("the mean of the seen networks and a vector for every class", "weights"),
-    "ridge_weights": ("ridge regression from classes to weights", "weights"),
-    "ridge_pairs_weights": ("ridge regression from classes and pairs of them to weights", "weights"),
-    "kernel_ridge_weights": ("kernel ridge regression from classes to weights", "weights"),
-    "perceptron_weights": ("a perceptron from classes to weights", "weights"),
-    "reconstructed": ("the trained network, encoded and decoded", "latents"),
-    "ridge_latents": ("ridge regression from classes to latents", "latents"),
-    "ridge_pairs_latents": ("ridge regression from classes and pairs of them to latents", "latents"),
-    "kernel_ridge_latents": ("kernel ridge regression from classes to latents", "latents"),
-    "gaussian_ridge_latents": (
-        "draws around the best of these, by the spread of what it misses",
-        "latents",
-    ),
-    "perceptron_latents": ("a perceptron from classes to latents", "latents"),
-}
+# Logits of all networks of a way that are kept, so that they are computed once.
+LOGITS_BYTES = 2**28
+
 # From conditions (K, C) and targets (K, d) of a seed, regressions of which the best on validation tasks is taken.
 Fit = Callable[[torch.Tensor, torch.Tensor, int], Iterable[Predict]]
 
@@ -71,8 +43,10 @@ def evaluate_unseen_tasks(
     *,
     further: Mapping[str, Vectors] | None = None,
     accuracies: Mapping[str, torch.Tensor] | None = None,
+    merges: Mapping[str, Iterable[Make]] | None = None,
     fit: Fit | None = None,
     seconds: Mapping[str, float] | None = None,
+    known: TaskResults | None = None,
     seed: int = 0,
 ) -> TaskResults:
     """Judge networks that are made for unseen tasks, each by the labels of its own task.
@@ -87,15 +61,19 @@ def evaluate_unseen_tasks(
         space ([`LatentSpace`], *optional*): For ways in the generator's latents; none by default.
         further (`Mapping[str, Vectors]`, *optional*): Other networks as `generated`, by their way.
         accuracies (`Mapping[str, torch.Tensor]`, *optional*): Of ways that are no networks of the layout, `(T,)`.
+        merges (`Mapping[str, Iterable[Callable]]`, *optional*): From conditions `(T, C)` to networks `(T, D)`, by
+            their way, of which the best on validation tasks is taken.
         fit (`Callable`, *optional*): Makes the perceptrons; without it there are none.
         seconds (`Mapping[str, float]`, *optional*): What one network of a way takes.
+        known ([`TaskResults`], *optional*): Of another generator of the same collection: what does not depend on it is
+            taken of these.
         seed (`int`, *optional*, defaults to 0): Of draws around a regression and of random subsets.
 
     Returns:
         [`TaskResults`]: with all means, intervals and differences.
     """
     return _Protocol(seen, validation, unseen, seed).run(
-        generated, space, further or {}, accuracies or {}, fit, seconds or {}
+        generated, space, further or {}, accuracies or {}, merges or {}, fit, seconds or {}, known
     )
 
 
@@ -121,25 +99,26 @@ class _Protocol:
         space: LatentSpace | None,
         further: Mapping[str, Vectors],
         accuracies: Mapping[str, torch.Tensor],
+        merges: Mapping[str, Iterable[Make]],
         fit: Fit | None,
         seconds: Mapping[str, float],
+        known: TaskResults | None,
     ) -> TaskResults:
         unseen = self._unseen
         draws = len(generated) // len(unseen)
         self._add_several("generated", generated)
         for name, networks in further.items():
             self._add_several(name, networks)
-        self._add_trained()
-        for name, values in {"majority": unseen.majority, **accuracies}.items():
-            self._add(name, values)
-        self._add_nearest()
-        for name, make in self._of_weights(fit):
-            self._add_several(name, make(self._distinct))
+        if known is None:
+            self._add_without_generator(accuracies, merges, fit)
+        else:
+            alike = {name: group for name, group in known.unseen.items() if group.role in WITHOUT_GENERATOR}
+            self._groups |= {name: group.model_copy() for name, group in alike.items()}
         if space is not None:
             self._add_latents(space, draws, fit)
         trained = self._groups["oracle"].disagreement
         for name, group in self._groups.items():
-            group.seconds = seconds.get(name)
+            group.seconds = seconds.get(name, group.seconds)
             if group.disagreement is not None and trained:
                 group.diversity_ratio = group.disagreement / trained
         ordered = {name: self._groups[name] for name in WAYS if name in self._groups}
@@ -155,6 +134,18 @@ class _Protocol:
         )
         return summarize(results)
 
+    def _add_without_generator(
+        self, accuracies: Mapping[str, torch.Tensor], merges: Mapping[str, Iterable[Make]], fit: Fit | None
+    ) -> None:
+        self._add_trained()
+        for name, values in {"majority": self._unseen.majority, **accuracies}.items():
+            self._add(name, values)
+        self._add_nearest()
+        for name, make in self._of_weights(fit):
+            self._add_several(name, make(self._distinct))
+        for name, made in merges.items():
+            self._add_several(name, self._best(made)(self._distinct))
+
     def _add(self, name: str, accuracies: torch.Tensor) -> TaskGroup:
         description, role = WAYS.get(name, (None, None))
         known = {"description": description, "role": role, "accuracies": accuracies.tolist()}
@@ -168,13 +159,31 @@ class _Protocol:
         if each == 1:
             self._add(name, unseen.predict(networks).accuracy)
             return
-        output = unseen.predict(networks, keep=self._inputs)
+        output, logits = self._predict(networks)
         group = self._add(name, output.accuracy.view(len(unseen), each).double().mean(1))
-        self._add_diversity(group, output.predictions.unflatten(0, (-1, each)), networks, each)
+        self._add_diversity(group, output.predictions.unflatten(0, (-1, each)), networks, each, logits)
         for key, value in self._functions.measure(output).items():
             setattr(group, key, value)
 
-    def _add_diversity(self, group: TaskGroup, predictions: torch.Tensor, networks: Vectors, each: int) -> None:
+    def _predict(
+        self, networks: Vectors, tasks: torch.Tensor | None = None
+    ) -> tuple[EvaluatorOutput, torch.Tensor | None]:
+        """What networks do, with the logits that are compared, and all logits `(n, N, classes)` where they fit."""
+        evaluator = self._unseen.evaluator
+        shape = len(networks), evaluator.num_examples, evaluator.num_classes
+        if 4 * math.prod(shape) > LOGITS_BYTES:
+            return self._unseen.predict(networks, tasks, keep=self._inputs), None
+        output = self._unseen.predict(networks, tasks, keep=torch.arange(evaluator.num_examples))
+        return replace(output, logits=output.logits[:, self._inputs]), output.logits
+
+    def _add_diversity(
+        self,
+        group: TaskGroup,
+        predictions: torch.Tensor,
+        networks: Vectors,
+        each: int,
+        kept: torch.Tensor | None,
+    ) -> None:
         unseen = self._unseen
         group.disagreement = disagreement(predictions, unseen.evaluator.num_classes)
         answers = []
@@ -182,14 +191,17 @@ class _Protocol:
         size = min(each, self._ensemble_size or each)
         for task in range(len(unseen)):
             rows = slice(task * each, task * each + size)
-            logits = torch.cat([own for _, own in unseen.evaluator.logits(networks[rows])]).cpu()
+            if kept is None:
+                logits = torch.cat([own for _, own in unseen.evaluator.logits(networks[rows])]).cpu()
+            else:
+                logits = kept[rows]
             answers.append(ensemble_accuracies(logits[None], unseen.evaluator.targets[task : task + 1].cpu()))
         group.ensembles, group.ensemble_size = torch.cat(answers).tolist(), size
 
     def _add_trained(self) -> None:
         """Networks trained on the tasks."""
         unseen = self._unseen
-        output = unseen.predict(unseen.vectors, unseen.rows, keep=self._inputs)
+        output, logits = self._predict(unseen.vectors, unseen.rows)
         group = self._add("oracle", unseen.mean_by_task(output.accuracy, unseen.rows))
         for key, value in self._functions.measure(output, is_trained=True).items():
             setattr(group, key, value)
@@ -198,7 +210,8 @@ class _Protocol:
             return
         rows = torch.cat([(unseen.rows == task).nonzero()[:each, 0] for task in range(len(unseen))])
         predictions = output.predictions[rows].unflatten(0, (-1, each))
-        self._add_diversity(group, predictions, unseen.vectors[rows], each)
+        kept = None if logits is None else logits[rows]
+        self._add_diversity(group, predictions, unseen.vectors[rows], each, kept)
 
     def _add_nearest(self) -> None:
         seen, unseen = self._seen, self._unseen

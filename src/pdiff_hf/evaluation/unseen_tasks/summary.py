@@ -26,27 +26,33 @@ def mean_and_interval(values: torch.Tensor) -> tuple[float, Interval | None]:
     return values.mean().item(), sample_mean_interval(values)
 
 
-def summarize(results: TaskResults) -> TaskResults:
-    """Fill in what follows from the accuracies of every task, in place; returns the results.
+def recovered_share(
+    own: torch.Tensor, oracle: torch.Tensor, majority: torch.Tensor
+) -> tuple[float | None, Interval | None]:
+    """(own − majority) / (oracle − majority) of accuracies of groups `(P,)`; `None` without anything learned.
 
-    Recovered is a ratio of means. Its interval is that of the mean of a - r b over the mean of b, of accuracies minus
+    It is a ratio of means. Its interval is that of the mean of a - r b over the mean of b, of accuracies minus
     majority a and oracle minus majority b of every group and the ratio r (the delta method).
     """
+    reach = oracle - majority
+    if reach.mean() <= 0:
+        return None, None
+    ratio = ((own - majority).mean() / reach.mean()).item()
+    interval = sample_mean_interval((own - majority - ratio * reach) / reach.mean())
+    return ratio, interval and [ratio + end for end in interval]
+
+
+def summarize(results: TaskResults) -> TaskResults:
+    """Fill in what follows from the accuracies of every task, in place; returns the results."""
     pairs = torch.tensor(results.pairs)
     by_pair = {name: over_pairs(group.accuracies, pairs) for name, group in results.unseen.items()}
     oracle, majority, generated = (by_pair[name] for name in ("oracle", "majority", "generated"))
     ensembles = {name: over_pairs(own.ensembles, pairs) for name, own in results.unseen.items() if own.ensembles}
-    reach = oracle - majority
     for name, group in results.unseen.items():
         own = by_pair[name]
         group.accuracy, group.ci95 = mean_and_interval(own)
         group.worst = min(group.accuracies)
-        if reach.mean() > 0:
-            ratio = ((own - majority).mean() / reach.mean()).item()
-            missed = (own - majority - ratio * reach) / reach.mean()
-            interval = sample_mean_interval(missed)
-            group.recovered = ratio
-            group.recovered_ci95 = interval and [ratio + end for end in interval]
+        group.recovered, group.recovered_ci95 = recovered_share(own, oracle, majority)
         if name != "generated":
             group.difference, group.difference_ci95 = mean_and_interval(generated - own)
         if name in ensembles:

@@ -17,10 +17,12 @@ from ...results.columns import Value
 from ...results.records import Ensemble, GroupMetrics
 from ...results.tables import GROUP_COLUMNS
 from ...results.text import number, percent
-from .style import Plot, color, legend, new_figure, style
+from .points import Points, tag
+from .style import Plot, color, handle, legend, new_figure, style
 
 NOTHING: Value = (None, None)
 METRICS = {"accuracy": "Accuracy (higher is better)", "nll": "NLL (lower is better)", "ece": "ECE (lower is better)"}
+BEST_SINGLE = "best single network"
 # By the column of the tables that they show.
 PANELS = {
     "iou_nearest": "Largest IoU of mistakes",
@@ -49,11 +51,14 @@ def plot_ensembles(ensembles: Mapping[str, Mapping[str, Ensemble]]) -> Plot | No
                 known = [(scale * mean.mean, scale * np.array(mean.ci95)) if mean.ci95 else NOTHING for mean in found]
                 if any(value is not NOTHING for value in known):
                     shift = 0.14 * (place - (len(groups) - 1) / 2)
-                    handles[name] = _draw_line(axes, name, known, shift, markersize=5, linewidth=1.8)
+                    drawn = _draw_line(axes, name, known, shift, markersize=5, linewidth=1.8)
+                    tag(drawn.get_children(), name)
+                    tag(drawn.lines[0], name, metric)
+                    handles[name] = handle(name)
             if single and getattr(single, metric).mean is not None:
-                handles["best single network"] = axes.axhline(
-                    scale * getattr(single, metric).mean, color=color("muted"), linewidth=1.2, linestyle=(0, (4, 3))
-                )
+                line = {"color": color("muted"), "linewidth": 1.2, "linestyle": (0, (4, 3))}
+                handles[BEST_SINGLE] = axes.axhline(scale * getattr(single, metric).mean, **line)
+                tag(handles[BEST_SINGLE], BEST_SINGLE)
             axes.set_title(title, loc="left", fontsize=9, color=color("text"))
             axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
             axes.margins(x=0.12)
@@ -78,7 +83,21 @@ def plot_ensembles(ensembles: Mapping[str, Mapping[str, Ensemble]]) -> Plot | No
     note = "Average of the probabilities of 1 to M networks, against the best single network on val. Bars: 95 % "
     note += "intervals over test examples and draws; the examples are the same for all, so differences are surer than "
     note += "the bars suggest."
-    return Plot("ensembles", title, f"Line plots. {alt}.", note, draw)
+    points = {
+        (metric, name): Points(
+            label(name),
+            ("networks in the ensemble", f"{METRICS[metric].partition(' (')[0]} (95 %)"),
+            [(str(size), _write(metric, values.get(str(size), Ensemble()))) for size in sizes],
+        )
+        for metric in METRICS
+        for name, values in groups.items()
+    }
+    return Plot("ensembles", title, f"Line plots. {alt}.", note, draw, points)
+
+
+def _write(metric: str, found: Ensemble) -> str:
+    value = getattr(found, metric)
+    return percent(value.mean, value.ci95) if metric == "accuracy" else number(value.mean, ".4f", value.ci95)
 
 
 def plot_memorisation(found: Mapping[int, Mapping[str, GroupMetrics]]) -> Plot:

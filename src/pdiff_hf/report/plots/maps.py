@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from ...evaluation.groups import label
-from .style import Plot, color, legend, new_figure, style
+from ...evaluation.summary import GroupEvaluation
+from ...results.metrics import Metrics
+from .networks import describe_networks
+from .points import tag
+from .style import Plot, color, handle, legend, new_figure, style
 
 
-def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
+def plot_latent_pca(
+    latents: Mapping[str, torch.Tensor],
+    metrics: Metrics | None = None,
+    groups: Mapping[str, GroupEvaluation] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> Plot | None:
     """Latents `(n, C * L)` by group in the plane of the originals' first two principal components.
 
+    With `metrics`, the page says of every network what `groups` know of it; `names` are what the networks are called.
     `None` for fewer than 3 originals.
     """
     latents = {name: values.double() for name, values in latents.items()}
-    latents = {name: values[values.isfinite().all(1)] for name, values in latents.items()}
+    kept = {name: values.isfinite().all(1).nonzero()[:, 0] for name, values in latents.items()}
+    latents = {name: values[kept[name]] for name, values in latents.items()}
     originals = latents.get("original", torch.empty(0, 0))
     if len(originals) < 3 or originals.shape[1] < 2:
         return None
@@ -40,7 +51,9 @@ def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
         handles = {}
         for name, plane in planes.items():
             face, marker = style(name)
-            handles[name] = axes.scatter(*plane.T, s=20, color=face, marker=marker, alpha=0.55, linewidths=0)
+            cloud = axes.scatter(*plane.T, s=20, color=face, marker=marker, alpha=0.55, linewidths=0)
+            tag(cloud, name, "networks")
+            handles[name] = handle(name)
         axes.set_xlabel(f"Component 1: {explained[0]:.0%} of the originals' variance")
         axes.set_ylabel(f"Component 2: {explained[1]:.0%}")
         axes.set(xlim=limits[0], ylim=limits[1])
@@ -57,7 +70,13 @@ def plot_latent_pca(latents: Mapping[str, torch.Tensor]) -> Plot | None:
     note += "mean over all components, in units of their own: "
     note += ", ".join(f"{label(name)} {value:.2f}" for name, value in spreads.items()) + "."
     note += f" {num_outside} of {len(everything)} networks lie beyond the edge." if num_outside else ""
-    return Plot("latent_pca", title, alt, note, draw)
+    points = {
+        ("networks", name): describe_networks(
+            name, (groups or {}).get(name), metrics.metric, names or {}, kept[name].tolist()
+        )
+        for name in (planes if metrics is not None else ())
+    }
+    return Plot("latent_pca", title, alt, note, draw, points)
 
 
 def plot_iou_matrix(iou: torch.Tensor, sizes: Mapping[str, int]) -> Plot | None:

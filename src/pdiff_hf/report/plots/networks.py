@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ...evaluation.groups import find_group, is_shown, label
 from ...evaluation.summary import GroupEvaluation
+from ...results.metric import Metric
 from ...results.metrics import Metrics
-from ...results.text import percent, points
-from .style import Plot, color, legend, new_figure, style
+from ...results.text import percent
+from ...results.text import points as points_of
+from .points import Points, tag
+from .style import Plot, color, handle, legend, new_figure, style
 
 ACCURACY = {
     -1: "less accurate than the originals",
@@ -23,11 +25,20 @@ ACCURACY = {
 }
 
 
-def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluation] | None = None) -> Plot | None:
+# Networks of a group that are drawn one by one; of more, so many.
+MAX_POINTS = 2000
+
+
+def plot_accuracy_similarity(
+    metrics: Metrics,
+    groups: Mapping[str, GroupEvaluation] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> Plot | None:
     """Test accuracy against the IoU of wrong predictions with the nearest original; `None` without similarities.
 
     Large markers are group means; their bars are 95 % intervals of the difference to the originals' mean (dashed
     line), so a bar that stays clear of the line is a real difference. With `groups`, every network is a small point.
+    `names` are what the networks of a group are called.
     """
     means = {
         name: (group.similarity.iou_max_mean, 100 * group.test_accuracy.mean)
@@ -38,7 +49,11 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
     if not means or reference is None:
         return None
     reference *= 100
-    clouds = {name: _networks(groups[name]) for name in means if name in (groups or ()) and is_shown(name, "points")}
+    clouds, points = {}, {("mean", name): _of_mean(name, metrics) for name in means}
+    for name in means:
+        if name in (groups or ()) and is_shown(name, "points"):
+            kept, *clouds[name] = _networks(groups[name])
+            points["networks", name] = describe_networks(name, groups[name], metrics.metric, names or {}, kept)
     differences = {name: metrics.groups[name].difference_to_original.ci95 for name in means if name != "original"}
     intervals = {name: [reference + 100 * end for end in ends] for name, ends in differences.items() if ends}
     in_view = [name for name in means if find_group(name).role != "baseline"]
@@ -56,7 +71,8 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
             face, marker = style(name)
             # Accuracies are whole numbers of examples: without this, networks would hide each other.
             y = y + example * np.random.default_rng(0).uniform(-0.4, 0.4, len(y))
-            axes.scatter(x, y, s=10, color=face, marker=marker, alpha=0.3, linewidths=0, rasterized=len(x) > 400)
+            cloud = axes.scatter(x, y, s=10, color=face, marker=marker, alpha=0.3, linewidths=0)
+            tag(cloud, name, "networks")
         axes.axhline(reference, color=color("blue"), linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         axes.set(xlim=(left, right), ylim=(low, high))
         for name, mean in means.items():
@@ -65,13 +81,9 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
         axes.set_xlabel(f"← new mistakes · {iou} · same mistakes →")
         axes.set_ylabel("Test accuracy")
         axes.yaxis.set_major_formatter("{x:g} %")
-        names = sorted(means, key=lambda name: -means[name][1])
-        handles = {}
-        for name in names:
-            face, marker = style(name)
-            looks = {"marker": marker, "markersize": 7 if marker == "*" else 5.5, "linestyle": ""}
-            handles[name] = Line2D([], [], color=face, **looks)
-        texts = [f"{label(name)} {means[name][1]:.2f} %" for name in names]
+        ranked = sorted(means, key=lambda name: -means[name][1])
+        handles = {name: handle(name) for name in ranked}
+        texts = [f"{label(name)} {means[name][1]:.2f} %" for name in ranked]
         if narrow:
             # Names with their numbers are long, and two columns have to fit a phone.
             small = {"fontsize": 7, "columnspacing": 0.6, "handletextpad": 0.2, "borderpad": 0, "handlelength": 1.2}
@@ -83,10 +95,12 @@ def plot_accuracy_similarity(metrics: Metrics, groups: Mapping[str, GroupEvaluat
     note = "Large: group means, with the 95 % interval of the difference to the originals' mean (dashed line)."
     if clouds:
         note += f" Small: single networks ({', '.join(map(label, clouds))}), scattered by less than an example."
+        drawn = [f"{MAX_POINTS:,} of {label(name)}" for name in clouds if len(groups[name].test_score) > MAX_POINTS]
+        note += f" Drawn are {', '.join(drawn)}." if drawn else ""
     outside = [label(name) for name, (x, y) in means.items() if not (left <= x <= right and low <= y <= high)]
     note += f" Beyond the edge: {', '.join(outside)}." if outside else ""
     alt = "; ".join(f"{label(name)}: {y:.2f} % accuracy, IoU {x:.3f}" for name, (x, y) in means.items())
-    return Plot("accuracy_similarity", _title(metrics), f"Scatter plot. {alt}.", note, draw)
+    return Plot("accuracy_similarity", _title(metrics), f"Scatter plot. {alt}.", note, draw, points)
 
 
 def _draw_mean(
@@ -97,11 +111,12 @@ def _draw_mean(
     face, marker = style(name)
     if interval is not None and left <= x <= right and low <= y <= high:
         bars = np.clip([[y - interval[0]], [interval[1] - y]], 0, None)
-        axes.errorbar(x, y, bars, color=face, linewidth=1.5, capsize=3, zorder=3)
+        bar = axes.errorbar(x, y, bars, color=face, linewidth=1.5, capsize=3, zorder=3)
+        tag(bar.get_children(), name)
     size = (130 if marker == "*" else 100 if name == "generated" else 60) * (0.7 if narrow else 1)
     place = min(max(x, left), right), min(max(y, low), high)
     options = {"edgecolors": color("surface"), "linewidths": 1, "zorder": 4 + (name == "generated")}
-    axes.scatter(*place, s=size, color=face, marker=marker, clip_on=False, **options)
+    tag(axes.scatter(*place, s=size, color=face, marker=marker, clip_on=False, **options), name, "mean")
 
 
 def plot_accuracy_histograms(metrics: Metrics, groups: Mapping[str, GroupEvaluation]) -> Plot | None:
@@ -176,14 +191,50 @@ def _title(metrics: Metrics) -> str:
     title = f"Generated networks are {ACCURACY[comparison.sign]}"
     ours, theirs = (group.similarity.iou_max_mean for group in (metrics.generated, metrics.original))
     if ours is None or theirs is None:
-        return f"{title}: {points(comparison.difference)} points"
+        return f"{title}: {points_of(comparison.difference)} points"
     return f"{title}; IoU of mistakes {ours:.2f}, among originals {theirs:.2f}"
 
 
-def _networks(group: GroupEvaluation) -> tuple[np.ndarray, np.ndarray]:
+def _networks(group: GroupEvaluation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Networks that are drawn, as their places in the group, their similarities and accuracies in %."""
     x, y = group.iou_max.numpy(), 100 * group.test_score.numpy()
-    is_known = np.isfinite(x) & np.isfinite(y)
-    return x[is_known], y[is_known]
+    kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    kept = kept[np.linspace(0, len(kept) - 1, min(len(kept), MAX_POINTS)).round().astype(int)]
+    return kept, x[kept], y[kept]
+
+
+def describe_networks(
+    name: str,
+    group: GroupEvaluation | None,
+    metric: Metric,
+    names: Mapping[str, Sequence[str]],
+    kept: Sequence[int] | np.ndarray,
+) -> Points:
+    """What is said of some networks of a group: `kept` are their places in it; `names` as of all plots of networks."""
+
+    def call(of: str, number: int) -> str:
+        return names[of][number] if number < len(names.get(of, ())) else f"number {number}"
+
+    columns = {"network": [call(name, number) for number in kept]}
+    if group is not None:
+        columns[f"test {metric.title}"] = [metric.write(group.test_score[number].item()) for number in kept]
+    if group is not None and group.iou_nearest is not None:
+        columns["nearest original"] = [call("original", group.iou_nearest[number].item()) for number in kept]
+        columns["IoU of mistakes with it"] = [f"{group.iou_max[number]:.3f}" for number in kept]
+    return Points(label(name), [*columns], list(zip(*columns.values(), strict=True)))
+
+
+def _of_mean(name: str, metrics: Metrics) -> Points:
+    group = metrics.groups[name]
+    columns = {
+        "mean of": f"{group.n:,} networks" if (group.n or 0) > 1 else "one network",
+        "test accuracy": percent(group.test_accuracy.mean),
+    }
+    if name != "original" and group.difference_to_original.difference is not None:
+        difference = group.difference_to_original
+        columns["against the originals, points"] = points_of(difference.difference, difference.ci95)
+    columns["IoU with the nearest original"] = f"{group.similarity.iou_max_mean:.3f}"
+    return Points(label(name), [*columns], [tuple(columns.values())])
 
 
 def _core(centers: Sequence[tuple[float, float]], clouds: Mapping, axis: int) -> list[float]:

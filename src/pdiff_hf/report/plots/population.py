@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ...evaluation.groups import label
 from ...results.metrics import Metrics
 from ...results.text import number, percent
-from .style import Plot, color, legend, new_figure, style
+from .points import Points, tag
+from .style import Plot, color, handle, legend, new_figure, style
 
 # Reach of the axes, in units of what held-out originals have, and the least span of accuracies in points.
 REACH, LEAST_SPAN = 1.6, 3.0
@@ -49,8 +49,9 @@ def plot_population(metrics: Metrics) -> Plot | None:
                 # Letters would drown in an edge.
                 edge = {} if marker.startswith("$") else {"edgecolors": color("surface"), "linewidths": 0.8}
                 place_of = {"zorder": 4 + (name == "generated"), "clip_on": False}
-                axes.scatter(x, y, s=size, color=face, marker=marker, **edge, **place_of)
-                handles[name] = Line2D([], [], color=face, marker=marker, markersize=5.5, linestyle="")
+                mark = axes.scatter(x, y, s=size, color=face, marker=marker, **edge, **place_of)
+                tag(mark, name, ("diversity", "near")[axis])
+                handles[name] = handle(name)
             axes.set(xlim=(-0.03, REACH), ylim=(low, high))
             axes.set_xlabel(title)
         panels[0].set_ylabel("Mean test accuracy")
@@ -68,7 +69,25 @@ def plot_population(metrics: Metrics) -> Plot | None:
         label(name) for name, (x, near, y) in places.items() if max(x, near) > REACH or not low <= y <= high
     ]  # fmt: skip
     note += f" Beyond the edge: {', '.join(outside)}." if outside else ""
-    return Plot("population", _title(metrics), f"Scatter plots. {alt}.", note, draw)
+    fields = ("networks", "mean test accuracy", "disagreement over the originals'", "distance to the nearest seen")
+    points = {
+        (part, name): Points(
+            label(name),
+            (*fields, "copies"),
+            [
+                (
+                    f"{population.n:,}",
+                    percent(population.accuracy),
+                    number(places[name][0], ".2f"),
+                    number(population.near, ".2f"),
+                    percent(population.copies, digits=0),
+                )
+            ],
+        )
+        for name, population in found.items()
+        for part in ("diversity", "near")
+    }
+    return Plot("population", _title(metrics), f"Scatter plots. {alt}.", note, draw, points)
 
 
 def _title(metrics: Metrics) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ...evaluation.groups import find_group, label
 from ...files import atomic_write
+from .points import LegendEntry, Points, find_places, tag, tagged, take_legends
 
 # On a light and on a dark page. The hues are Okabe and Ito's, distinguishable with every kind of colour blindness,
 # darker or lighter where the page's background leaves too little contrast.
@@ -32,6 +34,7 @@ COLORS = {
     "sky": ("#2f8fc4", "#8ecdf5"),
     "ink": ("#30363d", "#d3d9e0"),
 }
+VARIABLES = {light: f"var(--{name})" for name, (light, _) in COLORS.items()}
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Plot:
     """A figure of a report: the stem of its file, and its message as a title.
 
     `alt` has its numbers in words, for those who do not see it; `note` says how to read it. `draw` draws it without
-    the title; `True` for the width of a phone.
+    the title; `True` for the width of a phone. `points` are what a page says of points, by the part and the group
+    that `tag` gave to their artist.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Plot:
     alt: str
     note: str
     draw: Callable[[bool], Figure]
+    points: Mapping[tuple[str, str], Points] = field(default_factory=dict)
 
     def save_png(self, folder: Path) -> Path:
         """Write `NAME.png`, in light colours and with the title."""
@@ -59,7 +64,23 @@ class Plot:
 
     def svgs(self) -> dict[str, str]:
         """Draw it as SVG for a page that defines [`COLORS`] as CSS variables: `wide`, and `narrow` for phones."""
-        return {width: _svg(self.draw(width == "narrow"), f"{self.name}-{width}") for width in ("wide", "narrow")}
+        return {width: drawn.svg for width, drawn in self.drawings().items()}
+
+    def drawings(self) -> dict[str, Drawing]:
+        """The same with what can be pointed at."""
+        return {width: _drawing(self, width) for width in ("wide", "narrow")}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as SVG; with [`Points`], where they are, and its legend, which is for the page to draw.
+
+    Groups are the elements `<g data-group="N">` of the SVG, N their place in the legend.
+    """
+
+    svg: str
+    legend: Sequence[LegendEntry] = ()
+    places: Mapping[tuple[str, str], list] = field(default_factory=dict)
 
 
 def color(name: str) -> str:
@@ -71,6 +92,12 @@ def style(group: str) -> tuple[str, str]:
     """Colour and marker of a group."""
     found = find_group(group)
     return color(found.color), found.marker
+
+
+def handle(group: str) -> Line2D:
+    """What a legend shows of a group."""
+    face, marker = style(group)
+    return Line2D([], [], color=face, marker=marker, markersize=7 if marker == "*" else 5.5, linestyle="")
 
 
 def new_figure(narrow: bool, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, list]:
@@ -101,7 +128,20 @@ def legend(owner: Figure | Axes, handles: Mapping, names: Sequence[str] | None =
     texts = owner.legend(list(handles.values()), names, labelcolor=color("text"), **options).get_texts()
     for name, text in zip(handles, texts, strict=True):
         text.set_parse_math(False)
+        tag(text, name)
         text.set_fontweight("bold" if name in ("original", "generated") else "normal")
+
+
+def _drawing(plot: Plot, width: str) -> Drawing:
+    figure = plot.draw(width == "narrow")
+    entries = take_legends(figure) if plot.points else []
+    numbers = {entry.group: number for number, entry in enumerate(entries)}
+    artists = tagged(figure)
+    for artist, _, group in artists:
+        # Names of groups come from outside, and are no ids.
+        artist.set_gid(f"g{numbers[group]}" if group in numbers else None)
+    svg = _svg(figure, f"{plot.name}-{width}")
+    return Drawing(svg, entries, find_places(artists, plot.points))
 
 
 def _svg(figure: Figure, salt: str) -> str:
@@ -113,6 +153,11 @@ def _svg(figure: Figure, salt: str) -> str:
     text = buffer.getvalue()
     view_box = re.search(r'viewBox="[^"]*"', text)[0]
     body = text[text.index(">", text.index("<svg")) + 1 :]
-    variables = {light: f"var(--{name})" for name, (light, _) in COLORS.items()}
-    body = re.sub(r"#[0-9a-f]{6}\b", lambda match: variables.get(match[0], match[0]), body)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda match: css_color(match[0]), body)
+    body = re.sub(r'<g id="g(\d+)"', r'<g data-group="\1"', body)
     return f'<svg {view_box} aria-hidden="true">' + re.sub(r'<g id="[^"]*"', "<g", body)
+
+
+def css_color(hexadecimal: str) -> str:
+    """The CSS variable of a light colour of [`COLORS`]; others stay as they are."""
+    return VARIABLES.get(hexadecimal, hexadecimal)

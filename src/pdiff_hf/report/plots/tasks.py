@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...results.metrics import Metrics
 from ...results.tasks_table import ordered_groups
 from ...results.text import percent
+from .points import Points, tag
 from .style import Plot, color, legend, new_figure
 
 COLORS = {"generator": "vermillion", "reference": "blue", "ceiling": "grey", "weights": "orange", "latents": "green"}
@@ -22,6 +23,8 @@ LABELS = {
     "weights": "of weights",
     "latents": "of latents",
 }
+# From few classes to many; what lies between two of them is seen on a light and on a dark page, too.
+SIZES = ("blue", "purple", "vermillion", "orange")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
@@ -83,10 +86,9 @@ def plot_task_by_task(metrics: Metrics) -> Plot | None:
         for number, size in enumerate(sizes.unique().tolist()):
             own = sizes == size
             face, marker = color(palette[number % len(palette)]), MARKERS[number % len(MARKERS)]
-            axes.scatter(oracle[own], generated[own], s=34, color=face, marker=marker, alpha=0.85, zorder=3)
-            handles[f"{size} class{'es' if size > 1 else ''}"] = Line2D(
-                [], [], color=face, marker=marker, linestyle=""
-            )
+            cloud = axes.scatter(oracle[own], generated[own], s=34, color=face, marker=marker, alpha=0.85, zorder=3)
+            tag(cloud, _classes(size), "tasks")
+            handles[_classes(size)] = Line2D([], [], color=face, marker=marker, linestyle="")
         axes.set(xlim=ends, ylim=ends, xlabel="Networks trained on the task", ylabel="Generated networks")
         axes.xaxis.set_major_formatter("{x:g} %")
         axes.yaxis.set_major_formatter("{x:g} %")
@@ -100,14 +102,39 @@ def plot_task_by_task(metrics: Metrics) -> Plot | None:
         f"{oracle.min():.1f} to {oracle.max():.1f} %."
     )
     note = "One mark is one task: means of its networks on test examples. Above the line generated ones are better."
-    return Plot("task_by_task", title, alt, note, draw)
+    fields = ("task", "generated, mean test accuracy", "trained on the task")
+    points = {
+        ("tasks", _classes(size)): Points(
+            _classes(size),
+            fields,
+            [
+                (
+                    tasks.names[task] if task < len(tasks.names) else f"number {task}",
+                    f"{generated[task]:.2f} %",
+                    f"{oracle[task]:.2f} %",
+                )
+                for task in (sizes == size).nonzero()[:, 0].tolist()
+            ],
+        )
+        for size in sizes.unique().tolist()
+    }
+    return Plot("task_by_task", title, alt, note, draw, points)
 
 
-def plot_condition_map(latents: Mapping[str, torch.Tensor], sizes: Mapping[str, torch.Tensor]) -> Plot | None:
+def _classes(size: int) -> str:
+    return f"{size} class{'es' if size > 1 else ''}"
+
+
+def plot_condition_map(
+    latents: Mapping[str, torch.Tensor],
+    sizes: Mapping[str, torch.Tensor],
+    names: Mapping[str, Sequence[tuple[str, str]]],
+) -> Plot | None:
     """Latents `(n, C * L)` of networks seen, trained on unseen tasks and generated for these, by their task's size.
 
-    `sizes` `(n,)` are the classes of every network's subset. The plane is that of the first two principal components
-    of the networks seen; `None` for fewer than 3 of them, or latents of one value.
+    `sizes` `(n,)` are the classes of every network's subset, `names` what it and its task are called. The plane is
+    that of the first two principal components of the networks seen; `None` for fewer than 3 of them, or latents of one
+    value.
     """
     seen = latents["seen"].double()
     if len(seen) < 3 or seen.shape[1] < 2:
@@ -118,24 +145,24 @@ def plot_condition_map(latents: Mapping[str, torch.Tensor], sizes: Mapping[str, 
     planes = {name: ((values.double() - center) @ components[:2].T).numpy() for name, values in latents.items()}
     kinds = sorted({size for own in sizes.values() for size in own.tolist()})
     texts = {"seen": "seen", "oracle": "trained on unseen tasks", "generated": "generated for unseen tasks"}
-    looks = {"seen": ("o", 9, 0.35), "oracle": ("s", 34, 0.9), "generated": ("X", 42, 0.95)}
+    looks = {"seen": ("o", 9, 0.5), "oracle": ("s", 34, 0.9), "generated": ("X", 42, 0.95)}
 
     def draw(narrow: bool) -> Figure:
         figure, panels = new_figure(narrow, 3.6 if narrow else 4.2, columns=2, sharex=True, sharey=True)
-        colors = colormaps["viridis"].resampled(len(kinds))
+        colors = LinearSegmentedColormap.from_list("sizes", list(map(color, SIZES))).resampled(len(kinds))
         for axes, name in zip(panels, ("oracle", "generated"), strict=True):
             for group in ("seen", name):
                 marker, size, alpha = looks[group]
-                hues = [colors(kinds.index(own)) for own in sizes[group].tolist()]
                 edge = {"edgecolors": "white", "linewidths": 0.5} if group != "seen" else {"linewidths": 0}
-                axes.scatter(*planes[group].T, s=size, c=hues, marker=marker, alpha=alpha, **edge)
+                for kind in sizes[group].unique().tolist():
+                    hue, own = colors(kinds.index(kind)), (sizes[group] == kind).numpy()
+                    cloud = axes.scatter(*planes[group][own].T, s=size, color=hue, marker=marker, alpha=alpha, **edge)
+                    tag(cloud, _classes(kind), f"{group} in {name}")
             axes.set_title(texts[name].capitalize(), loc="left", fontsize=9, color=color("text"))
             axes.set_xlabel(f"Component 1: {explained[0]:.0%} of the variance")
         panels[0].set_ylabel(f"Component 2: {explained[1]:.0%}")
         handles = {
-            f"{kind} class{'es' if kind > 1 else ''}": Line2D(
-                [], [], color=colors(place), marker="o", linestyle="", markersize=5
-            )
+            _classes(kind): Line2D([], [], color=colors(place), marker="o", linestyle="", markersize=5)
             for place, kind in enumerate(kinds)
         }
         legend(figure, handles, list(handles), loc="outside lower center", ncols=3 if narrow else 5)
@@ -149,4 +176,14 @@ def plot_condition_map(latents: Mapping[str, torch.Tensor], sizes: Mapping[str, 
     alt += f"tasks, and generated for them, among {len(seen)} seen."
     note = "Small dots: networks seen. Colour: classes of the subset that a network tells from all others; a subset "
     note += "and its complement lie on opposite sides."
-    return Plot("condition_map", title, alt, note, draw)
+    points = {
+        (f"{group} in {panel}", _classes(kind)): Points(
+            f"{texts[group]}, {_classes(kind)}",
+            ("network", "task"),
+            [name for name, size in zip(names[group], sizes[group].tolist(), strict=True) if size == kind],
+        )
+        for panel in ("oracle", "generated")
+        for group in ("seen", panel)
+        for kind in sizes[group].unique().tolist()
+    }
+    return Plot("condition_map", title, alt, note, draw, points)

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ....adapters.config import AdapterConfig
-from ....adapters.gauge import canonical_rows, lora_pairs
+from ....adapters.gauge import canonical_rows, lora_pairs, mean_adapter, num_averaged
 from ....adapters.network import AdapterTensors, add_adapter, require_peft, tensors_of_config
 from ....adapters.probe import NUM_PROBED, adapter_effects
 from ....adapters.signal import GaugeSignal
@@ -272,15 +272,16 @@ class _Collection:
         return [frozenset(factors), frozenset()] if factors and same and trained else [frozenset()]
 
     def write_base(self, folder: Path, constants: frozenset[str]) -> tuple[BaseModel, ParameterLayout]:
-        """Write the base's weights with the first adapter in it, and say what rows are made of."""
+        """Write the base's weights with the mean of the first adapters in it, and say what rows are made of."""
         self._constants = {}
-        values, tensors = self.values(0)
+        values, _ = self.values(0)
         kept = constants | {name for name in values if name not in self._common.parameters}
         names = [name for name in self._common.parameters if name not in kept]
         layout = ParameterLayout.from_model(self.model, sorted(map(glob.escape, names)))
-        row = torch.zeros(layout.num_parameters)
-        RowWriter(layout, self._common).put(row, values, tensors)
-        layout.load_into(self.model, row)
+        rows = torch.zeros(min(num_averaged(layout), len(self.checkpoints)), layout.num_parameters)
+        for number, row in enumerate(rows):
+            self.fill(row, number, layout)
+        layout.load_into(self.model, mean_adapter(layout, rows) if lora_pairs(layout) else rows[0])
         for name in kept:
             constant = self._state[name]
             constant.data.copy_(values[name])
@@ -288,9 +289,13 @@ class _Collection:
         reference = replace(self.base.reference, adapter=self.config.to_dict())
         return reference.save_weights(self.model, folder / Path(WEIGHTS).parent.parent), layout
 
-    def writer(self, layout: ParameterLayout) -> RowWriter:
-        """Puts adapters into rows."""
-        return RowWriter(layout, self._common)
+    def fill(self, row: torch.Tensor, number: int, layout: ParameterLayout) -> None:
+        """Put an adapter into a row `(D,)` of zeros."""
+        values, tensors = self.values(number)
+        RowWriter(layout, self._common).put(row, values, tensors)
+        if not row.isfinite().all():
+            with errors_of(self.checkpoints[number].where):
+                check_finite(values)
 
 
 @dataclass
@@ -312,17 +317,13 @@ class _Rows:
         size, known, next_step = self.layout.num_parameters, set(), Counter()
         reference = self.layout.flatten(self.collection.model) if lora_pairs(self.layout) else None
         signal = GaugeSignal(self.layout) if lora_pairs(self.layout) else None
-        writer, checkpoints = self.collection.writer(self.layout), self.collection.checkpoints
+        checkpoints = self.collection.checkpoints
         batch = max(1, min(BATCH, BATCH_BYTES // (4 * size)))
         bar = tqdm(total=len(checkpoints), desc="import", disable=not self.progress, leave=False)
         for numbers in torch.arange(len(checkpoints)).split(batch):
             rows = torch.zeros(len(numbers), size)
             for row, number in zip(rows, numbers.tolist(), strict=True):
-                values, tensors = self.collection.values(number)
-                writer.put(row, values, tensors)
-                if not row.isfinite().all():
-                    with errors_of(checkpoints[number].where):
-                        check_finite(values)
+                self.collection.fill(row, number, self.layout)
             raw, rows = rows, canonical_rows(self.layout, rows, reference)
             if not len(self.first):
                 self.first = rows[:NUM_PROBED].clone()

@@ -24,7 +24,11 @@ from pdiff_hf.progress import ProgressBar, watched_by
 from pdiff_hf.results.metrics import Metrics
 from pdiff_hf.runs.folder import GATE_FILE
 
-SETS = [word for override in [*TINY_RUN, "evaluate.fine_tune=false"] for word in ("--set", override)]
+
+def sets(*others):
+    """The options of a tiny run, with others in the place of its own."""
+    kept = dict(override.split("=", 1) for override in (*TINY_RUN, "evaluate.fine_tune=false", *others))
+    return [word for key, value in kept.items() for word in ("--set", f"{key}={value}")]
 
 
 def drawn(table):
@@ -106,7 +110,7 @@ def test_bars_are_told_to_a_watcher_and_drawn_without_one(capsys):
 @pytest.mark.slow
 def test_stages_are_a_table_that_is_drawn_again_on_a_terminal(tmp_path):
     out = tmp_path / "run"
-    code, text = on_terminal(["run", "digits-mlp", "--out", out, *SETS], environment={"NO_COLOR": None})
+    code, text = on_terminal(["run", "digits-mlp", "--out", out, *sets()], environment={"NO_COLOR": None})
     assert code == 0, text
     # The cursor goes back up, and what was running is done.
     assert len(re.findall(r"\x1b\[1A", text)) > 20
@@ -118,16 +122,14 @@ def test_stages_are_a_table_that_is_drawn_again_on_a_terminal(tmp_path):
     assert "it/s" not in text and "Traceback" not in text
 
     # A second run has nothing to do.
-    code, text = on_terminal(["run", "digits-mlp", "--out", out, *SETS], 80, {"NO_COLOR": None})
+    code, text = on_terminal(["run", "digits-mlp", "--out", out, *sets()], 80, {"NO_COLOR": None})
     assert code == 0 and re.search(r"collect +done before", text)
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_cursor_and_says_what_was_stopped(tmp_path):
-    sets = [*SETS, "--set", "base_training.epochs=100000"]
-    code, text = on_terminal(
-        ["run", "digits-mlp", "--out", tmp_path / "run", *sets], environment={"NO_COLOR": None}, until=b"base training"
-    )
+    arguments = ["run", "digits-mlp", "--out", tmp_path / "run", *sets("autoencoder.steps=1000000")]
+    code, text = on_terminal(arguments, environment={"NO_COLOR": None}, until=b"autoencoder, loss")
     assert code not in (0, None)
     assert "stopped" in text and "Traceback" not in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
@@ -135,8 +137,8 @@ def test_ctrl_c_leaves_the_cursor_and_says_what_was_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_is_one_line_below_the_table(tmp_path):
-    sets = [*SETS, "--set", "autoencoder.allow_poor_reconstruction=false", "--set", "autoencoder.steps=1"]
-    code, text = on_terminal(["run", "digits-mlp", "--out", tmp_path / "run", *sets], environment={"NO_COLOR": None})
+    given = sets("autoencoder.min_explained_variance=1")
+    code, text = on_terminal(["run", "digits-mlp", "--out", tmp_path / "run", *given], environment={"NO_COLOR": None})
     assert code == 2
     lines = [line for line in text.splitlines() if "Error:" in line]
     assert len(lines) == 1 and "explains" in lines[0] and "Traceback" not in text
